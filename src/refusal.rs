@@ -1,0 +1,76 @@
+//! Everything the proxy itself may say to a client instead of a server's answer.
+
+use std::borrow::Cow;
+
+/// An error of the proxy's own. Each protocol gives it its SQLSTATE or errno.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    pub kind: RefusalKind,
+    pub message: Cow<'static, str>,
+    pub detail: Option<String>,
+    pub hint: Option<Cow<'static, str>>,
+    /// The connection ends after it.
+    pub fatal: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RefusalKind {
+    /// No primary, or no node that may answer, within the time a statement may wait.
+    NoPrimary,
+    /// No replica may answer and the configuration keeps reads off the primary.
+    NoReplica,
+    /// No server connection within `pool.checkout_timeout`.
+    PoolTimeout,
+    /// The server went away before it answered anything, or in mid-answer.
+    ServerLost,
+    /// The server went away while its answer would have told whether something was committed.
+    InDoubt,
+    /// Too many clients, or too many of this user.
+    TooManyClients,
+    /// The proxy is stopping.
+    ShuttingDown,
+    /// What the client sent is not the protocol.
+    Protocol,
+    /// The protocol has it, the proxy does not.
+    Unsupported,
+    /// A wrong password or an unknown user.
+    Authentication,
+    /// No such database.
+    UnknownDatabase,
+    /// A value of `pointsman.…` that makes no sense.
+    InvalidSetting,
+    /// `pointsman.…` that does not exist.
+    UnknownSetting,
+    /// A prepared statement of this name does not exist.
+    UnknownStatement,
+    /// A prepared statement of this name exists already.
+    DuplicateStatement,
+    /// The client was idle for too long, in or outside a transaction.
+    IdleTimeout,
+    /// `limits.statement_timeout`, or a cancel request while waiting.
+    Cancelled,
+    /// A hint names a node that does not exist or may not be used.
+    UnknownNode,
+    /// The client is not allowed to do that here.
+    Forbidden,
+    /// A fault of the proxy.
+    Internal,
+}
+
+impl Refusal {
+    pub fn new(kind: RefusalKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, message: message.into(), detail: None, hint: None, fatal: false }
+    }
+
+    pub fn fatal(kind: RefusalKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { fatal: true, ..Self::new(kind, message) }
+    }
+
+    pub fn with_detail(self, detail: impl Into<String>) -> Self {
+        Self { detail: Some(detail.into()), ..self }
+    }
+
+    pub fn with_hint(self, hint: impl Into<Cow<'static, str>>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}

@@ -1,0 +1,1 @@
+//! Bounded cache: statement text → intent.

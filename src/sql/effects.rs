@@ -1,0 +1,179 @@
+//! What a statement does to the session it runs in.
+
+/// One change of session or transaction state, in statement order.
+///
+/// Names are folded as the server folds them; raw text is a slice of the statement as sent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// `BEGIN`, `START TRANSACTION` in an exactly recognised form: may be held back (hard case 22).
+    Begin(TransactionModes),
+    /// A BEGIN with something unknown in it: opens the transaction on the primary at once.
+    BeginUnknown,
+    Commit {
+        chain: bool,
+    },
+    Rollback {
+        chain: bool,
+    },
+    /// `SAVEPOINT x`, `RELEASE x`: may be held behind a held BEGIN.
+    Savepoint(Box<str>),
+    Release(Box<str>),
+    RollbackTo(Box<str>),
+    /// `PREPARE TRANSACTION`, XA PREPARE: ends the transaction of this session without ending its work.
+    PrepareTransaction,
+    /// `SET TRANSACTION …` for the current (PostgreSQL) or next (MySQL) transaction.
+    SetTransaction(TransactionModes),
+    /// `SET CONSTRAINTS …`: may be held behind a held BEGIN.
+    SetConstraints,
+    /// A session setting to be carried to other server connections. `statement` is the whole
+    /// statement that sets it, ready to be sent again.
+    Set {
+        name: Box<str>,
+        value: Box<str>,
+        statement: Box<str>,
+        scope: Scope,
+    },
+    /// `RESET x`, `SET x TO DEFAULT`.
+    Reset {
+        name: Box<str>,
+    },
+    ResetAll,
+    Discard(Discard),
+    /// SQL-level `PREPARE name AS …` (`statement` whole), `DEALLOCATE`, `EXECUTE`.
+    Prepare {
+        name: Box<str>,
+        statement: Box<str>,
+        inner: Box<super::Intent>,
+    },
+    Execute {
+        name: Box<str>,
+    },
+    /// `None`: ALL.
+    Deallocate {
+        name: Option<Box<str>>,
+    },
+    /// Leaves state that cannot be carried: the server connection stays with the session.
+    Pin(PinReason),
+    /// Ends every pin of this reason (`UNLISTEN *`, `pg_advisory_unlock_all()`, `CLOSE ALL`, `UNLOCK TABLES`).
+    Unpin(PinReason),
+    /// May draw a value from a sequence: `currval`/`lastval` of this connection now means something.
+    DrawsSequence,
+    /// Asks for what the previous statement left in its connection: lastval, currval,
+    /// LAST_INSERT_ID(), FOUND_ROWS(), ROW_COUNT(), SHOW WARNINGS.
+    NeedsPrevious,
+    /// Shows the names of prepared statements or portals of the connection.
+    ShowsPrepared,
+    /// Runs code whose effects on the session are not known (user functions, CALL, DO).
+    Touches,
+    /// Changes the catalog: what is known of functions and relations is read again.
+    Ddl,
+    /// `USE db`.
+    UseDatabase(Box<str>),
+    /// `KILL [QUERY|CONNECTION] id`: answered by the proxy, since ids are its own.
+    Kill {
+        id: u64,
+        query_only: bool,
+    },
+    /// A setting or question for the proxy itself.
+    Proxy(ProxyCommand),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Session,
+    /// `SET LOCAL`: until the end of the transaction; not carried.
+    Local,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TransactionModes {
+    /// `Some(true)` for READ ONLY, `Some(false)` for READ WRITE.
+    pub read_only: Option<bool>,
+    pub isolation: Option<Isolation>,
+    pub deferrable: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isolation {
+    ReadUncommitted,
+    ReadCommitted,
+    RepeatableRead,
+    Serializable,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    All,
+    Plans,
+    Sequences,
+    Temp,
+}
+
+/// Why a server connection has to stay with a session. The label of `pointsman_pins_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PinReason {
+    TempTable,
+    HoldCursor,
+    Listen,
+    AdvisoryLock,
+    TableLock,
+    NamedLock,
+    UserVariable,
+    /// lastval/currval, LAST_INSERT_ID() …, from their first use on.
+    Sequence,
+    /// A user function, CALL or DO ran whose body may leave state behind.
+    Function,
+    /// LOAD 'library'.
+    Library,
+    /// SQL_CALC_FOUND_ROWS, HANDLER … OPEN, a MySQL cursor.
+    Cursor,
+    /// `pool.mode = "session"`.
+    SessionMode,
+    /// A setting that cannot be sent again (its value is not literal, or lexing depends on it).
+    Setting,
+}
+
+/// `SET pointsman.x = …` and `SHOW pointsman.x`; `SET @pointsman_x`, `SELECT @pointsman_x`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProxyCommand {
+    Set { name: Box<str>, value: Box<str> },
+    Reset { name: Box<str> },
+    Show { name: Box<str> },
+}
+
+impl PinReason {
+    pub const ALL: [PinReason; 13] = [
+        Self::TempTable,
+        Self::HoldCursor,
+        Self::Listen,
+        Self::AdvisoryLock,
+        Self::TableLock,
+        Self::NamedLock,
+        Self::UserVariable,
+        Self::Sequence,
+        Self::Function,
+        Self::Library,
+        Self::Cursor,
+        Self::SessionMode,
+        Self::Setting,
+    ];
+
+    /// The value of the metric's label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::TempTable => "temp_table",
+            Self::HoldCursor => "hold_cursor",
+            Self::Listen => "listen",
+            Self::AdvisoryLock => "advisory_lock",
+            Self::TableLock => "table_lock",
+            Self::NamedLock => "named_lock",
+            Self::UserVariable => "user_variable",
+            Self::Sequence => "sequence",
+            Self::Function => "function",
+            Self::Library => "library",
+            Self::Cursor => "cursor",
+            Self::SessionMode => "session_mode",
+            Self::Setting => "setting",
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Splits text into tokens, strips literals; fail-safe.

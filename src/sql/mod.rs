@@ -1,0 +1,124 @@
+//! Statement text → [`Intent`]: what a statement does, as far as routing and session state care.
+//!
+//! Pure: no sockets, no clock, no runtime. A statement that cannot be understood is a write.
+
+pub mod cache;
+pub mod catalog;
+mod classify;
+pub mod effects;
+pub mod functions;
+pub mod hints;
+mod lexer;
+
+use std::sync::Arc;
+
+pub use classify::classify;
+pub use effects::{Effect, Isolation, PinReason};
+pub use hints::Hints;
+
+/// Whose SQL is being read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    Postgres,
+    /// MySQL and MariaDB: one lexer and parser, the union of their functions.
+    Mysql,
+}
+
+/// Session settings that change how text is split into tokens.
+///
+/// A session in any mode but the default is either lexed by these rules or its statements go to
+/// the primary unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LexModes {
+    /// PostgreSQL `standard_conforming_strings`; MySQL's inverse of `NO_BACKSLASH_ESCAPES` is
+    /// `false` here (backslash escapes in plain strings).
+    pub standard_strings: bool,
+    /// MySQL `ANSI_QUOTES`: `"x"` is an identifier.
+    pub ansi_quotes: bool,
+    /// A client encoding in which a byte below 0x80 may be half of a character (SJIS, BIG5, GBK,
+    /// GB18030, UHC), or a mode this lexer does not know (sql_mode ORACLE): nothing is parsed.
+    pub unreadable: bool,
+}
+
+impl LexModes {
+    /// What a fresh session of this dialect has.
+    pub const fn default_of(dialect: Dialect) -> Self {
+        Self { standard_strings: matches!(dialect, Dialect::Postgres), ansi_quotes: false, unreadable: false }
+    }
+}
+
+/// Where a statement may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Reads only: any node whose copy is fresh enough.
+    Read,
+    /// May write, needs the primary, or was not understood.
+    Write,
+}
+
+/// Why a statement was given its [`Access`]. The label `reason` of `pointsman_statements_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// SELECT, VALUES, TABLE, WITH of reads, EXPLAIN, COPY TO STDOUT.
+    Read,
+    /// Only the session's own state is touched (SET, RESET, PREPARE …): any node will do.
+    Session,
+    /// INSERT, UPDATE, DELETE, MERGE, COPY FROM, REPLACE, LOAD DATA.
+    Dml,
+    /// Data definition, GRANT, VACUUM and the like.
+    Ddl,
+    /// FOR UPDATE/SHARE, LOCK, LOCK IN SHARE MODE.
+    Lock,
+    /// Calls a function that writes or is not known.
+    Function,
+    /// Asks about the server itself, or reads state that only the primary has.
+    Server,
+    /// Reads or keeps state of the server session (sequences, user variables, temporary tables).
+    State,
+    /// Touches a relation whose content a replica does not have.
+    Relation,
+    /// Begins, ends or belongs to a transaction that may write.
+    Transaction,
+    /// DO, CALL, several statements with a write, 2PC, LISTEN/NOTIFY and other commands for the primary.
+    Command,
+    /// The parser did not understand it.
+    Unparsed,
+    /// Too long to parse.
+    TooLong,
+    /// The session's encoding or mode keeps it from being read.
+    Unreadable,
+    /// A replica refused it before.
+    Learned,
+    /// A hint said so.
+    Hint,
+}
+
+/// What one statement, or several sent as one string, will do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intent {
+    pub access: Access,
+    pub reason: Reason,
+    /// What it does to the session, in the order of the statements. Empty for most.
+    pub effects: Vec<Effect>,
+    /// The tables it touches: what `global` and `user` consistency keep floors by.
+    pub tables: Tables,
+    pub hints: Hints,
+    /// A hash of the text with its literals stripped: what logs and metrics call the statement.
+    pub fingerprint: u64,
+    /// Number of statements in the string; 0 for an empty query.
+    pub statements: u32,
+    /// One autocommit INSERT, UPDATE, DELETE, MERGE or read on local tables that calls built-in
+    /// functions only: a server that ends it with 57P01 has provably not committed it.
+    pub plain: bool,
+    /// May be preceded, in one implicit transaction, by settings (not VACUUM, CREATE DATABASE, …,
+    /// nor transaction control).
+    pub joins: bool,
+}
+
+/// Relations a statement names, by bare folded name (all schemas alike).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tables {
+    /// Unknown, or more than can be told: counts as touching everything.
+    All,
+    Some(Arc<[Box<str>]>),
+}

@@ -1,0 +1,211 @@
+//! Who is who right now: the nodes of one cluster, their roles, lag and health.
+//!
+//! The monitor builds a [`Snapshot`] and publishes it whole; the data plane only reads.
+
+pub mod election;
+pub mod health;
+pub mod lag;
+pub mod position;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+pub use position::{GtidSet, Lsn, Position};
+
+/// Index of a node in its snapshot, and in the configuration it was built from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(pub usize);
+
+/// What a node is, by the last probe and the election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    Primary,
+    Replica,
+    Unknown,
+}
+
+/// Whether a node may be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not probed yet.
+    New,
+    Up,
+    /// Failed a probe, not yet `failures` of them.
+    Suspect,
+    Down,
+    /// Claims a role that it lost, or diverged: gets nothing, not even on open connections.
+    Fenced(Arc<str>),
+    /// Drained by a person: open transactions end, nothing new begins.
+    Draining,
+    /// Banned by a person.
+    Banned,
+}
+
+/// One server process's life: positions measured in another are worth nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Incarnation {
+    /// PostgreSQL system identifier, MySQL `server_uuid`, MariaDB `server_id`.
+    pub system: Arc<str>,
+    /// `pg_postmaster_start_time()` in microseconds; MySQL: now − Uptime, to the second.
+    pub started: i64,
+}
+
+/// What a probe learned from a server that answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    pub incarnation: Incarnation,
+    pub claim: Claim,
+    /// PostgreSQL's timeline; `None` where it cannot be known (hard case 9), and on MySQL.
+    pub timeline: Option<u32>,
+    /// An upper bound of everything this server has acknowledged as a primary: what floors are
+    /// made of (hard case 3).
+    pub written: Option<Position>,
+    /// What a primary has made durable: the lag clock's history.
+    pub flushed: Option<Position>,
+    /// What a replica has made visible.
+    pub replayed: Option<Position>,
+    /// Connections an ordinary user can get: max_connections less the reserved ones.
+    pub connections: Option<u32>,
+    /// Duplicates of this among the nodes are refused (MySQL `server_id`).
+    pub server_id: Option<u64>,
+    /// PostgreSQL `server_version_num`; MySQL as 80036, 101106.
+    pub version: u32,
+}
+
+/// What a server says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    Primary,
+    Replica,
+}
+
+/// One probe's outcome. Times are the proxy's own monotonic clock.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    pub number: ProbeNumber,
+    pub sent: Instant,
+    pub answered: Instant,
+    pub outcome: Result<Facts, ProbeFault>,
+}
+
+/// Grows by one with every probe sent by a cluster's monitor. Compared with the number current
+/// when a write's answer was read, it tells whether a probe was sent after that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ProbeNumber(pub u64);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeFault {
+    /// Could not connect, or was refused.
+    Unreachable,
+    /// No answer within `monitor.timeout`.
+    TimedOut,
+    /// The server is starting, stopping or recovering (57P03, 57P01).
+    NotReady,
+    /// The server refused the monitor's login or question.
+    Refused,
+    /// The answer made no sense.
+    Nonsense,
+}
+
+/// One node as the data plane sees it.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub id: NodeId,
+    /// `host:port` as in the configuration: the metrics' label.
+    pub address: Arc<str>,
+    pub role: Role,
+    pub state: State,
+    pub incarnation: Option<Incarnation>,
+    pub timeline: Option<u32>,
+    /// Last known replayed (replica) or written (primary) position of this incarnation.
+    pub position: Option<Position>,
+    /// When the probe that brought `position` was sent and its number.
+    pub measured: Option<(Instant, ProbeNumber)>,
+    /// Age of the oldest primary position not replayed; `None` when not known.
+    pub lag: Option<Duration>,
+    /// Bytes (PostgreSQL) or transactions (MySQL) behind.
+    pub lag_distance: Option<u64>,
+    /// Sending time of the newest primary sample that this replica has replayed: now minus it
+    /// bounds its staleness from above (hard case 15).
+    pub fresh_as_of: Option<Instant>,
+    /// Configured weight × lag factor × zone factor × slow start; 0 serves no reads.
+    pub weight: f64,
+    /// Patroni's `noloadbalance`.
+    pub no_load_balance: bool,
+    pub load: Arc<Load>,
+    /// Since when it is in this state.
+    pub since: Instant,
+}
+
+/// Statements running on a node through this proxy.
+#[derive(Debug, Default)]
+pub struct Load {
+    in_flight: AtomicUsize,
+}
+
+impl Load {
+    pub fn begin(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+    pub fn end(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+/// The topology at one moment. Immutable; published whole.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub version: u64,
+    pub taken: Instant,
+    pub nodes: Arc<[Node]>,
+    /// The node that gets writes.
+    pub primary: Option<NodeId>,
+    /// Since when there is no primary, and the wall clock then, for the refusal's text.
+    pub without_primary_since: Option<(Instant, SystemTime)>,
+    /// Recent positions of the primary, oldest first: what turns "after that write" into a floor.
+    pub samples: Arc<[Sample]>,
+}
+
+/// A primary's position by one probe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    pub number: ProbeNumber,
+    pub sent: Instant,
+    pub incarnation: Incarnation,
+    pub written: Position,
+}
+
+/// The number of the last probe sent; shared by the monitor (writer) and sessions (readers).
+#[derive(Debug, Default)]
+pub struct ProbeCounter(AtomicU64);
+
+impl ProbeCounter {
+    /// The number for a probe about to be sent.
+    pub fn next(&self) -> ProbeNumber {
+        ProbeNumber(self.0.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+    /// The number of the last probe sent.
+    pub fn current(&self) -> ProbeNumber {
+        ProbeNumber(self.0.load(Ordering::Acquire))
+    }
+}
+
+impl Snapshot {
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0]
+    }
+    pub fn primary(&self) -> Option<&Node> {
+        self.primary.map(|id| self.node(id))
+    }
+    pub fn find(&self, address: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| &*node.address == address)
+    }
+}
