@@ -2,4 +2,16 @@
 
 mod support;
 
+mod bad_input;
+mod cancel;
+mod copy;
+mod failover_basic;
+mod login;
+mod metrics;
+mod pipelining;
+mod prepared;
+mod reload_drain;
+mod routing;
 mod servers;
+mod session_state;
+mod tidy;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pointsman::demo::servers::APP;
 
 use crate::support::{
-    Cluster, Database, Session, code,
+    Database, Session, cluster, code,
     link::Link,
     wire::{self, Batch, Wire, first_columns, tags},
 };
@@ -16,8 +16,8 @@ fn direct(port: u16, database: &str) -> String {
 
 #[tokio::test]
 async fn a_database_made_on_the_primary_is_on_every_replica() {
-    let cluster = Cluster::shared();
-    let database = Database::with(&cluster, "CREATE TABLE t AS SELECT 7 AS x");
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, "CREATE TABLE t AS SELECT 7 AS x");
 
     for node in cluster.nodes() {
         let session = Session::open(&direct(node.port(), &database.name)).await;
@@ -31,8 +31,8 @@ async fn a_database_made_on_the_primary_is_on_every_replica() {
 
 #[tokio::test]
 async fn a_replica_refuses_writes_as_read_only() {
-    let cluster = Cluster::shared();
-    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, "CREATE TABLE t (x int)");
     let replica = Session::open(&direct(cluster.node(1).port(), &database.name)).await;
 
     assert_eq!(replica.error("INSERT INTO t VALUES (1)").await, "25006");
@@ -42,7 +42,7 @@ async fn a_replica_refuses_writes_as_read_only() {
 
 #[tokio::test]
 async fn the_bare_client_logs_in_pipelines_and_cancels() {
-    let cluster = Cluster::shared();
+    let cluster = cluster::shared();
     let port = cluster.node(1).port();
     let mut wire = Wire::login(port, APP, "app").await;
     assert_eq!(wire.parameters["in_hot_standby"], "on");
@@ -60,7 +60,7 @@ async fn the_bare_client_logs_in_pipelines_and_cancels() {
 
 #[tokio::test]
 async fn a_link_passes_stalls_and_cuts() {
-    let cluster = Cluster::shared();
+    let cluster = cluster::shared();
     let link = Link::to(&cluster.node(1).address());
     let session = Session::open(&direct(link.port(), "app")).await;
     assert_eq!(session.port().await, cluster.node(1).port());

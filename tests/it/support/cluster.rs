@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    ops::Deref,
     path::PathBuf,
     sync::{
         OnceLock,
@@ -13,50 +12,27 @@ use std::{
 
 use pointsman::demo::servers::{APP, PgCluster, PgOptions};
 
-/// A running cluster; the servers' own operations are those of [`PgCluster`].
-#[derive(Clone, Copy)]
-pub struct Cluster(&'static PgCluster);
-
-/// A cluster that ends with its test.
-pub struct OwnCluster(PgCluster);
-
 static SHARED: OnceLock<PgCluster> = OnceLock::new();
 static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
 static DATABASES: AtomicU32 = AtomicU32::new(1);
 
-impl Cluster {
-    /// The cluster of all tests that do not disturb servers: node 0 is the primary, 1 and 2 are
-    /// replicas. Each test makes itself a [`Database`].
-    pub fn shared() -> Self {
-        Self(SHARED.get_or_init(|| {
-            // Statics are never dropped, but the servers' files must go.
-            on_exit(remove_shared);
-            start(PgOptions { replicas: 2, ..PgOptions::default() })
-        }))
-    }
-
-    /// A cluster with two replicas for one test.
-    pub fn own() -> OwnCluster {
-        Self::own_with(PgOptions { replicas: 2, ..PgOptions::default() })
-    }
-
-    pub fn own_with(options: PgOptions) -> OwnCluster {
-        OwnCluster(start(options))
-    }
+/// The cluster of all tests that do not disturb servers: node 0 is the primary, 1 and 2 are
+/// replicas. Each test makes itself a [`Database`].
+pub fn shared() -> &'static PgCluster {
+    SHARED.get_or_init(|| {
+        // Statics are never dropped, but the servers' files must go.
+        on_exit(remove_shared);
+        start(PgOptions { replicas: 2, ..PgOptions::default() })
+    })
 }
 
-impl Deref for Cluster {
-    type Target = PgCluster;
-    fn deref(&self) -> &PgCluster {
-        self.0
-    }
+/// A cluster with two replicas that ends with its test.
+pub fn own() -> PgCluster {
+    own_with(PgOptions { replicas: 2, ..PgOptions::default() })
 }
 
-impl Deref for OwnCluster {
-    type Target = PgCluster;
-    fn deref(&self) -> &PgCluster {
-        &self.0
-    }
+pub fn own_with(options: PgOptions) -> PgCluster {
+    start(options)
 }
 
 fn start(options: PgOptions) -> PgCluster {
@@ -152,6 +128,14 @@ impl<'a> Database<'a> {
                 .unwrap_or_else(|| panic!("no count from node {node}"))
         };
         Calls((0..self.cluster.nodes().len()).map(ask).collect())
+    }
+
+    /// What the replicas refused or failed to do in this database, from their logs.
+    pub fn errors_on_replicas(&self) -> Vec<String> {
+        let ours = format!("@{} ", self.name);
+        let failed = |line: &&str| line.contains(&ours) && line.contains("ERROR:");
+        let logs = self.cluster.nodes()[1..].iter().map(|node| node.log());
+        logs.flat_map(|log| log.lines().filter(failed).map(str::to_owned).collect::<Vec<_>>()).collect()
     }
 
     fn superuser(&self, database: &str, sql: &str) -> String {

@@ -1,11 +1,11 @@
-//! A TCP link between two peers that tests can break: delay it, stall it, cut it.
+//! A TCP link between two peers that tests can break: stall it, cut it.
 
 use std::{
     io::{Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        atomic::{AtomicBool, Ordering::SeqCst},
     },
     thread,
     time::Duration,
@@ -29,8 +29,6 @@ struct State {
     ended: AtomicBool,
     refusing: AtomicBool,
     stalled: AtomicBool,
-    delay_micros: AtomicU64,
-    forwarded: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
 }
 
@@ -64,11 +62,6 @@ impl Link {
         self.state.stalled.store(false, SeqCst);
     }
 
-    /// Every flight takes so much longer, each way.
-    pub fn delay(&self, by: Duration) {
-        self.state.delay_micros.store(u64::try_from(by.as_micros()).unwrap_or(u64::MAX), SeqCst);
-    }
-
     /// Breaks all connections; new ones may be made.
     pub fn cut(&self) {
         for stream in self.state.open.lock().drain(..) {
@@ -84,19 +77,6 @@ impl Link {
 
     pub fn mend(&self) {
         self.state.refusing.store(false, SeqCst);
-    }
-
-    /// Ends the direction from the target to the client only: the client sees an end of file and
-    /// may still write.
-    pub fn half_close(&self) {
-        for stream in self.state.open.lock().iter() {
-            let _ = stream.shutdown(Shutdown::Write);
-        }
-    }
-
-    /// Bytes passed so far, both ways.
-    pub fn forwarded(&self) -> u64 {
-        self.state.forwarded.load(SeqCst)
     }
 }
 
@@ -132,14 +112,12 @@ fn accept(listener: &TcpListener, target: SocketAddr, state: &Arc<State>) {
 fn forward(mut from: TcpStream, mut to: TcpStream, state: &State) {
     let mut buffer = vec![0; BUFFER];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        thread::sleep(Duration::from_micros(state.delay_micros.load(SeqCst)));
         while state.stalled.load(SeqCst) && !state.ended.load(SeqCst) {
             thread::sleep(TICK);
         }
         if to.write_all(&buffer[..length]).is_err() {
             break;
         }
-        state.forwarded.fetch_add(length as u64, SeqCst);
     }
     // An end of file passes too, but a partition hides it.
     while state.stalled.load(SeqCst) && !state.ended.load(SeqCst) {

@@ -123,10 +123,6 @@ impl Batch {
         self.message(b'f', &zero_ended(&[why]))
     }
 
-    pub fn terminate(self) -> Self {
-        self.message(b'X', &[])
-    }
-
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
