@@ -84,7 +84,8 @@ async fn a_message_longer_than_the_servers_limit_is_refused_before_it_is_read() 
     wire.send(&Batch::new().raw(b"Q").raw(&i32::MAX.to_be_bytes()).raw(b"SELECT 1")).await;
 
     let said = wire.until_closed().await;
-    assert_eq!(said.first().map(|frame| frame.code()).as_deref(), Some("08P01"));
+    // PostgreSQL itself closes such a connection without a word.
+    assert!(said.iter().all(|frame| frame.code() == "08P01"), "{said:?}");
     assert!(stage.proxy.resident_bytes() < before + 64 * 1024 * 1024);
     undisturbed(&stage).await;
 }

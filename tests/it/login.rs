@@ -82,7 +82,7 @@ async fn an_unknown_major_version_is_refused() {
     let stage = Stage::set("", &[]).await;
     let mut wire = Wire::connect(stage.proxy.port()).await;
 
-    wire.send(&startup(0x0002_0000, &[("user", "app")])).await;
+    wire.send(&startup(0x0004_0000, &[("user", "app")])).await;
 
     let answer = wire.until_closed().await;
     assert_eq!((answer[0].tag, answer[0].code().as_str()), (b'E', "0A000"));

@@ -207,7 +207,8 @@ async fn an_error_after_a_write_under_one_sync_undoes_it() {
     let batch = Batch::new().run("INSERT INTO t VALUES (1)", &[]).run("SELECT 1/0", &[]).sync();
     let answer = wire.ask(&batch).await;
 
-    assert_eq!(tags(&answer), "12C12EZ");
+    // The server folds the constant while it plans, that is at Bind.
+    assert_eq!(tags(&answer), "12C1EZ");
     assert_eq!(first_columns(&wire.ask(&Batch::new().query("SELECT count(*) FROM t")).await), ["0"]);
 }
 
