@@ -5,6 +5,7 @@ mod support;
 mod bad_input;
 mod cancel;
 mod copy;
+mod drivers;
 mod failover_basic;
 mod login;
 mod metrics;
