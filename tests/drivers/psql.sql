@@ -13,9 +13,9 @@ INSERT INTO book (title, author) SELECT 'book of ' || name, id FROM author;
 \l
 \du
 \timing on
-SELECT count(*) AS count FROM book \gset
+SELECT count(*) AS count, count(*) > 0 AS any FROM book \gset
 \echo rows: :count
-\if :count
+\if :any
 SELECT title FROM book WHERE author = 2;
 \else
 SELECT 1/0;
