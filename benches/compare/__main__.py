@@ -111,6 +111,8 @@ def throughput(options, servers, field, workload, mode, clients):
     """Rounds of one run, the contestants taking turns; prints the table's rows."""
     results = {}
     contestants = field.in_mode(mode)
+    for contestant in contestants:
+        warm_up(servers, contestant, workload, mode, clients)
     for turn in range(options.rounds):
         for contestant in contestants[turn % len(contestants) :] + contestants[: turn % len(contestants)]:
             try:
@@ -136,6 +138,14 @@ def throughput(options, servers, field, workload, mode, clients):
         cells = [number(median(name, "tps"), 0), number(median(name, "p50"), 2), number(median(name, "p99"), 2)]
         cells += [number(cpu, 1), ratio(cpu, median("copy", "cpu")), ratio(cpu, median(bouncer, "cpu"))]
         print(f"| {clients} | {name} | {' | '.join(cells)} |", flush=True)
+
+
+def warm_up(servers, contestant, workload, mode, clients):
+    """Opens server connections and fills caches; whoever fails here says why in the measured run."""
+    try:
+        Run(servers, contestant, workload, mode, clients, 1)
+    except (RuntimeError, subprocess.TimeoutExpired):
+        pass
 
 
 def number(value, digits):

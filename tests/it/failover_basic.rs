@@ -162,3 +162,24 @@ async fn the_proxy_starts_before_its_servers() {
     proxy.wait_until_reads_use(&[cluster.node(1).port(), cluster.node(2).port()]).await;
     assert_eq!(proxy.session(&database.name).await.value("SELECT 1").await, "1");
 }
+
+#[tokio::test]
+async fn a_statement_that_an_administrator_terminates_is_not_run_again() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+
+    let statement = "INSERT INTO t SELECT 1 FROM pg_sleep(30)";
+    let running = tokio::spawn(async move { (session.error(statement).await, session) });
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                     WHERE query LIKE 'INSERT INTO t SELECT 1%' AND state = 'active'";
+    let terminated = || cluster.node(0).sql("postgres", terminate).expect("the superuser may");
+    eventually("it is terminated", async || terminated() == "1").await;
+
+    // The server goes on serving, so the 57P01 was meant for the client.
+    let (code, session) = running.await.expect("the session does not panic");
+    assert_eq!(code, "57P01");
+    assert_eq!(session.value("/* pointsman: primary */ SELECT count(*) FROM t").await, "0");
+    assert_eq!(terminated(), "0", "it was run again");
+}

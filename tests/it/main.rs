@@ -4,9 +4,12 @@ mod support;
 
 mod bad_input;
 mod cancel;
+mod catalog;
 mod copy;
+mod crowd;
 mod drivers;
 mod failover_basic;
+mod freshness;
 mod login;
 mod metrics;
 mod pipelining;

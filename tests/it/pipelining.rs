@@ -130,6 +130,66 @@ fn batches() -> Vec<(&'static str, usize, Batch)> {
                 .query("SELECT 1")
                 .query("COMMIT"),
         ),
+        (
+            "what may stand before the first statement",
+            6,
+            batch()
+                .query("BEGIN")
+                .query("SET LOCAL work_mem = '7MB'")
+                .query("SAVEPOINT a")
+                .query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+                .query("SHOW work_mem")
+                .query("COMMIT"),
+        ),
+        (
+            "an isolation level that is set too late",
+            4,
+            batch()
+                .query("BEGIN")
+                .query("SELECT 1")
+                .query("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE")
+                .query("COMMIT"),
+        ),
+        (
+            "read-only by SET TRANSACTION",
+            4,
+            batch()
+                .query("BEGIN")
+                .query("SET TRANSACTION READ ONLY")
+                .query("INSERT INTO t VALUES (1)")
+                .query("ROLLBACK"),
+        ),
+        ("an empty transaction", 2, batch().query("BEGIN").query("COMMIT")),
+        ("an empty transaction rolled back", 2, batch().query("BEGIN").query("ROLLBACK")),
+        (
+            "an empty transaction and a chain",
+            3,
+            batch().query("BEGIN").query("COMMIT AND CHAIN").query("COMMIT"),
+        ),
+        (
+            "BEGIN's options",
+            3,
+            batch().query("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").query("SELECT 1").query("END"),
+        ),
+        ("ROLLBACK TO nothing", 3, batch().query("BEGIN").query("ROLLBACK TO nothing").query("ROLLBACK")),
+        ("SAVEPOINT outside a transaction", 1, batch().query("SAVEPOINT a")),
+        ("SET LOCAL outside a transaction warns", 1, batch().query("SET LOCAL work_mem = '7MB'")),
+        ("an unknown setting", 1, batch().query("SET no_such_setting = 1")),
+        ("a faulty value", 1, batch().query("SET work_mem = 'plenty'")),
+        (
+            "BEGIN with statements behind it",
+            2,
+            batch().query("BEGIN; SELECT 1; SAVEPOINT a").query("COMMIT; SELECT 2"),
+        ),
+        (
+            "two-phase commit",
+            4,
+            batch()
+                .query("BEGIN")
+                .query("INSERT INTO t VALUES (1)")
+                .query("PREPARE TRANSACTION 'pipelining'")
+                .query("ROLLBACK PREPARED 'pipelining'"),
+        ),
         ("COMMIT outside a transaction warns", 1, batch().query("COMMIT")),
         ("a second BEGIN warns", 3, batch().query("BEGIN").query("BEGIN").query("COMMIT")),
         ("BEGIN with an unknown option", 1, batch().query("BEGIN nonsense")),
