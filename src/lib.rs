@@ -2,7 +2,10 @@
 //!
 //! `docs/architecture.md` has the bird's view; each module says what lives in it.
 
+pub mod postgres;
 pub mod refusal;
 pub mod route;
 pub mod sql;
+pub mod stream;
+pub mod tls;
 pub mod topology;

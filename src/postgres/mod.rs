@@ -1,0 +1,4 @@
+//! PostgreSQL's frontend/backend protocol.
+
+pub mod login;
+pub mod message;
