@@ -31,8 +31,9 @@ pub const CANCEL_REQUEST: u32 = 80_877_102;
 pub const SSL_REQUEST: u32 = 80_877_103;
 pub const GSSENC_REQUEST: u32 = 80_877_104;
 
-/// First read of a login: a usual startup packet fits, 10,000 half-open logins stay cheap.
-const FIRST_READ: usize = 512;
+/// Room made for each read: a usual startup packet fits, 10,000 half-open logins stay cheap, and
+/// a length costs memory only as its bytes arrive.
+const READ: usize = 512;
 
 /// One message: its type and what follows the length word.
 #[derive(Debug)]
@@ -96,7 +97,7 @@ async fn fill<S: AsyncRead + Unpin>(
     wanted: usize,
 ) -> Result<(), FrameError> {
     while buffer.len() < wanted {
-        buffer.reserve((wanted - buffer.len()).max(FIRST_READ));
+        buffer.reserve(READ);
         if stream.read_buf(buffer).await? == 0 {
             return Err(FrameError::Closed);
         }
