@@ -105,6 +105,11 @@ async fn fill<S: AsyncRead + Unpin>(
     Ok(())
 }
 
+/// Gives an empty buffer's memory back: what outlives a login would keep it while it idles.
+pub fn released(buffer: BytesMut) -> BytesMut {
+    if buffer.is_empty() { BytesMut::new() } else { buffer }
+}
+
 /// Takes a NUL-terminated string off the front of `bytes`; `None` if no terminator follows.
 pub fn take_cstring<'a>(bytes: &mut &'a [u8]) -> Option<&'a [u8]> {
     let end = memchr::memchr(0, bytes)?;
@@ -157,4 +162,63 @@ fn put<M: Message>(buffer: &mut BytesMut, message: &M) {
 /// A NUL would end the field early and turn the rest into fields of its own.
 fn printable(text: &str) -> String {
     text.replace('\0', "?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn frames_are_cut_where_they_end_whatever_the_reads() {
+        let sent = b"p\0\0\0\x07abcR\0\0\0\x04S";
+        for chunk in 1..sent.len() {
+            let mut stream = in_chunks(sent, chunk);
+            let mut buffer = BytesMut::new();
+            let first = read_frame(&mut stream, &mut buffer, 3).await.unwrap();
+            let second = read_frame(&mut stream, &mut buffer, 3).await.unwrap();
+            assert_eq!((first.tag, &first.body[..]), (b'p', &b"abc"[..]));
+            assert_eq!((second.tag, &second.body[..]), (b'R', &b""[..]));
+            let third = read_frame(&mut stream, &mut buffer, 3).await;
+            assert!(matches!(third, Err(FrameError::Closed)));
+        }
+    }
+
+    /// A reader that gives at most `chunk` bytes at once.
+    fn in_chunks(bytes: &[u8], chunk: usize) -> impl AsyncRead + Unpin {
+        let chunks: Vec<io::Result<BytesMut>> = bytes.chunks(chunk).map(|part| Ok(part.into())).collect();
+        tokio_util::io::StreamReader::new(futures_util::stream::iter(chunks))
+    }
+
+    #[tokio::test]
+    async fn a_length_that_lies_costs_no_memory() {
+        let startup_lengths: [u32; 6] = [0, 4, 7, 10_005, 1 << 31, u32::MAX];
+        for length in startup_lengths {
+            let mut buffer = BytesMut::new();
+            let result = read_startup(&mut &length.to_be_bytes()[..], &mut buffer).await;
+            assert!(matches!(result, Err(FrameError::Length { .. })), "{length}");
+            assert!(buffer.capacity() <= 2 * READ);
+        }
+        for length in [0, 3, 65_540, u32::MAX] {
+            let bytes = [&b"p"[..], &length.to_be_bytes()].concat();
+            let mut buffer = BytesMut::new();
+            let result = read_frame(&mut &bytes[..], &mut buffer, MAX_PASSWORD_MESSAGE).await;
+            assert!(matches!(result, Err(FrameError::Length { .. })), "{length}");
+            assert!(buffer.capacity() <= 2 * READ);
+        }
+        for bytes in [&b"p\0\0\xff\xff"[..], &b"p\0\0\xff\xffabc"[..]] {
+            let mut buffer = BytesMut::new();
+            let result = read_frame(&mut &*bytes, &mut buffer, MAX_PASSWORD_MESSAGE).await;
+            assert!(matches!(result, Err(FrameError::Closed)));
+            assert!(buffer.capacity() <= 4 * READ, "only what arrived takes room");
+        }
+    }
+
+    #[test]
+    fn a_nul_in_a_text_does_not_become_a_field() {
+        let mut buffer = BytesMut::new();
+        put_fatal(&mut buffer, "28P01", "user \"a\0Cxxxxx\"", Some("hint"));
+        let fields = &buffer[5..];
+        assert_eq!(fields, b"SFATAL\0VFATAL\0C28P01\0Muser \"a?Cxxxxx\"\0Hhint\0\0");
+        assert_eq!(u32::from_be_bytes(buffer[1..5].try_into().unwrap()) as usize, buffer.len() - 1);
+    }
 }

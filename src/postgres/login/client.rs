@@ -18,7 +18,8 @@ use super::{
 use crate::{
     postgres::message::{
         FrameError, GSSENC_REQUEST, MAX_PASSWORD_MESSAGE, MAX_SASL_MESSAGE, SSL_REQUEST, put_authentication,
-        put_fatal, put_negotiate_version, put_old_fatal, read_frame, read_startup, take_cstring, take_u32,
+        put_fatal, put_negotiate_version, put_old_fatal, read_frame, read_startup, released, take_cstring,
+        take_u32,
     },
     stream::{self, Stream},
     tls::{self, ALPN, ClientTls, Mode},
@@ -175,7 +176,7 @@ pub async fn accept<C: LoginContext>(socket: TcpStream, context: &C) -> Result<A
     let credentials = arrival.authenticate(&door, &packet.user, &packet.database, context).await?;
     Ok(Accepted::Login(Box::new(Login {
         stream: arrival.stream,
-        unread: arrival.unread,
+        unread: released(arrival.unread),
         peer: arrival.peer,
         user: packet.user,
         database: packet.database,
@@ -488,4 +489,46 @@ fn initial_response(mut body: &[u8], plus_offered: bool) -> Result<&[u8], Fault>
 
 fn malformed() -> Fault {
     refused("08P01", "malformed SCRAM message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn initial(mechanism: &str, first: &str) -> Vec<u8> {
+        let length = (first.len() as u32).to_be_bytes();
+        [mechanism.as_bytes(), b"\0", &length, first.as_bytes()].concat()
+    }
+
+    #[test]
+    fn mechanism_and_channel_binding_flag_go_together() {
+        let plus = scram::SHA_256_PLUS;
+        let plain = scram::SHA_256;
+        let bound = "p=tls-server-end-point,,n=,r=x";
+        // Mechanism, message, whether -PLUS was offered, SQLSTATE of the refusal.
+        let table = [
+            (plain, "n,,n=,r=x", false, None),
+            (plain, "n,,n=,r=x", true, None),
+            (plain, "y,,n=,r=x", false, None),
+            (plain, "y,,n=,r=x", true, Some("28000")),
+            (plain, bound, true, Some("08P01")),
+            (plus, bound, true, None),
+            (plus, bound, false, Some("08P01")),
+            (plus, "n,,n=,r=x", true, Some("08P01")),
+            (plus, "y,,n=,r=x", true, Some("08P01")),
+            (plain, "x,,n=,r=x", true, Some("08P01")),
+            (plain, "", true, Some("08P01")),
+        ];
+        for (mechanism, first, offered, refusal) in table {
+            let refused = match initial_response(&initial(mechanism, first), offered) {
+                Ok(message) => {
+                    assert_eq!(message, first.as_bytes());
+                    None
+                }
+                Err(Fault::Refused { sqlstate, .. }) => Some(sqlstate),
+                Err(Fault::Garbage(what)) => panic!("{what}"),
+            };
+            assert_eq!(refused, refusal, "{mechanism} {first} {offered}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! What a login of a client reveals is what logs us in to servers: see [`Credentials`].
 
 pub mod client;
+mod dial;
 pub mod md5;
 pub mod scram;
 pub mod server;
@@ -17,9 +18,10 @@ use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
 pub use client::{Accepted, Cancel, Door, Login, LoginContext, LoginFailure, SecretError, accept};
+pub use dial::send_cancel;
 pub use md5::Md5Hash;
 pub use scram::{Keys, MockSecret, Verifier};
-pub use server::{ConnectError, Connected, ServerError, Startup, connect, connect_within, send_cancel};
+pub use server::{ConnectError, Connected, ServerError, Startup, connect, connect_within};
 
 /// What is known of a user's password: what a client must prove.
 #[derive(Clone, Debug)]

@@ -6,20 +6,16 @@ use bytes::{BufMut, Bytes, BytesMut};
 use postgres_protocol::message::frontend;
 use rustls_pki_types::CertificateDer;
 use thiserror::Error;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::io::AsyncWriteExt;
 
 use super::{
     Credentials, Md5Hash, Password,
+    dial::{Encryption, dial},
     scram::{self, ChannelBinding, ClientFirst, ExchangeError, Keys, ServerSignature},
 };
 use crate::{
-    postgres::message::{
-        CANCEL_REQUEST, Frame, FrameError, MAX_LOGIN_MESSAGE, read_frame, take_cstring, take_u32,
-    },
-    stream::{self, Stream},
+    postgres::message::{Frame, FrameError, MAX_LOGIN_MESSAGE, read_frame, released, take_cstring, take_u32},
+    stream::Stream,
     tls::{self, Mode, ServerTls},
 };
 
@@ -142,9 +138,9 @@ pub async fn connect(
     credentials: &Credentials,
 ) -> Result<Connected, ConnectError> {
     let attempt = async |encryption| {
-        let stream = dial(address, tls, encryption).await?;
+        let stream = dial(address, tls, encryption).await.map_err(|error| (error, false))?;
         let encrypted = stream.is_tls();
-        (log_in(stream, startup, credentials).await).map_err(|error| (error, encrypted))
+        log_in(stream, startup, credentials).await.map_err(|error| (error, encrypted))
     };
     let (first, second) = match tls.mode() {
         Mode::Disable => (Encryption::None, None),
@@ -152,12 +148,18 @@ pub async fn connect(
         Mode::Prefer => (Encryption::IfOffered, Some(Encryption::None)),
         Mode::Require | Mode::VerifyCa | Mode::VerifyFull => (Encryption::Required, None),
     };
-    match (attempt(first).await, second) {
-        (Ok(connected), _) => Ok(connected),
-        (Err((error, encrypted)), Some(second)) if worth_another(&error, encrypted, second) => {
-            attempt(second).await.map_err(|(error, _)| error)
-        }
-        (Err((error, _)), _) => Err(error),
+    let (error, encrypted) = match attempt(first).await {
+        Ok(connected) => return Ok(connected),
+        Err(failed) => failed,
+    };
+    match second {
+        Some(second) if worth_another(&error, encrypted, second) => match attempt(second).await {
+            Ok(connected) => Ok(connected),
+            // That TLS is not to be had here is less worth knowing than why we asked for it.
+            Err((ConnectError::Tls(_), _)) => Err(error),
+            Err((error, _)) => Err(error),
+        },
+        _ => Err(error),
     }
 }
 
@@ -169,84 +171,6 @@ fn worth_another(error: &ConnectError, encrypted: bool, second: Encryption) -> b
         ConnectError::Tls(_) => second == Encryption::None,
         ConnectError::Server(error) => other_kind && error.sqlstate == "28000",
         _ => false,
-    }
-}
-
-/// Asks the server to cancel what runs under this key, and waits until it has closed the
-/// connection: only then the signal has been sent.
-pub async fn send_cancel(
-    address: &str,
-    tls: &ServerTls,
-    process_id: u32,
-    key: &[u8],
-) -> Result<(), ConnectError> {
-    let encryption = match tls.mode() {
-        Mode::Disable | Mode::Allow => Encryption::None,
-        Mode::Prefer => Encryption::IfOffered,
-        Mode::Require | Mode::VerifyCa | Mode::VerifyFull => Encryption::Required,
-    };
-    let mut stream = dial(address, tls, encryption).await.map_err(|(error, _)| error)?;
-    let mut request = BytesMut::new();
-    request.put_u32(12 + u32::try_from(key.len()).map_err(|_| ConnectError::Protocol("key".into()))?);
-    request.put_u32(CANCEL_REQUEST);
-    request.put_u32(process_id);
-    request.put_slice(key);
-    stream.write_all(&request).await?;
-    stream.flush().await?;
-    let mut ignored = [0; 64];
-    // The server says nothing; an error here (a reset, TLS without close_notify) is its way to close.
-    while matches!(stream.read(&mut ignored).await, Ok(1..)) {}
-    Ok(())
-}
-
-/// What one attempt to connect asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Encryption {
-    None,
-    IfOffered,
-    Required,
-}
-
-/// Connects and negotiates encryption. The error says whether it was met in a TLS session.
-async fn dial(
-    address: &str,
-    tls: &ServerTls,
-    encryption: Encryption,
-) -> Result<Stream, (ConnectError, bool)> {
-    let plain = |error| (error, false);
-    let mut socket =
-        TcpStream::connect(address).await.map_err(|error| plain(ConnectError::Unreachable(error)))?;
-    stream::configure(&socket).map_err(|error| plain(error.into()))?;
-    let connector = match tls.connector() {
-        Some(connector) if encryption != Encryption::None => connector,
-        _ => return Ok(Stream::Plain(socket)),
-    };
-    if !ask_for_tls(&mut socket).await.map_err(plain)? {
-        return match encryption {
-            Encryption::Required => Err(plain(ConnectError::Tls("the server does not support it".into()))),
-            _ => Ok(Stream::Plain(socket)),
-        };
-    }
-    let name = tls::server_name(address).ok_or_else(|| {
-        plain(ConnectError::Tls(format!("{address} is not a name that a certificate can have")))
-    })?;
-    let session = connector.connect(name, socket).await;
-    session.map(Stream::tls).map_err(|error| (ConnectError::Tls(error.to_string()), true))
-}
-
-/// SSLRequest. Reads exactly the answer's one byte, so that nothing sent before the handshake can
-/// be taken for something within it (CVE-2021-23222).
-async fn ask_for_tls(socket: &mut TcpStream) -> Result<bool, ConnectError> {
-    let mut request = BytesMut::new();
-    frontend::ssl_request(&mut request);
-    socket.write_all(&request).await?;
-    match socket.read_u8().await? {
-        b'S' => Ok(true),
-        b'N' => Ok(false),
-        // An error from whoever is in between or a server in distress: its text proves nothing
-        // (CVE-2024-10977), so it is not read.
-        b'E' => Err(ConnectError::Protocol("an error in answer to SSLRequest".into())),
-        other => Err(ConnectError::Protocol(format!("{other:#04x} in answer to SSLRequest"))),
     }
 }
 
@@ -336,7 +260,7 @@ impl Login {
                 return Err(cannot("the server asks for the password in clear text without TLS"));
             }
             Ask::Cleartext => match credentials {
-                Credentials::Plain(password) => password.text().to_owned().into(),
+                Credentials::Plain(password) => password.text().to_owned(),
                 _ => return Err(cannot("the server asks for the password itself, which is not known")),
             },
             Ask::Other(method) => {
@@ -426,7 +350,8 @@ impl Login {
                 tag => return Err(unexpected(tag)),
             }
         }
-        Ok(Connected { stream: self.stream, unread: self.unread, parameters, process_id, secret_key })
+        let unread = released(self.unread);
+        Ok(Connected { stream: self.stream, unread, parameters, process_id, secret_key })
     }
 }
 
