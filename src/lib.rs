@@ -2,6 +2,7 @@
 //!
 //! `docs/architecture.md` has the bird's view; each module says what lives in it.
 
+pub mod config;
 pub mod refusal;
 pub mod route;
 pub mod sql;
