@@ -6,12 +6,20 @@
 
 pub mod address;
 pub mod choice;
+mod document;
+pub mod fault;
+pub mod file;
+pub mod keys;
+#[cfg(test)]
+mod reference;
 pub mod secret;
+mod values;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
 pub use address::HostPort;
 pub use choice::Choice;
+pub use fault::{Fault, Faults, Place};
 pub use secret::{Secret, SecretForm};
 use url::Url;
 

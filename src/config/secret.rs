@@ -5,6 +5,8 @@ use std::{fmt, sync::Arc};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use zeroize::Zeroizing;
 
+use super::Engine;
+
 /// A password or verifier. `Debug` and `Display` never show it; the memory is wiped when the last
 /// copy is dropped.
 #[derive(Clone)]
@@ -38,19 +40,21 @@ impl Secret {
         self.0.is_empty()
     }
 
-    pub fn form(&self) -> SecretForm {
+    /// What an engine's server would take the text for.
+    pub fn form(&self, engine: Engine) -> SecretForm {
         let text = self.expose();
         let hex = |digits: &str, count| {
             digits.len() == count && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
         };
-        if text.strip_prefix("md5").is_some_and(|digits| hex(digits, 32)) {
-            SecretForm::Md5
-        } else if text.strip_prefix('*').is_some_and(|digits| hex(digits, 40)) {
-            SecretForm::MysqlNative
-        } else if is_scram_verifier(text) {
-            SecretForm::ScramSha256
-        } else {
-            SecretForm::Plain
+        match engine {
+            Engine::Postgres if text.strip_prefix("md5").is_some_and(|digits| hex(digits, 32)) => {
+                SecretForm::Md5
+            }
+            Engine::Postgres if is_scram_verifier(text) => SecretForm::ScramSha256,
+            Engine::Mysql if text.strip_prefix('*').is_some_and(|digits| hex(digits, 40)) => {
+                SecretForm::MysqlNative
+            }
+            Engine::Postgres | Engine::Mysql => SecretForm::Plain,
         }
     }
 }
@@ -108,19 +112,22 @@ mod tests {
     #[test]
     fn verifiers_are_told_from_passwords_by_their_whole_shape() {
         let keys = "W2pVz0Tp3sTrGXXs7RXXBBVZzLRs0xRhKqhbHCkRbSs=";
+        let hash = "*2470C0C06DEE42FD1618BB99005ADCA2EC9D1E19".to_owned();
         let cases = [
-            ("secret".to_owned(), SecretForm::Plain),
-            (format!("SCRAM-SHA-256$4096:c2FsdA==${keys}:{keys}"), SecretForm::ScramSha256),
-            (format!("SCRAM-SHA-256$4096:c2FsdA==${keys}"), SecretForm::Plain),
-            (format!("SCRAM-SHA-256$0:c2FsdA==${keys}:{keys}"), SecretForm::Plain),
-            (format!("SCRAM-SHA-256$4096:c2FsdA==${keys}:c2FsdA=="), SecretForm::Plain),
-            ("md5d41d8cd98f00b204e9800998ecf8427e".to_owned(), SecretForm::Md5),
-            ("md5sum".to_owned(), SecretForm::Plain),
-            ("*2470C0C06DEE42FD1618BB99005ADCA2EC9D1E19".to_owned(), SecretForm::MysqlNative),
-            ("*2470C0C06".to_owned(), SecretForm::Plain),
+            (Engine::Postgres, "secret".to_owned(), SecretForm::Plain),
+            (Engine::Postgres, format!("SCRAM-SHA-256$4096:c2FsdA==${keys}:{keys}"), SecretForm::ScramSha256),
+            (Engine::Postgres, format!("SCRAM-SHA-256$4096:c2FsdA==${keys}"), SecretForm::Plain),
+            (Engine::Postgres, format!("SCRAM-SHA-256$0:c2FsdA==${keys}:{keys}"), SecretForm::Plain),
+            (Engine::Postgres, format!("SCRAM-SHA-256$4096:c2FsdA==${keys}:c2FsdA=="), SecretForm::Plain),
+            (Engine::Postgres, "md5d41d8cd98f00b204e9800998ecf8427e".to_owned(), SecretForm::Md5),
+            (Engine::Mysql, "md5d41d8cd98f00b204e9800998ecf8427e".to_owned(), SecretForm::Plain),
+            (Engine::Postgres, "md5sum".to_owned(), SecretForm::Plain),
+            (Engine::Mysql, hash.clone(), SecretForm::MysqlNative),
+            (Engine::Postgres, hash, SecretForm::Plain),
+            (Engine::Mysql, "*2470C0C06".to_owned(), SecretForm::Plain),
         ];
-        for (text, form) in cases {
-            assert_eq!(Secret::new(text.as_str()).form(), form, "{text}");
+        for (engine, text, form) in cases {
+            assert_eq!(Secret::new(text.as_str()).form(engine), form, "{engine:?} {text}");
         }
     }
 }
