@@ -7,21 +7,24 @@
 pub mod address;
 pub mod choice;
 mod document;
+pub mod entries;
 pub mod fault;
 pub mod file;
 pub mod keys;
 #[cfg(test)]
 mod reference;
+pub mod reload;
 pub mod secret;
+mod url;
 mod values;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
+use ::url::Url;
 pub use address::HostPort;
 pub use choice::Choice;
 pub use fault::{Fault, Faults, Place};
 pub use secret::{Secret, SecretForm};
-use url::Url;
 
 use crate::{
     route::{Consistency, Policy, PrimaryReads},

@@ -83,7 +83,7 @@ fn sample_key(sample: &mut String, table: &Table, key: &Key) {
             writeln!(sample, "{} = {example}", key.name)
         }
         Preset::Unset { means, example } => {
-            writeln!(sample, "#{} = {example} # unless set: {means}", key.name)
+            writeln!(sample, "#{} = {example} # unless set: {}", key.name, means.replace('`', ""))
         }
     }
     .expect("a String takes all");
