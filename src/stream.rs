@@ -29,6 +29,13 @@ pub enum Stream {
     Plain(TcpStream),
     /// Boxed: a TLS session is a kilobyte that most connections do not have.
     Tls(Box<TlsStream<TcpStream>>),
+    /// A plain socket on its way to another runtime, for the length of [`Stream::migrate`] and after
+    /// that failed: it is nobody's, and every use of it fails.
+    Moving,
+}
+
+fn not_connected() -> io::Error {
+    io::ErrorKind::NotConnected.into()
 }
 
 /// Sets what every connection of the proxy has: no Nagle delay, and keepalive so that a peer that
@@ -50,35 +57,32 @@ impl Stream {
 
     /// The TCP socket, below TLS if there is any.
     #[inline]
-    pub fn socket(&self) -> &TcpStream {
+    pub fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(socket) => socket,
-            Self::Tls(session) => session.get_ref().0,
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(session) => Some(session.get_ref().0),
+            Self::Moving => None,
         }
     }
 
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.socket().peer_addr()
+        self.socket().ok_or_else(not_connected)?.peer_addr()
     }
 
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
 
-    /// Takes a plain socket out of this runtime, to be registered with another by
-    /// [`Stream::from_std`].
-    ///
-    /// A TLS session comes back as it was, in `Err`: its buffers are bound to the registered socket.
-    pub fn into_std(self) -> Result<io::Result<std::net::TcpStream>, Self> {
-        match self {
-            Self::Plain(socket) => Ok(socket.into_std()),
-            Self::Tls(_) => Err(self),
+    /// Moves a plain socket from the runtime it was registered with to the one this is called in.
+    /// A TLS session stays where it is.
+    pub fn migrate(&mut self) -> io::Result<()> {
+        if self.is_tls() {
+            return Ok(());
         }
-    }
-
-    /// Registers a socket from [`Stream::into_std`] with the runtime this is called in.
-    pub fn from_std(socket: std::net::TcpStream) -> io::Result<Self> {
-        TcpStream::from_std(socket).map(Self::Plain)
+        if let Self::Plain(socket) = std::mem::replace(self, Self::Moving) {
+            *self = Self::Plain(TcpStream::from_std(socket.into_std()?)?);
+        }
+        Ok(())
     }
 }
 
@@ -88,6 +92,7 @@ impl AsyncRead for Stream {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
             Self::Tls(session) => Pin::new(session).poll_read(cx, buf),
+            Self::Moving => Poll::Ready(Err(not_connected())),
         }
     }
 }
@@ -98,6 +103,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
             Self::Tls(session) => Pin::new(session).poll_write(cx, buf),
+            Self::Moving => Poll::Ready(Err(not_connected())),
         }
     }
 
@@ -110,6 +116,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
             Self::Tls(session) => Pin::new(session).poll_write_vectored(cx, bufs),
+            Self::Moving => Poll::Ready(Err(not_connected())),
         }
     }
 
@@ -117,6 +124,7 @@ impl AsyncWrite for Stream {
         match self {
             Self::Plain(socket) => socket.is_write_vectored(),
             Self::Tls(session) => session.is_write_vectored(),
+            Self::Moving => false,
         }
     }
 
@@ -125,6 +133,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
             Self::Tls(session) => Pin::new(session).poll_flush(cx),
+            Self::Moving => Poll::Ready(Err(not_connected())),
         }
     }
 
@@ -132,6 +141,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Self::Tls(session) => Pin::new(session).poll_shutdown(cx),
+            Self::Moving => Poll::Ready(Err(not_connected())),
         }
     }
 }

@@ -50,7 +50,7 @@ impl Catalog {
 }
 
 /// Names from `routing.read_functions`, `write_functions` and `clean_functions`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FunctionRules {
     pub read: HashSet<Box<str>>,
     pub write: HashSet<Box<str>>,
