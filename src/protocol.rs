@@ -6,12 +6,17 @@
 
 use std::{future::Future, io, sync::Arc};
 
+use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 
 use crate::{
     refusal::Refusal,
     session::cancel::CancelKey,
-    sql::{Dialect, Intent, catalog::Catalog},
+    sql::{
+        Dialect, Intent,
+        catalog::Catalog,
+        effects::{ProxyCommand, TransactionModes},
+    },
     topology::{Facts, Position, ProbeFault},
 };
 
@@ -38,27 +43,30 @@ pub trait Frontend<P: Protocol>: Send + Sized {
     /// When the peer is no client or may not come in; what there was to say has been said.
     fn login(
         stream: TcpStream,
-        gate: &P::Gate,
+        gate: &Arc<P::Gate>,
     ) -> impl Future<Output = Result<Greeting<P>, LoginFault>> + Send;
 
-    /// Tells an authenticated client that it is in. `server` is a connection of its user and
-    /// database when the frontend has to ask one what the session starts with.
+    /// Tells an authenticated client that it is in. Without a `server`, a connection of its user
+    /// and database, only if what a server would say is known already; `None`: it is not.
     fn welcome(
         &mut self,
         context: ReaderContext,
         key: &CancelKey,
-        server: &mut P::Backend,
-    ) -> impl Future<Output = Result<(), Fault>> + Send;
+        server: Option<&mut P::Backend>,
+    ) -> impl Future<Output = Result<Option<Welcomed>, Fault>> + Send;
 
-    /// As `welcome`, when what a server would say is known already. `false`: it is not.
-    fn welcome_known(
-        &mut self,
-        context: &ReaderContext,
-        key: &CancelKey,
-    ) -> impl Future<Output = Result<bool, Fault>> + Send;
+    /// Length in bytes of the secret in this client's cancel key.
+    fn cancel_key_length(&self) -> usize;
 
     /// The next request, or `None` when the client has left. Dropping the future loses nothing.
     fn next(&mut self) -> impl Future<Output = Result<Option<Request<P::Wire>>, Fault>> + Send;
+
+    /// The text of a request that is one statement with effects on the session, if it could be
+    /// sent again by itself.
+    fn text<'a>(&'a self, request: &'a Request<P::Wire>) -> Option<&'a str>;
+
+    /// The beginning of a request's text, as sent: for fingerprints and what is learned.
+    fn raw_text<'a>(&'a self, request: &'a Request<P::Wire>) -> &'a [u8];
 
     /// Answers a request that no server has to see, and consumes it.
     fn answer(
@@ -81,10 +89,14 @@ pub trait Frontend<P: Protocol>: Send + Sized {
         &mut self,
         request: Request<P::Wire>,
         refused: Refused,
+        transaction: Transaction,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
 
     /// Says why the connection ends, outside of any request.
     fn farewell(&mut self, refusal: &Refusal) -> impl Future<Output = ()> + Send;
+
+    /// As `farewell`, in a server's own words.
+    fn farewell_raw(&mut self, raw: &[u8]) -> impl Future<Output = ()> + Send;
 
     /// Resolves when the client has closed its side while nothing is expected of it.
     fn gone(&mut self) -> impl Future<Output = ()> + Send;
@@ -117,11 +129,17 @@ pub trait Backend<P: Protocol>: Send + Sized {
     /// system calls unless the server has said something.
     fn is_fresh(&mut self) -> bool;
 
+    /// Whether nothing was left in it that another session could see.
+    fn is_clean(&self) -> bool;
+
     /// Moves the connection to the calling worker, where that is cheap.
     fn adopt(&mut self) -> io::Result<()>;
 
     /// Ends whatever is open and forgets all session state.
     fn reset(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Ends a pipeline that goes on elsewhere; the client sees nothing of it.
+    fn finish_unit(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
 
     /// One empty round trip.
     fn ping(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
@@ -148,10 +166,25 @@ pub trait Backend<P: Protocol>: Send + Sized {
 /// What a new connection turned out to be.
 pub enum Greeting<P: Protocol> {
     Client { frontend: P::Frontend, identity: Identity<P> },
-    /// A request to cancel the statement of another connection.
-    Cancel(CancelKey),
-    /// It asked nothing that has to be answered further (a port scan, a health check).
-    Closed,
+    /// A request to cancel the statement of another connection; `until` is dropped when that is
+    /// done.
+    Cancel { key: CancelKey, until: Box<dyn Send> },
+}
+
+/// What a session starts with.
+#[derive(Debug, Default)]
+pub struct Welcomed {
+    /// Effective `default_transaction_isolation` and `_read_only`.
+    pub defaults: TransactionModes,
+    /// Settings of the proxy's own that the client asked for at startup.
+    pub commands: Vec<ProxyCommand>,
+}
+
+/// Asks servers for what a user must prove (`auth.query`).
+pub trait VerifierSource: Send + Sync {
+    /// The verifier of `user` as text, `None` if there is no such user; the error says why nobody
+    /// could be asked.
+    fn verifier<'a>(&'a self, user: &'a str, database: &'a str) -> BoxFuture<'a, Result<Option<String>, String>>;
 }
 
 /// Who a session is toward the servers: the key of its pools, and what opens them.
@@ -230,7 +263,6 @@ pub enum Transaction {
 pub enum Answer<'a> {
     /// As if the statement had run.
     Done,
-    /// COMMIT of a transaction that never reached a server; ROLLBACK is `Done`.
     /// One row of one text column.
     Row { column: &'a str, value: &'a str },
 }

@@ -1,6 +1,6 @@
 //! Our end of a server connection: what it has, and what is due from it.
 
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{collections::VecDeque, io};
 
 use tokio::io::AsyncWriteExt;
 
@@ -261,6 +261,37 @@ impl Backend {
         Ok(())
     }
 
+    /// Ends a pipeline that is continued on another connection: its Sync, and all that comes up to
+    /// the ReadyForQuery, of which the client sees nothing.
+    pub(super) async fn sync_quietly(&mut self) -> Result<(), Fault> {
+        self.expect.clear();
+        self.stream.write_all(&frame::SYNC).await.map_err(lost)?;
+        self.in_unit = false;
+        self.skipping = false;
+        match self.collect().await {
+            Ok(_) | Err(Fault::Refused(_)) if !self.closed => Ok(()),
+            Ok(_) => Err(lost(eof())),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// What came while the connection was idle: parameters and notices are nobody's loss.
+    /// Returns whether the connection may still be used.
+    pub(super) fn take_idle_messages(&mut self) -> bool {
+        while let Some(header) = frame::header(self.inbox.data()) {
+            if header.length < HEADER || header.length > self.inbox.len() {
+                return false;
+            }
+            match header.tag {
+                b'S' => self.note_parameter(header.length),
+                b'N' | b'A' => {}
+                _ => return false,
+            }
+            self.inbox.consume(header.length);
+        }
+        self.inbox.is_empty()
+    }
+
     /// Runs statements of ours, in one flight and one implicit transaction.
     ///
     /// # Errors
@@ -434,6 +465,3 @@ fn parse_row(body: &[u8]) -> Option<Row> {
 pub(super) fn lost(error: io::Error) -> Fault {
     Fault::Server { error, sent: true, forwarded: false }
 }
-
-/// What new connections of a pool are opened with.
-pub(super) type SharedSettings = Arc<Settings>;

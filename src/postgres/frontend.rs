@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt;
 use super::{
     batch::{self, Batch, Cut, End, Kind, Message, Subject},
     frame::{self, HEADER},
+    gate::Origins,
     relay::Outcome,
     prepared::{ClientStatements, Origin, Resolved, Statement},
     settings::Carried,
@@ -38,6 +39,9 @@ pub struct Frontend {
     unconsumed: usize,
     /// What the login brought, until `welcome` has used it.
     pub(super) startup: Option<Box<super::welcome::StartupRequest>>,
+    pub(super) origins: Origins,
+    /// A request was refused in mid-unit: what comes before its Sync is dropped.
+    pub(super) skip_to_sync: bool,
 }
 
 /// How many portals of one transaction are followed; those of further ones count as writes.
@@ -79,7 +83,12 @@ impl Told {
 
 impl Frontend {
     /// A client whose login has succeeded and who has not been told so.
-    pub(super) fn new(stream: Stream, unread: &[u8], startup: super::welcome::StartupRequest) -> Self {
+    pub(super) fn new(
+        stream: Stream,
+        unread: &[u8],
+        startup: super::welcome::StartupRequest,
+        origins: Origins,
+    ) -> Self {
         Self {
             stream,
             inbox: Inbox::with(unread),
@@ -92,6 +101,8 @@ impl Frontend {
             skip: 0,
             unconsumed: 0,
             startup: Some(Box::new(startup)),
+            origins,
+            skip_to_sync: false,
         }
     }
 
@@ -111,13 +122,57 @@ impl Frontend {
                         continue;
                     }
                     Cut::Terminate => return Ok(None),
-                    Cut::Unit { kind, length, end } => return Ok(Some(self.request(kind, length, end))),
+                    Cut::Unit { kind, length, end } => {
+                        if self.skip_to_sync && kind == Kind::Extended {
+                            self.skip_unit(length, end).await?;
+                            continue;
+                        }
+                        return Ok(Some(self.request(kind, length, end)));
+                    }
                 }
             }
             if self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0 {
                 return Ok(None);
             }
         }
+    }
+
+    /// Drops a part of a unit that has failed; its Sync is answered.
+    async fn skip_unit(&mut self, length: usize, end: End) -> Result<(), Fault> {
+        self.inbox.consume(length);
+        match end {
+            End::Whole => {
+                self.skip_to_sync = false;
+                self.write(&frame::READY_IDLE).await
+            }
+            End::More { tail } => {
+                self.skip = tail;
+                Ok(())
+            }
+            End::Flush => Ok(()),
+        }
+    }
+
+    pub(super) fn known_greeting(&self) -> Option<Arc<super::welcome::Greeting>> {
+        self.origins.greeting(self.greeting_key())
+    }
+
+    pub(super) fn remember_greeting(&self, greeting: &Arc<super::welcome::Greeting>) {
+        self.origins.remember(self.greeting_key(), greeting);
+    }
+
+    /// The text of the first statement of an extended batch, where it is known.
+    pub(super) fn unit_text<'a>(&'a self, batch: &'a Batch) -> &'a [u8] {
+        let first = batch.messages.iter().find_map(|message| match &message.subject {
+            Subject::Named(statement) => Some(&*statement.body),
+            Subject::Unnamed(Some(_)) => match self.statements.resolve(b"") {
+                Some(Resolved::Unnamed { body, .. }) => Some(body),
+                _ => None,
+            },
+            _ => None,
+        });
+        let body = first.unwrap_or_default();
+        frame::split_cstring(body).map_or(body, |(text, _)| text)
     }
 
     /// Drops a request that has been answered.
@@ -302,11 +357,7 @@ impl Frontend {
         if matches!(self.statements.resolve(name), Some(Resolved::Named(_))) {
             return Subject::Duplicate;
         }
-        let statement = self.reader.as_ref().expect("statements are read after the welcome").database.intern(
-            definition,
-            Origin::Parse,
-            intent,
-        );
+        let statement = self.origins.intern(definition, intent);
         self.statements.expect(name, Some(statement.clone()));
         Subject::Named(statement)
     }

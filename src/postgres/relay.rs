@@ -187,6 +187,9 @@ impl<'a> Relay<'a> {
         for effect in &request.intent.effects {
             backend.put_named(effect, self.frontend, out);
         }
+        for name in &batch.own {
+            backend.put_own_name(name, self.frontend, out);
+        }
         if !out.is_empty() {
             backend.statements.unnamed = Some(super::backend::UNKNOWN_STATEMENT);
         }
@@ -205,6 +208,7 @@ impl<'a> Relay<'a> {
             data: &self.frontend.inbox.data()[..batch.length],
         };
         let rewritten = writer.write(batch, self.frontend);
+        self.backend.skip_what_was_encoded(self.frontend);
         Ok(rewritten)
     }
 

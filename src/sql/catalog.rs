@@ -16,6 +16,9 @@ pub struct Catalog {
     /// Only relations that need care are listed; a name that is missing is an ordinary table
     /// or view, or does not exist.
     pub relations: HashMap<Box<str>, Relation>,
+    /// Some operator of the users' calls a function that writes: what uses an operator that is
+    /// not built in is then a write.
+    pub writing_operators: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
