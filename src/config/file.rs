@@ -23,7 +23,7 @@ use super::{
     document::{Cell, Document, Section, Value},
     fault::{Fault, Faults},
     keys,
-    values::{Positive, Weight, server_address},
+    values::{Certificates, Positive, PrivateKey, Weight, server_address},
 };
 use crate::sql::catalog::FunctionRules;
 
@@ -399,7 +399,7 @@ fn read_tls(tls: &Section<'_>) -> Tls {
         client: read_client_tls(&client),
         server: ServerTls {
             mode: server.take("mode"),
-            ca: server.optional("ca"),
+            ca: read_ca(&server),
             identity: read_identity(&server),
         },
     };
@@ -413,7 +413,7 @@ fn read_client_tls(client: &Section<'_>) -> ClientTls {
     let identity = read_identity(client);
     let fallback = if identity.is_some() { TlsMode::Prefer } else { TlsMode::Disable };
     let mode = client.optional("mode").unwrap_or(fallback);
-    let ca: Option<PathBuf> = client.optional("ca");
+    let ca = read_ca(client);
     if mode != TlsMode::Disable && client.cell("certificate").is_none() {
         client.fault("mode", "needs `certificate` and `key`: without them there is no encryption");
     }
@@ -426,6 +426,10 @@ fn read_client_tls(client: &Section<'_>) -> ClientTls {
     ClientTls { mode, identity, ca }
 }
 
+fn read_ca(side: &Section<'_>) -> Option<PathBuf> {
+    side.optional("ca").map(|Certificates(path)| path)
+}
+
 /// Certificate and key, both or neither.
 fn read_identity(side: &Section<'_>) -> Option<Identity> {
     let (certificate, key) = (side.optional("certificate"), side.optional("key"));
@@ -434,7 +438,8 @@ fn read_identity(side: &Section<'_>) -> Option<Identity> {
         (None, Some(_)) => side.fault("key", "needs `certificate` beside it"),
         _ => {}
     }
-    Some(Identity { certificate: certificate?, key: key? })
+    let (Certificates(certificate), PrivateKey(key)) = (certificate?, key?);
+    Some(Identity { certificate, key })
 }
 
 #[cfg(test)]

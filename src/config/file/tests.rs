@@ -301,7 +301,7 @@ fn each_wrong_table_is_told_in_words() {
         ),
         (
             "[cluster.tls.server]\nkey = \"/dev/null\"",
-            "p.toml:13:7: cluster.shop.tls.server.key: /dev/null is not a file\np.toml:13:7: cluster.shop.tls.server.key: needs `certificate` beside it",
+            "p.toml:13:7: cluster.shop.tls.server.key: there is no private key without a passphrase in /dev/null\np.toml:13:7: cluster.shop.tls.server.key: needs `certificate` beside it",
         ),
         ("[cluster.pool]\nsize = \n", "p.toml:13:8: string values must be quoted, expected literal string"),
     ];
@@ -333,6 +333,53 @@ fn secrets_come_from_text_environment_and_files() {
     let secrets: Vec<_> = secrets.flatten().collect();
     assert_eq!(secrets, ["text", "from the environment", "from a file"]);
     assert!(!format!("{config:?}").contains("from a file"), "a secret shows");
+}
+
+#[test]
+fn the_readme_s_first_file_is_complete() {
+    let admin = r#"
+[admin]
+http     = "127.0.0.1:9187"
+postgres = "127.0.0.1:6433"
+mysql    = "127.0.0.1:6434"
+users    = [{ name = "admin", password = { env = "SET" } }]
+"#;
+    let routing =
+        "database = \"postgres\"\ninterval = \"200ms\"\n[cluster.routing]\nconsistency = \"global\"\n";
+
+    let config = parse(&format!("{admin}{MINIMAL}{routing}")).unwrap_or_else(|faults| panic!("{faults}"));
+
+    assert_eq!(config.admin.http, Some(HostPort::new("127.0.0.1", 9187)));
+    assert_eq!(&*config.admin.users[0].name, "admin");
+    assert_eq!(config.clusters[0].routing.consistency, Consistency::Global);
+}
+
+#[test]
+fn tls_files_are_looked_into_when_the_file_is_read() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // Neither is a real one: that a certificate can be used is seen when TLS is set up.
+    let (certificate, key) = ("CERTIFICATE", "PRIVATE KEY");
+    for (name, label) in [("server.crt", certificate), ("server.key", key)] {
+        let pem = format!("-----BEGIN {label}-----\nMAA=\n-----END {label}-----\n");
+        fs::write(folder.path().join(name), pem).expect("it can be written to");
+    }
+    let parse = |line: &str| {
+        let text = format!("{MINIMAL}[cluster.tls.client]\n{line}\n");
+        Config::parse(&text, &folder.path().join("p.toml"), &|_| None)
+    };
+
+    let config = parse("certificate = \"server.crt\"\nkey = \"server.key\"").expect("no fault");
+    let swapped =
+        parse("certificate = \"server.key\"\nkey = \"server.crt\"").expect_err("swapped").to_string();
+
+    let client = &config.clusters[0].tls.client;
+    assert_eq!(client.mode, TlsMode::Prefer);
+    assert_eq!(
+        client.identity.as_ref().map(|found| found.key.clone()),
+        Some(folder.path().join("server.key"))
+    );
+    assert!(swapped.contains("certificate: there is no certificate in"), "{swapped}");
+    assert!(swapped.contains("key: there is no private key without a passphrase in"), "{swapped}");
 }
 
 #[test]
