@@ -36,13 +36,21 @@ fn run(run: &cli::Run) -> Exit {
 }
 
 fn check(check: &cli::Check) -> Exit {
-    let found = cli::check::check(&check.config.path(), &mut io::stdout(), &mut io::stderr());
-    match found {
-        Ok(Ok(_)) if check.connect => not_available("check --connect"),
-        Ok(Ok(_)) => Exit::Done,
-        Ok(Err(exit)) => exit,
-        Err(_) => Exit::Unavailable, // Nobody listens to what it could say.
-    }
+    let (mut out, mut err) = (io::stdout(), io::stderr());
+    let checked = cli::check::check(&check.config.path(), &mut out, &mut err).and_then(|found| match found {
+        Ok(config) if check.connect => one_thread()?.block_on(cli::check::connect(&config, &mut err)),
+        Ok(_) => Ok(Exit::Done),
+        Err(exit) => Ok(exit),
+    });
+    checked.unwrap_or_else(|error| {
+        say(&format!("pointsman: {error}"));
+        Exit::Unavailable
+    })
+}
+
+/// The runtime of commands that only ask.
+fn one_thread() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
 fn not_available(what: &str) -> Exit {

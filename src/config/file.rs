@@ -135,7 +135,9 @@ fn cluster_sections<'a>(root: &Section<'a>) -> Vec<Section<'a>> {
         return Vec::new();
     }
     let named = |mut cell: Cell<'a>| {
-        if let Some(name) = cell.value.get("name").and_then(|name| name.get_ref().as_str()) {
+        if let Some(name) = cell.value.get("name").and_then(|name| name.get_ref().as_str())
+            && is_name(name)
+        {
             cell.path = format!("cluster.{name}");
         }
         cell.section("cluster")
@@ -200,15 +202,20 @@ fn read_cluster(cluster: &Section<'_>) -> Cluster {
     }
 }
 
+/// The longest name of a cluster.
+const LONGEST_NAME: usize = 63;
+
 /// A cluster's name is a metrics label and part of key paths.
-fn read_name(cell: &Cell<'_>) -> Option<Arc<str>> {
-    const LONGEST: usize = 63;
-    let name = Arc::<str>::read(cell)?;
+fn is_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    match name.len() <= LONGEST && name.bytes().all(plain) {
-        true => Some(name),
-        false => {
-            cell.fault(format!("{name:?} is no name: up to {LONGEST} letters, digits, `_`, `.` and `-`"))
+    (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(plain)
+}
+
+fn read_name(cell: &Cell<'_>) -> Option<Arc<str>> {
+    match cell.text("a name")? {
+        name if is_name(name) => Some(name.into()),
+        name => {
+            cell.fault(format!("{name:?} is no name: 1 to {LONGEST_NAME} letters, digits, `_`, `.` and `-`"))
         }
     }
 }

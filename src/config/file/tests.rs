@@ -163,7 +163,7 @@ fn each_wrong_line_is_told_in_words() {
         (
             "name   = \"shop\"",
             "name = \"my shop\"",
-            "p.toml:3:8: cluster.my shop.name: \"my shop\" is no name: up to 63 letters, digits, `_`, `.` and `-`",
+            "p.toml:3:8: cluster[0].name: \"my shop\" is no name: 1 to 63 letters, digits, `_`, `.` and `-`",
         ),
         ("name   = \"shop\"", "", "p.toml:2:1: cluster[0].name: is missing"),
         (
@@ -316,6 +316,25 @@ fn each_wrong_table_is_told_in_words() {
 }
 
 #[test]
+fn every_key_refuses_a_value_of_another_type_at_its_own_place() {
+    let given = ["", "cluster", "cluster.monitor"];
+    let free =
+        keys::TABLES.iter().filter(|table| table.shape != Shape::Inline && !given.contains(&table.path));
+    for (table, key) in free.flat_map(|table| table.keys.iter().map(move |key| (table, key))) {
+        let path = format!("{}.{}", table.path, key.name).replace("cluster.", "cluster.shop.");
+        for value in ["1979-05-27", "[[]]", "{ a = { b = 1 } }"] {
+            let faults = faults_after(&format!("[{}]\n{} = {value}", table.path, key.name));
+            let all_there = faults.lines().all(|fault| {
+                // What goes together may be found wanting as well, beside it.
+                fault.starts_with("p.toml:13:")
+                    && fault.contains(path.trim_end_matches(char::is_alphanumeric))
+            });
+            assert!(all_there && faults.contains(&path), "{path} = {value}: {faults}");
+        }
+    }
+}
+
+#[test]
 fn secrets_come_from_text_environment_and_files() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     fs::write(folder.path().join("secret"), "from a file\r\n").expect("it can be written to");
@@ -406,4 +425,15 @@ fn a_file_that_cannot_be_read_is_a_fault_too() {
 fn every_fault_of_syntax_is_told() {
     let faults = parse("a = \nb = 1 2\n[x\n").expect_err("it is no TOML");
     assert!(faults.list.len() >= 3, "{faults}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "[\\PC\n]{0,200}", at in 0..MINIMAL.len(), length in 0usize..40) {
+        // Nonsense by itself, and nonsense in the middle of a good file.
+        let (before, after) = (&MINIMAL[..at], &MINIMAL[(at + length).min(MINIMAL.len())..]);
+        let _ = parse(&text);
+        let _ = parse(&format!("{before}{after}"));
+        let _ = parse(&format!("{before}{text}{after}"));
+    }
 }
