@@ -122,9 +122,9 @@ impl Signals {
         loop {
             let name = tokio::select! {
                 () = shutdown.stopping() => return,
-                _ = self.terminate.recv() => "SIGTERM",
-                _ = self.interrupt.recv() => "SIGINT",
-                _ = self.hangup.recv() => {
+                Some(()) = self.terminate.recv() => "SIGTERM",
+                Some(()) = self.interrupt.recv() => "SIGINT",
+                Some(()) = self.hangup.recv() => {
                     reload.notify_one();
                     continue;
                 }

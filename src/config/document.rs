@@ -4,7 +4,7 @@
 //! Where a value is missing or wrong it answers the default or example of [`super::keys`]; a
 //! wrong value is recorded as a fault, and a document with faults yields no configuration.
 
-use std::{cell::RefCell, collections::BTreeSet, ops::Range, path::Path};
+use std::{cell::RefCell, ops::Range, path::Path};
 
 use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -23,12 +23,20 @@ pub(super) struct Document<'a> {
     pub env: &'a dyn Fn(&str) -> Option<String>,
     pub faults: RefCell<Vec<Fault>>,
     /// Table and key of everything that was asked for: the tests compare it with the schema.
-    pub taken: RefCell<BTreeSet<(&'static str, &'static str)>>,
+    #[cfg(test)]
+    pub taken: RefCell<std::collections::BTreeSet<(&'static str, &'static str)>>,
 }
 
 impl<'a> Document<'a> {
     pub fn new(text: &'a str, folder: &'a Path, env: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Self { text, folder, env, faults: RefCell::default(), taken: RefCell::default() }
+        Self {
+            text,
+            folder,
+            env,
+            faults: RefCell::default(),
+            #[cfg(test)]
+            taken: RefCell::default(),
+        }
     }
 
     pub fn fault(&self, key: &str, offset: usize, message: impl Into<String>) {
@@ -215,6 +223,7 @@ impl<'a> Section<'a> {
 
     fn key(&self, name: &str) -> &'static Key {
         let key = self.schema.key(name).expect("a test reads every key of the schema, and no other");
+        #[cfg(test)]
         self.document.taken.borrow_mut().insert((self.schema.path, key.name));
         key
     }

@@ -265,3 +265,34 @@ impl<T: Shown> Shown for Option<T> {
         self.as_ref().map_or(UNSET.to_owned(), T::shown)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::config::keys::{Shape, TABLES};
+
+    #[test]
+    fn every_key_of_the_schema_is_listed_and_no_secret_shows() {
+        let config = Config::from_url("postgres://app:hush@a,b/db", None).expect("a good URL");
+
+        let entries = config.entries();
+
+        assert!(!format!("{entries:?}").contains("hush"));
+        let listed: BTreeSet<String> =
+            entries.iter().map(|entry| entry.key.replacen("cluster.main.", "cluster.", 1)).collect();
+        for table in TABLES.iter().filter(|table| table.shape != Shape::Inline) {
+            for key in table.keys {
+                // Lists of tables have an entry per element; the name is in every other key.
+                let apart = ["users", "nodes", "discovery", "name"].contains(&key.name);
+                let path = [table.path, key.name].join(".");
+                let path = path.trim_start_matches('.');
+                assert!(apart || listed.contains(path), "{path} is not listed");
+            }
+        }
+        for path in ["cluster.users.app", "cluster.nodes.a:5432", "cluster.nodes.b:5432"] {
+            assert!(listed.contains(path), "{path} is not listed");
+        }
+    }
+}

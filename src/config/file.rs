@@ -23,7 +23,7 @@ use super::{
     document::{Cell, Document, Section, Value},
     fault::{Fault, Faults},
     keys,
-    values::{Positive, Weight, server_address},
+    values::{Certificates, Positive, PrivateKey, Weight, server_address},
 };
 use crate::sql::catalog::FunctionRules;
 
@@ -135,7 +135,9 @@ fn cluster_sections<'a>(root: &Section<'a>) -> Vec<Section<'a>> {
         return Vec::new();
     }
     let named = |mut cell: Cell<'a>| {
-        if let Some(name) = cell.value.get("name").and_then(|name| name.get_ref().as_str()) {
+        if let Some(name) = cell.value.get("name").and_then(|name| name.get_ref().as_str())
+            && is_name(name)
+        {
             cell.path = format!("cluster.{name}");
         }
         cell.section("cluster")
@@ -200,15 +202,20 @@ fn read_cluster(cluster: &Section<'_>) -> Cluster {
     }
 }
 
+/// The longest name of a cluster.
+const LONGEST_NAME: usize = 63;
+
 /// A cluster's name is a metrics label and part of key paths.
-fn read_name(cell: &Cell<'_>) -> Option<Arc<str>> {
-    const LONGEST: usize = 63;
-    let name = Arc::<str>::read(cell)?;
+fn is_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-    match name.len() <= LONGEST && name.bytes().all(plain) {
-        true => Some(name),
-        false => {
-            cell.fault(format!("{name:?} is no name: up to {LONGEST} letters, digits, `_`, `.` and `-`"))
+    (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(plain)
+}
+
+fn read_name(cell: &Cell<'_>) -> Option<Arc<str>> {
+    match cell.text("a name")? {
+        name if is_name(name) => Some(name.into()),
+        name => {
+            cell.fault(format!("{name:?} is no name: 1 to {LONGEST_NAME} letters, digits, `_`, `.` and `-`"))
         }
     }
 }
@@ -399,7 +406,7 @@ fn read_tls(tls: &Section<'_>) -> Tls {
         client: read_client_tls(&client),
         server: ServerTls {
             mode: server.take("mode"),
-            ca: server.optional("ca"),
+            ca: read_ca(&server),
             identity: read_identity(&server),
         },
     };
@@ -413,7 +420,7 @@ fn read_client_tls(client: &Section<'_>) -> ClientTls {
     let identity = read_identity(client);
     let fallback = if identity.is_some() { TlsMode::Prefer } else { TlsMode::Disable };
     let mode = client.optional("mode").unwrap_or(fallback);
-    let ca: Option<PathBuf> = client.optional("ca");
+    let ca = read_ca(client);
     if mode != TlsMode::Disable && client.cell("certificate").is_none() {
         client.fault("mode", "needs `certificate` and `key`: without them there is no encryption");
     }
@@ -426,6 +433,10 @@ fn read_client_tls(client: &Section<'_>) -> ClientTls {
     ClientTls { mode, identity, ca }
 }
 
+fn read_ca(side: &Section<'_>) -> Option<PathBuf> {
+    side.optional("ca").map(|Certificates(path)| path)
+}
+
 /// Certificate and key, both or neither.
 fn read_identity(side: &Section<'_>) -> Option<Identity> {
     let (certificate, key) = (side.optional("certificate"), side.optional("key"));
@@ -434,7 +445,8 @@ fn read_identity(side: &Section<'_>) -> Option<Identity> {
         (None, Some(_)) => side.fault("key", "needs `certificate` beside it"),
         _ => {}
     }
-    Some(Identity { certificate: certificate?, key: key? })
+    let (Certificates(certificate), PrivateKey(key)) = (certificate?, key?);
+    Some(Identity { certificate, key })
 }
 
 #[cfg(test)]

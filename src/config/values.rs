@@ -9,6 +9,10 @@ use std::{
     time::Duration,
 };
 
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer,
+    pem::{self, PemObject},
+};
 use toml::de::DeValue;
 use url::Url;
 
@@ -180,15 +184,43 @@ impl Value for Url {
     }
 }
 
-/// A file that could be read when it was looked at.
-impl Value for PathBuf {
+/// A PEM file with certificates in it, when it was looked at.
+pub(super) struct Certificates(pub PathBuf);
+
+impl Value for Certificates {
     fn read(cell: &Cell<'_>) -> Option<Self> {
-        let path = cell.document.folder.join(cell.text("the path of a file")?);
-        match fs::File::open(&path).and_then(|file| file.metadata()) {
-            Ok(found) if found.is_file() => Some(path),
-            Ok(_) => cell.fault(format!("{} is not a file", path.display())),
-            Err(wrong) => cell.fault(format!("cannot read {}: {wrong}", path.display())),
+        let path = cell.document.folder.join(cell.text("the path of a PEM file")?);
+        let certificates =
+            CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        match certificates {
+            Ok(found) if !found.is_empty() => Some(Self(path)),
+            Ok(_) => cell.fault(format!("there is no certificate in {}", path.display())),
+            Err(wrong) => cell.fault(pem_fault(&path, wrong)),
         }
+    }
+}
+
+/// A PEM file with a private key in it, when it was looked at.
+pub(super) struct PrivateKey(pub PathBuf);
+
+impl Value for PrivateKey {
+    fn read(cell: &Cell<'_>) -> Option<Self> {
+        let path = cell.document.folder.join(cell.text("the path of a PEM file")?);
+        match PrivateKeyDer::from_pem_file(&path) {
+            Ok(_) => Some(Self(path)),
+            Err(pem::Error::NoItemsFound) => {
+                cell.fault(format!("there is no private key without a passphrase in {}", path.display()))
+            }
+            Err(wrong) => cell.fault(pem_fault(&path, wrong)),
+        }
+    }
+}
+
+fn pem_fault(path: &Path, wrong: pem::Error) -> String {
+    match wrong {
+        pem::Error::Io(wrong) => format!("cannot read {}: {wrong}", path.display()),
+        // What it found instead may be a secret.
+        _ => format!("{} is not a PEM file", path.display()),
     }
 }
 

@@ -163,7 +163,7 @@ fn each_wrong_line_is_told_in_words() {
         (
             "name   = \"shop\"",
             "name = \"my shop\"",
-            "p.toml:3:8: cluster.my shop.name: \"my shop\" is no name: up to 63 letters, digits, `_`, `.` and `-`",
+            "p.toml:3:8: cluster[0].name: \"my shop\" is no name: 1 to 63 letters, digits, `_`, `.` and `-`",
         ),
         ("name   = \"shop\"", "", "p.toml:2:1: cluster[0].name: is missing"),
         (
@@ -301,7 +301,7 @@ fn each_wrong_table_is_told_in_words() {
         ),
         (
             "[cluster.tls.server]\nkey = \"/dev/null\"",
-            "p.toml:13:7: cluster.shop.tls.server.key: /dev/null is not a file\np.toml:13:7: cluster.shop.tls.server.key: needs `certificate` beside it",
+            "p.toml:13:7: cluster.shop.tls.server.key: there is no private key without a passphrase in /dev/null\np.toml:13:7: cluster.shop.tls.server.key: needs `certificate` beside it",
         ),
         ("[cluster.pool]\nsize = \n", "p.toml:13:8: string values must be quoted, expected literal string"),
     ];
@@ -313,6 +313,25 @@ fn each_wrong_table_is_told_in_words() {
         faults_after(&second),
         "p.toml:14:10: cluster.shop.name: another cluster is called \"shop\" too"
     );
+}
+
+#[test]
+fn every_key_refuses_a_value_of_another_type_at_its_own_place() {
+    let given = ["", "cluster", "cluster.monitor"];
+    let free =
+        keys::TABLES.iter().filter(|table| table.shape != Shape::Inline && !given.contains(&table.path));
+    for (table, key) in free.flat_map(|table| table.keys.iter().map(move |key| (table, key))) {
+        let path = format!("{}.{}", table.path, key.name).replace("cluster.", "cluster.shop.");
+        for value in ["1979-05-27", "[[]]", "{ a = { b = 1 } }"] {
+            let faults = faults_after(&format!("[{}]\n{} = {value}", table.path, key.name));
+            let all_there = faults.lines().all(|fault| {
+                // What goes together may be found wanting as well, beside it.
+                fault.starts_with("p.toml:13:")
+                    && fault.contains(path.trim_end_matches(char::is_alphanumeric))
+            });
+            assert!(all_there && faults.contains(&path), "{path} = {value}: {faults}");
+        }
+    }
 }
 
 #[test]
@@ -333,6 +352,53 @@ fn secrets_come_from_text_environment_and_files() {
     let secrets: Vec<_> = secrets.flatten().collect();
     assert_eq!(secrets, ["text", "from the environment", "from a file"]);
     assert!(!format!("{config:?}").contains("from a file"), "a secret shows");
+}
+
+#[test]
+fn the_readme_s_first_file_is_complete() {
+    let admin = r#"
+[admin]
+http     = "127.0.0.1:9187"
+postgres = "127.0.0.1:6433"
+mysql    = "127.0.0.1:6434"
+users    = [{ name = "admin", password = { env = "SET" } }]
+"#;
+    let routing =
+        "database = \"postgres\"\ninterval = \"200ms\"\n[cluster.routing]\nconsistency = \"global\"\n";
+
+    let config = parse(&format!("{admin}{MINIMAL}{routing}")).unwrap_or_else(|faults| panic!("{faults}"));
+
+    assert_eq!(config.admin.http, Some(HostPort::new("127.0.0.1", 9187)));
+    assert_eq!(&*config.admin.users[0].name, "admin");
+    assert_eq!(config.clusters[0].routing.consistency, Consistency::Global);
+}
+
+#[test]
+fn tls_files_are_looked_into_when_the_file_is_read() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // Neither is a real one: that a certificate can be used is seen when TLS is set up.
+    let (certificate, key) = ("CERTIFICATE", "PRIVATE KEY");
+    for (name, label) in [("server.crt", certificate), ("server.key", key)] {
+        let pem = format!("-----BEGIN {label}-----\nMAA=\n-----END {label}-----\n");
+        fs::write(folder.path().join(name), pem).expect("it can be written to");
+    }
+    let parse = |line: &str| {
+        let text = format!("{MINIMAL}[cluster.tls.client]\n{line}\n");
+        Config::parse(&text, &folder.path().join("p.toml"), &|_| None)
+    };
+
+    let config = parse("certificate = \"server.crt\"\nkey = \"server.key\"").expect("no fault");
+    let swapped =
+        parse("certificate = \"server.key\"\nkey = \"server.crt\"").expect_err("swapped").to_string();
+
+    let client = &config.clusters[0].tls.client;
+    assert_eq!(client.mode, TlsMode::Prefer);
+    assert_eq!(
+        client.identity.as_ref().map(|found| found.key.clone()),
+        Some(folder.path().join("server.key"))
+    );
+    assert!(swapped.contains("certificate: there is no certificate in"), "{swapped}");
+    assert!(swapped.contains("key: there is no private key without a passphrase in"), "{swapped}");
 }
 
 #[test]
@@ -359,4 +425,15 @@ fn a_file_that_cannot_be_read_is_a_fault_too() {
 fn every_fault_of_syntax_is_told() {
     let faults = parse("a = \nb = 1 2\n[x\n").expect_err("it is no TOML");
     assert!(faults.list.len() >= 3, "{faults}");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "[\\PC\n]{0,200}", at in 0..MINIMAL.len(), length in 0usize..40) {
+        // Nonsense by itself, and nonsense in the middle of a good file.
+        let (before, after) = (&MINIMAL[..at], &MINIMAL[(at + length).min(MINIMAL.len())..]);
+        let _ = parse(&text);
+        let _ = parse(&format!("{before}{after}"));
+        let _ = parse(&format!("{before}{text}{after}"));
+    }
 }
