@@ -15,8 +15,9 @@ use std::{
 
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
+    client::Resumption,
     crypto::CryptoProvider,
-    server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{NoClientAuth, NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use rustls_pki_types::{
     CertificateDer, PrivateKeyDer, ServerName,
@@ -114,6 +115,9 @@ impl ClientTls {
             .with_single_cert(read_certificates(certificate)?, read_key(key)?)
             .map_err(|reason| pair_error(certificate, key, reason))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
+        // No PostgreSQL client resumes a session: tickets would only cost time and memory.
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
         let pem = std::fs::read(certificate).map_err(|error| read_error(certificate, &error))?;
         Ok(Self { mode: *mode, config: Some(Arc::new(config)), certificate_pem: Some(pem) })
     }
@@ -163,6 +167,8 @@ impl ServerTls {
             _ => return Err(TlsError::Half),
         };
         config.alpn_protocols = vec![ALPN.to_vec()];
+        // No PostgreSQL server resumes one either.
+        config.resumption = Resumption::disabled();
         Ok(Self { mode: *mode, config: Some(Arc::new(config)) })
     }
 
@@ -271,4 +277,75 @@ fn read_error(file: &Path, error: &io::Error) -> TlsError {
 
 fn pair_error(certificate: &Path, key: &Path, reason: rustls::Error) -> TlsError {
     TlsError::Pair { certificate: certificate.to_owned(), key: key.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_names_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            std::fs::write(folder.path().join(name), text).unwrap();
+            Some(folder.path().join(name))
+        };
+        let key = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let good = file("good.pem", &key.cert.pem());
+        let good_key = file("good.key", &key.signing_key.serialize_pem());
+        let other_key = file("other.key", &other.signing_key.serialize_pem());
+        let empty = file("empty.pem", "nothing here");
+        let broken = file("broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+        let missing = Some(folder.path().join("missing.pem"));
+        let of = |mode, certificate: &Option<PathBuf>, key: &Option<PathBuf>, ca: &Option<PathBuf>| {
+            Parameters { mode, certificate: certificate.clone(), key: key.clone(), ca: ca.clone() }
+        };
+        let table = [
+            (of(Mode::Require, &missing, &good_key, &None), "missing.pem"),
+            (of(Mode::Require, &empty, &good_key, &None), "empty.pem"),
+            (of(Mode::Require, &broken, &good_key, &None), "broken.pem"),
+            (of(Mode::Require, &good, &good, &None), "good.pem holds no private key"),
+            (of(Mode::Require, &good, &other_key, &None), "other.key"),
+            (of(Mode::Require, &good, &None, &None), "together"),
+            (of(Mode::VerifyCa, &good, &good_key, &missing), "missing.pem"),
+            (of(Mode::VerifyCa, &good, &good_key, &broken), "broken.pem"),
+        ];
+        for (parameters, expected) in table {
+            for error in [
+                ClientTls::build(&parameters).expect_err("a file is wrong").to_string(),
+                ServerTls::build(&parameters).expect_err("a file is wrong").to_string(),
+            ] {
+                assert!(error.contains(expected), "{expected}: {error}");
+            }
+        }
+        let nothing = of(Mode::Require, &None, &None, &None);
+        assert!(matches!(ClientTls::build(&nothing), Err(TlsError::Missing { .. })));
+        assert!(matches!(
+            ClientTls::build(&of(Mode::VerifyFull, &good, &good_key, &None)),
+            Err(TlsError::Missing { what: "a ca", .. })
+        ));
+    }
+
+    #[test]
+    fn without_a_certificate_no_tls_is_offered_and_none_demanded() {
+        for mode in [Mode::Disable, Mode::Allow, Mode::Prefer] {
+            let tls = ClientTls::build(&Parameters { mode, ..Parameters::default() }).unwrap();
+            assert!(tls.acceptor().is_none() && !tls.mode().requires_tls());
+        }
+        let tls = ServerTls::build(&Parameters { mode: Mode::Disable, ..Parameters::default() }).unwrap();
+        assert!(tls.connector().is_none());
+    }
+
+    #[test]
+    fn the_host_of_an_address_is_what_certificates_name() {
+        for (address, name) in [
+            ("db.example:5432", Some("db.example")),
+            ("10.0.0.1:5432", Some("10.0.0.1")),
+            ("[::1]:5432", Some("::1")),
+            ("no host:5432", None),
+        ] {
+            assert_eq!(server_name(address).map(|name| name.to_str().into_owned()).as_deref(), name);
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! What a login of a client reveals is what logs us in to servers: see [`Credentials`].
 
+mod authenticate;
 pub mod client;
 mod dial;
 pub mod md5;

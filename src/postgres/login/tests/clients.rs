@@ -2,12 +2,17 @@
 
 use std::sync::Arc;
 
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::{Config, NoTls, config::ChannelBinding, error::SqlState};
 
-use super::door::{Users, listen};
+use super::{
+    door::{Users, listen},
+    servers::Authority,
+};
 use crate::{
     postgres::login::{Accepted, Credentials, Keys, Login, LoginFailure, Password, Secret, Verifier},
-    tls::ClientTls,
+    tls::{ALPN, ClientTls, Mode, server_name},
 };
 
 const PASSWORD: &str = "pässword with spaces";
@@ -120,6 +125,74 @@ async fn a_cancel_request_hands_over_its_key() {
         drop(cancel);
         cancelling.await.unwrap().expect("a closed connection is a delivered cancel");
     }
+}
+
+#[tokio::test]
+async fn encryption_is_negotiated_in_any_order_and_each_kind_once() {
+    let ssl: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
+    let gssenc: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 48];
+    let startup: &[u8] = b"\0\0\0\x12\0\x03\0\0user\0app\0\0";
+    // What is sent, one after the other's answer, and how each answer begins.
+    let table: [(&[&[u8]], &[u8]); 6] = [
+        (&[startup], b"R"),
+        (&[ssl, startup], b"NR"),
+        (&[gssenc, startup], b"NR"),
+        (&[gssenc, ssl, startup], b"NNR"),
+        (&[ssl, gssenc, startup], b"NNR"),
+        (&[ssl, ssl], b"NE"),
+    ];
+    for (sent, answers) in table {
+        let (address, mut results) = listen(Users::new([("app", PASSWORD)])).await;
+        let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        for (packet, answer) in sent.iter().zip(answers) {
+            socket.write_all(packet).await.unwrap();
+            assert_eq!(socket.read_u8().await.unwrap(), *answer, "{sent:?}");
+        }
+        drop(socket);
+        results.recv().await.unwrap().expect_err("it ends there");
+    }
+}
+
+#[tokio::test]
+async fn tls_at_once_needs_the_protocols_name() {
+    let authority = Authority::new();
+    let own = authority.issue("proxy", &["127.0.0.1"]);
+    let tls = || ClientTls::build(&authority.parameters(Mode::Prefer, Some(own.clone()))).unwrap();
+    for (names, good) in [(vec![ALPN.to_vec()], true), (vec![], false), (vec![b"http/1.1".to_vec()], false)] {
+        let (address, mut results) = listen(Users::behind(tls(), true, [("app", PASSWORD)])).await;
+        let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(authority.ca()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let mut config = config.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = names;
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let session = connector.connect(server_name("127.0.0.1:1").unwrap(), socket).await;
+
+        if let Ok(mut session) = session {
+            let _ = session.write_all(b"\0\0\0\x12\0\x03\0\0user\0app\0\0").await;
+            assert_eq!(session.read_u8().await.ok(), good.then_some(b'R'));
+        }
+        assert_eq!(results.recv().await.unwrap().is_ok(), good);
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_a_newer_protocol_is_told_what_we_speak() {
+    let (address, mut results) = listen(Users::behind(ClientTls::disabled(), true, [])).await;
+    let startup = b"\0\0\0\x1c\0\x03\x27\x0fuser\0app\0_pq_.x\0on\0\0";
+    let mut socket = tokio::net::TcpStream::connect(address).await.unwrap();
+    socket.write_all(startup).await.unwrap();
+    let expected = b"v\0\0\0\x13\0\x03\0\x02\0\0\0\x01_pq_.x\0R\0\0\0\x08\0\0\0\0";
+    let mut answer = vec![0; expected.len()];
+    socket.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, expected);
+    let login = accepted(results.recv().await.unwrap());
+    assert_eq!((login.minor, login.database.as_str()), (2, "app"));
+    assert_eq!(login.unread.capacity(), 0, "an idle client keeps no buffer");
 }
 
 #[test]

@@ -297,3 +297,29 @@ async fn a_server_is_verified_as_far_as_the_mode_says() {
         assert_eq!(results.recv().await.unwrap().is_ok(), good);
     }
 }
+
+#[tokio::test]
+async fn a_certificate_made_by_the_manual_is_verified_as_libpq_does() {
+    let authority = Authority::new();
+    let own = authority.version_1("old", "localhost");
+    let server = Postgres::launch(authority, own);
+    let stranger = Authority::new();
+    let unnamed = |mode| Parameters { mode, ..Parameters::default() };
+    let table = [
+        ("localhost", unnamed(Mode::Require), true),
+        ("localhost", server.authority.parameters(Mode::VerifyCa, None), true),
+        ("localhost", server.authority.parameters(Mode::VerifyFull, None), true),
+        ("127.0.0.1", server.authority.parameters(Mode::VerifyFull, None), false),
+        ("localhost", stranger.parameters(Mode::VerifyCa, None), false),
+    ];
+    for (host, parameters, good) in table {
+        let tls = ServerTls::build(&parameters).unwrap();
+        let address = format!("{host}:{}", server.port);
+        let connected = connect(&address, &tls, &startup("app"), &plain()).await;
+        match connected {
+            Ok(connected) => assert!(good && connected.stream.is_tls(), "{host} {parameters:?}"),
+            Err(ConnectError::Tls(why)) => assert!(!good, "{host} {parameters:?}: {why}"),
+            Err(other) => panic!("{host} {parameters:?}: {other}"),
+        }
+    }
+}

@@ -58,6 +58,21 @@ impl Authority {
         self.write(name, &certificate.pem(), &key)
     }
 
+    /// A certificate as the server's manual makes it: X.509 version 1, with a common name only.
+    pub fn version_1(&self, name: &str, host: &str) -> (PathBuf, PathBuf) {
+        let file = |extension: &str| self.folder.path().join(format!("{name}.{extension}"));
+        let ca_key = self.folder.path().join("ca.key");
+        fs::write(&ca_key, self.issuer.key().serialize_pem()).expect("there is room for files");
+        let mut request = Command::new("openssl");
+        request.args(["req", "-new", "-nodes", "-newkey", "rsa:2048", "-subj", &format!("/CN={host}")]);
+        run(request.arg("-keyout").arg(file("key")).arg("-out").arg(file("csr")));
+        let mut sign = Command::new("openssl");
+        sign.args(["x509", "-req", "-days", "10", "-CAcreateserial", "-in"]).arg(file("csr"));
+        run(sign.arg("-CA").arg(self.ca()).arg("-CAkey").arg(ca_key).arg("-out").arg(file("pem")));
+        fs::set_permissions(file("key"), fs::Permissions::from_mode(0o600)).expect("it is ours");
+        (file("pem"), file("key"))
+    }
+
     fn write(&self, name: &str, certificate: &str, key: &KeyPair) -> (PathBuf, PathBuf) {
         let (file, key_file) = (format!("{name}.pem"), format!("{name}.key"));
         let (file, key_file) = (self.folder.path().join(file), self.folder.path().join(key_file));
@@ -106,15 +121,16 @@ impl Postgres {
         if let Some(server) = running.upgrade() {
             return server;
         }
-        let server = Arc::new(Self::launch());
+        let authority = Authority::new();
+        let own = authority.issue("server", &["localhost", "127.0.0.1"]);
+        let server = Arc::new(Self::launch(authority, own));
         *running = Arc::downgrade(&server);
         server
     }
 
-    fn launch() -> Self {
+    /// A server of the caller's own, with this certificate and key.
+    pub fn launch(authority: Authority, (certificate, key): (PathBuf, PathBuf)) -> Self {
         let folder = tempfile::tempdir().expect("there is room for files");
-        let authority = Authority::new();
-        let (certificate, key) = authority.issue("server", &["localhost", "127.0.0.1"]);
         give_to_server(folder.path());
         give_to_server(&key);
         let data = folder.path().join("data");
