@@ -2,6 +2,7 @@
 //!
 //! `docs/architecture.md` has the bird's view; each module says what lives in it.
 
+pub mod admin;
 pub mod cli;
 pub mod cluster;
 pub mod config;
@@ -16,6 +17,7 @@ pub mod protocol;
 pub mod refusal;
 pub mod route;
 pub mod runtime;
+pub mod serve;
 pub mod session;
 pub mod shutdown;
 pub mod sql;

@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     protocol::{Backend, ConnectFault, Identity, Protocol},
+    session::cancel::CancelTarget,
     topology::{Load, NodeId, Role},
 };
 
@@ -105,7 +106,6 @@ pub struct NodePool<P: Protocol> {
     pub share: Arc<NodeShare>,
     pool: managed::Pool<Manager<P>>,
     waiters: AtomicUsize,
-    /// Since when somebody has been waiting for a connection, in microseconds of the pool's life.
     limits: Limits,
 }
 
@@ -125,6 +125,8 @@ type Siblings<P> = Arc<Mutex<Vec<std::sync::Weak<NodePool<P>>>>>;
 /// A pooled connection and its place among the node's.
 pub struct Pooled<P: Protocol> {
     backend: P::Backend,
+    /// What a cancel request needs to know.
+    target: Arc<CancelTarget>,
     expires: Option<Instant>,
     _place: OwnedSemaphorePermit,
 }
@@ -141,7 +143,8 @@ impl<P: Protocol> managed::Manager for Manager<P> {
         let expires = self.max_lifetime.map(|life| {
             Instant::now() + life.mul_f64(1.0 - LIFETIME_JITTER * rand::random::<f64>())
         });
-        Ok(Box::new(Pooled { backend, expires, _place: place }))
+        let target = Arc::new(CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() });
+        Ok(Box::new(Pooled { backend, target, expires, _place: place }))
     }
 
     /// A look at flags: whatever needs a round trip was done when the connection came back.
@@ -396,7 +399,7 @@ impl<P: Protocol> Pools<P> {
         let pool = self.node(address, role);
         let mut object = pool.get().await?;
         object.backend.adopt().map_err(|error| CheckoutFault::Connect(ConnectFault::Unreachable(error)))?;
-        Ok(Held { object: Some(object), node: id, role, pool, load: load.clone(), busy: false })
+        Ok(Held { object: Some(object), node: id, role, pool, load: load.clone(), busy: false, cancelled: false })
     }
 }
 
@@ -409,6 +412,8 @@ pub struct Held<P: Protocol> {
     pub pool: Arc<NodePool<P>>,
     load: Arc<Load>,
     busy: bool,
+    /// A cancel request was sent to it: it has to show that it is done with that.
+    cancelled: bool,
 }
 
 impl<P: Protocol> Held<P> {
@@ -421,12 +426,24 @@ impl<P: Protocol> Held<P> {
         &self.pool.share.address
     }
 
+    pub fn cancel_target(&self) -> Arc<CancelTarget> {
+        self.object.as_ref().expect("held until released").target.clone()
+    }
+
     /// A statement begins, or has ended, on it: what node selection calls in flight.
     pub fn set_busy(&mut self, busy: bool) {
         if busy != self.busy {
             self.busy = busy;
             if busy { self.load.begin() } else { self.load.end() }
         }
+    }
+
+    pub fn mark_cancelled(&mut self) {
+        self.cancelled = true;
+    }
+
+    pub fn take_cancelled(&mut self) -> bool {
+        std::mem::take(&mut self.cancelled)
     }
 
     /// Gives the connection back.

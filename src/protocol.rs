@@ -121,9 +121,15 @@ pub trait Backend<P: Protocol>: Send + Sized {
         terms: &Terms<'_>,
     ) -> impl Future<Output = Result<Reply, Fault>> + Send;
 
-    /// While the session holds this connection and nobody runs a statement: hands on what the
-    /// server says by itself. Returns when the server has closed the connection.
-    fn listen(&mut self, frontend: &mut P::Frontend) -> impl Future<Output = Result<(), Fault>> + Send;
+    /// Resolves when the server says something that nobody has asked for, or has closed the
+    /// connection. Dropping the future loses nothing.
+    fn stirred(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Hands on what has stirred.
+    ///
+    /// # Errors
+    /// [`Fault::Server`] when the server has closed the connection.
+    fn pass_on(&mut self, frontend: &mut P::Frontend) -> impl Future<Output = Result<(), Fault>> + Send;
 
     /// Whether the connection may serve its next session: open, silent, in no transaction. Free of
     /// system calls unless the server has said something.
@@ -158,6 +164,13 @@ pub trait Backend<P: Protocol>: Send + Sized {
 
     /// Role, position and identity of the server.
     fn probe(&mut self) -> impl Future<Output = Result<Facts, ProbeFault>> + Send;
+
+    /// Asks `query` with the user's name as its one parameter for a verifier.
+    fn verifier(
+        &mut self,
+        query: &str,
+        user: &str,
+    ) -> impl Future<Output = Result<Option<String>, Fault>> + Send;
 
     /// Functions and relations of the database this connection is in.
     fn catalog(&mut self) -> impl Future<Output = Result<Catalog, Fault>> + Send;
@@ -298,11 +311,20 @@ pub enum Fault {
     Client(io::Error),
     /// The client broke the protocol: it is told, then closed.
     Protocol(Refusal),
-    /// The server's connection broke. `sent`: some of the request had left; `forwarded`: some of
-    /// the answer had reached the client.
-    Server { error: io::Error, sent: bool, forwarded: bool },
+    /// The server's connection broke. `sent`: some of the request had left.
+    Server { error: io::Error, sent: bool, forwarded: Forwarded },
     /// Nothing was forwarded; another node may be asked.
     Refused(Refused),
+}
+
+/// How much of an answer had reached the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarded {
+    Nothing,
+    /// Whole messages: an error may follow.
+    Some,
+    /// The last message was cut off: nothing that follows would be understood.
+    Torn,
 }
 
 /// Why a server connection could not be opened.
@@ -331,6 +353,25 @@ pub enum LoginFault {
     Forbidden,
     /// Servers that would know the verifier cannot be reached.
     Unavailable,
+    /// A server refused the user or the database.
+    Refused,
+}
+
+impl LoginFault {
+    /// The value of the label `result` of `pointsman_logins_total`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Password => "wrong_password",
+            Self::UnknownUser => "unknown_user",
+            Self::Protocol => "protocol",
+            Self::Tls => "tls",
+            Self::Closed => "closed",
+            Self::TimedOut => "timeout",
+            Self::Forbidden => "too_many_clients",
+            Self::Unavailable => "unavailable",
+            Self::Refused => "refused_by_server",
+        }
+    }
 }
 
 impl From<Refused> for Fault {

@@ -98,6 +98,34 @@ pub enum Why {
     PrimaryReads,
 }
 
+impl Consistency {
+    /// The word in the configuration, in hints and settings.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Eventual => "eventual",
+            Self::Session => "session",
+            Self::Monotonic => "monotonic",
+            Self::User => "user",
+            Self::Global => "global",
+        }
+    }
+}
+
+impl Why {
+    /// The word in `SHOW pointsman.route`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::Replica => "replica",
+            Self::Fallback => "fallback",
+            Self::Floor => "floor",
+            Self::MaxLag => "max_lag",
+            Self::Hint => "hint",
+            Self::PrimaryReads => "primary_reads",
+        }
+    }
+}
+
 /// Nobody may run it now; what to wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nowhere {

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     inbox::Inbox,
-    protocol::{Fault, Refused, RefusedCause, Transaction},
+    protocol::{Fault, Forwarded, Refused, RefusedCause, Transaction},
     runtime,
     sql::{
         Access, Effect, Intent, PinReason,
@@ -319,6 +319,29 @@ impl Backend {
         self.collect().await
     }
 
+    /// Runs a query of ours with one text parameter.
+    pub(super) async fn query_with(&mut self, sql: &str, parameter: &str) -> Result<Vec<Row>, Fault> {
+        let mut out = Vec::new();
+        frame::put(&mut out, b'P', |out| {
+            out.push(0);
+            frame::put_cstring(out, sql.as_bytes());
+            out.extend_from_slice(&[0, 0]);
+        });
+        frame::put(&mut out, b'B', |out| {
+            // Unnamed portal and statement, parameters as text.
+            out.extend_from_slice(&[0, 0, 0, 0, 0, 1]);
+            let length = u32::try_from(parameter.len()).expect("names are bounded by a startup packet");
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(parameter.as_bytes());
+            out.extend_from_slice(&[0, 0]);
+        });
+        frame::put(&mut out, b'E', |out| out.extend_from_slice(&[0; 5]));
+        out.extend_from_slice(&frame::SYNC);
+        self.statements.unnamed = Some(UNKNOWN_STATEMENT);
+        self.stream.write_all(&out).await.map_err(lost)?;
+        self.collect().await
+    }
+
     /// Gathers rows up to ReadyForQuery.
     async fn collect(&mut self) -> Result<Vec<Row>, Fault> {
         self.stream.flush().await.map_err(lost)?;
@@ -395,39 +418,53 @@ impl Backend {
         Ok(())
     }
 
-    /// Hands on what the server says while nobody has asked anything.
-    pub(super) async fn pass_asynchronous(&mut self, frontend: &mut Frontend) -> Result<(), Fault> {
-        loop {
-            while let Some(header) = frame::header(self.inbox.data()) {
-                if header.length > self.inbox.len() {
-                    break;
-                }
-                let fatal = header.tag == b'E';
-                let forward = match header.tag {
-                    b'A' => self.listening,
-                    b'S' => {
-                        self.note_parameter(header.length);
-                        let body = self.inbox.data()[HEADER..header.length].to_vec();
-                        announce_parameter(frontend, &body)
-                    }
-                    b'N' | b'E' => true,
-                    _ => return Err(lost(io::Error::new(io::ErrorKind::InvalidData, "answer to nothing"))),
-                };
-                if forward {
-                    let message = self.inbox.data()[..header.length].to_vec();
-                    frontend.write(&message).await?;
-                }
-                self.inbox.consume(header.length);
-                if fatal {
-                    self.closed = true;
-                    return Ok(());
-                }
-            }
-            if self.inbox.fill(&mut self.stream).await.map_err(lost)? == 0 {
-                self.closed = true;
-                return Ok(());
-            }
+    /// Waits until the server says something by itself, or closes.
+    pub(super) async fn wait_for_stir(&mut self) {
+        if self.closed || !self.inbox.is_empty() {
+            return;
         }
+        match self.inbox.fill(&mut self.stream).await {
+            Ok(0) | Err(_) => self.closed = true,
+            Ok(_) => {}
+        }
+    }
+
+    /// Hands on what the server has said while nobody asked anything.
+    pub(super) async fn pass_asynchronous(&mut self, frontend: &mut Frontend) -> Result<(), Fault> {
+        while let Some(header) = frame::header(self.inbox.data()) {
+            if !(HEADER..=LONGEST_OWN_ANSWER).contains(&header.length) {
+                return Err(lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length")));
+            }
+            if self.whole_message().await?.is_none() {
+                return Err(lost(eof()));
+            }
+            let forward = match header.tag {
+                b'A' => self.listening,
+                b'S' => {
+                    self.note_parameter(header.length);
+                    let body = self.inbox.data()[HEADER..header.length].to_vec();
+                    announce_parameter(frontend, &body)
+                }
+                b'N' => true,
+                b'E' => return Err(self.farewell_of_server(header.length)),
+                _ => return Err(lost(io::Error::new(io::ErrorKind::InvalidData, "answer to nothing"))),
+            };
+            if forward {
+                let message = self.inbox.data()[..header.length].to_vec();
+                frontend.write(&message).await?;
+            }
+            self.inbox.consume(header.length);
+        }
+        if self.closed { Err(lost(eof())) } else { Ok(()) }
+    }
+
+    /// The server ends the connection and says why.
+    fn farewell_of_server(&mut self, length: usize) -> Fault {
+        self.closed = true;
+        let raw = self.inbox.data()[..length].to_vec();
+        let code = frame::error_fields(&raw[HEADER..]).code;
+        self.inbox.consume(length);
+        Fault::Refused(Refused { raw, cause: RefusedCause::Stopping, code })
     }
 }
 
@@ -463,5 +500,5 @@ fn parse_row(body: &[u8]) -> Option<Row> {
 }
 
 pub(super) fn lost(error: io::Error) -> Fault {
-    Fault::Server { error, sent: true, forwarded: false }
+    Fault::Server { error, sent: true, forwarded: Forwarded::Nothing }
 }

@@ -17,6 +17,8 @@ use super::{
     welcome::{Greeting as Known, StartupRequest, fatal},
 };
 use crate::{
+    cluster::Parts,
+    config,
     protocol::{ConnectFault, Greeting, Identity, LoginFault, VerifierSource},
     refusal::{Refusal, RefusalKind},
     sql::Intent,
@@ -206,10 +208,69 @@ pub(super) fn login_fault(failure: &LoginFailure) -> LoginFault {
 }
 
 /// What opens servers for a user of the configuration.
-pub fn credentials(password: Option<&crate::config::Secret>) -> Credentials {
+fn credentials(password: Option<&config::Secret>) -> Credentials {
     match password.map(|password| Secret::parse(password.expose())) {
         Some(Secret::Plain(password)) => Credentials::Plain(password),
         Some(Secret::Md5(hash)) => Credentials::Md5Hash(hash),
         _ => Credentials::None,
+    }
+}
+
+/// What a cluster is made of, from its configuration.
+///
+/// # Errors
+/// When a certificate, key or CA cannot be used.
+pub fn parts(
+    config: &config::Cluster,
+    shared: &Arc<Shared>,
+    source: Option<Arc<dyn VerifierSource>>,
+) -> Result<Parts<super::Postgres>, tls::TlsError> {
+    let client = tls::ClientTls::build(&tls_parameters(
+        config.tls.client.mode,
+        config.tls.client.identity.as_ref(),
+        config.tls.client.ca.as_ref(),
+    ))?;
+    let server = ServerTls::build(&tls_parameters(
+        config.tls.server.mode,
+        config.tls.server.identity.as_ref(),
+        config.tls.server.ca.as_ref(),
+    ))?;
+    let users = config
+        .users
+        .iter()
+        .filter_map(|user| Some((user.name.clone(), Secret::parse(user.password.as_ref()?.expose()))))
+        .collect();
+    Ok(Parts {
+        gate: Gate::new(Arc::new(client), config.auth.trust_loopback, users, source, shared.clone()),
+        link: Link {
+            tls: server,
+            prepared_statements: config.pool.prepared_statements,
+            timeout: config.pool.checkout_timeout,
+        },
+        monitor_identity: Identity {
+            user: config.monitor.user.clone(),
+            database: config.monitor.database.clone(),
+            credentials: credentials(config.monitor.password.as_ref()),
+        },
+    })
+}
+
+fn tls_parameters(
+    mode: config::TlsMode,
+    identity: Option<&config::Identity>,
+    ca: Option<&std::path::PathBuf>,
+) -> tls::Parameters {
+    tls::Parameters {
+        mode: match mode {
+            config::TlsMode::Disable => tls::Mode::Disable,
+            config::TlsMode::Allow => tls::Mode::Allow,
+            config::TlsMode::Prefer => tls::Mode::Prefer,
+            config::TlsMode::Require => tls::Mode::Require,
+            config::TlsMode::VerifyCa => tls::Mode::VerifyCa,
+            config::TlsMode::VerifyFull => tls::Mode::VerifyFull,
+        },
+        certificate: identity.map(|identity| identity.certificate.clone()),
+        key: identity.map(|identity| identity.key.clone()),
+        ca: ca.cloned(),
     }
 }

@@ -21,7 +21,12 @@ use std::{io, sync::Arc, task::Poll};
 
 use tokio::net::TcpStream;
 
-pub use self::{backend::Backend, batch::Batch, frontend::Frontend, gate::Gate, gate::Link};
+pub use self::{
+    backend::Backend,
+    batch::Batch,
+    frontend::Frontend,
+    gate::{Gate, Link, Shared, parts},
+};
 use self::{batch::Kind, login::Accepted, relay::Relay, welcome::StartupRequest};
 use crate::{
     protocol::{
@@ -163,7 +168,11 @@ impl protocol::Backend<Postgres> for Backend {
         Relay::new(self, frontend, terms, request.wire.kind).run(request).await
     }
 
-    async fn listen(&mut self, frontend: &mut Frontend) -> Result<(), Fault> {
+    async fn stirred(&mut self) {
+        self.wait_for_stir().await;
+    }
+
+    async fn pass_on(&mut self, frontend: &mut Frontend) -> Result<(), Fault> {
         self.pass_asynchronous(frontend).await
     }
 
@@ -215,6 +224,12 @@ impl protocol::Backend<Postgres> for Backend {
 
     async fn probe(&mut self) -> Result<Facts, ProbeFault> {
         probe::probe(self).await
+    }
+
+    async fn verifier(&mut self, query: &str, user: &str) -> Result<Option<String>, Fault> {
+        let rows = self.query_with(query, user).await?;
+        // The name and the verifier, as PgBouncer's auth_query; or the verifier alone.
+        Ok(rows.into_iter().next().and_then(|row| row.into_iter().next_back().flatten()))
     }
 
     async fn catalog(&mut self) -> Result<Catalog, Fault> {

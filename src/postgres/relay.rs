@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     inbox,
-    protocol::{Fault, MayRefuse, Refused, RefusedCause, Reply, Request, Terms, Transaction},
+    protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms, Transaction},
     sql::Effect,
 };
 
@@ -294,7 +294,15 @@ impl<'a> Relay<'a> {
     fn server_lost(&mut self, error: io::Error) -> Fault {
         match self.refused.take() {
             Some(refused) => Fault::Refused(refused),
-            None => Fault::Server { error, sent: self.sent, forwarded: self.forwarded },
+            None => Fault::Server { error, sent: self.sent, forwarded: self.reached() },
+        }
+    }
+
+    fn reached(&self) -> Forwarded {
+        match (self.forwarded, self.rest > 0 && self.rest_forwarded) {
+            (false, _) => Forwarded::Nothing,
+            (true, false) => Forwarded::Some,
+            (true, true) => Forwarded::Torn,
         }
     }
 

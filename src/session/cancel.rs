@@ -36,6 +36,13 @@ impl Hash for CancelKey {
     }
 }
 
+/// The server connection a statement runs on, as a cancel request has to name it.
+#[derive(Debug)]
+pub struct CancelTarget {
+    pub address: Arc<str>,
+    pub key: CancelKey,
+}
+
 /// What others may want of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -69,7 +76,7 @@ pub struct Entry {
 /// The server connection a session's statement runs on.
 #[derive(Default)]
 struct Running {
-    at: Option<(Arc<str>, CancelKey)>,
+    at: Option<Arc<CancelTarget>>,
     /// Cancel requests under way to that connection.
     cancels: usize,
 }
@@ -105,9 +112,9 @@ impl Entry {
         std::future::poll_fn(|context| self.poll_called(context, calls)).await;
     }
 
-    /// A statement begins on the connection named by `key`.
-    pub fn runs_at(&self, address: &Arc<str>, key: impl FnOnce() -> CancelKey) {
-        self.running.lock().at = Some((address.clone(), key()));
+    /// A statement begins on this connection.
+    pub fn runs_at(&self, target: Arc<CancelTarget>) {
+        self.running.lock().at = Some(target);
     }
 
     /// It has ended. `true`: a cancel request is still on its way to the connection, which must
@@ -123,7 +130,7 @@ impl Entry {
     }
 
     /// Where the session's statement runs, for a cancel request that is about to be sent there.
-    pub fn begin_cancel(&self) -> Option<(Arc<str>, CancelKey)> {
+    pub fn begin_cancel(&self) -> Option<Arc<CancelTarget>> {
         let mut running = self.running.lock();
         let at = running.at.clone()?;
         running.cancels += 1;

@@ -1,7 +1,5 @@
 //! What one session is in the middle of: transaction, pins, defaults. Pure.
 
-use std::sync::Arc;
-
 use crate::{
     protocol::Transaction,
     route::{Consistency, Floor},
@@ -13,14 +11,6 @@ use crate::{
 
 /// Most statements that are kept back behind a held BEGIN; one more opens the transaction.
 const MAX_HELD: usize = 64;
-
-/// Whether reads of a transaction that may still write use a replica before its first write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum TransactionReads {
-    #[default]
-    Primary,
-    Replica,
-}
 
 /// Session state the engine keeps; what a server keeps is tracked by the protocols.
 #[derive(Debug, Default)]
@@ -78,6 +68,9 @@ impl State {
         if let [Effect::Proxy(command)] = &intent.effects[..] {
             return Step::Proxy(command.clone());
         }
+        if intent.statements == 0 && matches!(self.transaction, Transaction::Idle) {
+            return Step::Done;
+        }
         if self.held.is_some() {
             return self.plan_held(intent, text);
         }
@@ -96,6 +89,9 @@ impl State {
 
     fn plan_held(&mut self, intent: &Intent, text: Option<&str>) -> Step {
         let held = self.held.as_mut().expect("the caller has looked");
+        if intent.statements == 0 {
+            return Step::Done;
+        }
         if let (1, [effect], Some(text)) = (intent.statements, &intent.effects[..], text) {
             match effect {
                 Effect::Commit { chain: false } | Effect::Rollback { chain: false } => {
@@ -129,6 +125,12 @@ impl State {
     /// A transaction is held that no server knows of.
     pub fn is_holding(&self) -> bool {
         self.held.is_some()
+    }
+
+    /// What was held back could not be sent, and the client was told so.
+    pub fn forget_held(&mut self) {
+        self.held = None;
+        self.transaction = Transaction::Idle;
     }
 
     /// Where the open transaction belongs.
@@ -201,6 +203,7 @@ impl State {
         match effect {
             // A pin is kept even when the statement failed: part of it may have run.
             Effect::Pin(reason) => self.pin(*reason),
+            Effect::Touches => self.pin(PinReason::Function),
             Effect::Unpin(reason) if !failed => self.unpin(*reason),
             Effect::Set { name, value, scope: Scope::Session, .. } if !failed => self.set_default(name, value),
             Effect::Reset { name } if !failed => match &**name {
@@ -303,5 +306,3 @@ impl Isolation {
     }
 }
 
-/// Shared by the sessions of one user and database.
-pub type SharedFloor = Arc<parking_lot::Mutex<Floor>>;
