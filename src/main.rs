@@ -2,10 +2,19 @@
 
 use std::{
     io::{self, Write},
+    path::PathBuf,
     process::ExitCode,
+    sync::Arc,
 };
 
-use pointsman::cli::{self, Cli, Command, Exit};
+use pointsman::{
+    cli::{self, Cli, Command, Exit},
+    config::Config,
+    logging,
+    serve::Proxy,
+    shutdown::{Shutdown, Signals},
+};
+use tokio::sync::Notify;
 
 fn main() -> ExitCode {
     let exit = match Cli::read() {
@@ -26,13 +35,49 @@ fn command(command: &Command) -> Exit {
 }
 
 fn run(run: &cli::Run) -> Exit {
-    match run.load() {
-        Ok(_) => not_available("run"),
+    let (config, source) = match run.load() {
+        Ok(loaded) => loaded,
         Err(none) => {
             say(&none.to_string());
-            none.exit()
+            return none.exit();
         }
+    };
+    if let Err(error) = logging::init(&config.log) {
+        say(&format!("pointsman: {error}"));
+        return Exit::Config;
     }
+    let file = match source {
+        cli::Source::File(path) => Some(path),
+        cli::Source::Url => None,
+    };
+    let served = one_thread().map(|runtime| runtime.block_on(serve(config, file)));
+    served.unwrap_or_else(|error| {
+        say(&format!("pointsman: {error}"));
+        Exit::Unavailable
+    })
+}
+
+/// Serves until a signal ends it. The control plane lives on this thread.
+async fn serve(config: Config, file: Option<PathBuf>) -> Exit {
+    let signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            say(&format!("pointsman: cannot catch signals: {error}"));
+            return Exit::Unavailable;
+        }
+    };
+    let shutdown = Shutdown::new();
+    let reload = Arc::new(Notify::new());
+    let proxy = match Proxy::start(config, shutdown.clone()).await {
+        Ok(proxy) => proxy,
+        Err(error) => {
+            say(&format!("pointsman: {error}"));
+            return Exit::Unavailable;
+        }
+    };
+    let (ending, ()) = tokio::join!(proxy.run(file, reload.clone()), signals.serve(&shutdown, &reload));
+    tracing::info!(?ending, "stopped");
+    Exit::Done
 }
 
 fn check(check: &cli::Check) -> Exit {

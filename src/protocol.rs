@@ -24,7 +24,7 @@ use crate::{
 pub trait Protocol: Sized + Send + Sync + 'static {
     const DIALECT: Dialect;
     /// Where a request's bytes are, and what they consist of.
-    type Wire: Send;
+    type Wire: Send + Sync;
     /// What a client's login revealed that opens servers as the same user.
     type Credentials: Clone + Send + Sync;
     /// How clients are let in: users, TLS, limits. Built from a cluster's configuration.
@@ -36,7 +36,7 @@ pub trait Protocol: Sized + Send + Sync + 'static {
 }
 
 /// Our end of a client's connection.
-pub trait Frontend<P: Protocol>: Send + Sized {
+pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// Greets and authenticates. The caller bounds its time; dropping it closes the connection.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ pub trait Frontend<P: Protocol>: Send + Sized {
 }
 
 /// Our end of a server connection.
-pub trait Backend<P: Protocol>: Send + Sized {
+pub trait Backend<P: Protocol>: Send + Sync + Sized {
     /// Opens and authenticates a connection. Dropping the future closes it.
     fn connect(
         address: &str,

@@ -1,7 +1,7 @@
 //! Our end of a client's connection: cuts requests out of what arrives and knows what the client
 //! was told.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Instant};
 
 use smallvec::SmallVec;
 use tokio::io::AsyncWriteExt;
@@ -265,7 +265,7 @@ impl Frontend {
     fn classify(&self, text: &[u8]) -> Arc<Intent> {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
         let catalog = reader.database.catalog();
-        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text)
+        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now())
     }
 
     /// Replaces EXECUTE by what the statement behind the name does.

@@ -41,11 +41,20 @@ pub struct Gate {
 }
 
 /// What outlives a reload.
-#[derive(Default)]
 pub struct Shared {
     greetings: Mutex<HashMap<(Arc<str>, Arc<str>, u128), Arc<Known>>>,
     interned: Mutex<HashMap<u128, Weak<Statement>>>,
     mock: Arc<login::scram::MockSecret>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            greetings: Mutex::default(),
+            interned: Mutex::default(),
+            mock: Arc::new(login::scram::MockSecret::random()),
+        }
+    }
 }
 
 /// How server connections are opened.

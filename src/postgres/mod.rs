@@ -27,7 +27,7 @@ pub use self::{
     frontend::Frontend,
     gate::{Gate, Link, Shared, parts},
 };
-use self::{batch::Kind, login::Accepted, relay::Relay, welcome::StartupRequest};
+use self::{batch::Kind, login::Accepted, relay::Relay};
 use crate::{
     protocol::{
         self, Answer, ConnectFault, Fault, Greeting, Identity, LoginFault, Protocol, ReaderContext, Refused,
@@ -242,7 +242,7 @@ const TEXT_SHOWN: usize = 4096;
 
 impl Frontend {
     /// The text of the first statement of a request, as far as it is there.
-    fn statement_text(&self, batch: &Batch) -> &[u8] {
+    fn statement_text<'a>(&'a self, batch: &'a Batch) -> &'a [u8] {
         let data = self.inbox.data();
         let body = match batch.kind {
             Kind::Query => batch::body(data, 0, batch.length.min(data.len())),

@@ -153,8 +153,8 @@ impl<P: Protocol> Session<P> {
     /// A connection from a pool of the node that routing chooses, waiting for a node as long as
     /// statements may wait.
     async fn checkout(&mut self, request: &Request<P::Wire>, attempt: &mut Attempt) -> Result<Held<P>, Refusal> {
-        let mut hold: Option<Hold<'_>> = None;
         let cluster = self.cluster.clone();
+        let mut hold: Option<Hold<'_>> = None;
         loop {
             let changed = cluster.topology.changed.notified();
             let snapshot = cluster.topology.load_full();
