@@ -1,0 +1,53 @@
+//! The servers that scripts/bench measures on: a primary and two replicas with pgbench's tables.
+//! Prints where they are as one line of JSON and runs until standard input ends.
+//!
+//! Usage: `bench_servers [SCALE]`
+
+use std::{
+    env,
+    error::Error,
+    io::{self, Read, Write},
+    process::Command,
+};
+
+use pointsman::demo::servers::{APP, Binaries, MONITOR, PgCluster, PgOptions, SUPERUSER};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let scale = env::args().nth(1).unwrap_or_else(|| "10".to_owned());
+    let binaries = Binaries::find()?;
+    let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let cluster = PgCluster::start(PgOptions {
+        replicas: 2,
+        settings: vec![
+            setting("shared_buffers", "256MB"),
+            setting("max_wal_size", "4GB"),
+            // The servers' own book-keeping is not what is measured.
+            setting("autovacuum", "off"),
+            setting("max_connections", "300"),
+        ],
+        ..PgOptions::default()
+    })?;
+    let mut pgbench: Command = binaries.command("pgbench");
+    pgbench.args(["-i", "-q", "-s", &scale, "-h", "127.0.0.1", "-U", APP.name]);
+    pgbench.args(["-p", &cluster.node(0).port().to_string(), APP.name]).env("PGPASSWORD", APP.password);
+    let output = pgbench.output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into());
+    }
+    cluster.wait_until_caught_up(0)?;
+    let verifier = format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{}'", APP.name);
+    let verifier = cluster.node(0).sql("postgres", &verifier)?;
+    let login = |login: pointsman::demo::servers::Login| serde_json::json!({ "user": login.name, "password": login.password });
+    let place = serde_json::json!({
+        "nodes": cluster.addresses(),
+        "app": login(APP),
+        "verifier": verifier,
+        "monitor": login(MONITOR),
+        "superuser": login(SUPERUSER),
+        "scale": scale,
+        "pgbench": binaries.program("pgbench"),
+    });
+    writeln!(io::stdout(), "{place}")?;
+    io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}

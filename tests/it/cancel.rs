@@ -1,0 +1,96 @@
+//! A cancel request reaches the statement of its own session, and nothing else.
+
+use std::time::Duration;
+
+use crate::support::{
+    Stage, eventually, soon,
+    wire::{self, Batch, first_columns, tags},
+};
+
+fn sleepers(stage: &Stage, marker: &str) -> usize {
+    let count = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%{marker}%' AND state = 'active' AND pid <> pg_backend_pid()"
+    );
+    (0..3).map(|node| stage.database.ask(node, &count).parse::<usize>().expect("a count")).sum()
+}
+
+#[tokio::test]
+async fn a_running_statement_is_cancelled_on_the_server_that_runs_it() {
+    let stage = Stage::set("", &[]).await;
+    for hint in ["", "/* pointsman: primary */"] {
+        let mut wire = stage.wire().await;
+        wire.send(&Batch::new().query(&format!("{hint} SELECT 'mark one', pg_sleep(60)"))).await;
+        eventually("it runs", async || sleepers(&stage, "mark one") == 1).await;
+
+        wire::cancel(stage.proxy.port(), &wire.key).await;
+
+        let answer = wire.until_ready().await;
+        assert_eq!(answer[answer.len() - 2].code(), "57014", "{}", tags(&answer));
+        assert_eq!(first_columns(&wire.ask(&Batch::new().query("SELECT 'alive'")).await), ["alive"]);
+    }
+}
+
+#[tokio::test]
+async fn a_cancel_of_an_idle_session_hits_nobody() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let (mut busy, mut idle) = (stage.wire().await, stage.wire().await);
+    idle.ask(&Batch::new().query("/* pointsman: primary */ SELECT 1")).await;
+
+    // Both have used the one server connection to the primary; only one is using it now.
+    busy.send(&Batch::new().query("/* pointsman: primary */ SELECT 'mark two', pg_sleep(1)")).await;
+    eventually("it runs", async || sleepers(&stage, "mark two") == 1).await;
+    wire::cancel(stage.proxy.port(), &idle.key).await;
+
+    assert_eq!(first_columns(&busy.until_ready().await), ["mark two"]);
+}
+
+#[tokio::test]
+async fn a_cancel_with_an_unknown_key_is_ignored() {
+    let stage = Stage::set("", &[]).await;
+    let mut wire = stage.wire().await;
+    wire.send(&Batch::new().query("SELECT 'mark three', pg_sleep(1)")).await;
+
+    let mut key = wire.key.to_vec();
+    *key.last_mut().expect("a key is not empty") ^= 1;
+    soon("the proxy closes the cancel connection", wire::cancel(stage.proxy.port(), &key)).await;
+
+    assert_eq!(first_columns(&wire.until_ready().await), ["mark three"]);
+}
+
+#[tokio::test]
+async fn cancelling_at_every_moment_never_hits_the_next_client() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let (mut one, mut other) = (stage.wire().await, stage.wire().await);
+    let key = one.key.clone();
+    let port = stage.proxy.port();
+
+    for round in 0..40_u64 {
+        one.send(&Batch::new().query("/* pointsman: primary */ SELECT pg_sleep(0.002)")).await;
+        let cancel = tokio::spawn({
+            let key = key.clone();
+            async move {
+                tokio::time::sleep(Duration::from_micros(round * 100)).await;
+                wire::cancel(port, &key).await;
+            }
+        });
+        one.until_ready().await;
+        let next = other.ask(&Batch::new().query("/* pointsman: primary */ SELECT 'mine'")).await;
+        assert_eq!(first_columns(&next), ["mine"], "round {round}");
+        cancel.await.expect("it does not panic");
+    }
+}
+
+#[tokio::test]
+async fn a_statement_that_waits_for_a_connection_can_be_cancelled() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let (holder, mut waiting) = (stage.session().await, stage.wire().await);
+    holder.run("BEGIN; SELECT txid_current()").await;
+    waiting.send(&Batch::new().query("/* pointsman: primary */ SELECT 1")).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+
+    wire::cancel(stage.proxy.port(), &waiting.key).await;
+
+    let answer = waiting.until_ready().await;
+    assert_eq!((tags(&answer).as_str(), answer[0].code().as_str()), ("EZ", "57014"));
+    holder.run("COMMIT").await;
+}

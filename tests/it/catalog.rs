@@ -1,0 +1,95 @@
+//! What the server's catalog says of functions, views and tables decides where a statement runs.
+
+use crate::support::{Database, Proxy, Stage, cluster, eventually};
+
+#[tokio::test]
+async fn functions_are_judged_by_the_catalog_of_their_own_database() {
+    let cluster = cluster::shared();
+    let reads = Database::with(
+        cluster,
+        "CREATE FUNCTION f() RETURNS int STABLE LANGUAGE sql AS 'SELECT inet_server_port()'",
+    );
+    let writes = Database::with(
+        cluster,
+        "CREATE TABLE t (x int);
+         CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'INSERT INTO t VALUES (1) RETURNING inet_server_port()'",
+    );
+    let proxy = Proxy::start(cluster, &[]).await;
+    let (reader, writer) = (proxy.session(&reads.name).await, proxy.session(&writes.name).await);
+
+    eventually("the catalogs are read", async || {
+        reader.value("SELECT f()").await != cluster.node(0).port().to_string()
+    })
+    .await;
+
+    for _ in 0..10 {
+        assert_ne!(reader.value("SELECT f()").await, cluster.node(0).port().to_string());
+        assert_eq!(writer.value("SELECT f()").await, cluster.node(0).port().to_string());
+    }
+    assert_eq!(writes.errors_on_replicas(), Vec::<String>::new());
+    assert_eq!(writes.ask(0, "SELECT count(*) FROM t"), "10");
+}
+
+#[tokio::test]
+async fn writes_hidden_behind_views_operators_casts_and_attributes_run_on_the_primary() {
+    let stage = Stage::set(
+        "CREATE TABLE t (x int); INSERT INTO t VALUES (1); CREATE TABLE log (x int);
+         CREATE FUNCTION note(int) RETURNS int LANGUAGE sql AS 'INSERT INTO log VALUES ($1) RETURNING x';
+         CREATE FUNCTION note(t) RETURNS int LANGUAGE sql AS 'INSERT INTO log VALUES (($1).x) RETURNING x';
+         CREATE VIEW v AS SELECT note(x) AS y FROM t; CREATE VIEW w AS SELECT y FROM v;
+         CREATE OPERATOR !!! (RIGHTARG = int, FUNCTION = note);
+         CREATE TYPE noted AS (x int);
+         CREATE FUNCTION noted(int) RETURNS noted LANGUAGE sql AS 'INSERT INTO log VALUES ($1) RETURNING row(x)::noted';
+         CREATE CAST (int AS noted) WITH FUNCTION noted(int)",
+        &[],
+    )
+    .await;
+    let session = stage.session().await;
+    let hidden = [
+        "SELECT y FROM v",
+        "SELECT y FROM w",
+        "SELECT !!! x FROM t",
+        "SELECT t.note FROM t",
+        "SELECT x::noted FROM t",
+    ];
+
+    for sql in hidden {
+        for _ in 0..5 {
+            session.run(sql).await;
+        }
+    }
+
+    assert_eq!(stage.database.ask(0, "SELECT count(*) FROM log"), (5 * hidden.len()).to_string());
+}
+
+#[tokio::test]
+async fn a_function_made_through_the_proxy_is_known_at_once() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let session = stage.session().await;
+
+    session
+        .run("CREATE FUNCTION late() RETURNS int LANGUAGE sql AS 'INSERT INTO t VALUES (1) RETURNING x'")
+        .await;
+    for _ in 0..10 {
+        session.run("SELECT late()").await;
+    }
+
+    assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), "10");
+    assert_eq!(stage.database.errors_on_replicas(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn one_sessions_serializable_default_teaches_nothing_about_others() {
+    let stage = Stage::set("", &[]).await;
+    let (strict, other) = (stage.session().await, stage.session().await);
+
+    // On a standby this makes every statement fail, `SELECT 1` too.
+    strict.run("SET default_transaction_isolation = 'serializable'").await;
+    for _ in 0..10 {
+        assert_eq!(strict.value("SELECT inet_server_port()").await, stage.primary_port().to_string());
+    }
+
+    for _ in 0..10 {
+        assert!(stage.is_replica(other.port().await));
+    }
+}

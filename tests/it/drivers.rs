@@ -1,0 +1,145 @@
+//! The drivers that apps use, with their own habits: each script asserts where its statements ran.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use pointsman::demo::servers::APP;
+
+use crate::support::Stage;
+
+fn drivers() -> PathBuf {
+    let folder = std::env::var_os("POINTSMAN_DRIVERS").map(PathBuf::from);
+    folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/drivers"))
+}
+
+fn script(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/drivers").join(name)
+}
+
+/// Tells a client program where the proxy is and which port is whose.
+fn environment(command: &mut Command, stage: &Stage) {
+    let replicas: Vec<String> = stage.replica_ports().iter().map(u16::to_string).collect();
+    command
+        .env("POINTSMAN_PORT", stage.proxy.port().to_string())
+        .env("POINTSMAN_USER", APP.name)
+        .env("POINTSMAN_PASSWORD", APP.password)
+        .env("POINTSMAN_DATABASE", &stage.database.name)
+        .env("PRIMARY_PORT", stage.primary_port().to_string())
+        .env("REPLICA_PORTS", replicas.join(","))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("PGHOST", "127.0.0.1")
+        .env("PGPORT", stage.proxy.port().to_string())
+        .env("PGUSER", APP.name)
+        .env("PGPASSWORD", APP.password)
+        .env("PGDATABASE", &stage.database.name);
+}
+
+/// Runs a client program before a fresh database; it has to succeed, and no replica may ever have
+/// been asked to write.
+async fn runs(mut command: Command) -> (Stage, Output) {
+    let stage = Stage::set("", &[]).await;
+    let output = run(&mut command, &stage);
+    let writes: Vec<String> = stage
+        .database
+        .errors_on_replicas()
+        .into_iter()
+        .filter(|line| line.contains("read-only transaction"))
+        .collect();
+    assert_eq!(writes, Vec::<String>::new(), "writes that replicas refused");
+    (stage, output)
+}
+
+fn run(command: &mut Command, stage: &Stage) -> Output {
+    environment(command, stage);
+    let output =
+        command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; run scripts/setup first"));
+    assert!(
+        output.status.success(),
+        "{command:?}\n{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+async fn python(name: &str) {
+    let mut command = Command::new(drivers().join("venv/bin/python"));
+    command.arg(script(name));
+    runs(command).await;
+}
+
+#[tokio::test]
+async fn psycopg_3_notices_nothing() {
+    python("psycopg3.py").await;
+}
+
+#[tokio::test]
+async fn psycopg2_notices_nothing() {
+    python("psycopg2_.py").await;
+}
+
+#[tokio::test]
+async fn asyncpg_notices_nothing() {
+    python("asyncpg_.py").await;
+}
+
+#[tokio::test]
+async fn sqlalchemy_notices_nothing() {
+    python("sqlalchemy_.py").await;
+}
+
+#[tokio::test]
+async fn django_notices_nothing() {
+    python("django_.py").await;
+}
+
+#[tokio::test]
+async fn node_postgres_notices_nothing() {
+    let mut command = Command::new("node");
+    command.arg(script("node_pg.js")).env("NODE_PATH", drivers().join("node/node_modules"));
+    runs(command).await;
+}
+
+#[tokio::test]
+async fn jdbc_notices_nothing() {
+    let mut command = Command::new("java");
+    command.args(["-cp", "/usr/share/java/postgresql.jar"]).arg(script("Jdbc.java"));
+    runs(command).await;
+}
+
+#[tokio::test]
+async fn psql_notices_nothing() {
+    let mut command = Command::new("psql");
+    command.args(["-X", "-v", "ON_ERROR_STOP=1", "-f"]).arg(script("psql.sql"));
+    let (_, output) = runs(command).await;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("\"public.book\"") && text.contains("rows: 3"), "{text}");
+}
+
+#[tokio::test]
+async fn pgbench_runs_in_all_three_modes_without_an_error() {
+    const CLIENTS: &str = "16";
+    let mut initialise = Command::new("pgbench");
+    initialise.args(["-i", "-s", "2", "-q"]);
+    let (stage, _) = runs(initialise).await;
+
+    for mode in ["simple", "extended", "prepared"] {
+        for script in ["tpcb-like", "select-only"] {
+            let mut pgbench = Command::new("pgbench");
+            pgbench.args(["-n", "-M", mode, "-b", script, "-c", CLIENTS, "-j", "2", "-t", "50"]);
+            let output = run(&mut pgbench, &stage);
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(text.contains("actually processed: 800/800"), "{mode} {script}: {text}");
+        }
+    }
+
+    assert_eq!(stage.database.errors_on_replicas(), Vec::<String>::new());
+    assert_eq!(stage.database.calls("UPDATE pgbench").on_replicas(), 0);
+    let reads = stage.database.calls("SELECT abalance FROM pgbench_accounts");
+    // The reads of tpcb-like stand in transactions; select-only is 3 × 800 of its own.
+    assert!(reads.on_replicas() >= 2_000, "{reads:?}");
+    let history = stage.database.ask(0, "SELECT count(*) = 2400 AND sum(delta) = (SELECT sum(abalance) FROM pgbench_accounts) FROM pgbench_history");
+    assert_eq!(history, "t", "every transaction exactly once");
+}

@@ -1,0 +1,185 @@
+//! Servers that die, freeze and change their role.
+
+use std::time::Duration;
+
+use pointsman::demo::servers::Stop;
+
+use crate::support::{Database, Proxy, cluster, eventually, link::Link};
+
+const WHERE: &str = "SELECT inet_server_port()";
+
+#[tokio::test]
+async fn a_killed_replica_fails_no_reads_and_is_taken_back() {
+    let cluster = cluster::own();
+    let database = Database::create(&cluster);
+    let proxy = Proxy::start(&cluster, &["cluster.routing.slow_start = '0s'"]).await;
+    let session = proxy.session(&database.name).await;
+    let lost = cluster.node(1).port();
+
+    cluster.stop(1, Stop::Kill).expect("it dies");
+    for port in session.ports(WHERE, 100).await {
+        assert_eq!(port, cluster.node(2).port());
+    }
+    cluster.start_node(1).expect("it recovers");
+
+    eventually("reads use it again", async || session.port().await == lost).await;
+}
+
+#[tokio::test]
+async fn without_replicas_reads_use_the_primary() {
+    let cluster = cluster::own();
+    let database = Database::create(&cluster);
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+
+    for replica in [1, 2] {
+        cluster.stop(replica, Stop::Immediate).expect("it stops");
+    }
+
+    assert_eq!(session.ports(WHERE, 20).await, vec![cluster.node(0).port(); 20]);
+}
+
+#[tokio::test]
+async fn a_promoted_replica_gets_the_writes() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+    session.run("INSERT INTO t VALUES (1)").await;
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    cluster.promote(1).expect("a replica takes over");
+    cluster.follow(2, 1).expect("the other follows it");
+
+    eventually("writes go on", async || session.try_run("INSERT INTO t VALUES (2)").await.is_ok()).await;
+    assert_eq!(session.value("SELECT count(DISTINCT x) FROM t").await, "2");
+    assert_eq!(cluster.node(1).sql(&database.name, "SELECT max(x) FROM t").expect("it answers"), "2");
+    let other = cluster.node(2).port();
+    eventually("the other replica reads", async || session.port().await == other).await;
+}
+
+#[tokio::test]
+async fn a_transaction_on_a_server_that_dies_ends_with_a_connection_error() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+    session.run("BEGIN; INSERT INTO t VALUES (1)").await;
+
+    cluster.restart(0, Stop::Kill).expect("it recovers");
+    let code = session.error("INSERT INTO t VALUES (2)").await;
+    let after = session.error("SELECT 1").await;
+
+    assert_eq!((code.as_str(), after.as_str()), ("08006", "25P02"));
+    session.run("ROLLBACK").await;
+    eventually("the session lives on", async || session.try_run("INSERT INTO t VALUES (3)").await.is_ok())
+        .await;
+    assert_eq!(session.value("SELECT string_agg(x::text, ',') FROM t").await, "3");
+}
+
+#[tokio::test]
+async fn a_commit_whose_answer_is_lost_is_in_doubt() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let link = Link::to(&cluster.node(0).address());
+    let nodes = [link.address(), cluster.node(1).address()];
+    let proxy = Proxy::start_unready(&nodes, &[]);
+    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let session = proxy.session(&database.name).await;
+    session.run("BEGIN; INSERT INTO t VALUES (1)").await;
+
+    link.stall();
+    let commit = tokio::spawn(async move { session.error("COMMIT").await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    link.break_down();
+    link.resume();
+
+    assert_eq!(commit.await.expect("the session does not panic"), "08007");
+}
+
+#[tokio::test]
+async fn an_autocommit_write_whose_answer_is_lost_is_never_sent_twice() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let link = Link::to(&cluster.node(0).address());
+    let nodes = [link.address(), cluster.node(1).address()];
+    let proxy = Proxy::start_unready(&nodes, &[]);
+    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let session = proxy.session(&database.name).await;
+    session.run("INSERT INTO t VALUES (0)").await;
+
+    // The server runs it, but the answer comes too late to pass.
+    let insert =
+        tokio::spawn(async move { session.error("INSERT INTO t SELECT 1 FROM pg_sleep(0.5)").await });
+    let asked = || {
+        cluster.node(0).sql(
+            "postgres",
+            "SELECT count(*) FROM pg_stat_activity WHERE query ~ 'INSERT INTO t SELECT 1 .*sleep'",
+        )
+    };
+    eventually("the server has the statement", async || asked().is_ok_and(|count| count.trim() == "2")).await;
+    link.cut();
+
+    assert_eq!(insert.await.expect("the session does not panic"), "08007");
+    let written = || cluster.node(0).sql(&database.name, "SELECT string_agg(x::text, ',') FROM t");
+    eventually("the server is done", async || written().is_ok_and(|rows| rows == "0,1")).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(written().expect("it answers"), "0,1", "run a second time");
+}
+
+#[tokio::test]
+async fn a_frozen_replica_is_left_and_its_read_is_answered_by_another() {
+    let cluster = cluster::own();
+    let database = Database::create(&cluster);
+    let proxy = Proxy::start(&cluster, &["cluster.monitor.timeout = '200ms'"]).await;
+    let session = proxy.session(&database.name).await;
+    let frozen = cluster.node(1).port();
+
+    cluster.node(1).freeze();
+    for _ in 0..100 {
+        assert_ne!(session.port().await, frozen);
+    }
+    cluster.node(1).thaw();
+
+    eventually("it is taken back", async || session.port().await == frozen).await;
+}
+
+#[tokio::test]
+async fn the_proxy_starts_before_its_servers() {
+    let cluster = cluster::own();
+    let database = Database::create(&cluster);
+    for node in [0, 1, 2] {
+        cluster.stop(node, Stop::Fast).expect("it stops");
+    }
+
+    let mut proxy = Proxy::start_unready(&cluster.addresses(), &[]);
+    assert!(proxy.is_running());
+    for node in [0, 1, 2] {
+        cluster.start_node(node).expect("it starts");
+    }
+
+    proxy.wait_until_reads_use(&[cluster.node(1).port(), cluster.node(2).port()]).await;
+    assert_eq!(proxy.session(&database.name).await.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_statement_that_an_administrator_terminates_is_not_run_again() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+
+    let statement = "INSERT INTO t SELECT 1 FROM pg_sleep(30)";
+    let running = tokio::spawn(async move { (session.error(statement).await, session) });
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                     WHERE query LIKE 'INSERT INTO t SELECT 1%' AND state = 'active'";
+    let terminated = || cluster.node(0).sql("postgres", terminate).expect("the superuser may");
+    eventually("it is terminated", async || terminated() == "1").await;
+
+    // The server goes on serving, so the 57P01 was meant for the client.
+    let (code, session) = running.await.expect("the session does not panic");
+    assert_eq!(code, "57P01");
+    assert_eq!(session.value("/* pointsman: primary */ SELECT count(*) FROM t").await, "0");
+    assert_eq!(terminated(), "0", "it was run again");
+}

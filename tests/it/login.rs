@@ -1,0 +1,160 @@
+//! Coming in: who is let in, and what those are told who are not.
+
+use pointsman::demo::servers::{APP, Login};
+
+use crate::support::{
+    Session, Stage,
+    proxy::login_error,
+    wire::{Batch, Wire, first_columns, startup, untagged},
+};
+
+#[tokio::test]
+async fn refusals_are_those_of_the_server() {
+    let stage = Stage::set("", &[]).await;
+    let port = stage.proxy.port();
+    let dsn = |user: &str, password: &str, database: &str| {
+        format!("host=127.0.0.1 port={port} user={user} password={password} dbname={database}")
+    };
+
+    assert_eq!(login_error(&dsn("app", "wrong", "app")).await, "28P01");
+    assert_eq!(login_error(&dsn("app", APP.password, "nowhere")).await, "3D000");
+    let unknown = login_error(&dsn("nobody_known", "x", "app")).await;
+    assert!(["28P01", "28000"].contains(&unknown.as_str()), "{unknown}");
+
+    // And others come in as before.
+    assert_eq!(stage.session().await.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_refused_login_is_logged_without_its_password() {
+    let stage = Stage::set("", &[]).await;
+    let dsn =
+        format!("host=127.0.0.1 port={} user=app password=hunter2secret dbname=app", stage.proxy.port());
+
+    login_error(&dsn).await;
+
+    stage.proxy.wait_for_log("28P01").await;
+    assert!(!stage.proxy.log().contains("hunter2secret"));
+    assert!(!stage.proxy.log().contains(APP.password));
+}
+
+#[tokio::test]
+async fn the_database_defaults_to_the_users_name() {
+    let stage = Stage::set("", &[]).await;
+    let mut wire = Wire::try_login(stage.proxy.port(), APP, &[("user", "app")]).await.expect("let in");
+
+    let answer = wire.ask(&Batch::new().query("SELECT current_database()")).await;
+
+    assert_eq!(first_columns(&answer), ["app"]);
+}
+
+#[tokio::test]
+async fn requests_for_encryption_are_declined_in_the_same_connection() {
+    const SSL_REQUEST: i32 = 80_877_103;
+    const GSS_REQUEST: i32 = 80_877_104;
+    let stage = Stage::set("", &[]).await;
+    let mut wire = Wire::connect(stage.proxy.port()).await;
+
+    for request in [GSS_REQUEST, SSL_REQUEST] {
+        wire.send(&untagged(&request.to_be_bytes())).await;
+        assert_eq!(wire.byte().await, b'N');
+    }
+    wire.send(&startup(196_608, &[("user", "app")])).await;
+
+    assert_eq!(wire.recv().await.tag, b'R');
+}
+
+#[tokio::test]
+async fn a_newer_minor_version_and_unknown_options_are_negotiated_down() {
+    let stage = Stage::set("", &[]).await;
+    let mut wire = Wire::connect(stage.proxy.port()).await;
+
+    wire.send(&startup(0x0003_0063, &[("user", "app"), ("_pq_.unheard", "1")])).await;
+    let answer = wire.recv().await;
+
+    assert_eq!(answer.tag, b'v');
+    assert!(answer.body.ends_with(b"_pq_.unheard\0"), "{answer:?}");
+    assert_eq!(wire.recv().await.tag, b'R');
+}
+
+#[tokio::test]
+async fn an_unknown_major_version_is_refused() {
+    let stage = Stage::set("", &[]).await;
+    let mut wire = Wire::connect(stage.proxy.port()).await;
+
+    wire.send(&startup(0x0004_0000, &[("user", "app")])).await;
+
+    let answer = wire.until_closed().await;
+    assert_eq!((answer[0].tag, answer[0].code().as_str()), (b'E', "0A000"));
+}
+
+#[tokio::test]
+async fn startup_options_are_settings_and_a_faulty_one_is_the_servers_error() {
+    let stage = Stage::set("", &[]).await;
+    let database = stage.database.name.as_str();
+    let with = |options: &str| format!("{} options='{options}'", stage.proxy.dsn(database));
+
+    let session = Session::open(&with("-c work_mem=5MB -c statement_timeout=1234")).await;
+    assert_eq!(session.value("SHOW work_mem").await, "5MB");
+    assert_eq!(session.value("SHOW statement_timeout").await, "1234ms");
+    let session = Session::open(&with("-c pointsman.consistency=eventual")).await;
+    assert_eq!(session.value("SHOW pointsman.consistency").await, "eventual");
+
+    assert_eq!(login_error(&with("-c work_mem=plenty")).await, "22023");
+    assert_eq!(login_error(&with("-c no_such_setting=1")).await, "42704");
+}
+
+#[tokio::test]
+async fn libpqs_target_session_attrs_finds_a_primary_here() {
+    let stage = Stage::set("", &[]).await;
+    for wanted in ["any", "read-write", "primary", "prefer-standby"] {
+        let psql = std::process::Command::new("psql")
+            .args(["-X", "-At", "-c", "SELECT 'in'"])
+            .arg(format!("{} target_session_attrs={wanted}", stage.proxy.dsn(&stage.database.name)))
+            .output()
+            .expect("psql is installed");
+        assert_eq!(String::from_utf8_lossy(&psql.stdout).trim(), "in", "{wanted}: {psql:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_user_made_after_the_start_logs_in_where_logins_are_asked_of_the_servers() {
+    let stage =
+        Stage::set("", &["cluster.auth.query = 'SELECT usename, passwd FROM pg_shadow WHERE usename = $1'"])
+            .await;
+    let role = format!("late_{}", stage.database.name);
+    let admin = |sql: &str| stage.cluster.node(0).sql("postgres", sql).expect("the superuser may");
+    admin("GRANT pg_read_all_data TO pointsman; GRANT SELECT ON pg_shadow TO pointsman");
+    admin(&format!("CREATE ROLE {role} LOGIN PASSWORD 'late-pw'"));
+    stage.cluster.wait_until_caught_up(0).expect("replicas follow");
+
+    let login = Login { name: Box::leak(role.clone().into_boxed_str()), password: "late-pw" };
+    let session = Session::retry(&stage.proxy.dsn_of(login, &stage.database.name)).await;
+
+    // No stored password: the servers are entered with what the client's own login revealed.
+    assert_eq!(session.value("SELECT current_user").await, role);
+    assert!(stage.is_replica(session.port().await));
+}
+
+#[tokio::test]
+async fn many_clients_share_few_server_connections() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &["cluster.pool.size = 3"]).await;
+    let mut sessions = Vec::new();
+    for _ in 0..100 {
+        sessions.push(stage.session().await);
+    }
+
+    let work = sessions.iter().map(async |session| {
+        session.run("INSERT INTO t VALUES (1)").await;
+        session.value("SELECT count(*) > 0 FROM t").await
+    });
+    let answers = futures_util::future::join_all(work).await;
+
+    assert!(answers.iter().all(|answer| answer == "t"));
+    let count =
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND datname = current_database()";
+    for node in 0..3 {
+        let connections: u32 = stage.database.ask(node, count).parse().expect("a count is a number");
+        assert!(connections <= 3, "{connections} connections to node {node}");
+    }
+}

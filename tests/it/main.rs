@@ -1,0 +1,21 @@
+//! Behaviour of the real binary before real servers, one file per subject.
+
+mod support;
+
+mod bad_input;
+mod cancel;
+mod catalog;
+mod copy;
+mod crowd;
+mod drivers;
+mod failover_basic;
+mod freshness;
+mod login;
+mod metrics;
+mod pipelining;
+mod prepared;
+mod reload_drain;
+mod routing;
+mod servers;
+mod session_state;
+mod tidy;

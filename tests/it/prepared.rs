@@ -1,0 +1,167 @@
+//! Prepared statements of both kinds over pooled server connections.
+
+use std::collections::HashSet;
+
+use crate::support::{
+    Stage, code, ports,
+    wire::{Batch, first_columns, tags},
+};
+
+#[tokio::test]
+async fn a_prepared_statement_is_routed_afresh_at_every_execution() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let session = stage.session().await;
+    let read = session.prepare("SELECT inet_server_port() WHERE $1::int > 0").await.expect("it is prepared");
+    let write = session
+        .prepare("INSERT INTO t VALUES ($1) RETURNING inet_server_port()")
+        .await
+        .expect("it is prepared");
+
+    let mut read_on = HashSet::new();
+    for x in 1..=40_i32 {
+        read_on.extend(ports(&session.query(&read, &[&x]).await.expect("a read")));
+        let wrote_on = ports(&session.query(&write, &[&x]).await.expect("a write"));
+        assert_eq!(wrote_on, [stage.primary_port()]);
+        if x % 10 == 0 {
+            // The floor of the last write is met again.
+            stage.cluster.wait_until_caught_up(0).expect("replicas follow");
+            tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+        }
+    }
+
+    assert!(read_on.iter().any(|port| stage.is_replica(*port)), "{read_on:?}");
+}
+
+#[tokio::test]
+async fn two_clients_use_one_name_for_different_statements() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let (mut one, mut other) = (stage.wire().await, stage.wire().await);
+    one.ask(&Batch::new().parse("s", "SELECT 'one'").sync()).await;
+    other.ask(&Batch::new().parse("s", "SELECT 'other'").sync()).await;
+
+    for _ in 0..10 {
+        let execute = Batch::new().bind("", "s", &[]).execute("", 0).sync();
+        assert_eq!(first_columns(&one.ask(&execute).await), ["one"]);
+        assert_eq!(first_columns(&other.ask(&execute).await), ["other"]);
+    }
+}
+
+#[tokio::test]
+async fn more_statements_than_a_server_keeps_all_stay_usable() {
+    let stage = Stage::set("", &["cluster.pool.size = 1", "cluster.pool.prepared_statements = 5"]).await;
+    let session = stage.session().await;
+    let mut statements = Vec::new();
+    for x in 0..50 {
+        let sql = format!("/* pointsman: primary */ SELECT {x} + $1::int");
+        statements.push(session.prepare(&sql).await.expect("it is prepared"));
+    }
+
+    for _ in 0..3 {
+        for (x, statement) in (0..).zip(&statements) {
+            let row = session.query_one(statement, &[&1_i32]).await.expect("it is still known");
+            assert_eq!(row.get::<_, i32>(0), x + 1);
+        }
+    }
+
+    let kept = "SELECT count(*) FROM pg_prepared_statements";
+    let kept: usize = session
+        .value(&format!("/* pointsman: primary */ {kept}"))
+        .await
+        .parse()
+        .expect("a count is a number");
+    assert!(kept <= 5, "{kept} statements on the server connection");
+}
+
+#[tokio::test]
+async fn sql_prepare_execute_and_deallocate_work_over_the_pool() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &["cluster.pool.size = 1"]).await;
+    let (one, other) = (stage.session().await, stage.session().await);
+
+    one.run("PREPARE add (int) AS INSERT INTO t VALUES ($1)").await;
+    one.run("PREPARE q AS SELECT count(*) FROM t").await;
+    other.run("PREPARE q AS SELECT 'other'").await;
+    one.run("EXECUTE add (1)").await;
+
+    assert_eq!(one.value("EXECUTE q").await, "1");
+    assert_eq!(other.value("EXECUTE q").await, "other");
+    one.run("DEALLOCATE q").await;
+    assert_eq!(one.error("EXECUTE q").await, "26000");
+    assert_eq!(other.value("EXECUTE q").await, "other");
+}
+
+#[tokio::test]
+async fn deallocate_all_and_discard_all_forget_this_sessions_statements_only() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    for forget in ["DEALLOCATE ALL", "DISCARD ALL"] {
+        let (mut one, mut other) = (stage.wire().await, stage.wire().await);
+        one.ask(&Batch::new().parse("s", "SELECT 'one'").sync()).await;
+        other.ask(&Batch::new().parse("s", "SELECT 'other'").sync()).await;
+
+        one.ask(&Batch::new().query(forget)).await;
+
+        let execute = Batch::new().bind("", "s", &[]).execute("", 0).sync();
+        let gone = one.ask(&execute).await;
+        assert_eq!((tags(&gone).as_str(), gone[0].code().as_str()), ("EZ", "26000"), "{forget}");
+        assert_eq!(first_columns(&other.ask(&execute).await), ["other"], "{forget}");
+    }
+}
+
+#[tokio::test]
+async fn a_plan_made_stale_by_ddl_is_healed_where_the_result_keeps_its_shape() {
+    let stage = Stage::set("CREATE TABLE t (a int, b int); INSERT INTO t VALUES (1, 2)", &[]).await;
+    let session = stage.session().await;
+    let same = session.prepare("SELECT a FROM t").await.expect("it is prepared");
+    assert_eq!(session.query_one(&same, &[]).await.expect("a row").get::<_, i32>(0), 1);
+
+    stage.session().await.run("ALTER TABLE t DROP COLUMN b; ALTER TABLE t ADD c text").await;
+
+    assert_eq!(session.query_one(&same, &[]).await.expect("healed").get::<_, i32>(0), 1);
+}
+
+#[tokio::test]
+async fn a_plan_whose_result_changed_its_shape_fails_as_on_the_server() {
+    let stage = Stage::set("CREATE TABLE t (a int); INSERT INTO t VALUES (1)", &[]).await;
+    let mut wire = stage.wire().await;
+    let prepare = Batch::new().parse("s", "SELECT * FROM t").describe_statement("s").bind("", "s", &[]);
+    assert_eq!(tags(&wire.ask(&prepare.execute("", 0).sync()).await), "1tT2DCZ");
+
+    stage.session().await.run("ALTER TABLE t ADD b text").await;
+    stage.cluster.wait_until_caught_up(0).expect("replicas follow");
+
+    // The client still holds the old description: two columns would be decoded wrongly.
+    let answer = wire.ask(&Batch::new().bind("", "s", &[]).execute("", 0).sync()).await;
+    assert_eq!((tags(&answer).as_str(), answer[0].code().as_str()), ("EZ", "0A000"));
+}
+
+#[tokio::test]
+async fn one_text_under_two_search_paths_reads_two_tables() {
+    let stage = Stage::set(
+        "CREATE SCHEMA a; CREATE SCHEMA b; CREATE TABLE a.t AS SELECT 'a' AS x; CREATE TABLE b.t AS SELECT 2 AS x, 3 AS y",
+        &["cluster.pool.size = 1"],
+    )
+    .await;
+    let (mut a, mut b) = (stage.wire().await, stage.wire().await);
+    a.ask(&Batch::new().query("SET search_path = a")).await;
+    b.ask(&Batch::new().query("SET search_path = b")).await;
+
+    for wire in [&mut a, &mut b] {
+        wire.ask(&Batch::new().parse("s", "SELECT * FROM t").describe_statement("s").sync()).await;
+    }
+
+    for _ in 0..10 {
+        let execute = Batch::new().bind("", "s", &[]).execute("", 0).sync();
+        assert_eq!(first_columns(&a.ask(&execute).await), ["a"]);
+        assert_eq!(first_columns(&b.ask(&execute).await), ["2"]);
+    }
+}
+
+#[tokio::test]
+async fn a_prepared_statement_on_a_missing_table_is_the_servers_error() {
+    let stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+
+    let error = session.prepare("SELECT * FROM missing").await.expect_err("no such table");
+
+    assert_eq!(code(&error), "42P01");
+    assert_eq!(session.value("SELECT 1").await, "1");
+}

@@ -1,0 +1,121 @@
+//! SIGHUP changes the configuration as a whole or not at all; SIGTERM lets work end.
+
+use std::time::Duration;
+
+use crate::support::{Stage, client, eventually};
+
+#[tokio::test]
+async fn a_reload_applies_to_clients_that_stay() {
+    let mut stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+    assert!(stage.is_replica(session.port().await));
+
+    // A weight of zero for both replicas leaves the primary.
+    let nodes: Vec<String> = stage
+        .cluster
+        .nodes()
+        .iter()
+        .enumerate()
+        .map(|(index, node)| {
+            format!("{{ address = '{}', weight = {} }}", node.address(), f64::from(index == 0))
+        })
+        .collect();
+    stage.proxy.reload(&[&format!("cluster.nodes = [{}]", nodes.join(", "))]);
+
+    let primary = stage.primary_port();
+    eventually("reads use the primary", async || session.port().await == primary).await;
+}
+
+#[tokio::test]
+async fn a_faulty_file_changes_nothing_and_is_named_in_the_log() {
+    let stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+
+    stage.proxy.reload_text("[[cluster]]\nname = 7\nnonsense = true\n");
+
+    stage.proxy.wait_for_log("nonsense").await;
+    assert!(stage.is_replica(session.port().await));
+    assert_eq!(stage.session().await.value("SELECT 1").await, "1");
+    assert_eq!(stage.proxy.metric("pointsman_config_last_reload_success", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn a_new_user_comes_in_after_a_reload_and_a_running_statement_is_not_disturbed() {
+    let mut stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+    let admin = pointsman::demo::servers::SUPERUSER;
+    let running = tokio::spawn(async move { session.value("SELECT 'undisturbed' FROM pg_sleep(1)").await });
+
+    stage.proxy.reload(&[&format!(
+        "cluster.users = [{{ name = 'app', password = 'app-pw' }}, {{ name = '{}', password = '{}' }}]",
+        admin.name, admin.password
+    )]);
+
+    let dsn = stage.proxy.dsn_of(admin, &stage.database.name);
+    eventually("the new user comes in", async || client::connect(&dsn).await.is_ok()).await;
+    assert_eq!(running.await.expect("it does not panic"), "undisturbed");
+}
+
+#[tokio::test]
+async fn sigterm_lets_open_transactions_end_and_takes_no_new_clients() {
+    let mut stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let session = stage.session().await;
+    session.run("BEGIN; INSERT INTO t VALUES (1)").await;
+
+    stage.proxy.terminate();
+    eventually("no new clients", async || {
+        client::connect(&stage.proxy.dsn(&stage.database.name)).await.is_err()
+    })
+    .await;
+    session.run("INSERT INTO t VALUES (2)").await;
+    session.run("COMMIT").await;
+
+    assert!(stage.proxy.wait().success());
+    assert_eq!(stage.database.ask(0, "SELECT sum(x) FROM t"), "3");
+}
+
+#[tokio::test]
+async fn idle_clients_are_told_that_the_proxy_ends() {
+    let mut stage = Stage::set("", &[]).await;
+    let mut wire = stage.wire().await;
+
+    stage.proxy.terminate();
+
+    let said = wire.until_closed().await;
+    assert_eq!(said.last().map(|frame| frame.code()).as_deref(), Some("57P01"));
+    assert!(stage.proxy.wait().success());
+}
+
+#[tokio::test]
+async fn open_transactions_are_ended_after_the_shutdown_timeout() {
+    let mut stage = Stage::set("CREATE TABLE t (x int)", &["shutdown_timeout = '300ms'"]).await;
+    let session = stage.session().await;
+    session.run("BEGIN; INSERT INTO t VALUES (1)").await;
+
+    stage.proxy.terminate();
+
+    assert!(stage.proxy.wait().success());
+    assert!(session.try_run("COMMIT").await.is_err());
+    eventually("the server has rolled back", async || {
+        stage.database.ask(
+            0,
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app'",
+        ) == "0"
+    })
+    .await;
+    assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), "0");
+}
+
+#[tokio::test]
+async fn a_second_sigterm_ends_at_once() {
+    let mut stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+    session.run("BEGIN; SELECT txid_current()").await;
+
+    stage.proxy.terminate();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(stage.proxy.is_running(), "the transaction is still open");
+    stage.proxy.terminate();
+
+    stage.proxy.wait();
+}

@@ -1,0 +1,256 @@
+//! What a session has set is there in its next statement, and never in another session's.
+
+use crate::support::{
+    Session, Stage, eventually,
+    wire::{Batch, Wire},
+};
+use pointsman::demo::servers::APP;
+
+/// One server connection per node: whatever a session leaves behind, the next one meets.
+const ONE_CONNECTION: &[&str] = &["cluster.pool.size = 1", "cluster.routing.consistency = 'eventual'"];
+
+#[tokio::test]
+async fn settings_follow_the_session_to_whatever_server_comes_next() {
+    let stage = Stage::set("CREATE SCHEMA s", ONE_CONNECTION).await;
+    let (one, other) = (stage.session().await, stage.session().await);
+
+    one.run("SET search_path = s; SET work_mem = '7MB'").await;
+    one.run("SET TIME ZONE 'Asia/Karachi'").await;
+    one.run("SET application_name TO 'one'").await;
+
+    for _ in 0..6 {
+        for (session, path, memory, zone) in
+            [(&one, "s", "7MB", "Asia/Karachi"), (&other, "\"$user\", public", "4MB", "UTC")]
+        {
+            for hint in ["", "/* pointsman: primary */"] {
+                let sql = format!(
+                    "{hint} SELECT current_setting('search_path') || '|' || current_setting('work_mem') || '|' \
+                     || current_setting('timezone')"
+                );
+                assert_eq!(session.value(&sql).await, format!("{path}|{memory}|{zone}"), "{hint}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn reset_and_rollback_bring_settings_back() {
+    let stage = Stage::set("", &[]).await;
+    let dsn = format!("{} options='-c work_mem=5MB'", stage.proxy.dsn(&stage.database.name));
+    let session = Session::open(&dsn).await;
+    let memory = "SELECT current_setting('work_mem')";
+    assert_eq!(session.value(memory).await, "5MB");
+
+    session.run("SET work_mem = '6MB'").await;
+    assert_eq!(session.value(memory).await, "6MB");
+    session.run("BEGIN").await;
+    session.run("SET work_mem = '7MB'").await;
+    assert_eq!(session.value(memory).await, "7MB");
+    session.run("ROLLBACK").await;
+    assert_eq!(session.value(memory).await, "6MB");
+    session.run("BEGIN; SET LOCAL work_mem = '8MB'; COMMIT").await;
+    assert_eq!(session.value(memory).await, "6MB");
+    session.run("RESET work_mem").await;
+
+    // Not the server's default: what the client started with.
+    assert_eq!(session.value(memory).await, "5MB");
+}
+
+#[tokio::test]
+async fn roles_are_carried_and_never_leak() {
+    let stage = Stage::set("", ONE_CONNECTION).await;
+    let role = format!("role_of_{}", stage.database.name);
+    stage.cluster.node(0).sql("postgres", &format!("CREATE ROLE {role}; GRANT {role} TO app")).expect("made");
+    stage.cluster.wait_until_caught_up(0).expect("replicas follow");
+    let (one, other) = (stage.session().await, stage.session().await);
+
+    one.run(&format!("SET ROLE {role}")).await;
+
+    for _ in 0..5 {
+        assert_eq!(one.value("SELECT current_user").await, role);
+        assert_eq!(other.value("SELECT current_user").await, "app");
+    }
+}
+
+/// Statements that leave state behind, a question, and the answer of a session that has none of it.
+const LEAKS: [(&str, &str, &str); 12] = [
+    ("SET work_mem = '9MB'", "SELECT current_setting('work_mem')", "4MB"),
+    ("SELECT set_config('app.tenant', '42', false)", "SELECT current_setting('app.tenant', true)", ""),
+    (
+        "SELECT sets_tenant()",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "DO $$ BEGIN SET app.tenant = 42; END $$",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "CREATE TEMP TABLE mine (x int)",
+        "SELECT count(*) FROM pg_class WHERE relname = 'mine' AND pg_table_is_visible(oid)",
+        "0",
+    ),
+    ("PREPARE mine AS SELECT 1", "SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'", "0"),
+    (
+        "SELECT pg_advisory_lock(77)",
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 77",
+        "0",
+    ),
+    ("SELECT locks()", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 78", "0"),
+    ("LISTEN mine", "SELECT count(*) FROM pg_listening_channels()", "0"),
+    (
+        "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
+        "SELECT count(*) FROM pg_cursors WHERE name = 'mine'",
+        "0",
+    ),
+    ("BEGIN; INSERT INTO t VALUES (1)", "SELECT count(*) FROM t", "0"),
+    ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", "SHOW default_transaction_read_only", "off"),
+];
+
+#[tokio::test]
+async fn no_state_of_one_client_is_seen_by_the_next() {
+    let stage = Stage::set(
+        "CREATE TABLE t (x int); CREATE SEQUENCE s;
+         CREATE FUNCTION sets_tenant() RETURNS text LANGUAGE sql AS $$SELECT set_config('app.tenant', '42', false)$$;
+         CREATE FUNCTION locks() RETURNS void LANGUAGE sql AS $$SELECT pg_advisory_lock(78)$$",
+        ONE_CONNECTION,
+    )
+    .await;
+
+    for (leave, ask, nothing) in LEAKS {
+        for protocol in ["simple", "extended"] {
+            let first = stage.session().await;
+            if protocol == "simple" || leave.contains(';') {
+                first.run(leave).await;
+            } else {
+                first.execute(leave, &[]).await.unwrap_or_else(|error| panic!("{leave}: {error:?}"));
+            }
+            first.vanish();
+
+            let next = stage.session().await;
+            let question = format!("/* pointsman: primary */ {ask}");
+            eventually(&format!("nothing left of {leave} ({protocol})"), async || {
+                next.value(&question).await == nothing
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_value_of_a_sequence_is_the_sessions_own_or_the_servers_error() {
+    let stage = Stage::set("CREATE TABLE t (id serial, x int)", ONE_CONNECTION).await;
+    let (one, other) = (stage.session().await, stage.session().await);
+
+    one.run("INSERT INTO t (x) VALUES (1)").await;
+    assert_eq!(one.value("SELECT lastval()").await, "1");
+    assert_eq!(one.value("SELECT currval('t_id_seq')").await, "1");
+    drop(one);
+
+    eventually("the server connection is free", async || {
+        // 55000: not yet defined in this session; anything else is another session's value.
+        other.error("SELECT lastval()").await == "55000"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_temporary_table_is_there_for_its_session_while_other_reads_use_replicas() {
+    let stage = Stage::set("CREATE TABLE t AS SELECT 1 AS x", &[]).await;
+    let session = stage.session().await;
+
+    session.run("CREATE TEMP TABLE mine AS SELECT 5 AS x").await;
+    for _ in 0..5 {
+        assert_eq!(session.value("SELECT x FROM mine").await, "5");
+        assert_eq!(session.value("SELECT x FROM pg_temp.mine").await, "5");
+    }
+
+    eventually("its other reads use replicas", async || stage.is_replica(session.port().await)).await;
+}
+
+#[tokio::test]
+async fn session_advisory_locks_are_held_until_they_are_released() {
+    let stage = Stage::set("", &[]).await;
+    let (holder, other) = (stage.session().await, stage.session().await);
+
+    holder.run("SELECT pg_advisory_lock(5)").await;
+    for _ in 0..5 {
+        holder.run("SELECT 1").await;
+        assert_eq!(other.value("SELECT pg_try_advisory_lock(5)").await, "f");
+    }
+    assert_eq!(holder.value("SELECT pg_advisory_unlock(5)").await, "t");
+
+    assert_eq!(other.value("SELECT pg_try_advisory_lock(5)").await, "t");
+}
+
+#[tokio::test]
+async fn notifications_reach_the_session_that_listens() {
+    let stage = Stage::set("", &[]).await;
+    let mut listener = stage.wire().await;
+    listener.ask(&Batch::new().query("LISTEN news")).await;
+
+    stage.session().await.run("NOTIFY news, 'hear'").await;
+
+    // Without asking: the proxy forwards what the server sends between requests.
+    let news = listener.recv().await;
+    assert_eq!(news.tag, b'A');
+    assert!(news.body.ends_with(b"news\0hear\0"));
+}
+
+#[tokio::test]
+async fn a_role_that_cannot_be_set_keeps_the_statement_from_running() {
+    let stage = Stage::set("CREATE TABLE t (x int)", ONE_CONNECTION).await;
+    let role = format!("gone_{}", stage.database.name);
+    let admin = |sql: &str| stage.cluster.node(0).sql("postgres", sql).expect("the superuser may");
+    admin(&format!("CREATE ROLE {role}; GRANT {role} TO app"));
+    let (session, other) = (stage.session().await, stage.session().await);
+    session.run(&format!("SET ROLE {role}")).await;
+    // Another session takes the server connection, so that the role has to be set anew.
+    other.run("/* pointsman: primary */ SELECT 1").await;
+
+    admin(&format!("DROP ROLE {role}"));
+
+    assert!(session.try_run("INSERT INTO t VALUES (1)").await.is_err());
+    assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), "0");
+}
+
+#[tokio::test]
+async fn parameter_statuses_tell_the_sessions_own_settings() {
+    let stage = Stage::set("", ONE_CONNECTION).await;
+    let options = [
+        ("user", APP.name),
+        ("database", stage.database.name.as_str()),
+        ("application_name", "mine"),
+        ("client_encoding", "LATIN1"),
+        ("TimeZone", "Asia/Karachi"),
+    ];
+    let wire = Wire::try_login(stage.proxy.port(), APP, &options).await.expect("the login succeeds");
+
+    for (name, value) in [
+        ("application_name", "mine"),
+        ("client_encoding", "LATIN1"),
+        ("TimeZone", "Asia/Karachi"),
+        ("in_hot_standby", "off"),
+        ("default_transaction_read_only", "off"),
+        ("is_superuser", "off"),
+        ("session_authorization", "app"),
+    ] {
+        assert_eq!(wire.parameters.get(name).map(String::as_str), Some(value), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn read_only_sessions_use_replicas_for_whole_transactions() {
+    let stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+    session.run("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY").await;
+
+    session.run("BEGIN").await;
+    let port = session.port().await;
+    assert!(stage.is_replica(port));
+    assert_eq!(session.port().await, port);
+    session.run("COMMIT").await;
+
+    assert_eq!(session.error("CREATE TABLE t (x int)").await, "25006");
+}
