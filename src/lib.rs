@@ -2,8 +2,26 @@
 //!
 //! `docs/architecture.md` has the bird's view; each module says what lives in it.
 
+pub mod admin;
+pub mod cli;
+pub mod cluster;
+pub mod config;
 pub mod demo;
+pub mod inbox;
+pub mod listener;
+pub mod logging;
+pub mod metrics;
+pub mod monitor;
+pub mod pool;
+pub mod postgres;
+pub mod protocol;
 pub mod refusal;
 pub mod route;
+pub mod runtime;
+pub mod serve;
+pub mod session;
+pub mod shutdown;
 pub mod sql;
+pub mod stream;
+pub mod tls;
 pub mod topology;

@@ -1,1 +1,109 @@
-fn main() {}
+//! Arguments → configuration → the command → exit code.
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use pointsman::{
+    cli::{self, Cli, Command, Exit},
+    config::Config,
+    logging,
+    serve::Proxy,
+    shutdown::{Shutdown, Signals},
+};
+use tokio::sync::Notify;
+
+fn main() -> ExitCode {
+    let exit = match Cli::read() {
+        Ok(cli) => command(&cli.command),
+        Err(exit) => exit,
+    };
+    exit.into()
+}
+
+fn command(command: &Command) -> Exit {
+    match command {
+        Command::Run(run) => self::run(run),
+        Command::Check(check) => self::check(check),
+        Command::Doctor(_) => not_available("doctor"),
+        Command::Route(_) => not_available("route"),
+        Command::Demo(_) => not_available("demo"),
+    }
+}
+
+fn run(run: &cli::Run) -> Exit {
+    let (config, source) = match run.load() {
+        Ok(loaded) => loaded,
+        Err(none) => {
+            say(&none.to_string());
+            return none.exit();
+        }
+    };
+    if let Err(error) = logging::init(&config.log) {
+        say(&format!("pointsman: {error}"));
+        return Exit::Config;
+    }
+    let file = match source {
+        cli::Source::File(path) => Some(path),
+        cli::Source::Url => None,
+    };
+    let served = one_thread().map(|runtime| runtime.block_on(serve(config, file)));
+    served.unwrap_or_else(|error| {
+        say(&format!("pointsman: {error}"));
+        Exit::Unavailable
+    })
+}
+
+/// Serves until a signal ends it. The control plane lives on this thread.
+async fn serve(config: Config, file: Option<PathBuf>) -> Exit {
+    let signals = match Signals::install() {
+        Ok(signals) => signals,
+        Err(error) => {
+            say(&format!("pointsman: cannot catch signals: {error}"));
+            return Exit::Unavailable;
+        }
+    };
+    let shutdown = Shutdown::new();
+    let reload = Arc::new(Notify::new());
+    let proxy = match Proxy::start(config, shutdown.clone()).await {
+        Ok(proxy) => proxy,
+        Err(error) => {
+            say(&format!("pointsman: {error}"));
+            return Exit::Unavailable;
+        }
+    };
+    let (ending, ()) = tokio::join!(proxy.run(file, reload.clone()), signals.serve(&shutdown, &reload));
+    tracing::info!(?ending, "stopped");
+    Exit::Done
+}
+
+fn check(check: &cli::Check) -> Exit {
+    let (mut out, mut err) = (io::stdout(), io::stderr());
+    let checked = cli::check::check(&check.config.path(), &mut out, &mut err).and_then(|found| match found {
+        Ok(config) if check.connect => one_thread()?.block_on(cli::check::connect(&config, &mut err)),
+        Ok(_) => Ok(Exit::Done),
+        Err(exit) => Ok(exit),
+    });
+    checked.unwrap_or_else(|error| {
+        say(&format!("pointsman: {error}"));
+        Exit::Unavailable
+    })
+}
+
+/// The runtime of commands that only ask.
+fn one_thread() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+fn not_available(what: &str) -> Exit {
+    say(&format!("pointsman: `{what}` is not available in this build"));
+    Exit::Unavailable
+}
+
+/// Writes a line to standard error, or gives up when that is closed.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}

@@ -57,6 +57,34 @@ pub enum RefusalKind {
     Internal,
 }
 
+impl RefusalKind {
+    /// The value of the label `kind` of `pointsman_errors_total`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::NoPrimary => "no_primary",
+            Self::NoReplica => "no_replica",
+            Self::PoolTimeout => "pool_timeout",
+            Self::ServerLost => "server_lost",
+            Self::InDoubt => "in_doubt",
+            Self::TooManyClients => "too_many_clients",
+            Self::ShuttingDown => "shutting_down",
+            Self::Protocol => "protocol",
+            Self::Unsupported => "unsupported",
+            Self::Authentication => "authentication",
+            Self::UnknownDatabase => "unknown_database",
+            Self::InvalidSetting => "invalid_setting",
+            Self::UnknownSetting => "unknown_setting",
+            Self::UnknownStatement => "unknown_statement",
+            Self::DuplicateStatement => "duplicate_statement",
+            Self::IdleTimeout => "idle_timeout",
+            Self::Cancelled => "cancelled",
+            Self::UnknownNode => "unknown_node",
+            Self::Forbidden => "forbidden",
+            Self::Internal => "internal",
+        }
+    }
+}
+
 impl Refusal {
     pub fn new(kind: RefusalKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self { kind, message: message.into(), detail: None, hint: None, fatal: false }

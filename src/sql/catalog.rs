@@ -16,6 +16,9 @@ pub struct Catalog {
     /// Only relations that need care are listed; a name that is missing is an ordinary table
     /// or view, or does not exist.
     pub relations: HashMap<Box<str>, Relation>,
+    /// Some operator of the users' calls a function that writes: what uses an operator that is
+    /// not built in is then a write.
+    pub writing_operators: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +53,7 @@ impl Catalog {
 }
 
 /// Names from `routing.read_functions`, `write_functions` and `clean_functions`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FunctionRules {
     pub read: HashSet<Box<str>>,
     pub write: HashSet<Box<str>>,

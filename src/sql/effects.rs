@@ -57,10 +57,14 @@ pub enum Effect {
     /// Ends every pin of this reason (`UNLISTEN *`, `pg_advisory_unlock_all()`, `CLOSE ALL`, `UNLOCK TABLES`).
     Unpin(PinReason),
     /// May draw a value from a sequence: `currval`/`lastval` of this connection now means something.
+    /// MySQL: LAST_INSERT_ID() or, behind SQL_CALC_FOUND_ROWS, FOUND_ROWS().
     DrawsSequence,
     /// Asks for what the previous statement left in its connection: lastval, currval,
     /// LAST_INSERT_ID(), FOUND_ROWS(), ROW_COUNT(), SHOW WARNINGS.
     NeedsPrevious,
+    /// Opens, moves or closes a cursor: stays on the connection of the open transaction, or of the
+    /// session where it is pinned by `WITH HOLD`. In a transaction that may write: the primary.
+    Cursor,
     /// Shows the names of prepared statements or portals of the connection.
     ShowsPrepared,
     /// Runs code whose effects on the session are not known (user functions, CALL, DO).
@@ -134,11 +138,71 @@ pub enum PinReason {
 }
 
 /// `SET pointsman.x = …` and `SHOW pointsman.x`; `SET @pointsman_x`, `SELECT @pointsman_x`.
+///
+/// Names come without the prefix, values without their quotes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProxyCommand {
     Set { name: Box<str>, value: Box<str> },
     Reset { name: Box<str> },
     Show { name: Box<str> },
+}
+
+impl Effect {
+    /// What it does to the session, for people and for JSON: `set search_path`, `pin listen`.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Begin(modes) => format!("begin{}", modes.describe()),
+            Self::BeginUnknown => "begin, on the primary at once".into(),
+            Self::Commit { chain } => if *chain { "commit and chain" } else { "commit" }.into(),
+            Self::Rollback { chain } => if *chain { "rollback and chain" } else { "rollback" }.into(),
+            Self::Savepoint(name) => format!("savepoint {name}"),
+            Self::Release(name) => format!("release {name}"),
+            Self::RollbackTo(name) => format!("rollback to {name}"),
+            Self::PrepareTransaction => "prepare transaction".into(),
+            Self::SetTransaction(modes) => format!("set transaction{}", modes.describe()),
+            Self::SetConstraints => "set constraints".into(),
+            Self::Set { name, scope: Scope::Session, .. } => format!("set {name}"),
+            Self::Set { name, scope: Scope::Local, .. } => format!("set local {name}"),
+            Self::Reset { name } => format!("reset {name}"),
+            Self::ResetAll => "reset all".into(),
+            Self::Discard(Discard::All) => "discard all".into(),
+            Self::Discard(Discard::Plans) => "discard plans".into(),
+            Self::Discard(Discard::Sequences) => "discard sequences".into(),
+            Self::Discard(Discard::Temp) => "discard temp".into(),
+            Self::Prepare { name, .. } => format!("prepare {name}"),
+            Self::Execute { name } => format!("execute {name}"),
+            Self::Deallocate { name: Some(name) } => format!("deallocate {name}"),
+            Self::Deallocate { name: None } => "deallocate all".into(),
+            Self::Pin(reason) => format!("pin {}", reason.label()),
+            Self::Unpin(reason) => format!("unpin {}", reason.label()),
+            Self::DrawsSequence => "may draw from a sequence".into(),
+            Self::NeedsPrevious => "asks for what the previous statement left behind".into(),
+            Self::Cursor => "cursor".into(),
+            Self::ShowsPrepared => "shows prepared statements or cursors".into(),
+            Self::Touches => "may leave state behind".into(),
+            Self::Ddl => "changes the catalog".into(),
+            Self::UseDatabase(name) => format!("use {name}"),
+            Self::Kill { id, query_only: true } => format!("kill query {id}"),
+            Self::Kill { id, query_only: false } => format!("kill {id}"),
+            Self::Proxy(ProxyCommand::Set { name, .. }) => format!("set pointsman.{name}"),
+            Self::Proxy(ProxyCommand::Reset { name }) => format!("reset pointsman.{name}"),
+            Self::Proxy(ProxyCommand::Show { name }) => format!("show pointsman.{name}"),
+        }
+    }
+}
+
+impl TransactionModes {
+    fn describe(self) -> String {
+        let isolation = self.isolation.map(|isolation| match isolation {
+            Isolation::ReadUncommitted => " read uncommitted",
+            Isolation::ReadCommitted => " read committed",
+            Isolation::RepeatableRead => " repeatable read",
+            Isolation::Serializable => " serializable",
+        });
+        let read_only = self.read_only.map(|only| if only { " read only" } else { " read write" });
+        let deferrable = self.deferrable.map(|yes| if yes { " deferrable" } else { " not deferrable" });
+        [isolation, read_only, deferrable].into_iter().flatten().collect()
+    }
 }
 
 impl PinReason {

@@ -8,7 +8,7 @@ mod classify;
 pub mod effects;
 pub mod functions;
 pub mod hints;
-mod lexer;
+pub(crate) mod lexer;
 
 use std::sync::Arc;
 
@@ -47,6 +47,15 @@ impl LexModes {
     }
 }
 
+impl LexModes {
+    /// The modes that hold for this very text: in PostgreSQL's encodings without ASCII safety a
+    /// text of ASCII alone reads like any other.
+    pub(crate) fn for_text(self, text: &[u8], dialect: Dialect) -> Self {
+        let unreadable = self.unreadable && !(dialect == Dialect::Postgres && text.is_ascii());
+        Self { unreadable, ..self }
+    }
+}
+
 /// Where a statement may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
@@ -54,6 +63,16 @@ pub enum Access {
     Read,
     /// May write, needs the primary, or was not understood.
     Write,
+}
+
+impl Access {
+    /// The value of the metric's label, and what `pointsman route` prints.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
 }
 
 /// Why a statement was given its [`Access`]. The label `reason` of `pointsman_statements_total`.
@@ -91,6 +110,71 @@ pub enum Reason {
     Learned,
     /// A hint said so.
     Hint,
+}
+
+impl Reason {
+    pub const ALL: [Reason; 16] = [
+        Self::Read,
+        Self::Session,
+        Self::Dml,
+        Self::Ddl,
+        Self::Lock,
+        Self::Function,
+        Self::Server,
+        Self::State,
+        Self::Relation,
+        Self::Transaction,
+        Self::Command,
+        Self::Unparsed,
+        Self::TooLong,
+        Self::Unreadable,
+        Self::Learned,
+        Self::Hint,
+    ];
+
+    /// The value of the metric's label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Session => "session",
+            Self::Dml => "dml",
+            Self::Ddl => "ddl",
+            Self::Lock => "lock",
+            Self::Function => "function",
+            Self::Server => "server",
+            Self::State => "state",
+            Self::Relation => "relation",
+            Self::Transaction => "transaction",
+            Self::Command => "command",
+            Self::Unparsed => "unparsed",
+            Self::TooLong => "too_long",
+            Self::Unreadable => "unreadable",
+            Self::Learned => "learned",
+            Self::Hint => "hint",
+        }
+    }
+
+    /// One sentence for people.
+    pub const fn explanation(self) -> &'static str {
+        match self {
+            Self::Read => "reads only",
+            Self::Session => "concerns the session alone",
+            Self::Dml => "changes rows",
+            Self::Ddl => "changes definitions or maintains the server",
+            Self::Lock => "locks rows or tables",
+            Self::Function => "calls a function that writes or is not known",
+            Self::Server => "asks about the server itself",
+            Self::State => "reads or keeps state of the server session",
+            Self::Relation => "names a relation that a replica cannot answer",
+            Self::Transaction => "begins, shapes or ends a transaction that may write",
+            Self::Command => "a command for the primary",
+            Self::Unparsed => "was not understood",
+            Self::TooLong => "is too long to be read",
+            Self::Unreadable => "the session's encoding or mode keeps it from being read",
+            Self::Learned => "a replica refused it before",
+            Self::Hint => "a hint vouches for it",
+        }
+    }
 }
 
 /// What one statement, or several sent as one string, will do.

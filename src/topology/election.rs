@@ -1,1 +1,455 @@
-//! To be written.
+//! Who is primary when the servers' own words disagree: at most one node, and nobody rather than
+//! the wrong one (hard cases 5, 8, 9, 10).
+
+use std::{fmt, sync::Arc};
+
+use super::{Claim, Engine, Facts, NodeId, Position, ProbeNumber, Timelines};
+
+/// One node, as the election sees it.
+#[derive(Clone, Debug)]
+pub struct Candidate<'a> {
+    pub id: NodeId,
+    pub address: &'a Arc<str>,
+    /// Answers probes, or has not yet missed `failures` of them.
+    pub reachable: bool,
+    /// Was probed at least once, with whatever outcome.
+    pub probed: bool,
+    /// Its last answer.
+    pub facts: Option<&'a Facts>,
+    /// Its timeline, also where only an earlier answer told it.
+    pub timeline: Option<u32>,
+    /// The probe that first found it claiming to be primary, of an unbroken row of such answers.
+    pub claimed: Option<ProbeNumber>,
+    /// The probe that it last answered.
+    pub answered: ProbeNumber,
+    /// Was seen as a replica since the incumbent was elected.
+    pub followed: bool,
+    /// The last position it reported as a replica.
+    pub replayed: Option<&'a Position>,
+}
+
+/// The node elected last; kept while it is down and over restarts of the proxy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Incumbent {
+    pub address: Arc<str>,
+    pub timeline: Option<u32>,
+    /// The newest position it reported as primary: all that was acknowledged before that probe.
+    pub written: Option<Position>,
+}
+
+/// What an election goes by, besides the nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Ballot<'a> {
+    pub engine: Engine,
+    /// PostgreSQL's system identifier of this cluster, once it is established.
+    pub system: Option<&'a str>,
+    pub incumbent: Option<&'a Incumbent>,
+    /// Patroni's word, where it is asked and answers: the leader's address or that there is none.
+    pub leader: Option<Option<&'a str>>,
+    pub timelines: &'a Timelines,
+}
+
+/// An election's outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub primary: Result<NodeId, Nobody>,
+    /// Nodes that get nothing, and why. Found anew in every election.
+    pub fences: Vec<(NodeId, Fence)>,
+}
+
+/// Why there is no primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nobody {
+    /// Some node was not asked yet: it may be the newer primary.
+    NotAllProbed,
+    /// No reachable node says that it is one.
+    NoClaimer,
+    /// All that do were refused.
+    AllFenced,
+    /// Several do, and none can be told to be the older.
+    Tie,
+    /// A replica was promoted beside a primary that still answers.
+    Contested { incumbent: Arc<str>, rival: Arc<str> },
+    /// Patroni's leader does not say yet that it is primary, or there is none.
+    Patroni,
+    /// The nodes belong to different systems, and no majority tells which is meant.
+    SystemsDiffer,
+}
+
+/// Why a node gets nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fence {
+    OtherSystem {
+        own: Arc<str>,
+        cluster: Arc<str>,
+    },
+    SameServer {
+        other: Arc<str>,
+    },
+    DuplicateServerId {
+        id: u64,
+        other: Arc<str>,
+    },
+    OlderTimeline {
+        own: u32,
+        newest: u32,
+    },
+    UnknownTimeline,
+    /// Claims to be primary on the very timeline that belongs to another.
+    SameTimeline {
+        timeline: u32,
+        primary: Arc<str>,
+    },
+    /// Another claimer has all of its history and more, or has the role and keeps it.
+    Outvoted {
+        primary: Arc<str>,
+    },
+    /// Not a replica of the last primary, and without all that was acknowledged there.
+    LacksWrites {
+        primary: Arc<str>,
+    },
+    Tie,
+    Contested {
+        other: Arc<str>,
+    },
+    Patroni {
+        leader: Option<Arc<str>>,
+    },
+    /// A replica beyond the point where the primary's timeline left its own.
+    Diverged {
+        own: u32,
+        primary: u32,
+    },
+}
+
+/// Decides who is primary.
+pub fn elect(nodes: &[Candidate<'_>], ballot: Ballot<'_>) -> Verdict {
+    let mut fences = Vec::new();
+    let strangers = match ballot.engine {
+        Engine::Postgres => strangers(nodes, ballot.system, &mut fences),
+        Engine::Mysql => {
+            duplicates(nodes, ballot.incumbent, &mut fences);
+            Ok(())
+        }
+    };
+    if let Err(nobody) = strangers {
+        return Verdict { primary: Err(nobody), fences };
+    }
+    let fenced = |fences: &[(NodeId, Fence)], id: NodeId| fences.iter().any(|(fenced, _)| *fenced == id);
+    let known: Vec<&Candidate<'_>> =
+        nodes.iter().filter(|node| node.reachable && !fenced(&fences, node.id)).collect();
+    let claimers: Vec<&Candidate<'_>> = known.iter().copied().filter(|node| node.claims_primary()).collect();
+
+    let primary = match ballot.leader {
+        Some(leader) => by_patroni(&claimers, leader, &mut fences),
+        None if ballot.incumbent.is_none() && nodes.iter().any(|node| !node.probed) => {
+            Err(Nobody::NotAllProbed)
+        }
+        None => match ballot.engine {
+            Engine::Postgres => by_timeline(nodes, &known, &claimers, ballot, &mut fences),
+            Engine::Mysql => by_gtid(nodes, &claimers, ballot, &mut fences),
+        },
+    };
+    let primary = primary.map_err(|nobody| match nobody {
+        Nobody::NoClaimer if !claimers.is_empty() => Nobody::AllFenced,
+        nobody => nobody,
+    });
+    Verdict { primary, fences }
+}
+
+impl Candidate<'_> {
+    fn claims_primary(&self) -> bool {
+        self.reachable && self.facts.is_some_and(|facts| facts.claim == Claim::Primary)
+    }
+
+    fn is_incumbent(&self, incumbent: Option<&Incumbent>) -> bool {
+        incumbent.is_some_and(|incumbent| incumbent.address == *self.address)
+    }
+
+    /// All that it has executed, by its last answer as a primary.
+    fn executed(&self) -> Option<&Position> {
+        self.facts.and_then(|facts| facts.written.as_ref().or(facts.flushed.as_ref()))
+    }
+}
+
+/// Fences nodes of another PostgreSQL system, and the same server under a second name.
+fn strangers(
+    nodes: &[Candidate<'_>],
+    established: Option<&str>,
+    fences: &mut Vec<(NodeId, Fence)>,
+) -> Result<(), Nobody> {
+    let of = |node: &Candidate<'_>| node.facts.map(|facts| facts.incarnation.clone());
+    let known: Vec<_> = nodes.iter().filter_map(|node| Some((node, of(node)?))).collect();
+    let votes = |system: &str| known.iter().filter(|(_, own)| &*own.system == system).count();
+    let cluster = match established {
+        Some(system) => Some(system),
+        None => {
+            let best = known.iter().map(|(_, own)| &*own.system).max_by_key(|system| votes(system));
+            best.filter(|best| {
+                known.iter().all(|(_, own)| &*own.system == *best || votes(&own.system) < votes(best))
+            })
+        }
+    };
+    let Some(cluster) = cluster else {
+        let other = known.first().map_or("".into(), |(_, own)| Arc::clone(&own.system));
+        for (node, own) in &known {
+            let (own, cluster) = (Arc::clone(&own.system), Arc::clone(&other));
+            fences.push((node.id, Fence::OtherSystem { own, cluster }));
+        }
+        return if known.is_empty() { Ok(()) } else { Err(Nobody::SystemsDiffer) };
+    };
+    for (at, (node, own)) in known.iter().enumerate() {
+        if &*own.system != cluster {
+            let fence = Fence::OtherSystem { own: Arc::clone(&own.system), cluster: cluster.into() };
+            fences.push((node.id, fence));
+        } else if let Some((twin, _)) =
+            known[..at].iter().find(|(twin, other)| other == own && twin.reachable && node.reachable)
+        {
+            fences.push((node.id, Fence::SameServer { other: Arc::clone(twin.address) }));
+        }
+    }
+    Ok(())
+}
+
+/// Fences MySQL and MariaDB servers that share an identity with another: their GTIDs and
+/// replication would mix. The incumbent is never the one to go.
+fn duplicates(nodes: &[Candidate<'_>], incumbent: Option<&Incumbent>, fences: &mut Vec<(NodeId, Fence)>) {
+    let mut seen: Vec<(&Candidate<'_>, &Facts)> = Vec::with_capacity(nodes.len());
+    let reachable = || nodes.iter().filter(|node| node.reachable);
+    let first = reachable().filter(|node| node.is_incumbent(incumbent));
+    for node in first.chain(reachable().filter(|node| !node.is_incumbent(incumbent))) {
+        let Some(facts) = node.facts else { continue };
+        let same_server = seen.iter().find(|(_, other)| other.incarnation.system == facts.incarnation.system);
+        let same_id =
+            seen.iter().find(|(_, other)| facts.server_id.is_some() && other.server_id == facts.server_id);
+        if let Some((other, _)) = same_server {
+            fences.push((node.id, Fence::SameServer { other: Arc::clone(other.address) }));
+        } else if let (Some((other, _)), Some(id)) = (same_id, facts.server_id) {
+            fences.push((node.id, Fence::DuplicateServerId { id, other: Arc::clone(other.address) }));
+        }
+        seen.push((node, facts));
+    }
+}
+
+fn by_patroni(
+    claimers: &[&Candidate<'_>],
+    leader: Option<&str>,
+    fences: &mut Vec<(NodeId, Fence)>,
+) -> Result<NodeId, Nobody> {
+    let named = |node: &&&Candidate<'_>| Some(&**node.address) == leader;
+    for node in claimers.iter().filter(|node| !named(node)) {
+        fences.push((node.id, Fence::Patroni { leader: leader.map(Arc::from) }));
+    }
+    claimers.iter().find(named).map(|node| node.id).ok_or(Nobody::Patroni)
+}
+
+/// PostgreSQL: the highest timeline wins, with care for a promotion beside a living primary.
+fn by_timeline(
+    nodes: &[Candidate<'_>],
+    known: &[&Candidate<'_>],
+    claimers: &[&Candidate<'_>],
+    ballot: Ballot<'_>,
+    fences: &mut Vec<(NodeId, Fence)>,
+) -> Result<NodeId, Nobody> {
+    let elected_on = ballot.incumbent.and_then(|incumbent| incumbent.timeline);
+    let newest = known.iter().filter_map(|node| node.timeline).chain(elected_on).max().unwrap_or(0);
+    let mut remaining: Vec<&Candidate<'_>> = Vec::new();
+    for node in claimers {
+        // A claimer's own answer, not an earlier one: promotion changes it.
+        match node.facts.and_then(|facts| facts.timeline) {
+            None => fences.push((node.id, Fence::UnknownTimeline)),
+            Some(own) if own < newest => fences.push((node.id, Fence::OlderTimeline { own, newest })),
+            Some(_) => remaining.push(node),
+        }
+    }
+    if let Some(incumbent) = remaining.iter().find(|node| node.is_incumbent(ballot.incumbent)) {
+        for node in remaining.iter().filter(|node| node.id != incumbent.id) {
+            let primary = Arc::clone(incumbent.address);
+            fences.push((node.id, Fence::SameTimeline { timeline: newest, primary }));
+        }
+        return Ok(incumbent.id);
+    }
+    let rival = match remaining[..] {
+        [] => return Err(Nobody::NoClaimer),
+        [rival] => rival,
+        _ => {
+            fences.extend(remaining.iter().map(|node| (node.id, Fence::Tie)));
+            return Err(Nobody::Tie);
+        }
+    };
+    let incumbent = nodes.iter().find(|node| node.is_incumbent(ballot.incumbent));
+    if let (Some(incumbent), Some(last)) = (incumbent, ballot.incumbent) {
+        if incumbent.claims_primary()
+            && rival.followed
+            && !had_replayed_all(rival, incumbent, last, ballot.timelines)
+        {
+            return Err(contested(rival, incumbent, fences));
+        }
+        let yielded = incumbent.reachable && !incumbent.claims_primary();
+        if elected_on == Some(newest) && !rival.followed && !yielded {
+            let primary = Arc::clone(&last.address);
+            fences.push((rival.id, Fence::SameTimeline { timeline: newest, primary }));
+            return Err(Nobody::AllFenced);
+        }
+    }
+    Ok(rival.id)
+}
+
+/// Whether a rival that turned from replica to primary beside a living incumbent may take over:
+/// only if the incumbent, asked after the rival's claim was seen, had nothing more than the rival
+/// had replayed by then.
+fn had_replayed_all(
+    rival: &Candidate<'_>,
+    incumbent: &Candidate<'_>,
+    last: &Incumbent,
+    timelines: &Timelines,
+) -> bool {
+    let asked_since = rival.claimed.is_some_and(|claimed| incumbent.answered > claimed);
+    asked_since
+        && match (rival.replayed, &last.written) {
+            (Some(replayed), Some(written)) => timelines.covers(replayed, written) == Some(true),
+            _ => false,
+        }
+}
+
+fn contested(rival: &Candidate<'_>, incumbent: &Candidate<'_>, fences: &mut Vec<(NodeId, Fence)>) -> Nobody {
+    fences.retain(|(id, _)| *id != incumbent.id && *id != rival.id);
+    fences.push((rival.id, Fence::Contested { other: Arc::clone(incumbent.address) }));
+    fences.push((incumbent.id, Fence::Contested { other: Arc::clone(rival.address) }));
+    Nobody::Contested { incumbent: Arc::clone(incumbent.address), rival: Arc::clone(rival.address) }
+}
+
+/// MySQL and MariaDB: whose history contains the other's, with the incumbent keeping the role.
+fn by_gtid(
+    nodes: &[Candidate<'_>],
+    claimers: &[&Candidate<'_>],
+    ballot: Ballot<'_>,
+    fences: &mut Vec<(NodeId, Fence)>,
+) -> Result<NodeId, Nobody> {
+    let incumbent = nodes.iter().find(|node| node.is_incumbent(ballot.incumbent));
+    let (Some(incumbent), Some(last)) = (incumbent, ballot.incumbent) else {
+        return most_complete(claimers, fences);
+    };
+    if incumbent.claims_primary() && claimers.iter().any(|node| node.id == incumbent.id) {
+        return challenge(claimers, incumbent, last, fences);
+    }
+    let yielded = incumbent.reachable && !incumbent.claims_primary();
+    let mut fit: Vec<&Candidate<'_>> = Vec::new();
+    for node in claimers {
+        let has_all = || match (node.executed(), &last.written) {
+            (Some(executed), Some(written)) => executed.covers(written) == Some(true),
+            _ => false,
+        };
+        if node.followed || yielded || has_all() {
+            fit.push(node);
+        } else {
+            fences.push((node.id, Fence::LacksWrites { primary: Arc::clone(&last.address) }));
+        }
+    }
+    most_complete(&fit, fences)
+}
+
+/// The incumbent answers and claims the role still: does anybody take it from it?
+fn challenge(
+    claimers: &[&Candidate<'_>],
+    incumbent: &Candidate<'_>,
+    last: &Incumbent,
+    fences: &mut Vec<(NodeId, Fence)>,
+) -> Result<NodeId, Nobody> {
+    let mut winner = incumbent;
+    for rival in claimers.iter().filter(|node| node.id != incumbent.id) {
+        let asked_since = rival.claimed.is_some_and(|claimed| incumbent.answered > claimed);
+        let contains = |strictly: bool| match (rival.executed(), &last.written) {
+            (Some(Position::Mysql(own)), Some(Position::Mysql(theirs))) if asked_since => {
+                if strictly {
+                    own.strictly_covers(theirs)
+                } else {
+                    own.covers(theirs)
+                }
+            }
+            _ => false,
+        };
+        match rival.followed {
+            true if !contains(false) => return Err(contested(rival, incumbent, fences)),
+            true => winner = rival,
+            false if contains(true) => winner = rival,
+            false => {}
+        }
+    }
+    for node in claimers.iter().filter(|node| node.id != winner.id) {
+        fences.push((node.id, Fence::Outvoted { primary: Arc::clone(winner.address) }));
+    }
+    Ok(winner.id)
+}
+
+/// The one claimer whose history strictly contains that of every other.
+fn most_complete(claimers: &[&Candidate<'_>], fences: &mut Vec<(NodeId, Fence)>) -> Result<NodeId, Nobody> {
+    let contains = |one: &Candidate<'_>, other: &Candidate<'_>| match (one.executed(), other.executed()) {
+        (Some(Position::Mysql(one)), Some(Position::Mysql(other))) => one.strictly_covers(other),
+        _ => false,
+    };
+    let winner = claimers
+        .iter()
+        .find(|node| claimers.iter().all(|other| other.id == node.id || contains(node, other)));
+    let Some(winner) = winner else {
+        fences.extend(claimers.iter().map(|node| (node.id, Fence::Tie)));
+        return Err(if claimers.is_empty() { Nobody::NoClaimer } else { Nobody::Tie });
+    };
+    for node in claimers.iter().filter(|node| node.id != winner.id) {
+        fences.push((node.id, Fence::Outvoted { primary: Arc::clone(winner.address) }));
+    }
+    Ok(winner.id)
+}
+
+impl fmt::Display for Nobody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAllProbed => f.write_str("not every node was asked yet"),
+            Self::NoClaimer => f.write_str("no reachable node says that it is primary"),
+            Self::AllFenced => f.write_str("every node that says it is primary was refused"),
+            Self::Tie => f.write_str("several nodes say they are primary and none is known to be the older"),
+            Self::Contested { incumbent, rival } => write!(
+                f,
+                "{rival} was promoted while {incumbent} still answers as primary and lacks writes acknowledged \
+                 there: stop one of them"
+            ),
+            Self::Patroni => f.write_str("patroni names no leader that says it is primary"),
+            Self::SystemsDiffer => f.write_str("the nodes belong to different systems"),
+        }
+    }
+}
+
+impl fmt::Display for Fence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OtherSystem { own, cluster } => {
+                write!(f, "its system identifier is {own}, the cluster's is {cluster}")
+            }
+            Self::SameServer { other } => write!(f, "it is the same server as {other}"),
+            Self::DuplicateServerId { id, other } => write!(f, "it has server_id {id}, as {other} has"),
+            Self::OlderTimeline { own, newest } => {
+                write!(f, "it says it is primary on timeline {own}, the newest is {newest}")
+            }
+            Self::UnknownTimeline => f.write_str("it says it is primary, on a timeline it does not tell"),
+            Self::SameTimeline { timeline, primary } => {
+                write!(f, "it says it is primary on timeline {timeline}, which belongs to {primary}")
+            }
+            Self::Outvoted { primary } => write!(f, "it says it is primary, but {primary} is"),
+            Self::LacksWrites { primary } => {
+                write!(f, "it says it is primary but lacks writes acknowledged by {primary}")
+            }
+            Self::Tie => f.write_str("it is one of several primaries, none of them known to be the older"),
+            Self::Contested { other } => write!(f, "it and {other} both answer as primary"),
+            Self::Patroni { leader: Some(leader) } => {
+                write!(f, "it says it is primary, patroni's leader is {leader}")
+            }
+            Self::Patroni { leader: None } => f.write_str("it says it is primary, patroni has no leader"),
+            Self::Diverged { own, primary } => {
+                write!(
+                    f,
+                    "its history on timeline {own} went on past the fork to the primary's timeline {primary}"
+                )
+            }
+        }
+    }
+}

@@ -1,1 +1,179 @@
-//! To be written.
+//! Whether a node can be used: one function that changes the state, with time as a parameter.
+
+use std::time::{Duration, Instant};
+
+use super::ProbeFault;
+
+/// How long a node that goes down again and again is kept from reads, the first time.
+const FIRST_BENCH: Duration = Duration::from_secs(1);
+/// The longest that it is kept from them.
+const LONGEST_BENCH: Duration = Duration::from_secs(60);
+/// A node that stayed up for so long starts with a clean sheet.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(120);
+/// Refused connections between two good probes that count as one fall.
+const REFUSALS_PER_FALL: u32 = 3;
+
+/// What probes and traffic say of a node, apart from what people and elections say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// Not probed yet.
+    New,
+    Up,
+    /// Missed fewer than `failures` probes, or its connections broke.
+    Suspect,
+    Down,
+}
+
+/// One node's health. Changed by [`step`] only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub status: Status,
+    /// Since when it has this status.
+    pub since: Instant,
+    /// When it began to take load again; `None` for a node that was there from the start.
+    pub ramp_from: Option<Instant>,
+    /// No reads until then: it came and went too often.
+    pub benched_until: Option<Instant>,
+    /// When traffic last had trouble with it; a probe sent later clears the suspicion.
+    pub trouble: Option<Instant>,
+    /// The fault of the last probe that failed, while it is not up.
+    pub fault: Option<ProbeFault>,
+    misses: u32,
+    refusals: u32,
+    falls: u32,
+    came_up: Option<Instant>,
+    /// Joined a cluster that was running already.
+    late: bool,
+}
+
+/// What happened to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// A probe sent at that time was answered.
+    Answered { sent: Instant },
+    /// A probe failed.
+    Missed(ProbeFault),
+    /// A connection that served a client broke, or a write was refused as read-only.
+    Broke,
+    /// A new connection for a client was refused.
+    Refused,
+}
+
+/// What the configuration says about health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Probes missed in a row that make a node down.
+    pub failures: u32,
+}
+
+impl Health {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            status: Status::New,
+            since: now,
+            ramp_from: None,
+            benched_until: None,
+            trouble: None,
+            fault: None,
+            misses: 0,
+            refusals: 0,
+            falls: 0,
+            came_up: None,
+            late: false,
+        }
+    }
+
+    /// A node that is added to a running cluster: it ramps up when it first answers.
+    pub fn late(now: Instant) -> Self {
+        Self { late: true, ..Self::new(now) }
+    }
+
+    /// Whether statements may be sent to it.
+    pub fn usable(&self) -> bool {
+        matches!(self.status, Status::Up | Status::Suspect)
+    }
+
+    /// Whether it is kept from reads for coming and going.
+    pub fn benched(&self, now: Instant) -> bool {
+        self.benched_until.is_some_and(|until| now < until)
+    }
+
+    /// Begins the ramp anew: a person gave the node back.
+    #[must_use]
+    pub fn ramped(self, now: Instant) -> Self {
+        Self { ramp_from: Some(now), ..self }
+    }
+
+    fn turn(self, status: Status, now: Instant) -> Self {
+        if self.status == status { self } else { Self { status, since: now, ..self } }
+    }
+}
+
+/// The health of a node after `signal`.
+#[must_use]
+pub fn step(health: Health, signal: Signal, now: Instant, rules: Rules) -> Health {
+    match signal {
+        Signal::Answered { sent } => answered(health, sent, now),
+        Signal::Missed(fault) => missed(health, fault, now, rules),
+        Signal::Broke => troubled(health, now),
+        Signal::Refused => {
+            let refusals = health.refusals.saturating_add(1);
+            let health = troubled(Health { refusals, ..health }, now);
+            // Probes are answered, yet clients cannot get in.
+            if refusals.is_multiple_of(REFUSALS_PER_FALL) && health.usable() {
+                fallen(health, now)
+            } else {
+                health
+            }
+        }
+    }
+}
+
+fn answered(health: Health, sent: Instant, now: Instant) -> Health {
+    let came_back = health.status == Status::Down || (health.status == Status::New && health.late);
+    let health = Health { misses: 0, fault: None, ..health };
+    if came_back {
+        return Health {
+            ramp_from: Some(now),
+            came_up: Some(now),
+            trouble: None,
+            ..health.turn(Status::Up, now)
+        };
+    }
+    // An answer to a question asked before the trouble says nothing about it.
+    if health.trouble.is_some_and(|trouble| sent <= trouble) {
+        return health;
+    }
+    let steady = health.came_up.is_none_or(|up| now.saturating_duration_since(up) >= FORGIVEN_AFTER);
+    let (falls, refusals) = if steady { (0, 0) } else { (health.falls, health.refusals) };
+    let came_up = health.came_up.or(Some(now));
+    Health { trouble: None, falls, refusals, came_up, ..health.turn(Status::Up, now) }
+}
+
+fn missed(health: Health, fault: ProbeFault, now: Instant, rules: Rules) -> Health {
+    let misses = health.misses.saturating_add(1);
+    let health = Health { misses, fault: Some(fault), ..health };
+    match health.status {
+        Status::Down => health,
+        // Never seen: nobody relies on it, so there is nothing to be patient about.
+        Status::New => health.turn(Status::Down, now),
+        _ if misses >= rules.failures.max(1) => fallen(health, now).turn(Status::Down, now),
+        _ => health.turn(Status::Suspect, now),
+    }
+}
+
+fn troubled(health: Health, now: Instant) -> Health {
+    let health = Health { trouble: Some(now), ..health };
+    if health.status == Status::Up { health.turn(Status::Suspect, now) } else { health }
+}
+
+/// Counts one more time that the node let us down; from the second on it is benched, longer each
+/// time, so that a node that comes and goes does not take the reads with it.
+fn fallen(health: Health, now: Instant) -> Health {
+    let falls = health.falls.saturating_add(1);
+    let doublings = falls.saturating_sub(2).min(16);
+    let bench = (falls > 1).then(|| FIRST_BENCH.saturating_mul(1 << doublings).min(LONGEST_BENCH));
+    let benched_until = bench.map(|bench| now + bench).or(health.benched_until);
+    // The sheet is wiped by time spent up, counted from here.
+    Health { falls, benched_until, came_up: Some(now), ..health }
+}

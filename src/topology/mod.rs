@@ -2,20 +2,35 @@
 //!
 //! The monitor builds a [`Snapshot`] and publishes it whole; the data plane only reads.
 
+pub mod board;
 pub mod election;
+mod gtid;
 pub mod health;
 pub mod lag;
 pub mod position;
+mod snapshot;
+pub mod timelines;
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 pub use position::{GtidSet, Lsn, Position};
+pub use snapshot::{History, Resolved, Sample, Snapshot};
+pub use timelines::Timelines;
+
+/// Which database's rules of history hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Engine {
+    /// Timelines and one system identifier.
+    Postgres,
+    /// GTID sets, each server with an identity of its own; MariaDB too.
+    Mysql,
+}
 
 /// Index of a node in its snapshot, and in the configuration it was built from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -27,6 +42,19 @@ pub enum Role {
     Primary,
     Replica,
     Unknown,
+}
+
+impl Role {
+    pub const ALL: [Role; 3] = [Self::Primary, Self::Replica, Self::Unknown];
+
+    /// The value of the metric's label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Replica => "replica",
+            Self::Unknown => "unknown",
+        }
+    }
 }
 
 /// Whether a node may be used.
@@ -44,6 +72,24 @@ pub enum State {
     Draining,
     /// Banned by a person.
     Banned,
+}
+
+impl State {
+    /// Every value of [`Self::label`].
+    pub const LABELS: [&'static str; 7] = ["new", "up", "suspect", "down", "fenced", "draining", "banned"];
+
+    /// The value of the metric's label.
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+            Self::Fenced(_) => "fenced",
+            Self::Draining => "draining",
+            Self::Banned => "banned",
+        }
+    }
 }
 
 /// One server process's life: positions measured in another are worth nothing.
@@ -160,29 +206,6 @@ impl Load {
     }
 }
 
-/// The topology at one moment. Immutable; published whole.
-#[derive(Clone, Debug)]
-pub struct Snapshot {
-    pub version: u64,
-    pub taken: Instant,
-    pub nodes: Arc<[Node]>,
-    /// The node that gets writes.
-    pub primary: Option<NodeId>,
-    /// Since when there is no primary, and the wall clock then, for the refusal's text.
-    pub without_primary_since: Option<(Instant, SystemTime)>,
-    /// Recent positions of the primary, oldest first: what turns "after that write" into a floor.
-    pub samples: Arc<[Sample]>,
-}
-
-/// A primary's position by one probe.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sample {
-    pub number: ProbeNumber,
-    pub sent: Instant,
-    pub incarnation: Incarnation,
-    pub written: Position,
-}
-
 /// The number of the last probe sent; shared by the monitor (writer) and sessions (readers).
 #[derive(Debug, Default)]
 pub struct ProbeCounter(AtomicU64);
@@ -195,17 +218,5 @@ impl ProbeCounter {
     /// The number of the last probe sent.
     pub fn current(&self) -> ProbeNumber {
         ProbeNumber(self.0.load(Ordering::Acquire))
-    }
-}
-
-impl Snapshot {
-    pub fn node(&self, id: NodeId) -> &Node {
-        &self.nodes[id.0]
-    }
-    pub fn primary(&self) -> Option<&Node> {
-        self.primary.map(|id| self.node(id))
-    }
-    pub fn find(&self, address: &str) -> Option<&Node> {
-        self.nodes.iter().find(|node| &*node.address == address)
     }
 }

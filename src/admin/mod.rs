@@ -1,0 +1,3 @@
+//! The control plane's doors.
+
+pub mod http;

@@ -1,0 +1,101 @@
+//! `pointsman check`: every fault of the file, or what it says.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+};
+
+use super::{Exit, load};
+use crate::config::{Choice, Cluster, Config, Members};
+
+/// Reads a file and tells what it found: to `out` what is good, to `err` every fault, one per line.
+/// The configuration is given back for those who go on to ask the servers.
+///
+/// # Errors
+/// When `out` or `err` cannot be written to.
+pub fn check(path: &Path, out: &mut impl Write, err: &mut impl Write) -> io::Result<Result<Config, Exit>> {
+    let config = match load(path) {
+        Ok(config) => config,
+        Err(faults) => {
+            writeln!(err, "{faults}")?;
+            return Ok(Err(Exit::Config));
+        }
+    };
+    writeln!(out, "{}: ok", path.display())?;
+    for cluster in &config.clusters {
+        writeln!(out, "cluster {}: ok, {}", cluster.name, summary(cluster))?;
+    }
+    Ok(Ok(config))
+}
+
+/// `--connect`: asks each server whether the configuration would work with it.
+///
+/// Says for now that it is not available.
+///
+/// # Errors
+/// When `err` cannot be written to.
+pub async fn connect(config: &Config, err: &mut impl Write) -> io::Result<Exit> {
+    let clusters = count(config.clusters.len(), "cluster");
+    writeln!(
+        err,
+        "pointsman: `check --connect` is not available in this build: the servers of {clusters} were not asked"
+    )?;
+    Ok(Exit::Unavailable)
+}
+
+fn summary(cluster: &Cluster) -> String {
+    let members = match &cluster.members {
+        Members::Nodes(nodes) => count(nodes.len(), "node"),
+        Members::Patroni(urls) => format!("nodes by Patroni at {}", count(urls.len(), "endpoint")),
+    };
+    let listen: Vec<String> = cluster.listen.iter().map(ToString::to_string).collect();
+    let users = count(cluster.users.len(), "user");
+    format!("{}, {members}, {users}, listens on {}", cluster.engine.name(), listen.join(", "))
+}
+
+fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn checked(text: &str) -> (Option<Exit>, String, String) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("p.toml");
+        fs::write(&path, text).expect("it can be written to");
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let found = check(&path, &mut out, &mut err).expect("a Vec takes all");
+        let folder = format!("{}/", folder.path().display());
+        let text = |bytes| String::from_utf8(bytes).expect("text").replace(&folder, "");
+        (found.err(), text(out), text(err))
+    }
+
+    #[test]
+    fn a_good_file_is_summed_up() {
+        let (exit, out, err) = checked(
+            "[[cluster]]\nname = \"shop\"\nengine = \"mysql\"\nlisten = [\"127.0.0.1:3307\"]\nnodes = [\"a\", \"b\"]\n\
+             users = [{ name = \"app\", password = \"x\" }]\nmonitor = { user = \"m\" }\n",
+        );
+
+        assert_eq!((exit, err.as_str()), (None, ""));
+        assert_eq!(out, "p.toml: ok\ncluster shop: ok, mysql, 2 nodes, 1 user, listens on 127.0.0.1:3307\n");
+    }
+
+    #[test]
+    fn a_bad_file_is_told_fault_by_fault_with_its_exit_code() {
+        let (exit, out, err) = checked("workers = 0\nlisten = 1\n");
+
+        assert_eq!((exit, out.as_str()), (Some(Exit::Config), ""));
+        assert_eq!(
+            err,
+            "p.toml:1:1: cluster: is missing: there is nothing to serve without a [[cluster]]\n\
+             p.toml:1:11: workers: must be at least 1\n\
+             p.toml:2:1: listen: unknown key here; `listen` belongs to `cluster`\n"
+        );
+    }
+}

@@ -1,0 +1,339 @@
+//! One cluster wired together: topology, pools, databases, sessions, and how they are configured.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::{
+    config,
+    metrics::ClusterMetrics,
+    pool::{Fate, Limits, Pools, Shares},
+    protocol::{Backend, Identity, Protocol, VerifierSource},
+    route::Policy,
+    session::cancel::{Call, Registry},
+    shutdown::Shutdown,
+    sql::{cache::Classifier, catalog::Catalog},
+    topology::{self, NodeId, ProbeCounter, Snapshot, board::Traffic},
+};
+
+/// Everything that the sessions of one cluster share.
+pub struct Cluster<P: Protocol> {
+    pub name: Arc<str>,
+    pub config: ArcSwap<config::Cluster>,
+    pub policy: ArcSwap<Policy>,
+    pub gate: ArcSwap<P::Gate>,
+    pub link: Arc<ArcSwap<P::Link>>,
+    /// What the monitor and `auth.query` log in to servers as.
+    pub monitor_identity: ArcSwap<Identity<P>>,
+    pub topology: Topology,
+    pub shares: Arc<Shares<P>>,
+    pools: Mutex<HashMap<PoolKey, Arc<Pools<P>>>>,
+    databases: Mutex<HashMap<Arc<str>, Arc<Database>>>,
+    pub classifier: ArcSwap<Classifier>,
+    pub sessions: Arc<Registry>,
+    pub metrics: Arc<ClusterMetrics>,
+    pub shutdown: Shutdown,
+    /// Statements waiting for a primary.
+    pub held: AtomicUsize,
+}
+
+/// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
+/// position, the replicas until they have replayed it.
+const WANTED_FOR: Duration = Duration::from_millis(200);
+
+/// User and database.
+type PoolKey = (Arc<str>, Arc<str>);
+
+/// What is known of the nodes, and the ways in which data plane and monitor nudge each other.
+pub struct Topology {
+    snapshot: ArcSwap<Snapshot>,
+    pub probes: ProbeCounter,
+    /// Wakes whoever waits for the topology to change.
+    pub changed: Notify,
+    /// Wakes the monitor: somebody waits for a position, or traffic had trouble.
+    pub nudge: Notify,
+    /// When somebody last wanted a position, in microseconds since `started`.
+    wanted: AtomicU64,
+    started: Instant,
+    /// Bounded by the number of nodes: one report each, the latest.
+    reports: Mutex<HashMap<NodeId, Traffic>>,
+}
+
+impl Default for Topology {
+    fn default() -> Self {
+        Self {
+            snapshot: ArcSwap::from_pointee(Snapshot::empty(Instant::now())),
+            probes: ProbeCounter::default(),
+            changed: Notify::new(),
+            nudge: Notify::new(),
+            wanted: AtomicU64::new(0),
+            started: Instant::now(),
+            reports: Mutex::default(),
+        }
+    }
+}
+
+impl Topology {
+    pub fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.snapshot.load()
+    }
+
+    pub fn load_full(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Publishes a snapshot and wakes those who wait for one.
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.snapshot.store(Arc::new(snapshot));
+        self.changed.notify_waiters();
+    }
+
+    /// A session wrote: its next read wants positions measured from now on.
+    pub fn want_position(&self) {
+        let now = self.started.elapsed().as_micros() as u64;
+        let before = self.wanted.swap(now, Ordering::AcqRel);
+        if now.saturating_sub(before) >= WANTED_FOR.as_micros() as u64 || before == 0 {
+            self.nudge.notify_one();
+        }
+    }
+
+    /// Whether somebody has wanted a position lately.
+    pub fn is_wanted(&self) -> bool {
+        let wanted = self.wanted.load(Ordering::Acquire);
+        wanted > 0 && (self.started.elapsed().as_micros() as u64).saturating_sub(wanted) < WANTED_FOR.as_micros() as u64
+    }
+
+    /// Traffic had trouble with a node.
+    pub fn report(&self, node: NodeId, traffic: Traffic) {
+        self.reports.lock().insert(node, traffic);
+        self.nudge.notify_one();
+    }
+
+    pub fn take_reports(&self) -> HashMap<NodeId, Traffic> {
+        std::mem::take(&mut *self.reports.lock())
+    }
+}
+
+/// One database of the cluster: its catalog, as last read.
+pub struct Database {
+    id: u64,
+    pub name: Arc<str>,
+    catalog: ArcSwap<Catalog>,
+    /// DDL passed through: the catalog has to be read again.
+    pub stale: AtomicBool,
+    /// lastval and its like were asked for here: sessions keep connections that drew a value.
+    pub sequences_matter: AtomicBool,
+    read_at: AtomicU64,
+}
+
+impl Database {
+    pub fn new(id: u64, name: Arc<str>) -> Self {
+        Self {
+            id,
+            name,
+            catalog: ArcSwap::from_pointee(Catalog::empty()),
+            stale: AtomicBool::new(true),
+            sequences_matter: AtomicBool::new(false),
+            read_at: AtomicU64::new(0),
+        }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub fn catalog(&self) -> arc_swap::Guard<Arc<Catalog>> {
+        self.catalog.load()
+    }
+
+    pub fn set_catalog(&self, catalog: Catalog) {
+        if !self.catalog.load().loaded || self.catalog.load().version != catalog.version {
+            self.catalog.store(Arc::new(catalog));
+        }
+        self.read_at.fetch_add(1, Ordering::Release);
+    }
+
+    /// Grows with every reading of the catalog.
+    pub fn readings(&self) -> u64 {
+        self.read_at.load(Ordering::Acquire)
+    }
+}
+
+/// How a cluster's parts are made from its configuration; each protocol brings its own.
+pub struct Parts<P: Protocol> {
+    pub gate: P::Gate,
+    pub link: P::Link,
+    pub monitor_identity: Identity<P>,
+}
+
+impl<P: Protocol> Cluster<P> {
+    pub fn new(config: config::Cluster, parts: Parts<P>, metrics: Arc<ClusterMetrics>, shutdown: Shutdown) -> Self {
+        let classifier = Classifier::new(
+            P::DIALECT,
+            config.routing.functions.clone(),
+            crate::sql::cache::DEFAULT_CAPACITY,
+        );
+        Self {
+            name: config.name.clone(),
+            policy: ArcSwap::from_pointee(config.routing.policy(&config.monitor)),
+            gate: ArcSwap::from_pointee(parts.gate),
+            link: Arc::new(ArcSwap::from_pointee(parts.link)),
+            monitor_identity: ArcSwap::from_pointee(parts.monitor_identity),
+            topology: Topology::default(),
+            shares: Arc::new(Shares::new(pool_limits(&config.pool))),
+            config: ArcSwap::from_pointee(config),
+            pools: Mutex::default(),
+            databases: Mutex::default(),
+            classifier: ArcSwap::from_pointee(classifier),
+            sessions: Arc::default(),
+            metrics,
+            shutdown,
+            held: AtomicUsize::new(0),
+        }
+    }
+
+    /// The pools of a user and database, with the newest credentials.
+    pub fn pools(&self, identity: &Identity<P>) -> Arc<Pools<P>> {
+        let key = (identity.user.clone(), identity.database.clone());
+        let mut pools = self.pools.lock();
+        match pools.get(&key) {
+            Some(found) => {
+                found.identity.store(Arc::new(identity.clone()));
+                found.clone()
+            }
+            None => {
+                let made = Arc::new(Pools::new(identity.clone(), self.link.clone(), self.shares.clone()));
+                pools.insert(key, made.clone());
+                made
+            }
+        }
+    }
+
+    pub fn all_pools(&self) -> Vec<(PoolKey, Arc<Pools<P>>)> {
+        self.pools.lock().iter().map(|(key, pools)| (key.clone(), pools.clone())).collect()
+    }
+
+    /// A database by its name. Its catalog is read soon after the first login to it.
+    pub fn database(&self, name: &Arc<str>) -> Arc<Database> {
+        let mut databases = self.databases.lock();
+        let id = databases.len() as u64 + 1;
+        let found = databases.entry(name.clone()).or_insert_with(|| {
+            self.topology.nudge.notify_one();
+            Arc::new(Database::new(id, name.clone()))
+        });
+        found.clone()
+    }
+
+    pub fn databases(&self) -> Vec<Arc<Database>> {
+        self.databases.lock().values().cloned().collect()
+    }
+
+    /// Brings the counters that are kept elsewhere up to date.
+    pub fn refresh_metrics(&self) {
+        let counts = self.classifier.load().counts();
+        self.metrics.cache(counts.hits, counts.misses, counts.parse_failures);
+        self.metrics.show(&self.topology.load());
+    }
+
+    /// Asks something of every session.
+    pub fn call_all(&self, call: Call) {
+        for entry in self.sessions.all() {
+            entry.call(call);
+        }
+    }
+
+    /// Applies a new configuration: what is used from now on, without disturbing what runs.
+    pub fn reconfigure(&self, config: config::Cluster, parts: Parts<P>) {
+        let before = self.config.load_full();
+        self.policy.store(Arc::new(config.routing.policy(&config.monitor)));
+        self.gate.store(Arc::new(parts.gate));
+        self.link.store(Arc::new(parts.link));
+        self.monitor_identity.store(Arc::new(parts.monitor_identity));
+        if before.routing.functions != config.routing.functions {
+            self.classifier.store(Arc::new(Classifier::new(
+                P::DIALECT,
+                config.routing.functions.clone(),
+                crate::sql::cache::DEFAULT_CAPACITY,
+            )));
+        }
+        if before.pool != config.pool {
+            self.shares.set_limits(pool_limits(&config.pool));
+            // deadpool cannot shrink a pool that is not full: new ones take over.
+            for (_, pools) in self.all_pools() {
+                pools.replace(|_, _| true);
+            }
+        }
+        self.config.store(Arc::new(config));
+        self.topology.nudge.notify_one();
+    }
+}
+
+fn pool_limits(pool: &config::Pool) -> Limits {
+    Limits {
+        size: pool.size,
+        min_idle: pool.min_idle,
+        checkout_timeout: pool.checkout_timeout,
+        idle_timeout: pool.idle_timeout,
+        max_lifetime: pool.max_lifetime,
+    }
+}
+
+/// A cluster that may be gone.
+pub type WeakCluster<P> = Weak<Cluster<P>>;
+
+/// Asks a cluster's own servers for verifiers, as the monitor's user (`auth.query`).
+pub struct AuthQuery<P: Protocol> {
+    query: Arc<str>,
+    cluster: OnceLock<Weak<Cluster<P>>>,
+}
+
+impl<P: Protocol> AuthQuery<P> {
+    pub fn new(query: Arc<str>) -> Arc<Self> {
+        Arc::new(Self { query, cluster: OnceLock::new() })
+    }
+
+    /// Says which cluster to ask; nobody can be asked before.
+    pub fn attach(&self, cluster: &Arc<Cluster<P>>) {
+        // A second cluster would be a fault of ours; the first one stays.
+        let _ = self.cluster.set(Arc::downgrade(cluster));
+    }
+
+    async fn ask(&self, user: &str) -> Result<Option<String>, String> {
+        let cluster = self.cluster.get().and_then(Weak::upgrade).ok_or("the cluster is not up")?;
+        let identity = cluster.monitor_identity.load_full();
+        let pools = cluster.pools(&identity);
+        let snapshot = cluster.topology.load_full();
+        let up = |node: &&topology::Node| matches!(node.state, topology::State::Up);
+        let primary = snapshot.primary().filter(up);
+        let mut failure = "no server is up".to_owned();
+        for node in primary.into_iter().chain(snapshot.nodes.iter().filter(up)) {
+            match pools.checkout(&node.address, node.id, node.role, &node.load).await {
+                Ok(mut held) => match held.backend().verifier(&self.query, user).await {
+                    Ok(found) => {
+                        held.release(Fate::Reuse);
+                        return Ok(found);
+                    }
+                    Err(fault) => failure = format!("{}: {fault:?}", node.address),
+                },
+                Err(fault) => failure = format!("{}: {fault:?}", node.address),
+            }
+        }
+        Err(failure)
+    }
+}
+
+impl<P: Protocol> VerifierSource for AuthQuery<P> {
+    fn verifier<'a>(&'a self, user: &'a str, _database: &'a str) -> BoxFuture<'a, Result<Option<String>, String>> {
+        Box::pin(self.ask(user))
+    }
+}

@@ -1,0 +1,213 @@
+//! What a new configuration changes, and what of it can come into force without a restart.
+
+use std::{collections::HashMap, fmt};
+
+use super::{Admin, Cluster, Config, Log, Members, entries::Entry};
+
+/// The differences between the running configuration and a new one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Comes into force at once.
+    pub live: Vec<Difference>,
+    /// Stays as it is until a restart.
+    pub restart: Vec<Difference>,
+}
+
+/// One key whose value is another. Printed for the log, secrets unseen:
+/// `cluster.shop.pool.size: 20 → 40`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    pub key: String,
+    /// `None`: the key is new.
+    pub old: Option<String>,
+    /// `None`: the key is gone.
+    pub new: Option<String>,
+}
+
+impl Changes {
+    /// Compares key by key.
+    pub fn between(running: &Config, new: &Config) -> Self {
+        let [running_now, running_then, at_restart] =
+            [running.entries(), effective(running, new).entries(), new.entries()];
+        Self {
+            live: differences(&running_now, &running_then),
+            restart: differences(&running_then, &at_restart),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.live.is_empty() && self.restart.is_empty()
+    }
+}
+
+/// In the order of the new entries; what is gone comes last.
+fn differences(old: &[Entry], new: &[Entry]) -> Vec<Difference> {
+    let by_key = |entries: &'_ [Entry]| -> HashMap<String, Entry> {
+        entries.iter().map(|entry| (entry.key.clone(), entry.clone())).collect()
+    };
+    let (before, after) = (by_key(old), by_key(new));
+    let changed = new.iter().filter(|entry| before.get(&entry.key) != Some(entry));
+    let gone = old.iter().filter(|entry| !after.contains_key(&entry.key));
+    let difference = |entry: &Entry| Difference {
+        key: entry.key.clone(),
+        old: before.get(&entry.key).map(|entry| entry.value.clone()),
+        new: after.get(&entry.key).map(|entry| entry.value.clone()),
+    };
+    changed.chain(gone).map(difference).collect()
+}
+
+/// The configuration to run with after a reload: the new one, except where a change needs a restart.
+///
+/// Listeners, doors and threads stay; clusters come and go at a restart only.
+pub fn effective(running: &Config, new: &Config) -> Config {
+    let clusters = running.clusters.iter().map(|old| {
+        match new.clusters.iter().find(|new| new.name == old.name && new.engine == old.engine) {
+            Some(new) => effective_cluster(old, new),
+            None => old.clone(),
+        }
+    });
+    Config {
+        workers: running.workers,
+        shutdown_timeout: new.shutdown_timeout,
+        log: Log { format: running.log.format, ..new.log.clone() },
+        admin: Admin { users: new.admin.users.clone(), ..running.admin.clone() },
+        clusters: clusters.collect(),
+    }
+}
+
+fn effective_cluster(old: &Cluster, new: &Cluster) -> Cluster {
+    let members = match (&old.members, &new.members) {
+        (Members::Nodes(_), Members::Nodes(_)) => &new.members,
+        _ => &old.members,
+    };
+    Cluster { listen: old.listen.clone(), members: members.clone(), ..new.clone() }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.old, &self.new) {
+            (Some(old), Some(new)) if old == new => write!(out, "{}: changed", self.key),
+            (Some(old), Some(new)) => write!(out, "{}: {old} → {new}", self.key),
+            (None, Some(new)) => write!(out, "{}: added ({new})", self.key),
+            (Some(_), None) | (None, None) => write!(out, "{}: removed", self.key),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const FILE: &str = r#"
+workers = 2
+[log]
+format = "text"
+[[cluster]]
+name = "shop"
+engine = "postgres"
+listen = ["127.0.0.1:6432"]
+nodes = ["a", { address = "b", weight = 2.0 }]
+users = [{ name = "app", password = "first" }]
+monitor = { user = "m", password = "hush" }
+pool = { size = 20 }
+"#;
+
+    fn parse(text: &str) -> Config {
+        Config::parse(text, Path::new("p.toml"), &|_| None).unwrap_or_else(|faults| panic!("{faults}"))
+    }
+
+    fn words(differences: &[Difference]) -> Vec<String> {
+        differences.iter().map(Difference::to_string).collect()
+    }
+
+    #[test]
+    fn every_change_is_told_and_said_when_it_comes_into_force() {
+        let cases: &[(&str, &str, &[&str], &[&str])] = &[
+            ("size = 20", "size = 20", &[], &[]),
+            ("size = 20", "size = 40", &["cluster.shop.pool.size: 20 → 40"], &[]),
+            ("size = 20", "max_lifetime = 0", &["cluster.shop.pool.max_lifetime: 1h → -"], &[]),
+            ("\"first\"", "\"second\"", &["cluster.shop.users.app: changed"], &[]),
+            ("\"hush\"", "\"hush!\"", &["cluster.shop.monitor.password: changed"], &[]),
+            (
+                "name = \"app\"",
+                "name = \"api\"",
+                &["cluster.shop.users.api: added (…)", "cluster.shop.users.app: removed"],
+                &[],
+            ),
+            (
+                "nodes = [\"a\", { address = \"b\", weight = 2.0 }]",
+                "nodes = [\"b\", { address = \"c\", zone = \"z\" }]",
+                &[
+                    "cluster.shop.nodes.b:5432: weight 2 → weight 1",
+                    "cluster.shop.nodes.c:5432: added (weight 1, zone z)",
+                    "cluster.shop.nodes.a:5432: removed",
+                ],
+                &[],
+            ),
+            ("workers = 2", "workers = 4", &[], &["workers: 2 → 4"]),
+            ("\"text\"", "\"json\"", &[], &["log.format: text → json"]),
+            ("127.0.0.1:6432", "0.0.0.0:6432", &[], &["cluster.shop.listen: 127.0.0.1:6432 → 0.0.0.0:6432"]),
+        ];
+        let old = parse(FILE);
+        for (line, instead, live, restart) in cases {
+            let new = parse(&FILE.replacen(line, instead, 1));
+            let changes = Changes::between(&old, &new);
+            assert_eq!(
+                (words(&changes.live), words(&changes.restart)),
+                (
+                    live.iter().map(|line| line.to_string()).collect(),
+                    restart.iter().map(|line| line.to_string()).collect(),
+                ),
+                "{instead}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_needs_a_restart_stays_and_what_does_not_is_taken() {
+        let old = parse(FILE);
+        let text = FILE
+            .replace("workers = 2", "workers = 8")
+            .replace(":6432", ":7000")
+            .replace("size = 20", "size = 40");
+
+        let effective = effective(&old, &parse(&text));
+
+        assert_eq!(effective.workers, old.workers);
+        assert_eq!(effective.clusters[0].listen, old.clusters[0].listen);
+        assert_eq!(effective.clusters[0].pool.size, 40);
+        let told = Changes::between(&old, &effective);
+        assert_eq!(
+            (words(&told.live), told.restart.len()),
+            (vec!["cluster.shop.pool.size: 20 → 40".to_owned()], 0)
+        );
+    }
+
+    #[test]
+    fn a_cluster_changes_where_its_nodes_come_from_at_a_restart_only() {
+        let old = parse(FILE);
+        let nodes = "nodes = [\"a\", { address = \"b\", weight = 2.0 }]";
+        let new = parse(&FILE.replace(nodes, "discovery = { patroni = [\"http://p:8008\"] }"));
+
+        let changes = Changes::between(&old, &new);
+
+        assert_eq!(changes.live, []);
+        let told = words(&changes.restart);
+        assert_eq!(told[0], "cluster.shop.discovery.patroni: added (http://p:8008/)");
+        assert_eq!(told[1..], ["cluster.shop.nodes.a:5432: removed", "cluster.shop.nodes.b:5432: removed"]);
+    }
+
+    #[test]
+    fn a_cluster_comes_and_goes_at_a_restart_only() {
+        let old = parse(FILE);
+        let new = parse(&FILE.replace("\"shop\"", "\"store\""));
+
+        let changes = Changes::between(&old, &new);
+
+        assert!(changes.live.is_empty(), "{:?}", words(&changes.live));
+        assert!(words(&changes.restart).contains(&"cluster.store.engine: added (postgres)".to_owned()));
+        assert_eq!(effective(&old, &new), old);
+    }
+}

@@ -1,0 +1,178 @@
+//! A connection's receive buffer, which exists only while there is something in it.
+//!
+//! Ten thousand idle clients must not hold ten thousand buffers: an [`Inbox`] borrows one from its
+//! worker's stock for the attempt to read, and gives it back when nothing came.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// Size of a buffer in the stock, in bytes: two TLS records, and the size up to which one read of
+/// a loopback socket gets cheaper per byte.
+pub const BUFFER: usize = 32 * 1024;
+
+/// Buffers a worker keeps for reuse: those of the sessions that are busy at one moment, not more.
+const STOCK: usize = 64;
+
+thread_local! {
+    static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn take_buffer() -> Box<[u8]> {
+    BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER].into_boxed_slice())
+}
+
+fn give_buffer(buffer: Box<[u8]>) {
+    if buffer.len() == BUFFER {
+        // An inbox that outlives its thread's stock (at shutdown) just frees its buffer.
+        let _ = BUFFERS.try_with(|stock| {
+            let mut stock = stock.borrow_mut();
+            if stock.len() < STOCK {
+                stock.push(buffer);
+            }
+        });
+    }
+}
+
+/// Bytes received and not yet consumed.
+#[derive(Default)]
+pub struct Inbox {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Inbox {
+    /// Starts with bytes that somebody else has read already.
+    pub fn with(bytes: &[u8]) -> Self {
+        let mut inbox = Self::default();
+        if !bytes.is_empty() {
+            inbox.make_room(bytes.len());
+            inbox.buffer[..bytes.len()].copy_from_slice(bytes);
+            inbox.end = bytes.len();
+        }
+        inbox
+    }
+
+    pub fn data(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Drops the first `count` bytes; the buffer goes back when that was all.
+    pub fn consume(&mut self, count: usize) {
+        debug_assert!(count <= self.len());
+        self.start += count;
+        if self.start >= self.end {
+            self.clear();
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.start = 0;
+        self.end = 0;
+        // A small boxed slice costs nothing; a grown one is freed, one of the stock goes back.
+        give_buffer(std::mem::take(&mut self.buffer));
+    }
+
+    /// Makes room for at least `count` further bytes, by moving or growing.
+    fn make_room(&mut self, count: usize) {
+        if self.buffer.is_empty() {
+            self.buffer = take_buffer();
+        }
+        if self.buffer.len() - self.end >= count {
+            return;
+        }
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        let needed = self.end + count;
+        if needed > self.buffer.len() {
+            let mut grown = vec![0; needed.next_power_of_two()].into_boxed_slice();
+            grown[..self.end].copy_from_slice(&self.buffer[..self.end]);
+            give_buffer(std::mem::replace(&mut self.buffer, grown));
+        }
+    }
+
+    /// Reads once from `stream`, growing when full. `Ok(0)` is the end of the stream.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_fill<S: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        stream: &mut S,
+    ) -> Poll<io::Result<usize>> {
+        self.make_room(1);
+        let mut spare = ReadBuf::new(&mut self.buffer[self.end..]);
+        match Pin::new(stream).poll_read(cx, &mut spare) {
+            Poll::Ready(Ok(())) => {
+                let count = spare.filled().len();
+                self.end += count;
+                if self.is_empty() {
+                    self.clear();
+                }
+                Poll::Ready(Ok(count))
+            }
+            other => {
+                if self.is_empty() {
+                    self.clear();
+                }
+                ready!(other)?;
+                Poll::Ready(Ok(0))
+            }
+        }
+    }
+
+    /// Reads once from `stream`; see [`Self::poll_fill`]. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub async fn fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_fill(cx, stream)).await
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_inbox_grows_and_gives_its_buffer_back() {
+        let (mut ours, theirs) = tokio::io::duplex(1 << 20);
+        let sent = vec![7u8; BUFFER * 2 + 5];
+        let mut theirs = theirs;
+        tokio::io::AsyncWriteExt::write_all(&mut theirs, &sent).await.expect("duplex has room");
+
+        let mut inbox = Inbox::default();
+        while inbox.len() < sent.len() {
+            inbox.fill(&mut ours).await.expect("duplex is open");
+        }
+        assert_eq!(inbox.data(), &sent[..]);
+
+        inbox.consume(3);
+        assert_eq!(inbox.len(), sent.len() - 3);
+        inbox.consume(sent.len() - 3);
+        assert!(inbox.buffer.is_empty());
+    }
+}

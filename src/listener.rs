@@ -1,0 +1,278 @@
+//! Accepts clients, within limits, and hands them to the workers.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use socket2::{Domain, Protocol as Layer, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{
+    cluster::Cluster,
+    config::HostPort,
+    protocol::{Backend, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, Welcomed},
+    refusal::{Refusal, RefusalKind},
+    route::{self, Consistency, Floor, Question},
+    runtime::Workers,
+    session::{
+        Session,
+        cancel::{Call, CancelKey, Registered},
+    },
+    sql::Access,
+};
+
+/// Connections the kernel holds for us before they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// Pause after the system gave no descriptor for a new connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Binds every address that a host name stands for.
+///
+/// # Errors
+/// When the name does not resolve, or an address is taken or not ours.
+pub async fn bind(at: &HostPort) -> io::Result<Vec<TcpListener>> {
+    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((at.host(), at.port())).await?.collect();
+    addresses.into_iter().map(listen).collect()
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Layer::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts clients of one cluster until the proxy drains.
+pub async fn accept<P: Protocol>(listener: TcpListener, cluster: Arc<Cluster<P>>, workers: Arc<Workers>) {
+    loop {
+        let accepted = tokio::select! {
+            () = cluster.shutdown.draining() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, _)) => hand_over(socket, &cluster, &workers),
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::warn!(cluster = %cluster.name, %error, "cannot accept a client");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
+}
+
+fn hand_over<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>, workers: &Workers) {
+    let Ok(socket) = socket.into_std() else { return };
+    let cluster = cluster.clone();
+    workers.next().spawn(async move {
+        if let Ok(socket) = TcpStream::from_std(socket) {
+            admit(socket, cluster).await;
+        }
+    });
+}
+
+/// Counts a connection among the cluster's for as long as it lives.
+struct Counted<P: Protocol>(Arc<Cluster<P>>);
+
+impl<P: Protocol> Counted<P> {
+    fn new(cluster: &Arc<Cluster<P>>) -> Self {
+        cluster.metrics.clients.inc();
+        Self(cluster.clone())
+    }
+}
+
+impl<P: Protocol> Drop for Counted<P> {
+    fn drop(&mut self) {
+        self.0.metrics.clients.dec();
+    }
+}
+
+/// Greets a new connection and serves it to its end.
+pub async fn admit<P: Protocol>(socket: TcpStream, cluster: Arc<Cluster<P>>) {
+    let _counted = Counted::new(&cluster);
+    // The login's state is large and short-lived: it does not stay in the session's task.
+    if let Some(session) = Box::pin(log_in(socket, &cluster)).await {
+        session.run().await;
+    }
+}
+
+async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Option<Session<P>> {
+    let peer = socket.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string());
+    let timeout = cluster.config.load().limits.login_timeout;
+    let gate = cluster.gate.load_full();
+    let login = async {
+        match P::Frontend::login(socket, &gate).await {
+            Ok(Greeting::Client { frontend, identity }) => enter(frontend, identity, peer.clone(), cluster).await,
+            Ok(Greeting::Cancel { key, until }) => {
+                cancel(cluster, &key).await;
+                drop(until);
+                Ok(None)
+            }
+            Err(fault) => Err(fault),
+        }
+    };
+    let result = tokio::time::timeout(timeout, login).await.unwrap_or(Err(LoginFault::TimedOut));
+    match result {
+        Ok(Some(session)) => {
+            cluster.metrics.login("ok");
+            Some(session)
+        }
+        Ok(None) => None,
+        Err(fault) => {
+            cluster.metrics.login(fault.label());
+            if fault != LoginFault::Closed {
+                tracing::info!(cluster = %cluster.name, %peer, reason = fault.label(), "a client did not get in");
+            }
+            None
+        }
+    }
+}
+
+/// From "authenticated" to a session.
+async fn enter<P: Protocol>(
+    mut frontend: P::Frontend,
+    identity: Identity<P>,
+    peer: String,
+    cluster: &Arc<Cluster<P>>,
+) -> Result<Option<Session<P>>, LoginFault> {
+    if let Some(refusal) = over_limit(cluster, &identity.user) {
+        frontend.farewell(&refusal).await;
+        return Err(LoginFault::Forbidden);
+    }
+    let registered =
+        cluster.sessions.enter(&identity.user, &identity.database, peer, frontend.cancel_key_length());
+    let context = ReaderContext {
+        classifier: cluster.classifier.load_full(),
+        database: cluster.database(&identity.database),
+    };
+    let welcomed = welcome(&mut frontend, &identity, &registered, context, cluster).await?;
+    let mut session = Session::new(frontend, cluster.clone(), &identity, registered);
+    match session.start(welcomed) {
+        Ok(()) => Ok(Some(session)),
+        Err(refusal) => {
+            session.turn_away(&refusal).await;
+            Err(LoginFault::Protocol)
+        }
+    }
+}
+
+fn over_limit<P: Protocol>(cluster: &Cluster<P>, user: &str) -> Option<Refusal> {
+    let config = cluster.config.load();
+    let too_many = |message: &'static str| Some(Refusal::fatal(RefusalKind::TooManyClients, message));
+    if cluster.sessions.len() >= config.limits.clients {
+        return too_many("sorry, too many clients already");
+    }
+    if config.limits.clients_per_user.is_some_and(|limit| cluster.sessions.of_user(user) >= limit) {
+        return too_many("too many connections for this role");
+    }
+    None
+}
+
+async fn welcome<P: Protocol>(
+    frontend: &mut P::Frontend,
+    identity: &Identity<P>,
+    registered: &Registered,
+    context: ReaderContext,
+    cluster: &Arc<Cluster<P>>,
+) -> Result<Welcomed, LoginFault> {
+    if let Some(welcomed) = frontend.welcome(context.clone(), &registered.key, None).await.map_err(told)? {
+        return Ok(welcomed);
+    }
+    // The first of its kind: a server says what its session looks like, or why there is none.
+    let mut held = match any_server(cluster, identity).await {
+        Ok(held) => held,
+        Err(Some(raw)) => {
+            frontend.farewell_raw(&raw).await;
+            return Err(LoginFault::Refused);
+        }
+        Err(None) => {
+            let refusal = Refusal::fatal(RefusalKind::NoPrimary, "no server can be reached to begin a session");
+            frontend.farewell(&refusal).await;
+            return Err(LoginFault::Unavailable);
+        }
+    };
+    let welcomed = frontend.welcome(context, &registered.key, Some(held.backend())).await;
+    let fate = if welcomed.is_ok() { crate::pool::Fate::Reuse } else { crate::pool::Fate::Close };
+    held.release(fate);
+    welcomed.map_err(told)?.ok_or(LoginFault::Unavailable)
+}
+
+fn told(fault: Fault) -> LoginFault {
+    match fault {
+        Fault::Client(_) => LoginFault::Closed,
+        Fault::Protocol(_) => LoginFault::Protocol,
+        Fault::Server { .. } => LoginFault::Unavailable,
+        Fault::Refused(_) => LoginFault::Refused,
+    }
+}
+
+/// A connection of this user and database to any node, waiting for one to come up.
+///
+/// # Errors
+/// The primary's own refusal, if there was one.
+async fn any_server<P: Protocol>(
+    cluster: &Arc<Cluster<P>>,
+    identity: &Identity<P>,
+) -> Result<crate::pool::Held<P>, Option<Vec<u8>>> {
+    let pools = cluster.pools(identity);
+    let deadline = tokio::time::Instant::now() + cluster.config.load().failover.hold;
+    let mut exclude = Vec::new();
+    loop {
+        let changed = cluster.topology.changed.notified();
+        let snapshot = cluster.topology.load_full();
+        let mut question = Question {
+            access: Access::Read,
+            target: None,
+            consistency: Consistency::Eventual,
+            floor: &Floor::None,
+            max_lag: None,
+            exclude: &exclude,
+        };
+        let policy = cluster.policy.load_full();
+        let now = std::time::Instant::now();
+        let mut choice = route::choose(&question, &snapshot, &policy, now, &mut rand::random::<f64>);
+        if choice.is_err() {
+            question.access = Access::Write;
+            choice = route::choose(&question, &snapshot, &policy, now, &mut rand::random::<f64>);
+        }
+        let Ok(choice) = choice else {
+            exclude.clear();
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Err(None);
+            }
+            continue;
+        };
+        let node = snapshot.node(choice.node);
+        match pools.checkout(&node.address, choice.node, node.role, &node.load).await {
+            Ok(held) => return Ok(held),
+            Err(crate::pool::CheckoutFault::Connect(crate::protocol::ConnectFault::Refused { raw, .. }))
+                if snapshot.primary == Some(choice.node) || snapshot.primary.is_none() =>
+            {
+                return Err(Some(raw));
+            }
+            Err(_) => exclude.push(choice.node),
+        }
+    }
+}
+
+/// Sends a cancel request on to where the named session's statement runs.
+async fn cancel<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
+    let Some(entry) = cluster.sessions.find(key) else { return };
+    entry.call(Call::Cancel);
+    let Some(target) = entry.begin_cancel() else { return };
+    let link = cluster.link.load_full();
+    let identity = cluster.monitor_identity.load_full();
+    let timeout = cluster.config.load().monitor.timeout;
+    let sent = tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, &identity, &target.key)).await;
+    if !matches!(sent, Ok(Ok(()))) {
+        tracing::info!(cluster = %cluster.name, node = %target.address, "a cancel request could not be handed on");
+    }
+    entry.end_cancel();
+}

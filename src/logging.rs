@@ -1,0 +1,128 @@
+//! What is written to standard error: `[log]` made to work.
+
+use std::io::{self, IsTerminal};
+
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    fmt::{self, MakeWriter},
+    layer::SubscriberExt,
+    reload,
+    util::SubscriberInitExt,
+};
+
+use crate::config::{Log, LogFormat};
+
+/// Changes the level of a running process.
+#[derive(Clone, Debug)]
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
+impl LogLevel {
+    /// Applies `log.level`.
+    ///
+    /// # Errors
+    /// When the level is no filter (a loaded configuration's is one).
+    pub fn set(&self, log: &Log) -> Result<(), LevelError> {
+        self.0.reload(filter(log)?).map_err(|_| LevelError(log.level.clone()))
+    }
+}
+
+/// `log.level` is not a filter.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a log level")]
+pub struct LevelError(String);
+
+/// Starts logging to standard error, for the whole process; the first call wins.
+///
+/// # Errors
+/// When the level is no filter (a loaded configuration's is one).
+pub fn init(log: &Log) -> Result<LogLevel, LevelError> {
+    let (subscriber, level) = subscriber(log, io::stderr, io::stderr().is_terminal())?;
+    if subscriber.try_init().is_err() {
+        tracing::debug!("logging was started before");
+    }
+    Ok(level)
+}
+
+fn filter(log: &Log) -> Result<EnvFilter, LevelError> {
+    EnvFilter::builder().parse(&log.level).map_err(|_| LevelError(log.level.clone()))
+}
+
+fn subscriber<W>(
+    log: &Log,
+    writer: W,
+    colours: bool,
+) -> Result<(impl Subscriber + Send + Sync, LogLevel), LevelError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let (filter, handle) = reload::Layer::new(filter(log)?);
+    let lines = match log.format {
+        LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(colours).boxed(),
+        // The message and its fields side by side: what log collectors index.
+        LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
+    };
+    Ok((Registry::default().with(filter).with(lines), LogLevel(handle)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no test panics while writing").write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(log: &Log, work: impl FnOnce(&LogLevel)) -> String {
+        let lines = Lines::default();
+        let make = lines.clone();
+        let (subscriber, level) = subscriber(log, move || make.clone(), false).expect("a good level");
+        tracing::subscriber::with_default(subscriber, || work(&level));
+        let bytes = lines.0.lock().expect("no test panics while writing").clone();
+        String::from_utf8(bytes).expect("logs are text")
+    }
+
+    fn log(format: LogFormat, level: &str) -> Log {
+        Log { format, level: level.to_owned(), statements_over: None }
+    }
+
+    #[test]
+    fn json_lines_hold_message_and_fields() {
+        let text =
+            written(&log(LogFormat::Json, "info"), |_| tracing::info!(node = "db1:5432", "node is down"));
+
+        let line: serde_json::Value = serde_json::from_str(text.trim()).expect("one object per line");
+        assert_eq!(
+            (&line["message"], &line["node"], &line["level"]),
+            (&"node is down".into(), &"db1:5432".into(), &"INFO".into())
+        );
+    }
+
+    #[test]
+    fn the_level_can_change_while_running() {
+        let quiet = log(LogFormat::Text, "warn");
+
+        let text = written(&quiet, |level| {
+            tracing::info!("unheard");
+            level.set(&log(LogFormat::Text, "info")).expect("a good level");
+            tracing::info!("heard");
+        });
+
+        assert!(text.contains("heard") && !text.contains("unheard"), "{text}");
+    }
+
+    #[test]
+    fn a_level_that_is_no_filter_is_refused() {
+        assert!(init(&log(LogFormat::Text, "loud=3=4")).is_err());
+    }
+}

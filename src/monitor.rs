@@ -1,0 +1,344 @@
+//! Asks every node who it is and how far it has come, and publishes what follows from that.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, task::JoinHandle};
+
+use crate::{
+    cluster::{Cluster, Database},
+    config::{self, Engine, Members},
+    protocol::{Backend, ConnectFault, Identity, Protocol},
+    session::cancel::Call,
+    topology::{
+        self, Incarnation, Probe, ProbeFault, Role,
+        board::{Board, Event, NodeConfig, Settings},
+    },
+};
+
+/// Share of a server's connections that the pools may take unless `pool.node_connections` says
+/// otherwise: the rest is for people, backups and other programs.
+const SHARE_OF_CONNECTIONS: f64 = 0.8;
+
+/// How often idle connections and gauges are looked after.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// Shortest time between two readings of one catalog, however much DDL passes through.
+const CATALOG_SPACING: Duration = Duration::from_millis(100);
+
+/// One cluster's monitor: a task per node, one that publishes, one that looks after the rest.
+struct Monitor<P: Protocol> {
+    cluster: Arc<Cluster<P>>,
+    board: Mutex<Board>,
+    /// Wakes the nodes' tasks when probes are wanted sooner.
+    hurry: Notify,
+}
+
+/// Watches a cluster until the proxy stops.
+pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
+    let config = cluster.config.load_full();
+    let board = Board::new(nodes(&config), settings(&config), Instant::now(), SystemTime::now());
+    let monitor = Arc::new(Monitor { cluster: cluster.clone(), board: Mutex::new(board), hurry: Notify::new() });
+    monitor.publish();
+    let mut tasks: HashMap<Arc<str>, JoinHandle<()>> = HashMap::new();
+    let housekeeping = tokio::spawn(housekeeping(cluster.clone()));
+    let catalogs = tokio::spawn(catalogs(cluster.clone()));
+    let mut applied = config;
+    monitor.start_nodes(&mut tasks);
+    loop {
+        tokio::select! {
+            () = cluster.shutdown.stopping() => break,
+            () = cluster.topology.nudge.notified() => {}
+        }
+        let current = cluster.config.load_full();
+        if !Arc::ptr_eq(&current, &applied) {
+            monitor.board.lock().reconfigure(nodes(&current), settings(&current), Instant::now());
+            monitor.start_nodes(&mut tasks);
+            monitor.publish();
+            applied = current;
+        }
+        monitor.take_reports();
+        monitor.hurry.notify_waiters();
+    }
+    for task in tasks.into_values().chain([housekeeping, catalogs]) {
+        task.abort();
+    }
+}
+
+/// The nodes that a configuration names.
+fn nodes(config: &config::Cluster) -> Vec<NodeConfig> {
+    match &config.members {
+        Members::Nodes(nodes) => nodes
+            .iter()
+            .map(|node| NodeConfig {
+                address: node.address.clone(),
+                weight: node.weight,
+                zone: node.zone.clone(),
+                no_load_balance: false,
+            })
+            .collect(),
+        Members::Patroni(_) => Vec::new(),
+    }
+}
+
+fn settings(config: &config::Cluster) -> Settings {
+    Settings {
+        engine: match config.engine {
+            Engine::Postgres => topology::Engine::Postgres,
+            Engine::Mysql => topology::Engine::Mysql,
+        },
+        interval: config.monitor.interval,
+        fast_interval: config.monitor.fast_interval,
+        failures: config.monitor.failures,
+        max_lag: config.routing.max_lag.unwrap_or_default(),
+        lag_half_weight: config.routing.lag_half_weight.unwrap_or_default(),
+        slow_start: config.routing.slow_start.unwrap_or_default(),
+        zone: config.routing.zone.clone(),
+    }
+}
+
+impl<P: Protocol> Monitor<P> {
+    /// Starts a task for every node that has none, and ends those of nodes that are gone.
+    fn start_nodes(self: &Arc<Self>, tasks: &mut HashMap<Arc<str>, JoinHandle<()>>) {
+        let snapshot = self.board.lock().snapshot(Instant::now());
+        tasks.retain(|address, task| {
+            let kept = snapshot.find(address).is_some();
+            if !kept {
+                task.abort();
+            }
+            kept
+        });
+        for node in snapshot.nodes.iter() {
+            tasks
+                .entry(node.address.clone())
+                .or_insert_with(|| tokio::spawn(watch(self.clone(), node.address.clone())));
+        }
+    }
+
+    fn take_reports(&self) {
+        let now = Instant::now();
+        let reports = self.cluster.topology.take_reports();
+        if reports.is_empty() {
+            return;
+        }
+        let mut board = self.board.lock();
+        for (node, traffic) in reports {
+            board.report(node, traffic, now);
+        }
+        drop(board);
+        self.publish();
+    }
+
+    fn observe(&self, address: &str, probe: Probe) {
+        let mut board = self.board.lock();
+        if let Some(id) = board.id_of(address) {
+            board.observe(id, probe);
+        }
+        drop(board);
+        self.publish();
+    }
+
+    /// Publishes what is known now, and says what has changed.
+    fn publish(&self) {
+        let mut board = self.board.lock();
+        let snapshot = board.snapshot(Instant::now());
+        let events = board.take_events();
+        let counters = board.counters();
+        drop(board);
+        for event in &events {
+            self.announce(event);
+        }
+        if let Some((_, took)) = counters.last_failover {
+            self.cluster.metrics.failover_took(took.as_secs_f64());
+        }
+        self.cluster.topology.publish(snapshot);
+        if events.iter().any(|event| matches!(event, Event::Elected { .. } | Event::Changed { .. })) {
+            // Sessions that hold a connection look whether it may still be used.
+            self.cluster.call_all(Call::Look);
+        }
+    }
+
+    fn announce(&self, event: &Event) {
+        let cluster = &*self.cluster.name;
+        match event {
+            Event::Elected { address, timeline, without, failover } => {
+                tracing::info!(cluster, node = %address, ?timeline, ?without, failover, "primary elected");
+                if *failover {
+                    self.cluster.metrics.failovers.inc();
+                }
+            }
+            Event::NoPrimary { lost, why } => tracing::warn!(cluster, ?lost, "no primary: {why}"),
+            Event::Changed { address, role, was, state } => {
+                tracing::info!(cluster, node = %address, ?role, ?was, ?state, "node changed");
+            }
+            Event::Restarted { address } => {
+                tracing::info!(cluster, node = %address, "node was restarted");
+            }
+            Event::PositionFell { address, from, to } => {
+                tracing::warn!(cluster, node = %address, %from, %to, "the primary lost acknowledged positions in a crash");
+            }
+        }
+    }
+}
+
+/// Probes one node for as long as the cluster has it.
+async fn watch<P: Protocol>(monitor: Arc<Monitor<P>>, address: Arc<str>) {
+    let mut connection: Option<Connection<P>> = None;
+    loop {
+        let hurry = monitor.hurry.notified();
+        let due = {
+            let board = monitor.board.lock();
+            let Some(id) = board.id_of(&address) else { return };
+            board.probe_due(id, Instant::now(), monitor.cluster.topology.is_wanted())
+        };
+        if due > Instant::now() {
+            tokio::select! {
+                () = hurry => continue,
+                () = tokio::time::sleep_until(due.into()) => {}
+            }
+        }
+        probe(&monitor, &address, &mut connection).await;
+    }
+}
+
+struct Connection<P: Protocol> {
+    backend: P::Backend,
+    identity: Arc<Identity<P>>,
+    incarnation: Option<Incarnation>,
+}
+
+/// One probe, on a connection that is kept for the next.
+async fn probe<P: Protocol>(monitor: &Monitor<P>, address: &Arc<str>, connection: &mut Option<Connection<P>>) {
+    let cluster = &monitor.cluster;
+    let timeout = cluster.config.load().monitor.timeout;
+    let identity = cluster.monitor_identity.load_full();
+    if connection.as_ref().is_some_and(|kept| !Arc::ptr_eq(&kept.identity, &identity)) {
+        *connection = None;
+    }
+    let number = cluster.topology.probes.next();
+    let mut sent = Instant::now();
+    let outcome = tokio::time::timeout(timeout, async {
+        if connection.is_none() {
+            let link = cluster.link.load_full();
+            let backend = P::Backend::connect(address, &link, &identity, Role::Unknown).await.map_err(probe_fault)?;
+            *connection = Some(Connection { backend, identity: identity.clone(), incarnation: None });
+            // What counts is when the question is asked, not when the connection was begun.
+            sent = Instant::now();
+        }
+        connection.as_mut().expect("opened above").backend.probe().await
+    })
+    .await
+    .unwrap_or(Err(ProbeFault::TimedOut));
+    match &outcome {
+        Ok(facts) => {
+            let kept = connection.as_mut().expect("it has answered");
+            if kept.incarnation.as_ref() != Some(&facts.incarnation) {
+                kept.incarnation = Some(facts.incarnation.clone());
+                set_node_limit(cluster, address, facts.connections);
+            }
+        }
+        Err(fault) => {
+            tracing::debug!(cluster = %cluster.name, node = %address, ?fault, "probe failed");
+            *connection = None;
+        }
+    }
+    monitor.observe(address, Probe { number, sent, answered: Instant::now(), outcome });
+}
+
+fn set_node_limit<P: Protocol>(cluster: &Cluster<P>, address: &Arc<str>, available: Option<u32>) {
+    let configured = cluster.config.load().pool.node_connections;
+    let limit = configured.or_else(|| available.map(|count| (f64::from(count) * SHARE_OF_CONNECTIONS) as usize));
+    if let Some(limit) = limit {
+        cluster.shares.share(address).set_limit(limit);
+    }
+}
+
+fn probe_fault(fault: ConnectFault) -> ProbeFault {
+    match fault {
+        ConnectFault::Unreachable(_) => ProbeFault::Unreachable,
+        ConnectFault::NotReady => ProbeFault::NotReady,
+        ConnectFault::TooMany | ConnectFault::Refused { .. } => ProbeFault::Refused,
+    }
+}
+
+/// Closes idle connections, keeps the wanted ones open, and brings the gauges up to date.
+async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
+    let mut tick = tokio::time::interval(HOUSEKEEPING);
+    loop {
+        tick.tick().await;
+        let mut per_node: HashMap<Arc<str>, crate::pool::Status> = HashMap::new();
+        for (_, pools) in cluster.all_pools() {
+            for ((address, _), pool) in pools.all() {
+                pool.reap();
+                pool.warm().await;
+                let status = pool.status();
+                let sum = per_node.entry(address).or_default();
+                sum.idle += status.idle;
+                sum.in_use += status.in_use;
+                sum.waiters += status.waiters;
+            }
+        }
+        for (address, status) in per_node {
+            cluster.metrics.pool(&address, status.idle, status.in_use, status.waiters);
+        }
+        cluster.refresh_metrics();
+    }
+}
+
+/// Reads the catalogs of databases that have clients: at the first login, after DDL that passed
+/// through, and every `catalog_refresh`.
+async fn catalogs<P: Protocol>(cluster: Arc<Cluster<P>>) {
+    let mut read: HashMap<Arc<str>, Instant> = HashMap::new();
+    let mut tick = tokio::time::interval(CATALOG_SPACING);
+    loop {
+        tick.tick().await;
+        let refresh = cluster.config.load().monitor.catalog_refresh;
+        for database in cluster.databases() {
+            let age = read.get(&database.name).map(Instant::elapsed);
+            let due = match (age, refresh) {
+                (None, _) => true,
+                (Some(age), Some(refresh)) => age >= refresh,
+                (Some(_), None) => false,
+            };
+            if (database.stale.swap(false, Ordering::AcqRel) || due) && !read_catalog(&cluster, &database).await {
+                database.stale.store(age.is_none(), Ordering::Release);
+            }
+            read.insert(database.name.clone(), Instant::now());
+        }
+    }
+}
+
+/// Reads one database's catalog, on the primary if there is one. `false` when nobody could say.
+async fn read_catalog<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> bool {
+    let snapshot = cluster.topology.load_full();
+    let up = |node: &&topology::Node| matches!(node.state, topology::State::Up);
+    let Some(node) = snapshot.primary().filter(up).or_else(|| snapshot.nodes.iter().find(up)) else {
+        return false;
+    };
+    let identity = cluster.monitor_identity.load_full();
+    let identity = Identity { database: database.name.clone(), ..Identity::clone(&identity) };
+    let link = cluster.link.load_full();
+    let timeout = cluster.config.load().monitor.timeout * CATALOG_PATIENCE;
+    let reading = tokio::time::timeout(timeout, async {
+        let mut backend = P::Backend::connect(&node.address, &link, &identity, Role::Unknown).await.ok()?;
+        backend.catalog().await.ok()
+    });
+    match reading.await {
+        Ok(Some(catalog)) => {
+            database.set_catalog(catalog);
+            true
+        }
+        _ => {
+            tracing::debug!(cluster = %cluster.name, database = %database.name, "the catalog could not be read");
+            false
+        }
+    }
+}
+
+/// How many times `monitor.timeout` the reading of a whole catalog may take.
+const CATALOG_PATIENCE: u32 = 10;
+

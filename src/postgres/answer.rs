@@ -1,0 +1,216 @@
+//! Answers that no server gives: of statements held back, of the proxy's own settings, and errors.
+
+use super::{
+    batch::{Batch, End, Kind, Message, Subject},
+    frame::{self, HEADER},
+    frontend::Frontend,
+};
+use crate::{
+    protocol::{Answer, Fault, Request, Transaction},
+    sql::Intent,
+};
+
+/// Type of the one column of an answer of ours.
+const TEXT_OID: u32 = 25;
+
+impl Frontend {
+    pub(super) async fn answer_here(
+        &mut self,
+        request: &Request<Batch>,
+        answer: Answer<'_>,
+        transaction: Transaction,
+    ) -> Result<(), Fault> {
+        let batch = &request.wire;
+        let mut out = Vec::with_capacity(64);
+        if batch.kind == Kind::Extended {
+            for message in &batch.messages {
+                self.answer_message(message, batch, &request.intent, answer, &mut out);
+            }
+        } else {
+            if matches!(answer, Answer::Row { .. }) {
+                put_description(&mut out, answer);
+            }
+            put_completion(&mut out, batch, &request.intent, answer);
+        }
+        self.finish_answer(batch, out, transaction).await
+    }
+
+    fn answer_message(
+        &mut self,
+        message: &Message,
+        batch: &Batch,
+        intent: &Intent,
+        answer: Answer<'_>,
+        out: &mut Vec<u8>,
+    ) {
+        match message.tag {
+            b'P' => out.extend_from_slice(&frame::PARSE_COMPLETE),
+            b'B' => out.extend_from_slice(&frame::BIND_COMPLETE),
+            b'C' => out.extend_from_slice(&frame::CLOSE_COMPLETE),
+            b'D' => {
+                if self.inbox.data().get(message.at + HEADER) == Some(&b'S') {
+                    // No parameters.
+                    frame::put(out, b't', |out| out.extend_from_slice(&[0, 0]));
+                }
+                put_description(out, answer);
+            }
+            b'E' => put_completion(out, batch, intent, answer),
+            _ => {}
+        }
+        let defines = matches!((message.tag, &message.subject), (b'P', Subject::Named(_)) | (_, Subject::CloseNamed));
+        if defines {
+            self.statements.confirm();
+        }
+    }
+
+    /// Answers a request with an error message that is written already.
+    pub(super) async fn fail_request(
+        &mut self,
+        batch: &Batch,
+        error: Vec<u8>,
+        transaction: Transaction,
+    ) -> Result<(), Fault> {
+        self.statements.forget_expected();
+        if batch.kind == Kind::Extended && batch.end != End::Whole {
+            // As the server does: nothing more is answered until the Sync.
+            self.skip_to_sync = true;
+        }
+        self.finish_answer(batch, error, transaction).await
+    }
+
+    async fn finish_answer(
+        &mut self,
+        batch: &Batch,
+        mut out: Vec<u8>,
+        transaction: Transaction,
+    ) -> Result<(), Fault> {
+        if batch.end == End::Whole || batch.kind != Kind::Extended {
+            let status = match transaction {
+                Transaction::Idle | Transaction::Unit => b'I',
+                Transaction::Open => b'T',
+                Transaction::Failed => b'E',
+            };
+            out.extend_from_slice(&[b'Z', 0, 0, 0, 5, status]);
+        }
+        self.consume(batch);
+        self.write(&out).await
+    }
+}
+
+fn put_description(out: &mut Vec<u8>, answer: Answer<'_>) {
+    let Answer::Row { column, .. } = answer else {
+        out.extend_from_slice(&frame::NO_DATA);
+        return;
+    };
+    frame::put(out, b'T', |out| {
+        out.extend_from_slice(&1u16.to_be_bytes());
+        frame::put_cstring(out, column.as_bytes());
+        // No table and column; the type, of variable length, without modifier; as text.
+        out.extend_from_slice(&[0; 6]);
+        out.extend_from_slice(&TEXT_OID.to_be_bytes());
+        out.extend_from_slice(&(-1i16).to_be_bytes());
+        out.extend_from_slice(&(-1i32).to_be_bytes());
+        out.extend_from_slice(&[0; 2]);
+    });
+}
+
+fn put_completion(out: &mut Vec<u8>, batch: &Batch, intent: &Intent, answer: Answer<'_>) {
+    if let Answer::Row { value, .. } = answer {
+        frame::put(out, b'D', |out| {
+            out.extend_from_slice(&1u16.to_be_bytes());
+            let length = u32::try_from(value.len()).expect("values of ours are short");
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(value.as_bytes());
+        });
+    }
+    if intent.statements == 0 {
+        out.extend_from_slice(&[b'I', 0, 0, 0, 4]);
+        return;
+    }
+    let tag = match answer {
+        Answer::Row { .. } => "SHOW",
+        Answer::Done => command_tag(batch.text.as_deref().unwrap_or("")),
+    };
+    frame::put(out, b'C', |out| frame::put_cstring(out, tag.as_bytes()));
+}
+
+/// The command tag of a statement that can be held back or is the proxy's own.
+fn command_tag(text: &str) -> &'static str {
+    let mut words = words_outside_comments(text);
+    let first = words.next().unwrap_or_default();
+    match first.as_str() {
+        "BEGIN" => "BEGIN",
+        "START" => "START TRANSACTION",
+        "COMMIT" | "END" => "COMMIT",
+        "ROLLBACK" | "ABORT" => "ROLLBACK",
+        "SAVEPOINT" => "SAVEPOINT",
+        "RELEASE" => "RELEASE",
+        "RESET" => "RESET",
+        "SET" if words.next().is_some_and(|word| word == "CONSTRAINTS") => "SET CONSTRAINTS",
+        _ => "SET",
+    }
+}
+
+/// The first words of a statement, in capitals.
+fn words_outside_comments(text: &str) -> impl Iterator<Item = String> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        loop {
+            rest = rest.trim_start();
+            if let Some(comment) = rest.strip_prefix("--") {
+                rest = comment.split_once('\n').map_or("", |(_, rest)| rest);
+            } else if rest.starts_with("/*") {
+                rest = &rest[comment_length(rest)..];
+            } else {
+                break;
+            }
+        }
+        let end = rest.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(rest.len());
+        let (word, behind) = rest.split_at(end);
+        rest = behind;
+        (!word.is_empty()).then(|| word.to_ascii_uppercase())
+    })
+}
+
+/// Length of the comment at the start of `text`; comments nest.
+fn comment_length(text: &str) -> usize {
+    let bytes = text.as_bytes();
+    let (mut at, mut depth) = (0, 0);
+    while at + 1 < bytes.len() {
+        match &bytes[at..at + 2] {
+            b"/*" => {
+                depth += 1;
+                at += 2;
+            }
+            b"*/" => {
+                depth -= 1;
+                at += 2;
+                if depth == 0 {
+                    return at;
+                }
+            }
+            _ => at += 1,
+        }
+    }
+    text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_statements_are_answered_with_the_servers_tags() {
+        for (text, tag) in [
+            ("begin", "BEGIN"),
+            ("/* a /* b */ */ START TRANSACTION READ ONLY", "START TRANSACTION"),
+            ("-- x\n commit;", "COMMIT"),
+            ("end", "COMMIT"),
+            ("abort", "ROLLBACK"),
+            ("set constraints all deferred", "SET CONSTRAINTS"),
+            ("SET LOCAL a = 1", "SET"),
+        ] {
+            assert_eq!(command_tag(text), tag, "{text}");
+        }
+    }
+}

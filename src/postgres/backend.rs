@@ -1,0 +1,504 @@
+//! Our end of a server connection: what it has, and what is due from it.
+
+use std::{collections::VecDeque, io};
+
+use tokio::io::AsyncWriteExt;
+
+use super::{
+    encode::{self, Expect},
+    frame::{self, HEADER},
+    frontend::{Frontend, eof},
+    prepared::ServerStatements,
+    relay::Outcome,
+    settings::{Carried, Settings},
+};
+use crate::{
+    inbox::Inbox,
+    protocol::{Fault, Forwarded, Refused, RefusedCause, Transaction},
+    runtime,
+    sql::{
+        Access, Effect, Intent, PinReason,
+        effects::{Discard, Scope},
+    },
+    stream::Stream,
+};
+
+/// The key of an unnamed statement that nobody asked for.
+pub(super) const UNKNOWN_STATEMENT: u128 = u128::MAX;
+
+/// Buffers up to this size are kept between requests.
+const OUT_KEPT: usize = 1024;
+
+/// A server connection that has logged in.
+pub struct Backend {
+    pub(super) stream: Stream,
+    pub(super) inbox: Inbox,
+    /// What is to be sent; empty between requests.
+    pub(super) out: Vec<u8>,
+    /// What is to be handed to the client that does not lie in the inbox in one piece.
+    pub(super) pending: Vec<u8>,
+    pub(super) expect: VecDeque<Expect>,
+    /// As the last ReadyForQuery said.
+    pub(super) transaction: Transaction,
+    /// Something was sent since the last ReadyForQuery.
+    pub(super) in_unit: bool,
+    /// An error came, and the Sync that ends the skipping has not been sent.
+    pub(super) skipping: bool,
+    pub(super) statements: ServerStatements,
+    pub(super) carried: Carried,
+    pub(super) parameters: Vec<(Box<str>, Box<str>)>,
+    /// LISTEN: notifications are for the session that holds this connection.
+    pub(super) listening: bool,
+    /// The server ends this connection, or it is beyond repair.
+    pub(super) closed: bool,
+    /// The session that ran something here last, if it may have drawn from a sequence.
+    drew: Option<u64>,
+    /// State of unknown kind was left: only DISCARD ALL makes it another session's.
+    touched: bool,
+    process_id: u32,
+    secret: Box<[u8]>,
+    home: usize,
+}
+
+impl Backend {
+    pub(super) fn new(connected: super::login::Connected, prepared_statements: usize) -> Self {
+        let parameters =
+            connected.parameters.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+        Self {
+            stream: connected.stream,
+            inbox: Inbox::with(&connected.unread),
+            out: Vec::new(),
+            pending: Vec::new(),
+            expect: VecDeque::new(),
+            transaction: Transaction::Idle,
+            in_unit: false,
+            skipping: false,
+            statements: ServerStatements::new(prepared_statements),
+            carried: Carried::default(),
+            parameters,
+            listening: false,
+            closed: false,
+            drew: None,
+            touched: false,
+            process_id: connected.process_id,
+            secret: connected.secret_key.into(),
+            home: runtime::worker(),
+        }
+    }
+
+    pub(super) fn process_id(&self) -> u32 {
+        self.process_id
+    }
+
+    pub(super) fn secret(&self) -> &[u8] {
+        &self.secret
+    }
+
+    pub(super) fn give_out(&mut self, mut out: Vec<u8>) {
+        if out.capacity() <= OUT_KEPT {
+            out.clear();
+            self.out = out;
+        }
+    }
+
+    pub(super) fn give_pending(&mut self, mut pending: Vec<u8>) {
+        if pending.capacity() <= OUT_KEPT {
+            pending.clear();
+            self.pending = pending;
+        }
+    }
+
+    /// Clears what an earlier session left that `intent` could see, ahead of it.
+    pub(super) fn put_clearing(&mut self, session: u64, intent: &Intent, out: &mut Vec<u8>) {
+        // A read cannot see sequence values: currval and lastval are never classified as one.
+        let foreign = self.drew.is_some_and(|drew| drew != session);
+        if foreign && intent.access == Access::Write && intent.joins && self.transaction == Transaction::Idle {
+            encode::put_ahead(&["DISCARD SEQUENCES".into()], out, &mut self.expect);
+            self.drew = None;
+        }
+    }
+
+    /// What must happen before a request that this cannot ride ahead of.
+    pub(super) fn needs_clearing(&self, session: u64, intent: &Intent) -> bool {
+        let foreign = self.drew.is_some_and(|drew| drew != session);
+        foreign && intent.access == Access::Write && !intent.joins && self.transaction == Transaction::Idle
+    }
+
+    pub(super) fn cleared(&mut self) {
+        self.drew = None;
+    }
+
+    /// Makes statements known under clients' own names what this client's request means by them.
+    pub(super) fn put_named(&mut self, effect: &Effect, frontend: &Frontend, out: &mut Vec<u8>) {
+        match effect {
+            Effect::Execute { name } | Effect::Prepare { name, .. } | Effect::Deallocate { name: Some(name) } => {
+                self.put_own_name(name.as_bytes(), frontend, out);
+            }
+            Effect::ShowsPrepared => {
+                let names: Vec<Box<[u8]>> = self.statements.own_names().map(Into::into).collect();
+                for name in names {
+                    self.put_own_name(&name, frontend, out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn put_own_name(&mut self, name: &[u8], frontend: &Frontend, out: &mut Vec<u8>) {
+        match frontend.statements.get(name) {
+            Some(statement) => encode::put_own(statement, name, &mut self.statements, out, &mut self.expect),
+            None if self.statements.own(name).is_some() => {
+                encode::put_close(name, out, &mut self.expect);
+                self.statements.remove_own(name);
+            }
+            None => {}
+        }
+    }
+
+    /// After an error: what was due up to the next Sync will not come. Returns whether the error
+    /// is that of a statement of ours.
+    pub(super) fn skip_to_sync(&mut self, frontend: &mut Frontend) -> bool {
+        let ours = match self.expect.front() {
+            // The query itself failed; what stands behind it is not skipped.
+            Some(Expect::Query | Expect::FunctionCall) => return false,
+            Some(Expect::Execute(whose)) => *whose == encode::Whose::Ours,
+            Some(Expect::Parse { forward, .. } | Expect::Bind { forward } | Expect::Close { forward }) => !forward,
+            _ => false,
+        };
+        while !matches!(self.expect.front(), None | Some(Expect::Sync { .. })) {
+            if let Some(Expect::Parse { key: Some(key), .. }) = self.expect.pop_front() {
+                self.statements.remove(key);
+            }
+        }
+        self.statements.unnamed = Some(UNKNOWN_STATEMENT);
+        self.skipping = self.expect.is_empty();
+        frontend.statements.forget_expected();
+        ours
+    }
+
+    /// The server skips everything up to the next Sync: nothing else is due.
+    pub(super) fn skip_what_was_encoded(&mut self, frontend: &mut Frontend) {
+        if self.skipping {
+            let mut due = std::mem::take(&mut self.expect);
+            for expect in &due {
+                if let Expect::Parse { key: Some(key), .. } = expect {
+                    self.statements.remove(*key);
+                }
+            }
+            due.retain(|expect| matches!(expect, Expect::Sync { .. }));
+            self.expect = due;
+            frontend.statements.forget_expected();
+        }
+    }
+
+    /// Follows what an answered request did to this connection.
+    pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome, session: u64, frontend: &Frontend) {
+        let open = outcome.transaction != Transaction::Idle;
+        let wanted = frontend.carried.now();
+        // What rode ahead of the request was undone with it if it failed.
+        if !outcome.failed && self.carried.now().hash() != wanted.hash() {
+            self.carried.bring(wanted);
+        }
+        self.carried.learn(&intent.effects, outcome.failed, open, outcome.rolled_back);
+        for effect in &intent.effects {
+            match effect {
+                Effect::DrawsSequence => self.drew = Some(session),
+                Effect::Touches => {
+                    self.touched = true;
+                    self.drew = Some(session);
+                }
+                Effect::Pin(reason) => {
+                    self.listening |= *reason == PinReason::Listen;
+                    self.touched = true;
+                }
+                Effect::Discard(Discard::All) if !outcome.failed => {
+                    self.statements.clear();
+                    self.forget_left_state();
+                }
+                Effect::Discard(Discard::Sequences) if !outcome.failed => self.drew = None,
+                Effect::Deallocate { name: None } if !outcome.failed => self.statements.clear(),
+                Effect::Deallocate { name: Some(name) } if !outcome.failed => {
+                    self.statements.remove_own(name.as_bytes());
+                }
+                Effect::Prepare { name, statement, .. } if !outcome.failed => {
+                    let body = statement.as_bytes();
+                    let key = super::prepared::Statement::key_of(body, super::prepared::Origin::Sql);
+                    self.statements.set_own(name.as_bytes(), key);
+                }
+                // A failed string of several statements may have committed some of them.
+                Effect::Set { scope: Scope::Session, .. } if outcome.failed && intent.statements > 1 => {
+                    self.touched = true;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn forget_left_state(&mut self) {
+        self.touched = false;
+        self.drew = None;
+        self.listening = false;
+    }
+
+    /// Whether only [`Self::clean`] makes it another session's.
+    pub(super) fn is_touched(&self) -> bool {
+        self.touched || self.listening
+    }
+
+    /// Rolls back what is open and forgets all session state, in one round trip.
+    pub(super) async fn clean(&mut self) -> Result<(), Fault> {
+        if self.in_unit || self.closed || !self.expect.is_empty() {
+            // Answers are still on their way: nobody can tell them from the next session's.
+            return Err(lost(eof()));
+        }
+        if self.transaction != Transaction::Idle {
+            self.query_all("ROLLBACK").await?;
+        }
+        self.query_all("DISCARD ALL").await?;
+        self.statements.clear();
+        self.carried = Carried::new(Settings::default());
+        self.forget_left_state();
+        Ok(())
+    }
+
+    /// Ends a pipeline that is continued on another connection: its Sync, and all that comes up to
+    /// the ReadyForQuery, of which the client sees nothing.
+    pub(super) async fn sync_quietly(&mut self) -> Result<(), Fault> {
+        self.expect.clear();
+        self.stream.write_all(&frame::SYNC).await.map_err(lost)?;
+        self.in_unit = false;
+        self.skipping = false;
+        match self.collect().await {
+            Ok(_) | Err(Fault::Refused(_)) if !self.closed => Ok(()),
+            Ok(_) => Err(lost(eof())),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// What came while the connection was idle: parameters and notices are nobody's loss.
+    /// Returns whether the connection may still be used.
+    pub(super) fn take_idle_messages(&mut self) -> bool {
+        while let Some(header) = frame::header(self.inbox.data()) {
+            if header.length < HEADER || header.length > self.inbox.len() {
+                return false;
+            }
+            match header.tag {
+                b'S' => self.note_parameter(header.length),
+                b'N' | b'A' => {}
+                _ => return false,
+            }
+            self.inbox.consume(header.length);
+        }
+        self.inbox.is_empty()
+    }
+
+    /// Runs statements of ours, in one flight and one implicit transaction.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] with the first error: none of them took effect.
+    pub(super) async fn execute_all(&mut self, statements: &[Box<str>]) -> Result<(), Fault> {
+        let mut out = Vec::new();
+        for statement in statements {
+            frame::put_execute(&mut out, statement);
+        }
+        out.extend_from_slice(&frame::SYNC);
+        self.statements.unnamed = Some(UNKNOWN_STATEMENT);
+        self.stream.write_all(&out).await.map_err(lost)?;
+        self.collect().await.map(drop)
+    }
+
+    /// Runs one simple query of ours and returns its rows as text.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] with the server's error, [`Fault::Server`] when the connection broke.
+    pub(super) async fn query_all(&mut self, sql: &str) -> Result<Vec<Row>, Fault> {
+        let mut out = Vec::new();
+        frame::put_query(&mut out, sql);
+        self.statements.unnamed = None;
+        self.stream.write_all(&out).await.map_err(lost)?;
+        self.collect().await
+    }
+
+    /// Runs a query of ours with one text parameter.
+    pub(super) async fn query_with(&mut self, sql: &str, parameter: &str) -> Result<Vec<Row>, Fault> {
+        let mut out = Vec::new();
+        frame::put(&mut out, b'P', |out| {
+            out.push(0);
+            frame::put_cstring(out, sql.as_bytes());
+            out.extend_from_slice(&[0, 0]);
+        });
+        frame::put(&mut out, b'B', |out| {
+            // Unnamed portal and statement, parameters as text.
+            out.extend_from_slice(&[0, 0, 0, 0, 0, 1]);
+            let length = u32::try_from(parameter.len()).expect("names are bounded by a startup packet");
+            out.extend_from_slice(&length.to_be_bytes());
+            out.extend_from_slice(parameter.as_bytes());
+            out.extend_from_slice(&[0, 0]);
+        });
+        frame::put(&mut out, b'E', |out| out.extend_from_slice(&[0; 5]));
+        out.extend_from_slice(&frame::SYNC);
+        self.statements.unnamed = Some(UNKNOWN_STATEMENT);
+        self.stream.write_all(&out).await.map_err(lost)?;
+        self.collect().await
+    }
+
+    /// Gathers rows up to ReadyForQuery.
+    async fn collect(&mut self) -> Result<Vec<Row>, Fault> {
+        self.stream.flush().await.map_err(lost)?;
+        let mut rows = Vec::new();
+        let mut error = None;
+        loop {
+            let Some(header) = self.whole_message().await? else { return Err(lost(eof())) };
+            let body = &self.inbox.data()[HEADER..header.length];
+            match header.tag {
+                b'D' => rows.push(parse_row(body).ok_or_else(|| lost(io::ErrorKind::InvalidData.into()))?),
+                b'E' if error.is_none() => {
+                    let fields = frame::error_fields(body);
+                    let raw = self.inbox.data()[..header.length].to_vec();
+                    self.closed |= fields.fatal;
+                    error = Some(Refused { raw, cause: RefusedCause::Setting, code: fields.code });
+                }
+                b'S' => self.note_parameter(header.length),
+                b'Z' => {
+                    self.transaction = match body {
+                        b"I" => Transaction::Idle,
+                        b"T" => Transaction::Open,
+                        _ => Transaction::Failed,
+                    };
+                    self.inbox.consume(header.length);
+                    return error.map_or(Ok(rows), |refused| Err(refused.into()));
+                }
+                _ => {}
+            }
+            self.inbox.consume(header.length);
+            if self.closed && let Some(refused) = error.take() {
+                return Err(refused.into());
+            }
+        }
+    }
+
+    pub(super) fn note_parameter(&mut self, length: usize) {
+        let body = &self.inbox.data()[HEADER..length];
+        let Some((name, rest)) = frame::split_cstring(body) else { return };
+        let value = frame::split_cstring(rest).map_or(rest, |(value, _)| value);
+        let name = String::from_utf8_lossy(name).into_owned().into_boxed_str();
+        let value = String::from_utf8_lossy(value).into_owned().into_boxed_str();
+        match self.parameters.iter_mut().find(|(other, _)| *other == name) {
+            Some(entry) => entry.1 = value,
+            None => self.parameters.push((name, value)),
+        }
+    }
+
+    /// Waits until a whole message stands at the front of the inbox; for answers to our own
+    /// questions, which are small.
+    async fn whole_message(&mut self) -> Result<Option<frame::Header>, Fault> {
+        loop {
+            if let Some(header) = frame::header(self.inbox.data()) {
+                if !(HEADER..=LONGEST_OWN_ANSWER).contains(&header.length) {
+                    return Err(lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length")));
+                }
+                if header.length <= self.inbox.len() {
+                    return Ok(Some(header));
+                }
+            }
+            if self.inbox.fill(&mut self.stream).await.map_err(lost)? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Moves a plain socket to this worker's reactor: a wake-up across threads costs more than
+    /// registering anew.
+    pub(super) fn move_here(&mut self) -> io::Result<()> {
+        let here = runtime::worker();
+        if self.home != here {
+            self.stream.migrate()?;
+            self.home = here;
+        }
+        Ok(())
+    }
+
+    /// Waits until the server says something by itself, or closes.
+    pub(super) async fn wait_for_stir(&mut self) {
+        if self.closed || !self.inbox.is_empty() {
+            return;
+        }
+        match self.inbox.fill(&mut self.stream).await {
+            Ok(0) | Err(_) => self.closed = true,
+            Ok(_) => {}
+        }
+    }
+
+    /// Hands on what the server has said while nobody asked anything.
+    pub(super) async fn pass_asynchronous(&mut self, frontend: &mut Frontend) -> Result<(), Fault> {
+        while let Some(header) = frame::header(self.inbox.data()) {
+            if !(HEADER..=LONGEST_OWN_ANSWER).contains(&header.length) {
+                return Err(lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length")));
+            }
+            if self.whole_message().await?.is_none() {
+                return Err(lost(eof()));
+            }
+            let forward = match header.tag {
+                b'A' => self.listening,
+                b'S' => {
+                    self.note_parameter(header.length);
+                    let body = self.inbox.data()[HEADER..header.length].to_vec();
+                    announce_parameter(frontend, &body)
+                }
+                b'N' => true,
+                b'E' => return Err(self.farewell_of_server(header.length)),
+                _ => return Err(lost(io::Error::new(io::ErrorKind::InvalidData, "answer to nothing"))),
+            };
+            if forward {
+                let message = self.inbox.data()[..header.length].to_vec();
+                frontend.write(&message).await?;
+            }
+            self.inbox.consume(header.length);
+        }
+        if self.closed { Err(lost(eof())) } else { Ok(()) }
+    }
+
+    /// The server ends the connection and says why.
+    fn farewell_of_server(&mut self, length: usize) -> Fault {
+        self.closed = true;
+        let raw = self.inbox.data()[..length].to_vec();
+        let code = frame::error_fields(&raw[HEADER..]).code;
+        self.inbox.consume(length);
+        Fault::Refused(Refused { raw, cause: RefusedCause::Stopping, code })
+    }
+}
+
+/// Longest message in an answer to a question of our own, in bytes: the body of a function in the
+/// catalog.
+const LONGEST_OWN_ANSWER: usize = 64 * 1024 * 1024;
+
+/// One row of text columns.
+pub(super) type Row = Vec<Option<String>>;
+
+fn announce_parameter(frontend: &mut Frontend, body: &[u8]) -> bool {
+    let Some((name, rest)) = frame::split_cstring(body) else { return false };
+    let value = frame::split_cstring(rest).map_or(rest, |(value, _)| value);
+    name != b"in_hot_standby" && frontend.note_parameter(name, value)
+}
+
+fn parse_row(body: &[u8]) -> Option<Row> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut row = Vec::with_capacity(usize::from(u16::from_be_bytes(*count)));
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        let length = i32::from_be_bytes(*length);
+        if length < 0 {
+            row.push(None);
+            rest = tail;
+            continue;
+        }
+        let (value, tail) = tail.split_at_checked(length as usize)?;
+        row.push(Some(String::from_utf8_lossy(value).into_owned()));
+        rest = tail;
+    }
+    Some(row)
+}
+
+pub(super) fn lost(error: io::Error) -> Fault {
+    Fault::Server { error, sent: true, forwarded: Forwarded::Nothing }
+}

@@ -1,0 +1,153 @@
+//! Cuts what a client has sent into requests: a Query, a FunctionCall, or what stands between two
+//! Syncs of the extended protocol (or the part of it that has arrived when the client flushes).
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{
+    frame::{self, HEADER},
+    prepared::Statement,
+};
+use crate::refusal::Refusal;
+
+/// Bytes of one unit that are gathered before it is passed on in pieces. Statements up to this
+/// length can be classified, repeated on another node and prepared by name.
+pub const GATHERED: usize = 64 * 1024;
+
+/// Longest Parse that is gathered: it has to be known whole to be prepared again elsewhere.
+pub const LONGEST_PARSE: usize = 16 * 1024 * 1024;
+
+/// One request as it lies at the front of the frontend's inbox.
+#[derive(Debug)]
+pub struct Batch {
+    pub kind: Kind,
+    /// Bytes of it in the inbox.
+    pub length: usize,
+    pub end: End,
+    pub messages: SmallVec<[Message; 5]>,
+    /// The text, when it is one statement with an effect on the session.
+    pub text: Option<Box<str>>,
+    /// Number of Execute messages.
+    pub executes: u32,
+    /// The unnamed statement that messages before a new definition of it mean.
+    pub previous_unnamed: Option<(u128, Box<[u8]>)>,
+    /// Names of statements of SQL PREPARE that its messages use: they must exist under them.
+    pub own: SmallVec<[Box<[u8]>; 0]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Query,
+    FunctionCall,
+    Extended,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A Query, a FunctionCall, or a Sync.
+    Whole,
+    /// The client waits for what it has asked so far.
+    Flush,
+    /// More follows, without an answer being due. `tail`: bytes of the last message that have
+    /// not arrived.
+    More { tail: usize },
+}
+
+/// One message of an extended batch.
+#[derive(Debug)]
+pub struct Message {
+    pub tag: u8,
+    /// Where it starts, from the start of the batch, and its length in the inbox.
+    pub at: usize,
+    pub length: usize,
+    pub subject: Subject,
+}
+
+/// What a message is about, as far as it has to be rewritten or accounted for.
+#[derive(Debug)]
+pub enum Subject {
+    /// Goes to the server as it is.
+    Plain,
+    /// Parse, Bind, Describe or Close of the unnamed statement: its key, where the client has one.
+    Unnamed(Option<u128>),
+    /// Parse, Bind or Describe of a named statement that is known.
+    Named(Arc<Statement>),
+    /// Close of a named statement.
+    CloseNamed,
+    /// Parse of a name that is taken.
+    Duplicate,
+}
+
+/// Where the first unit of `data` ends.
+pub enum Cut {
+    /// More bytes are needed.
+    Short,
+    /// A message that means nothing outside of COPY, of that many bytes (not all may be there).
+    Skip(usize),
+    Terminate,
+    Unit { kind: Kind, length: usize, end: End },
+}
+
+/// Finds the first unit of `data` by its headers alone.
+///
+/// # Errors
+/// A header that no server would accept.
+pub fn cut(data: &[u8]) -> Result<Cut, Refusal> {
+    let mut at = 0;
+    loop {
+        let Some(header) = frame::client_header(&data[at..])? else {
+            return Ok(pass_on_when_full(data, at));
+        };
+        match header.tag {
+            b'Q' | b'F' | b'X' if at > 0 => return Ok(more(at, 0)),
+            b'X' => return Ok(Cut::Terminate),
+            b'c' | b'd' | b'f' | b'p' if at == 0 => return Ok(Cut::Skip(header.length)),
+            b'Q' | b'F' => return Ok(single(data, header)),
+            _ => {}
+        }
+        if at + header.length > data.len() {
+            return Ok(partial(data, at, header));
+        }
+        at += header.length;
+        match header.tag {
+            b'S' => return Ok(Cut::Unit { kind: Kind::Extended, length: at, end: End::Whole }),
+            b'H' => return Ok(Cut::Unit { kind: Kind::Extended, length: at, end: End::Flush }),
+            _ => {}
+        }
+    }
+}
+
+/// The last message has begun to arrive.
+fn partial(data: &[u8], at: usize, header: frame::Header) -> Cut {
+    let limit = if header.tag == b'P' { LONGEST_PARSE } else { GATHERED };
+    if data.len() - at >= limit {
+        more(data.len(), at + header.length - data.len())
+    } else {
+        pass_on_when_full(data, at)
+    }
+}
+
+fn pass_on_when_full(data: &[u8], whole_until: usize) -> Cut {
+    if whole_until > 0 && data.len() >= GATHERED { more(whole_until, 0) } else { Cut::Short }
+}
+
+fn more(length: usize, tail: usize) -> Cut {
+    Cut::Unit { kind: Kind::Extended, length, end: End::More { tail } }
+}
+
+fn single(data: &[u8], header: frame::Header) -> Cut {
+    let kind = if header.tag == b'Q' { Kind::Query } else { Kind::FunctionCall };
+    if header.length <= data.len() {
+        Cut::Unit { kind, length: header.length, end: End::Whole }
+    } else if data.len() >= GATHERED {
+        Cut::Unit { kind, length: data.len(), end: End::More { tail: header.length - data.len() } }
+    } else {
+        Cut::Short
+    }
+}
+
+/// The body of the message at `at`, header excluded.
+pub fn body(data: &[u8], at: usize, length: usize) -> &[u8] {
+    &data[at + HEADER..at + length]
+}

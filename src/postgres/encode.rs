@@ -1,0 +1,301 @@
+//! One request → what is sent to this server connection for it, and what is expected back.
+
+use std::collections::VecDeque;
+
+use super::{
+    batch::{Batch, End, Kind, Message, Subject},
+    frame::{self, HEADER},
+    frontend::{Frontend, body_at},
+    prepared::{self, Origin, Resolved, ServerStatements, Statement},
+};
+
+/// One answer that is due, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// ParseComplete. `key`: forget that statement if it fails. `named`: the client defined a name.
+    Parse { forward: bool, key: Option<u128>, named: bool },
+    Bind { forward: bool },
+    Close { forward: bool },
+    /// ParameterDescription, then RowDescription or NoData.
+    DescribeStatement,
+    /// RowDescription or NoData.
+    DescribePortal,
+    /// Rows and CommandComplete, EmptyQueryResponse or PortalSuspended.
+    Execute(Whose),
+    /// ReadyForQuery.
+    Sync { forward: bool },
+    /// Everything up to ReadyForQuery.
+    Query,
+    FunctionCall,
+    /// Comes from us, not from the server. `named`: a name of the client's changes with it.
+    Inject { bytes: [u8; 5], named: bool },
+    /// The server is made to fail here; the client gets this error instead of the server's.
+    FailAs(Box<crate::refusal::Refusal>),
+}
+
+/// Whose Execute it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    Client,
+    /// A carried setting, or a statement sent ahead: the client sees nothing of its success.
+    Ours,
+}
+
+/// Sends statements ahead, in the same flight and the same implicit transaction.
+pub fn put_ahead(statements: &[Box<str>], out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
+    for statement in statements {
+        frame::put_execute(out, statement);
+        expect.push_back(Expect::Parse { forward: false, key: None, named: false });
+        expect.push_back(Expect::Bind { forward: false });
+        expect.push_back(Expect::Execute(Whose::Ours));
+    }
+}
+
+/// Prepares under a client's own name what its next statement will call by that name.
+pub fn put_own(statement: &Statement, name: &[u8], server: &mut ServerStatements, out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
+    if server.own(name) == Some(statement.key) {
+        return;
+    }
+    if server.own(name).is_some() {
+        put_close(name, out, expect);
+    }
+    match statement.origin {
+        Origin::Sql => {
+            let text = String::from_utf8_lossy(&statement.body).into_owned();
+            put_ahead(&[text.into()], out, expect);
+        }
+        Origin::Parse => {
+            put_parse(name, &statement.body, out);
+            expect.push_back(Expect::Parse { forward: false, key: None, named: false });
+        }
+    }
+    server.set_own(name, statement.key);
+}
+
+/// Closes a prepared statement by its name on the server.
+pub fn put_close(name: &[u8], out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
+    frame::put(out, b'C', |out| {
+        out.push(b'S');
+        frame::put_cstring(out, name);
+    });
+    expect.push_back(Expect::Close { forward: false });
+}
+
+fn put_parse(name: &[u8], body: &[u8], out: &mut Vec<u8>) {
+    frame::put(out, b'P', |out| {
+        frame::put_cstring(out, name);
+        out.extend_from_slice(body);
+    });
+}
+
+/// Writes an extended batch for one server connection.
+pub struct BatchWriter<'a> {
+    pub server: &'a mut ServerStatements,
+    pub expect: &'a mut VecDeque<Expect>,
+    pub out: &'a mut Vec<u8>,
+    /// Of the session's search_path and role.
+    pub plan_key: u64,
+    /// The batch's bytes.
+    pub data: &'a [u8],
+}
+
+impl BatchWriter<'_> {
+    /// Writes all messages. Returns whether anything differs from what the client sent; if not,
+    /// nothing was written.
+    pub fn write(&mut self, batch: &Batch, frontend: &Frontend) -> bool {
+        let rewritten = self.must_rewrite(batch);
+        for message in &batch.messages {
+            if rewritten {
+                self.message(message, batch, frontend);
+            } else {
+                self.expect_plain(message);
+            }
+            if let Subject::Unnamed(key) = message.subject {
+                self.note_unnamed(message.tag, key);
+            }
+        }
+        rewritten
+    }
+
+    fn must_rewrite(&self, batch: &Batch) -> bool {
+        let mut has = self.server.unnamed;
+        batch.messages.iter().any(|message| match &message.subject {
+            Subject::Plain => false,
+            Subject::Unnamed(key) if matches!(message.tag, b'P' | b'C') => {
+                has = *key;
+                false
+            }
+            Subject::Unnamed(key) => has != *key,
+            Subject::Named(_) | Subject::CloseNamed | Subject::Duplicate => true,
+        })
+    }
+
+    /// Follows what the server's unnamed statement becomes.
+    fn note_unnamed(&mut self, tag: u8, key: Option<u128>) {
+        if matches!(tag, b'P' | b'C') {
+            self.server.unnamed = key;
+        }
+    }
+
+    fn expect_plain(&mut self, message: &Message) {
+        match message.tag {
+            b'P' => self.expect.push_back(Expect::Parse { forward: true, key: None, named: false }),
+            b'B' => self.expect.push_back(Expect::Bind { forward: true }),
+            b'D' => self.expect.push_back(self.describes(message)),
+            b'C' => self.expect.push_back(Expect::Close { forward: true }),
+            b'E' => self.expect.push_back(Expect::Execute(Whose::Client)),
+            b'S' => self.expect.push_back(Expect::Sync { forward: true }),
+            _ => {}
+        }
+    }
+
+    fn describes(&self, message: &Message) -> Expect {
+        match self.data.get(body_at(message)) {
+            Some(b'S') => Expect::DescribeStatement,
+            _ => Expect::DescribePortal,
+        }
+    }
+
+    fn message(&mut self, message: &Message, batch: &Batch, frontend: &Frontend) {
+        match &message.subject {
+            Subject::Plain => {
+                self.copy(message);
+                self.expect_plain(message);
+            }
+            Subject::Unnamed(key) => {
+                if !matches!(message.tag, b'P' | b'C') && self.server.unnamed != *key {
+                    self.repair_unnamed(*key, batch, frontend);
+                }
+                self.copy(message);
+                self.expect_plain(message);
+            }
+            Subject::Named(statement) => self.named(message, statement),
+            Subject::CloseNamed => {
+                self.expect.push_back(Expect::Inject { bytes: frame::CLOSE_COMPLETE, named: true });
+            }
+            Subject::Duplicate => self.duplicate(message),
+        }
+    }
+
+    fn copy(&mut self, message: &Message) {
+        self.out.extend_from_slice(&self.data[message.at..message.at + message.length]);
+    }
+
+    /// Brings the server's unnamed statement to what the client means by it: defined as it was
+    /// before, or none, so that another session's does not answer to this client's Bind.
+    fn repair_unnamed(&mut self, key: Option<u128>, batch: &Batch, frontend: &Frontend) {
+        let previous = batch.previous_unnamed.as_ref().map(|(key, body)| (*key, &**body));
+        let current = match frontend.statements.resolve(b"") {
+            Some(Resolved::Unnamed { key, body, .. }) => Some((key, body)),
+            _ => None,
+        };
+        let body = [previous, current].into_iter().flatten().find(|(other, _)| Some(*other) == key);
+        match body {
+            Some((_, body)) => {
+                put_parse(b"", body, self.out);
+                self.expect.push_back(Expect::Parse { forward: false, key: None, named: false });
+            }
+            None => put_close(b"", self.out, self.expect),
+        }
+        self.server.unnamed = key;
+    }
+
+    /// Parse, Bind or Describe of a named statement: by the name it has on this server.
+    fn named(&mut self, message: &Message, statement: &Statement) {
+        let body = &self.data[body_at(message)..message.at + message.length];
+        let key = statement.key ^ u128::from(self.plan_key);
+        let known = self.server.find(key);
+        if message.tag == b'P' {
+            match known {
+                Some(_) => {
+                    self.expect.push_back(Expect::Inject { bytes: frame::PARSE_COMPLETE, named: true });
+                }
+                None => self.prepare(key, statement, true),
+            }
+            return;
+        }
+        let number = match known {
+            Some(number) => number,
+            None => {
+                self.prepare(key, statement, false);
+                self.server.find(key).expect("it has just been prepared")
+            }
+        };
+        match message.tag {
+            b'B' => self.bind(message, body, number),
+            _ => {
+                frame::put(self.out, b'D', |out| {
+                    out.push(b'S');
+                    prepared::put_server_name(out, number);
+                });
+                self.expect.push_back(Expect::DescribeStatement);
+            }
+        }
+    }
+
+    fn prepare(&mut self, key: u128, statement: &Statement, forward: bool) {
+        let (number, evicted) = self.server.insert(key);
+        if let Some(evicted) = evicted {
+            frame::put(self.out, b'C', |out| {
+                out.push(b'S');
+                prepared::put_server_name(out, evicted);
+            });
+            self.expect.push_back(Expect::Close { forward: false });
+        }
+        frame::put(self.out, b'P', |out| {
+            prepared::put_server_name(out, number);
+            out.extend_from_slice(&statement.body);
+        });
+        self.expect.push_back(Expect::Parse { forward, key: Some(key), named: forward });
+    }
+
+    /// A Bind whose end may not have arrived: the length word counts what is still to come.
+    fn bind(&mut self, message: &Message, body: &[u8], number: u32) {
+        let (portal, rest) = frame::split_cstring(body).expect("the frontend has found the names");
+        let (name, rest) = frame::split_cstring(rest).expect("the frontend has found the names");
+        let start = self.out.len();
+        frame::put(self.out, b'B', |out| {
+            frame::put_cstring(out, portal);
+            prepared::put_server_name(out, number);
+            out.extend_from_slice(rest);
+        });
+        let _ = name;
+        let announced = frame::header(&self.data[message.at..]).expect("the message is in the batch").length;
+        let missing = announced - message.length;
+        if missing > 0 {
+            let length = u32::try_from(self.out.len() - start - 1 + missing).expect("the client's was within bounds");
+            self.out[start + 1..start + HEADER].copy_from_slice(&length.to_be_bytes());
+        }
+        self.expect.push_back(Expect::Bind { forward: true });
+    }
+
+    /// Makes the server fail at this place, so that the rest of the unit is skipped and what came
+    /// before is undone, as with the server's own error.
+    fn duplicate(&mut self, message: &Message) {
+        let body = &self.data[body_at(message)..message.at + message.length];
+        let name = frame::split_cstring(body).map_or(body, |(name, _)| name);
+        let refusal = crate::refusal::Refusal::new(
+            crate::refusal::RefusalKind::DuplicateStatement,
+            format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name)),
+        );
+        frame::put(self.out, b'D', |out| {
+            out.push(b'S');
+            frame::put_cstring(out, b"pointsman_no_such_statement");
+        });
+        self.expect.push_back(Expect::FailAs(Box::new(refusal)));
+    }
+}
+
+/// What is due for a request that goes out as it is.
+pub fn expect_single(batch: &Batch, expect: &mut VecDeque<Expect>) {
+    match batch.kind {
+        Kind::Query => expect.push_back(Expect::Query),
+        Kind::FunctionCall => expect.push_back(Expect::FunctionCall),
+        Kind::Extended => unreachable!("extended batches have a writer"),
+    }
+}
+
+/// Whether an answer is due at the end of this batch.
+pub const fn answer_due(batch: &Batch) -> bool {
+    !matches!(batch.end, End::More { .. })
+}

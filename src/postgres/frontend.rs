@@ -1,0 +1,606 @@
+//! Our end of a client's connection: cuts requests out of what arrives and knows what the client
+//! was told.
+
+use std::{io, sync::Arc, time::Instant};
+
+use smallvec::SmallVec;
+use tokio::io::AsyncWriteExt;
+
+use super::{
+    batch::{self, Batch, Cut, End, Kind, Message, Subject},
+    frame::{self, HEADER},
+    gate::Origins,
+    relay::Outcome,
+    prepared::{ClientStatements, Origin, Resolved, Statement},
+    settings::Carried,
+};
+use crate::{
+    inbox::Inbox,
+    protocol::{Fault, ReaderContext, Request, Transaction},
+    sql::{Access, Effect, Intent, LexModes, Reason, Tables, effects::Discard},
+    stream::Stream,
+};
+
+/// A client that has logged in.
+pub struct Frontend {
+    pub(super) stream: Stream,
+    pub(super) inbox: Inbox,
+    pub(super) reader: Option<ReaderContext>,
+    pub(super) statements: ClientStatements,
+    pub(super) carried: Carried,
+    /// What the client was told of the server's parameters.
+    pub(super) told: Told,
+    pub(super) modes: LexModes,
+    /// Intents behind the open portals, by name; ends with the transaction.
+    portals: Vec<(Box<[u8]>, Arc<Intent>)>,
+    /// Bytes of a message that is being dropped.
+    skip: usize,
+    /// Bytes of the current request that are still in the inbox.
+    unconsumed: usize,
+    /// What the login brought, until `welcome` has used it.
+    pub(super) startup: Option<Box<super::welcome::StartupRequest>>,
+    pub(super) origins: Origins,
+    /// A request was refused in mid-unit: what comes before its Sync is dropped.
+    pub(super) skip_to_sync: bool,
+}
+
+/// How many portals of one transaction are followed; those of further ones count as writes.
+const MAX_PORTALS: usize = 256;
+
+/// Parameters the client was told, by difference to what its login told everybody.
+#[derive(Debug, Default)]
+pub struct Told {
+    base: Arc<Vec<(Box<str>, Box<str>)>>,
+    changed: Vec<(Box<str>, Box<str>)>,
+}
+
+impl Told {
+    pub fn new(base: Arc<Vec<(Box<str>, Box<str>)>>) -> Self {
+        Self { base, changed: Vec::new() }
+    }
+
+    /// Takes note of a value; `false` when the client knows it already.
+    pub fn update(&mut self, name: &[u8], value: &[u8]) -> bool {
+        let (Ok(name), Ok(value)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else {
+            return true;
+        };
+        if let Some(entry) = self.changed.iter_mut().find(|(other, _)| &**other == name) {
+            let differs = &*entry.1 != value;
+            entry.1 = value.into();
+            return differs;
+        }
+        if self.base.iter().any(|(other, known)| &**other == name && &**known == value) {
+            return false;
+        }
+        self.changed.push((name.into(), value.into()));
+        true
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.changed.iter().chain(self.base.iter()).find(|(other, _)| &**other == name).map(|(_, value)| &**value)
+    }
+}
+
+impl Frontend {
+    /// A client whose login has succeeded and who has not been told so.
+    pub(super) fn new(
+        stream: Stream,
+        unread: &[u8],
+        startup: super::welcome::StartupRequest,
+        origins: Origins,
+    ) -> Self {
+        Self {
+            stream,
+            inbox: Inbox::with(unread),
+            reader: None,
+            statements: ClientStatements::default(),
+            carried: Carried::default(),
+            told: Told::default(),
+            modes: LexModes::default_of(crate::sql::Dialect::Postgres),
+            portals: Vec::new(),
+            skip: 0,
+            unconsumed: 0,
+            startup: Some(Box::new(startup)),
+            origins,
+            skip_to_sync: false,
+        }
+    }
+
+    /// Waits for the next request.
+    pub(super) async fn read_request(&mut self) -> Result<Option<Request<Batch>>, Fault> {
+        loop {
+            if self.skip > 0 {
+                let part = self.skip.min(self.inbox.len());
+                self.inbox.consume(part);
+                self.skip -= part;
+            }
+            if self.skip == 0 && !self.inbox.is_empty() {
+                match batch::cut(self.inbox.data()).map_err(Fault::Protocol)? {
+                    Cut::Short => {}
+                    Cut::Skip(length) => {
+                        self.skip = length;
+                        continue;
+                    }
+                    Cut::Terminate => return Ok(None),
+                    Cut::Unit { kind, length, end } => {
+                        if self.skip_to_sync && kind == Kind::Extended {
+                            self.skip_unit(length, end).await?;
+                            continue;
+                        }
+                        return Ok(Some(self.request(kind, length, end)));
+                    }
+                }
+            }
+            if self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Drops a part of a unit that has failed; its Sync is answered.
+    async fn skip_unit(&mut self, length: usize, end: End) -> Result<(), Fault> {
+        self.inbox.consume(length);
+        match end {
+            End::Whole => {
+                self.skip_to_sync = false;
+                self.write(&frame::READY_IDLE).await
+            }
+            End::More { tail } => {
+                self.skip = tail;
+                Ok(())
+            }
+            End::Flush => Ok(()),
+        }
+    }
+
+    pub(super) fn known_greeting(&self) -> Option<Arc<super::welcome::Greeting>> {
+        self.origins.greeting(self.greeting_key())
+    }
+
+    pub(super) fn remember_greeting(&self, greeting: &Arc<super::welcome::Greeting>) {
+        self.origins.remember(self.greeting_key(), greeting);
+    }
+
+    /// The text of the first statement of an extended batch, where it is known.
+    pub(super) fn unit_text<'a>(&'a self, batch: &'a Batch) -> &'a [u8] {
+        let first = batch.messages.iter().find_map(|message| match &message.subject {
+            Subject::Named(statement) => Some(&*statement.body),
+            Subject::Unnamed(Some(_)) => match self.statements.resolve(b"") {
+                Some(Resolved::Unnamed { body, .. }) => Some(body),
+                _ => None,
+            },
+            _ => None,
+        });
+        let body = first.unwrap_or_default();
+        frame::split_cstring(body).map_or(body, |(text, _)| text)
+    }
+
+    /// Drops a request that has been answered.
+    pub(super) fn consume(&mut self, batch: &Batch) {
+        if self.unconsumed > 0 {
+            self.inbox.consume(self.unconsumed);
+            self.unconsumed = 0;
+            if let End::More { tail } = batch.end {
+                self.skip = tail;
+            }
+        }
+    }
+
+    /// Lends out the inbox without the current request, for what streams behind it.
+    pub(super) fn take_inbox_behind_batch(&mut self) -> Inbox {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        inbox.consume(std::mem::take(&mut self.unconsumed));
+        inbox
+    }
+
+    /// Takes the inbox back; `rest` bytes of a message are still to come and mean nothing.
+    pub(super) fn give_inbox(&mut self, inbox: Inbox, rest: usize) {
+        self.inbox = inbox;
+        self.skip = rest;
+    }
+
+    /// A ParameterStatus of a server; `false` when the client knows it already.
+    pub(super) fn note_parameter(&mut self, name: &[u8], value: &[u8]) -> bool {
+        self.note_mode(name, value);
+        self.told.update(name, value)
+    }
+
+    /// Follows the parameters that say how this client's text is to be read.
+    pub(super) fn note_mode(&mut self, name: &[u8], value: &[u8]) {
+        match name {
+            b"standard_conforming_strings" => self.modes.standard_strings = value == b"on",
+            b"client_encoding" => self.modes.unreadable = is_unreadable(value),
+            _ => {}
+        }
+    }
+
+    /// Follows what an answered request did to what the session carries.
+    pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome) {
+        let open = outcome.transaction != Transaction::Idle;
+        self.carried.learn(&intent.effects, outcome.failed, open, outcome.rolled_back);
+        if !open {
+            self.close_portals();
+        }
+        if outcome.failed {
+            self.statements.forget_expected();
+            return;
+        }
+        for effect in &intent.effects {
+            match effect {
+                Effect::Prepare { name, statement, inner } => {
+                    let statement = Statement::new(statement.as_bytes(), Origin::Sql, Arc::new(Intent::clone(inner)));
+                    self.statements.define(name.as_bytes(), Arc::new(statement));
+                }
+                Effect::Deallocate { name: Some(name) } => {
+                    self.statements.remove(name.as_bytes());
+                }
+                Effect::Deallocate { name: None } | Effect::Discard(Discard::All) => self.statements.clear(),
+                _ => {}
+            }
+        }
+    }
+
+    fn request(&mut self, kind: Kind, length: usize, end: End) -> Request<Batch> {
+        self.unconsumed = length;
+        let batch = Batch { kind, length, end, messages: SmallVec::new(), text: None, executes: 0, previous_unnamed: None, own: SmallVec::new() };
+        match kind {
+            Kind::Query => self.query(batch),
+            Kind::FunctionCall => Request { intent: Arc::new(function_call()), wire: batch },
+            Kind::Extended => self.unit(batch),
+        }
+    }
+
+    fn query(&mut self, mut batch: Batch) -> Request<Batch> {
+        let body = batch::body(self.inbox.data(), 0, batch.length);
+        let text = frame::split_cstring(body).map_or(body, |(text, _)| text);
+        let intent = self.classify(text);
+        let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
+        if intent.statements == 1 && !intent.effects.is_empty() {
+            batch.text = std::str::from_utf8(text).ok().map(Into::into);
+        }
+        self.statements.drop_unnamed();
+        Request { intent, wire: batch }
+    }
+
+    fn classify(&self, text: &[u8]) -> Arc<Intent> {
+        let reader = self.reader.as_ref().expect("statements are read after the welcome");
+        let catalog = reader.database.catalog();
+        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now())
+    }
+
+    /// Replaces EXECUTE by what the statement behind the name does.
+    fn behind(&self, intent: Arc<Intent>) -> Arc<Intent> {
+        let mut found = intent.clone();
+        for effect in &intent.effects {
+            if let Effect::Execute { name } = effect {
+                found = match self.statements.get(name.as_bytes()) {
+                    Some(statement) => join(&found, &statement.intent, true),
+                    // Nobody knows it: the primary says so.
+                    None => with_access(&found, Access::Write),
+                };
+                let keeps_read = self.statements.get(name.as_bytes()).is_some_and(|s| s.intent.access == Access::Read);
+                if keeps_read && intent.statements == 1 {
+                    found = with_access(&found, Access::Read);
+                }
+            }
+        }
+        found
+    }
+
+    fn unit(&mut self, mut batch: Batch) -> Request<Batch> {
+        let mut unit = Unit::default();
+        let mut at = 0;
+        // The buffer is lent out for the time of reading it: the methods called change names only.
+        let inbox = std::mem::take(&mut self.inbox);
+        let data = &inbox.data()[..batch.length];
+        while let Some(header) = frame::header(&data[at..]) {
+            let length = header.length.min(data.len() - at);
+            let whole = length == header.length;
+            let body = batch::body(data, at, length);
+            let subject = self.subject(header.tag, body, whole, &mut unit);
+            batch.messages.push(Message { tag: header.tag, at, length, subject });
+            at += length;
+        }
+        self.inbox = inbox;
+        batch.executes = unit.executes;
+        batch.text = unit.text.take();
+        batch.previous_unnamed = unit.previous_unnamed.take();
+        batch.own = std::mem::take(&mut unit.own);
+        Request { intent: unit.finish(), wire: batch }
+    }
+
+    /// Reads one message of the extended protocol; what makes no sense is left to the server.
+    fn subject(&mut self, tag: u8, body: &[u8], whole: bool, unit: &mut Unit) -> Subject {
+        match tag {
+            b'P' => self.parse(body, whole, unit),
+            b'B' => self.bind(body, unit),
+            b'D' | b'C' if body.first() == Some(&b'S') => self.describe_or_close(tag, &body[1..], unit),
+            b'E' => {
+                let portal = frame::split_cstring(body).map_or(body, |(portal, _)| portal);
+                unit.executes += 1;
+                match self.portals.iter().rev().find(|(name, _)| **name == *portal) {
+                    Some((_, intent)) => {
+                        if unit.executes == 1 && intent.statements == 1 && !intent.effects.is_empty() {
+                            unit.text = unit.bound_text.take();
+                        }
+                        unit.add(&intent.clone(), true);
+                    }
+                    None => unit.add_unknown(),
+                }
+                Subject::Plain
+            }
+            _ => Subject::Plain,
+        }
+    }
+
+    fn parse(&mut self, body: &[u8], whole: bool, unit: &mut Unit) -> Subject {
+        let Some((name, definition)) = frame::split_cstring(body) else {
+            unit.add_unknown();
+            return Subject::Plain;
+        };
+        let text = frame::split_cstring(definition).map_or(definition, |(text, _)| text);
+        let intent = self.classify(text);
+        unit.add(&intent, false);
+        if !whole || !Statement::is_whole_parse(definition) {
+            // Too long to be kept, or malformed: it goes to the server under the client's name,
+            // and nothing else of this session may run elsewhere.
+            unit.add_unknown();
+            return Subject::Plain;
+        }
+        if name.is_empty() {
+            if std::mem::take(&mut unit.used_unnamed) && let Some(Resolved::Unnamed { key, body, .. }) = self.statements.resolve(b"") {
+                unit.previous_unnamed.get_or_insert_with(|| (key, body.into()));
+            }
+            unit.defined_unnamed = true;
+            return Subject::Unnamed(Some(self.statements.define_unnamed(definition, intent)));
+        }
+        if matches!(self.statements.resolve(name), Some(Resolved::Named(_))) {
+            return Subject::Duplicate;
+        }
+        let statement = self.origins.intern(definition, intent);
+        self.statements.expect(name, Some(statement.clone()));
+        Subject::Named(statement)
+    }
+
+    fn bind(&mut self, body: &[u8], unit: &mut Unit) -> Subject {
+        let names = frame::split_cstring(body)
+            .and_then(|(portal, rest)| frame::split_cstring(rest).map(|(name, rest)| (portal, name, rest)));
+        let Some((portal, name, _)) = names else {
+            unit.add_unknown();
+            return Subject::Plain;
+        };
+        let (intent, subject, text) = match self.statements.resolve(name) {
+            Some(Resolved::Named(statement)) => {
+                let text = effect_text(&statement.intent, &statement.body);
+                (statement.intent.clone(), unit.by_name(name, statement), text)
+            }
+            Some(Resolved::Unnamed { key, body, intent }) => {
+                unit.used_unnamed |= !unit.defined_unnamed;
+                (intent.clone(), Subject::Unnamed(Some(key)), effect_text(intent, body))
+            }
+            None => {
+                unit.add_unknown();
+                return if name.is_empty() { Subject::Unnamed(None) } else { Subject::Plain };
+            }
+        };
+        let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
+        unit.bound_text = text;
+        unit.add(&intent, false);
+        self.portals.retain(|(other, _)| **other != *portal);
+        if self.portals.len() < MAX_PORTALS {
+            self.portals.push((portal.into(), intent));
+        }
+        subject
+    }
+
+    fn describe_or_close(&mut self, tag: u8, body: &[u8], unit: &mut Unit) -> Subject {
+        let Some((name, _)) = frame::split_cstring(body) else {
+            unit.add_unknown();
+            return Subject::Plain;
+        };
+        if tag == b'C' {
+            if name.is_empty() {
+                self.statements.drop_unnamed();
+                return Subject::Unnamed(None);
+            }
+            let known = self.statements.resolve(name).is_some();
+            if known {
+                self.statements.expect(name, None);
+                return Subject::CloseNamed;
+            }
+            return Subject::Plain;
+        }
+        match self.statements.resolve(name) {
+            Some(Resolved::Named(statement)) => {
+                unit.add(&statement.intent, false);
+                unit.by_name(name, statement)
+            }
+            Some(Resolved::Unnamed { key, intent, .. }) => {
+                unit.used_unnamed |= !unit.defined_unnamed;
+                unit.add(intent, false);
+                Subject::Unnamed(Some(key))
+            }
+            None if name.is_empty() => Subject::Unnamed(None),
+            None => Subject::Plain,
+        }
+    }
+
+    /// The transaction is over: its portals are gone.
+    pub(super) fn close_portals(&mut self) {
+        if !self.portals.is_empty() {
+            self.portals.clear();
+        }
+    }
+
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.stream.write_all(bytes).await.map_err(Fault::Client)?;
+        if self.stream.is_tls() {
+            self.stream.flush().await.map_err(Fault::Client)?;
+        }
+        Ok(())
+    }
+
+    /// Resolves when the client has closed its side; what it sends is kept, up to a bound.
+    pub(super) async fn closed(&mut self) {
+        loop {
+            if self.inbox.len() >= batch::GATHERED {
+                std::future::pending::<()>().await;
+            }
+            match self.inbox.fill(&mut self.stream).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// The text of one statement with effects, for what has to be sent again by itself.
+fn effect_text(intent: &Intent, body: &[u8]) -> Option<Box<str>> {
+    if intent.effects.is_empty() || intent.statements != 1 {
+        return None;
+    }
+    let (text, _) = frame::split_cstring(body)?;
+    std::str::from_utf8(text).ok().map(Into::into)
+}
+
+/// What one extended batch does, gathered message by message.
+#[derive(Default)]
+struct Unit {
+    intent: Option<Arc<Intent>>,
+    /// `intent` holds effects of a statement that is executed.
+    counted: u32,
+    executes: u32,
+    bound_text: Option<Box<str>>,
+    text: Option<Box<str>>,
+    /// The unnamed statement of before this batch was meant, or has been replaced.
+    used_unnamed: bool,
+    defined_unnamed: bool,
+    previous_unnamed: Option<(u128, Box<[u8]>)>,
+    own: SmallVec<[Box<[u8]>; 0]>,
+}
+
+impl Unit {
+    /// Statements of Parse messages have names of ours on servers, those of SQL PREPARE their own.
+    fn by_name(&mut self, name: &[u8], statement: &Arc<Statement>) -> Subject {
+        match statement.origin {
+            Origin::Parse => Subject::Named(statement.clone()),
+            Origin::Sql => {
+                self.own.push(name.into());
+                Subject::Plain
+            }
+        }
+    }
+
+    fn add(&mut self, intent: &Arc<Intent>, executed: bool) {
+        let Some(so_far) = &self.intent else {
+            self.intent = Some(intent.clone());
+            self.counted = u32::from(executed);
+            return;
+        };
+        let same = Arc::ptr_eq(so_far, intent);
+        match (same, executed) {
+            (true, true) if self.counted == 0 => self.counted = 1,
+            (true, false) => {}
+            _ => {
+                let base = if self.counted == 0 { bare(so_far) } else { so_far.clone() };
+                let added = if executed { intent.clone() } else { bare(intent) };
+                self.intent = Some(join(&base, &added, executed));
+                self.counted += u32::from(executed);
+            }
+        }
+    }
+
+    fn add_unknown(&mut self) {
+        let unknown = Arc::new(Intent { access: Access::Write, reason: Reason::Unparsed, ..function_call() });
+        self.add(&unknown, true);
+    }
+
+    fn finish(self) -> Arc<Intent> {
+        match self.intent {
+            Some(intent) if self.counted == 0 => bare(&intent),
+            Some(intent) => intent,
+            // Sync, Flush, Close, Describe of portals: for whoever holds the session.
+            None => Arc::new(nothing()),
+        }
+    }
+}
+
+/// The intent of preparing a statement without running it.
+fn bare(intent: &Arc<Intent>) -> Arc<Intent> {
+    if intent.effects.is_empty() {
+        return intent.clone();
+    }
+    Arc::new(Intent { effects: Vec::new(), ..Intent::clone(intent) })
+}
+
+fn with_access(intent: &Arc<Intent>, access: Access) -> Arc<Intent> {
+    if intent.access == access {
+        return intent.clone();
+    }
+    let reason = if access == Access::Write { Reason::State } else { Reason::Read };
+    Arc::new(Intent { access, reason, ..Intent::clone(intent) })
+}
+
+/// What two statements do together.
+fn join(first: &Arc<Intent>, second: &Arc<Intent>, executed: bool) -> Arc<Intent> {
+    let mut joined = Intent::clone(first);
+    if joined.access == Access::Read && second.access == Access::Write {
+        joined.access = Access::Write;
+        joined.reason = second.reason;
+    }
+    joined.effects.extend(second.effects.iter().cloned());
+    joined.statements += u32::from(executed) * second.statements;
+    joined.plain = false;
+    joined.joins &= second.joins;
+    joined.tables = match (&first.tables, &second.tables) {
+        (Tables::Some(a), Tables::Some(b)) => Tables::Some(a.iter().chain(b.iter()).cloned().collect()),
+        _ => Tables::All,
+    };
+    if second.hints != Default::default() {
+        joined.hints = second.hints.clone();
+    }
+    Arc::new(joined)
+}
+
+fn function_call() -> Intent {
+    Intent {
+        access: Access::Write,
+        reason: Reason::Function,
+        effects: vec![Effect::Touches],
+        tables: Tables::All,
+        hints: Default::default(),
+        fingerprint: 0,
+        statements: 1,
+        plain: false,
+        joins: true,
+    }
+}
+
+fn nothing() -> Intent {
+    Intent {
+        access: Access::Read,
+        reason: Reason::Session,
+        effects: Vec::new(),
+        tables: Tables::Some(Arc::new([])),
+        hints: Default::default(),
+        fingerprint: 0,
+        statements: 0,
+        plain: false,
+        joins: true,
+    }
+}
+
+/// Encodings in which a byte of ASCII's range may be part of another character.
+fn is_unreadable(encoding: &[u8]) -> bool {
+    const UNREADABLE: [&[u8]; 7] = [b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB18030", b"JOHAB", b"SHIFT_JIS_2004"];
+    UNREADABLE.contains(&encoding)
+}
+
+/// Where bytes of a message's body start in its batch.
+pub(super) const fn body_at(message: &Message) -> usize {
+    message.at + HEADER
+}
+
+pub(super) fn eof() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed in mid-message")
+}

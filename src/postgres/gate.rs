@@ -1,0 +1,285 @@
+//! How clients get in and how servers are reached: built from a cluster's configuration.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use super::{
+    backend::Backend,
+    frontend::Frontend,
+    login::{self, ConnectError, Credentials, Login, LoginContext, LoginFailure, Secret, SecretError, client::Door},
+    prepared::{Origin, Statement},
+    welcome::{Greeting as Known, StartupRequest, fatal},
+};
+use crate::{
+    cluster::Parts,
+    config,
+    protocol::{ConnectFault, Greeting, Identity, LoginFault, VerifierSource},
+    refusal::{Refusal, RefusalKind},
+    sql::Intent,
+    tls::{self, ServerTls},
+};
+
+/// Greetings that are remembered: one per user, database and set of startup parameters.
+const MAX_GREETINGS: usize = 1024;
+
+/// Statement texts that sessions share.
+const MAX_INTERNED: usize = 100_000;
+
+/// What logins go by. Built anew at each reload.
+pub struct Gate {
+    door: Arc<Door>,
+    users: HashMap<Arc<str>, Secret>,
+    /// Asks servers for verifiers of users that the file does not list.
+    source: Option<Arc<dyn VerifierSource>>,
+    shared: Arc<Shared>,
+}
+
+/// What outlives a reload.
+pub struct Shared {
+    greetings: Mutex<HashMap<(Arc<str>, Arc<str>, u128), Arc<Known>>>,
+    interned: Mutex<HashMap<u128, Weak<Statement>>>,
+    mock: Arc<login::scram::MockSecret>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            greetings: Mutex::default(),
+            interned: Mutex::default(),
+            mock: Arc::new(login::scram::MockSecret::random()),
+        }
+    }
+}
+
+/// How server connections are opened.
+pub struct Link {
+    pub tls: ServerTls,
+    pub prepared_statements: usize,
+    pub timeout: Duration,
+}
+
+impl Gate {
+    pub fn new(
+        tls: Arc<tls::ClientTls>,
+        trust_loopback: bool,
+        users: HashMap<Arc<str>, Secret>,
+        source: Option<Arc<dyn VerifierSource>>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let door = Arc::new(Door::new(tls, trust_loopback, shared.mock.clone()));
+        Self { door, users, source, shared }
+    }
+}
+
+impl LoginContext for Gate {
+    fn door(&self) -> Arc<Door> {
+        self.door.clone()
+    }
+
+    async fn secret(&self, user: &str, database: &str) -> Result<Secret, SecretError> {
+        if let Some(secret) = self.users.get(user) {
+            return Ok(secret.clone());
+        }
+        match &self.source {
+            Some(source) => match source.verifier(user, database).await {
+                Ok(Some(text)) => Ok(Secret::parse(&text)),
+                Ok(None) => Ok(Secret::Unknown),
+                Err(reason) => Err(SecretError(reason)),
+            },
+            None => Ok(Secret::Unknown),
+        }
+    }
+}
+
+/// Turns a login into a frontend.
+pub(super) async fn greet(login: Login, gate: &Arc<Gate>) -> Result<Greeting<super::Postgres>, LoginFault> {
+    let identity = Identity {
+        user: login.user.as_str().into(),
+        database: login.database.as_str().into(),
+        credentials: login.credentials,
+    };
+    let startup = match StartupRequest::read(&login.parameters, login.minor) {
+        Ok(startup) => startup,
+        Err(refusal) => {
+            let mut stream = login.stream;
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &fatal(&refusal)).await;
+            return Err(LoginFault::Protocol);
+        }
+    };
+    let frontend = Frontend::new(login.stream, &login.unread, startup, Origins::new(gate, &identity));
+    Ok(Greeting::Client { frontend, identity })
+}
+
+/// What a frontend shares with the others of its cluster.
+pub struct Origins {
+    shared: Arc<Shared>,
+    user: Arc<str>,
+    database: Arc<str>,
+}
+
+impl Origins {
+    fn new(gate: &Gate, identity: &Identity<super::Postgres>) -> Self {
+        Self { shared: gate.shared.clone(), user: identity.user.clone(), database: identity.database.clone() }
+    }
+
+    fn key(&self, settings: u128) -> (Arc<str>, Arc<str>, u128) {
+        (self.user.clone(), self.database.clone(), settings)
+    }
+
+    pub(super) fn greeting(&self, settings: u128) -> Option<Arc<Known>> {
+        self.shared.greetings.lock().get(&self.key(settings)).cloned()
+    }
+
+    pub(super) fn remember(&self, settings: u128, greeting: &Arc<Known>) {
+        let mut greetings = self.shared.greetings.lock();
+        if greetings.len() >= MAX_GREETINGS {
+            greetings.clear();
+        }
+        greetings.insert(self.key(settings), greeting.clone());
+    }
+
+    /// One copy of a statement for all sessions that prepare it.
+    pub(super) fn intern(&self, body: &[u8], intent: Arc<Intent>) -> Arc<Statement> {
+        let key = Statement::key_of(body, Origin::Parse);
+        let mut interned = self.shared.interned.lock();
+        if let Some(found) = interned.get(&key).and_then(Weak::upgrade)
+            && Arc::ptr_eq(&found.intent, &intent)
+        {
+            return found;
+        }
+        if interned.len() >= MAX_INTERNED {
+            interned.retain(|_, statement| statement.strong_count() > 0);
+        }
+        let statement = Arc::new(Statement::new(body, Origin::Parse, intent));
+        if interned.len() < MAX_INTERNED {
+            interned.insert(key, Arc::downgrade(&statement));
+        }
+        statement
+    }
+}
+
+/// A new server connection, as the user who logged in.
+pub(super) async fn connect(
+    address: &str,
+    link: &Link,
+    identity: &Identity<super::Postgres>,
+) -> Result<Backend, ConnectFault> {
+    let startup = login::Startup {
+        user: identity.user.to_string(),
+        database: identity.database.to_string(),
+        parameters: Vec::new(),
+        minor: 0,
+    };
+    login::connect_within(link.timeout, address, &link.tls, &startup, &identity.credentials)
+        .await
+        .map(|connected| Backend::new(connected, link.prepared_statements))
+        .map_err(connect_fault)
+}
+
+fn connect_fault(error: ConnectError) -> ConnectFault {
+    match error {
+        ConnectError::Server(error) => match error.sqlstate.as_str() {
+            "57P03" | "57P01" | "57P02" => ConnectFault::NotReady,
+            "53300" => ConnectFault::TooMany,
+            state => {
+                let code = state.as_bytes().try_into().unwrap_or(*b"XX000");
+                let mut raw = Vec::new();
+                super::frame::put(&mut raw, b'E', |out| out.extend_from_slice(&error.raw));
+                ConnectFault::Refused { raw, code }
+            }
+        },
+        ConnectError::Unreachable(error) | ConnectError::Io(error) => ConnectFault::Unreachable(error),
+        ConnectError::TimedOut(_) => ConnectFault::Unreachable(io::ErrorKind::TimedOut.into()),
+        other @ (ConnectError::Tls(_) | ConnectError::Credentials(_) | ConnectError::Protocol(_)) => {
+            let refusal = Refusal::new(RefusalKind::ServerLost, format!("cannot log in to a server: {other}"));
+            let mut raw = Vec::new();
+            super::refusal::put_error(&mut raw, &refusal);
+            ConnectFault::Refused { raw, code: *b"08006" }
+        }
+    }
+}
+
+pub(super) fn login_fault(failure: &LoginFailure) -> LoginFault {
+    match failure {
+        LoginFailure::Closed | LoginFailure::Io(_) => LoginFault::Closed,
+        LoginFailure::Garbage(_) | LoginFailure::Refused { .. } => LoginFault::Protocol,
+        LoginFailure::Tls(_) => LoginFault::Tls,
+        LoginFailure::WrongPassword { .. } => LoginFault::Password,
+        LoginFailure::UnknownUser { .. } => LoginFault::UnknownUser,
+        LoginFailure::Lookup { .. } => LoginFault::Unavailable,
+    }
+}
+
+/// What opens servers for a user of the configuration.
+fn credentials(password: Option<&config::Secret>) -> Credentials {
+    match password.map(|password| Secret::parse(password.expose())) {
+        Some(Secret::Plain(password)) => Credentials::Plain(password),
+        Some(Secret::Md5(hash)) => Credentials::Md5Hash(hash),
+        _ => Credentials::None,
+    }
+}
+
+/// What a cluster is made of, from its configuration.
+///
+/// # Errors
+/// When a certificate, key or CA cannot be used.
+pub fn parts(
+    config: &config::Cluster,
+    shared: &Arc<Shared>,
+    source: Option<Arc<dyn VerifierSource>>,
+) -> Result<Parts<super::Postgres>, tls::TlsError> {
+    let client = tls::ClientTls::build(&tls_parameters(
+        config.tls.client.mode,
+        config.tls.client.identity.as_ref(),
+        config.tls.client.ca.as_ref(),
+    ))?;
+    let server = ServerTls::build(&tls_parameters(
+        config.tls.server.mode,
+        config.tls.server.identity.as_ref(),
+        config.tls.server.ca.as_ref(),
+    ))?;
+    let users = config
+        .users
+        .iter()
+        .filter_map(|user| Some((user.name.clone(), Secret::parse(user.password.as_ref()?.expose()))))
+        .collect();
+    Ok(Parts {
+        gate: Gate::new(Arc::new(client), config.auth.trust_loopback, users, source, shared.clone()),
+        link: Link {
+            tls: server,
+            prepared_statements: config.pool.prepared_statements,
+            timeout: config.pool.checkout_timeout,
+        },
+        monitor_identity: Identity {
+            user: config.monitor.user.clone(),
+            database: config.monitor.database.clone(),
+            credentials: credentials(config.monitor.password.as_ref()),
+        },
+    })
+}
+
+fn tls_parameters(
+    mode: config::TlsMode,
+    identity: Option<&config::Identity>,
+    ca: Option<&std::path::PathBuf>,
+) -> tls::Parameters {
+    tls::Parameters {
+        mode: match mode {
+            config::TlsMode::Disable => tls::Mode::Disable,
+            config::TlsMode::Allow => tls::Mode::Allow,
+            config::TlsMode::Prefer => tls::Mode::Prefer,
+            config::TlsMode::Require => tls::Mode::Require,
+            config::TlsMode::VerifyCa => tls::Mode::VerifyCa,
+            config::TlsMode::VerifyFull => tls::Mode::VerifyFull,
+        },
+        certificate: identity.map(|identity| identity.certificate.clone()),
+        key: identity.map(|identity| identity.key.clone()),
+        ca: ca.cloned(),
+    }
+}

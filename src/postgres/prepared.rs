@@ -1,0 +1,278 @@
+//! Prepared statements: what a client has prepared, and what a server connection has of it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use xxhash_rust::xxh3::xxh3_128_with_seed;
+
+use super::frame;
+use crate::sql::Intent;
+
+/// A prepared statement as a client defined it.
+#[derive(Debug)]
+pub struct Statement {
+    /// A Parse message's body behind the name: text, NUL, number of parameter types, types; or a
+    /// whole `PREPARE` statement.
+    pub body: Box<[u8]>,
+    pub origin: Origin,
+    /// Hash of `body`.
+    pub key: u128,
+    /// Of the statement behind it.
+    pub intent: Arc<Intent>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A Parse message: known to servers by a name of ours.
+    Parse,
+    /// `PREPARE name AS …`: known to servers by the client's own name, which its EXECUTE uses.
+    Sql,
+}
+
+impl Statement {
+    pub fn new(body: &[u8], origin: Origin, intent: Arc<Intent>) -> Self {
+        Self { body: body.into(), origin, key: Self::key_of(body, origin), intent }
+    }
+
+    /// Equal for equal definitions.
+    pub fn key_of(body: &[u8], origin: Origin) -> u128 {
+        xxh3_128_with_seed(body, origin as u64)
+    }
+
+    /// Length of a Parse body: its text's end and all its parameter types.
+    pub fn is_whole_parse(body: &[u8]) -> bool {
+        let Some((_, rest)) = frame::split_cstring(body) else { return false };
+        let Some((count, types)) = rest.split_first_chunk::<2>() else { return false };
+        types.len() == usize::from(u16::from_be_bytes(*count)) * 4
+    }
+}
+
+/// What a client has prepared, by its names.
+#[derive(Debug, Default)]
+pub struct ClientStatements {
+    named: HashMap<Box<[u8]>, Arc<Statement>>,
+    /// Definitions and removals that a server has not confirmed yet, in the order of the messages.
+    pending: VecDeque<(Box<[u8]>, Option<Arc<Statement>>)>,
+    unnamed: Option<Unnamed>,
+}
+
+/// The unnamed statement. Its buffer is reused: drivers define it anew with every execution.
+#[derive(Debug)]
+struct Unnamed {
+    body: Vec<u8>,
+    key: u128,
+    intent: Arc<Intent>,
+    defined: bool,
+}
+
+/// A longer buffer is not kept for an idle client.
+const UNNAMED_KEPT: usize = 4096;
+
+/// How a client's name resolves.
+pub enum Resolved<'a> {
+    Named(&'a Arc<Statement>),
+    Unnamed { key: u128, body: &'a [u8], intent: &'a Arc<Intent> },
+}
+
+impl ClientStatements {
+    /// What a name means to a message that stands behind all that has arrived.
+    pub fn resolve(&self, name: &[u8]) -> Option<Resolved<'_>> {
+        if name.is_empty() {
+            let unnamed = self.unnamed.as_ref().filter(|unnamed| unnamed.defined)?;
+            return Some(Resolved::Unnamed { key: unnamed.key, body: &unnamed.body, intent: &unnamed.intent });
+        }
+        for (other, statement) in self.pending.iter().rev() {
+            if **other == *name {
+                return statement.as_ref().map(Resolved::Named);
+            }
+        }
+        self.named.get(name).map(Resolved::Named)
+    }
+
+    /// A named statement as servers have confirmed it.
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.named.get(name)
+    }
+
+    /// Defines the unnamed statement; returns its key.
+    pub fn define_unnamed(&mut self, body: &[u8], intent: Arc<Intent>) -> u128 {
+        let key = xxh3_128_with_seed(body, Origin::Parse as u64);
+        match &mut self.unnamed {
+            Some(unnamed) => {
+                if unnamed.key != key {
+                    unnamed.body.clear();
+                    unnamed.body.extend_from_slice(body);
+                    unnamed.key = key;
+                }
+                unnamed.intent = intent;
+                unnamed.defined = true;
+            }
+            None => self.unnamed = Some(Unnamed { body: body.to_vec(), key, intent, defined: true }),
+        }
+        key
+    }
+
+    /// The server drops the unnamed statement at every simple query and failed Parse.
+    pub fn drop_unnamed(&mut self) {
+        if let Some(unnamed) = &mut self.unnamed {
+            unnamed.defined = false;
+            if unnamed.body.capacity() > UNNAMED_KEPT {
+                self.unnamed = None;
+            }
+        }
+    }
+
+    /// A Parse (with a statement) or Close that was sent and is not answered yet.
+    pub fn expect(&mut self, name: &[u8], statement: Option<Arc<Statement>>) {
+        self.pending.push_back((name.into(), statement));
+    }
+
+    /// The oldest expected change came true.
+    pub fn confirm(&mut self) {
+        match self.pending.pop_front() {
+            Some((name, Some(statement))) => {
+                self.named.insert(name, statement);
+            }
+            Some((name, None)) => {
+                self.named.remove(&name);
+            }
+            None => {}
+        }
+    }
+
+    /// An error: what was expected behind it will not happen.
+    pub fn forget_expected(&mut self) {
+        self.pending.clear();
+    }
+
+    pub fn define(&mut self, name: &[u8], statement: Arc<Statement>) {
+        self.named.insert(name.into(), statement);
+    }
+
+    /// Removes a statement; `false` if there was none.
+    pub fn remove(&mut self, name: &[u8]) -> bool {
+        self.named.remove(name).is_some()
+    }
+
+    pub fn clear(&mut self) {
+        self.named = HashMap::new();
+        self.pending.clear();
+        self.unnamed = None;
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.named.is_empty()
+    }
+}
+
+/// What a server connection has prepared for its sessions.
+#[derive(Debug)]
+pub struct ServerStatements {
+    /// By key of statement and of what its plan depends on; the number makes its name.
+    shared: HashMap<u128, Shared>,
+    capacity: usize,
+    next: u32,
+    clock: u64,
+    /// Statements under clients' own names (SQL PREPARE), and the key of each.
+    own: HashMap<Box<[u8]>, u128>,
+    /// Key of the unnamed statement, if there is one.
+    pub unnamed: Option<u128>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Shared {
+    number: u32,
+    used: u64,
+}
+
+impl ServerStatements {
+    /// `capacity`: how many are kept, at least 1.
+    pub fn new(capacity: usize) -> Self {
+        Self { shared: HashMap::new(), capacity, next: 0, clock: 0, own: HashMap::new(), unnamed: None }
+    }
+
+    /// The number of a statement that is prepared.
+    pub fn find(&mut self, key: u128) -> Option<u32> {
+        self.clock += 1;
+        let entry = self.shared.get_mut(&key)?;
+        entry.used = self.clock;
+        Some(entry.number)
+    }
+
+    /// Makes room and takes a number for a statement about to be prepared. The second value is
+    /// one that has to be closed for it.
+    pub fn insert(&mut self, key: u128) -> (u32, Option<u32>) {
+        let evicted = if self.shared.len() >= self.capacity { self.evict() } else { None };
+        self.clock += 1;
+        self.next = self.next.wrapping_add(1);
+        self.shared.insert(key, Shared { number: self.next, used: self.clock });
+        (self.next, evicted)
+    }
+
+    fn evict(&mut self) -> Option<u32> {
+        let (&key, _) = self.shared.iter().min_by_key(|(_, entry)| entry.used)?;
+        self.shared.remove(&key).map(|entry| entry.number)
+    }
+
+    /// A statement was not prepared after all, or is gone.
+    pub fn remove(&mut self, key: u128) {
+        self.shared.remove(&key);
+    }
+
+    /// The key of the statement that the server has under a client's own name.
+    pub fn own(&self, name: &[u8]) -> Option<u128> {
+        self.own.get(name).copied()
+    }
+
+    pub fn set_own(&mut self, name: &[u8], key: u128) {
+        self.own.insert(name.into(), key);
+    }
+
+    pub fn remove_own(&mut self, name: &[u8]) {
+        self.own.remove(name);
+    }
+
+    pub fn own_names(&self) -> impl Iterator<Item = &[u8]> {
+        self.own.keys().map(|name| &**name)
+    }
+
+    pub fn has_own(&self) -> bool {
+        !self.own.is_empty()
+    }
+
+    /// DEALLOCATE ALL, DISCARD ALL.
+    pub fn clear(&mut self) {
+        self.shared.clear();
+        self.own.clear();
+        self.unnamed = None;
+    }
+
+    pub fn len(&self) -> usize {
+        self.shared.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.shared.is_empty()
+    }
+}
+
+/// The name a shared statement has on a server. Clients may choose any name, so ours carry a
+/// prefix that no client uses by accident; one that does only meets the server's own error.
+pub fn put_server_name(out: &mut Vec<u8>, number: u32) {
+    out.extend_from_slice(b"pointsman_");
+    let mut digits = [0u8; 10];
+    let mut at = digits.len();
+    let mut rest = number;
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+    out.push(0);
+}

@@ -1,0 +1,81 @@
+//! What a PostgreSQL server says of its role, position and identity.
+
+use super::backend::Backend;
+use crate::{
+    protocol::Fault,
+    topology::{Claim, Facts, Incarnation, Lsn, Position, ProbeFault},
+};
+
+/// One row with everything a probe wants, on a primary and on a standby alike.
+///
+/// The insert position bounds all that was acknowledged, also under `synchronous_commit = off`;
+/// the timeline in the control file lags behind a promotion, so it comes from the WAL file's name
+/// on a primary and from the receiver on a standby (hard cases 3 and 9).
+const PROBE: &str = "\
+SELECT pg_is_in_recovery(), \
+ CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn() END, \
+ CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_flush_lsn() END, \
+ CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END, \
+ CASE WHEN pg_is_in_recovery() \
+   THEN (SELECT received_tli::text FROM pg_catalog.pg_stat_wal_receiver) \
+   ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END, \
+ (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
+ (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, \
+ current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, \
+ current_setting('server_version_num')";
+
+pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
+    let rows = server.query_all(PROBE).await.map_err(|fault| match fault {
+        Fault::Refused(refused) if refused.code.starts_with(b"57P") => ProbeFault::NotReady,
+        Fault::Refused(_) => ProbeFault::Refused,
+        _ => ProbeFault::Unreachable,
+    })?;
+    let [row] = &rows[..] else { return Err(ProbeFault::Nonsense) };
+    read(row).ok_or(ProbeFault::Nonsense)
+}
+
+/// Reads the probe's row; `None` when it makes no sense.
+fn read(row: &[Option<String>]) -> Option<Facts> {
+    let text = |column: usize| row.get(column)?.as_deref();
+    let standby = match text(0)? {
+        "t" => true,
+        "f" => false,
+        _ => return None,
+    };
+    let timeline = match text(4) {
+        Some(decimal) if standby => Some(decimal.parse().ok()?),
+        Some(hexadecimal) => Some(u32::from_str_radix(hexadecimal, 16).ok()?),
+        None => None,
+    };
+    let system = text(5)?;
+    let position = |lsn: Lsn| Position::Postgres {
+        // The identifier is an unsigned number that SQL shows as a signed one.
+        system: system.parse::<i64>().map(|id| id as u64).unwrap_or_default(),
+        timeline: timeline.unwrap_or(0),
+        lsn,
+    };
+    let lsn = |column: usize| text(column).map(|text| text.parse::<Lsn>().ok());
+    let written = match lsn(1) {
+        Some(lsn) => Some(position(lsn?.replayable())),
+        None => None,
+    };
+    let flushed = match lsn(2) {
+        Some(lsn) => Some(position(lsn?)),
+        None => None,
+    };
+    let replayed = match lsn(3) {
+        Some(lsn) => Some(position(lsn?)),
+        None => None,
+    };
+    Some(Facts {
+        incarnation: Incarnation { system: system.into(), started: text(6)?.parse().ok()? },
+        claim: if standby { Claim::Replica } else { Claim::Primary },
+        timeline,
+        written,
+        flushed,
+        replayed,
+        connections: text(7).and_then(|text| text.parse().ok()),
+        server_id: None,
+        version: text(8)?.parse().ok()?,
+    })
+}

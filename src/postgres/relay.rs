@@ -1,0 +1,777 @@
+//! Runs one request on a server connection and streams its answer to the client.
+//!
+//! Bytes go out of the receive buffer as they came; only headers are looked at, and the few small
+//! messages that decide something. Rows are never decoded.
+
+use std::{io, ops::Range, pin::Pin, task::Poll};
+
+use tokio::io::AsyncWrite;
+
+use super::{
+    backend::Backend,
+    batch::{Batch, End, Kind},
+    encode::{self, BatchWriter, Expect, Whose},
+    frame::{self, HEADER},
+    frontend::{Frontend, eof},
+    refusal::{self, ErrorClass},
+};
+use crate::{
+    inbox,
+    protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms, Transaction},
+    sql::Effect,
+};
+
+/// A message that decides something is looked at whole; a longer one passes unseen. Errors quote
+/// statements, descriptions have up to 1,664 columns.
+const LOOKED_AT: usize = 256 * 1024;
+
+/// Answer bytes kept back while the request could still run elsewhere.
+const KEPT_BACK: usize = inbox::BUFFER;
+
+/// One exchange in progress.
+pub(super) struct Relay<'a> {
+    backend: &'a mut Backend,
+    frontend: &'a mut Frontend,
+    terms: Terms<'a>,
+    kind: Kind,
+    /// End of what has been looked at in the backend's inbox.
+    at: usize,
+    /// Start of what has been looked at and not handed on.
+    from: usize,
+    /// Bytes of the current message's body that have not arrived, and whether they are handed on.
+    rest: usize,
+    rest_forwarded: bool,
+    /// Something has reached the client.
+    forwarded: bool,
+    sent: bool,
+    /// The request has answered with more than acknowledgements: it cannot run elsewhere.
+    decided: bool,
+    /// A notice came first: the server has something to say about what it did.
+    noticed: bool,
+    /// Nothing may be kept back any more.
+    released: bool,
+    failed: bool,
+    rolled_back: bool,
+    /// The session's own settings could not be brought; the request did not run.
+    setting_failed: bool,
+    refused: Option<Refused>,
+    /// The server is ending this connection.
+    dying: bool,
+}
+
+/// What the scan of received bytes came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scan {
+    /// More has to be received.
+    More,
+    /// All answers that were due have come.
+    Done,
+    /// The server waits for the client's COPY data.
+    CopyIn,
+}
+
+impl<'a> Relay<'a> {
+    pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>, kind: Kind) -> Self {
+        Self {
+            backend,
+            frontend,
+            terms: *terms,
+            kind,
+            at: 0,
+            from: 0,
+            rest: 0,
+            rest_forwarded: false,
+            forwarded: false,
+            sent: false,
+            decided: false,
+            noticed: false,
+            released: terms.may_refuse == MayRefuse::No,
+            failed: false,
+            rolled_back: false,
+            setting_failed: false,
+            refused: None,
+            dying: false,
+        }
+    }
+
+    /// Sends the request, relays the answer, and says how it ended.
+    pub(super) async fn run(mut self, request: &Request<Batch>) -> Result<Reply, Fault> {
+        self.bring_settings(request).await?;
+        self.bring_ahead_of_long_query(request).await?;
+        self.send_request(request).await?;
+        self.backend.in_unit = true;
+        if encode::answer_due(&request.wire) || self.dying {
+            self.relay_answers().await?;
+        } else {
+            self.flush().await?;
+        }
+        self.finish(request)
+    }
+
+    /// Settings that differ and cannot share the request's implicit transaction take a round trip
+    /// of their own; the others are put ahead of the request by [`Self::send_request`].
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] with the server's error when one fails: the request did not run.
+    async fn bring_settings(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
+        let wanted = self.frontend.carried.now().clone();
+        if self.backend.carried.now().hash() == wanted.hash() {
+            return Ok(());
+        }
+        let had = self.backend.carried.now();
+        let joins = request.intent.joins
+            && self.terms.ahead.is_empty()
+            && self.backend.transaction == Transaction::Idle
+            && wanted.may_join(had)
+            && request.wire.end == End::Whole
+            && !request.intent.effects.iter().any(|effect| matches!(effect, Effect::Begin(_) | Effect::BeginUnknown));
+        if joins {
+            return Ok(());
+        }
+        let statements = wanted.statements_from(had);
+        self.backend.execute_all(&statements).await?;
+        self.backend.carried.bring(&wanted);
+        Ok(())
+    }
+
+    /// A query that is passed on in pieces cannot be followed by a Sync at once: what goes ahead of
+    /// it takes a round trip of its own.
+    async fn bring_ahead_of_long_query(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
+        if request.wire.kind == Kind::Extended || request.wire.end == End::Whole || self.terms.ahead.is_empty() {
+            return Ok(());
+        }
+        self.backend.execute_all(self.terms.ahead).await?;
+        self.terms.ahead = &[];
+        Ok(())
+    }
+
+    async fn send_request(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
+        let batch = &request.wire;
+        let mut out = std::mem::take(&mut self.backend.out);
+        out.clear();
+        let rewritten = self.encode(request, &mut out)?;
+        let inbox = std::mem::take(&mut self.frontend.inbox);
+        let result = async {
+            if !out.is_empty() {
+                if !rewritten {
+                    out.extend_from_slice(&inbox.data()[..batch.length]);
+                }
+                self.put_trailing_sync(batch, &mut out);
+                self.send(&out).await
+            } else {
+                self.send(&inbox.data()[..batch.length]).await
+            }
+        }
+        .await;
+        self.frontend.inbox = inbox;
+        self.backend.give_out(out);
+        result?;
+        match batch.end {
+            End::More { tail } => self.stream_tail(tail).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes what goes ahead of the request, and the request itself where it has to be changed.
+    /// Returns whether it was; nothing written at all means that it goes out as it lies there.
+    fn encode(&mut self, request: &Request<Batch>, out: &mut Vec<u8>) -> Result<bool, Fault> {
+        let batch = &request.wire;
+        let backend = &mut *self.backend;
+        backend.put_clearing(self.terms.session, &request.intent, out);
+        let wanted = self.frontend.carried.now();
+        if backend.carried.now().hash() != wanted.hash() {
+            let statements = wanted.statements_from(backend.carried.now());
+            encode::put_ahead(&statements, out, &mut backend.expect);
+        }
+        encode::put_ahead(self.terms.ahead, out, &mut backend.expect);
+        for effect in &request.intent.effects {
+            backend.put_named(effect, self.frontend, out);
+        }
+        for name in &batch.own {
+            backend.put_own_name(name, self.frontend, out);
+        }
+        if !out.is_empty() {
+            backend.statements.unnamed = Some(super::backend::UNKNOWN_STATEMENT);
+        }
+        if batch.kind != Kind::Extended {
+            encode::expect_single(batch, &mut backend.expect);
+            if batch.kind == Kind::Query {
+                backend.statements.unnamed = None;
+            }
+            return Ok(false);
+        }
+        let mut writer = BatchWriter {
+            server: &mut backend.statements,
+            expect: &mut backend.expect,
+            out,
+            plan_key: wanted.plan_key(),
+            data: &self.frontend.inbox.data()[..batch.length],
+        };
+        let rewritten = writer.write(batch, self.frontend);
+        self.backend.skip_what_was_encoded(self.frontend);
+        Ok(rewritten)
+    }
+
+    /// What goes ahead of a simple query is in the extended protocol and has no Sync of its own:
+    /// an error in it skips the query up to the Sync sent behind the query.
+    fn put_trailing_sync(&mut self, batch: &Batch, out: &mut Vec<u8>) {
+        if batch.kind != Kind::Extended && matches!(batch.end, End::Whole) {
+            out.extend_from_slice(&frame::SYNC);
+            self.backend.expect.push_back(Expect::Sync { forward: false });
+        }
+    }
+
+    /// Passes on the rest of a message that is longer than what is gathered.
+    async fn stream_tail(&mut self, mut tail: usize) -> Result<(), Fault> {
+        self.released = true;
+        let mut inbox = self.frontend.take_inbox_behind_batch();
+        let result = self.pump_tail(&mut inbox, &mut tail).await;
+        self.frontend.give_inbox(inbox, tail);
+        result
+    }
+
+    async fn pump_tail(&mut self, inbox: &mut inbox::Inbox, tail: &mut usize) -> Result<(), Fault> {
+        while *tail > 0 {
+            if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0 {
+                return Err(Fault::Client(eof()));
+            }
+            let part = inbox.len().min(*tail);
+            self.send(&inbox.data()[..part]).await?;
+            inbox.consume(part);
+            *tail -= part;
+        }
+        Ok(())
+    }
+
+    /// Writes to the server; reads and hands on what it says meanwhile, so that neither waits for
+    /// the other for ever.
+    async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+        while !bytes.is_empty() {
+            let step = std::future::poll_fn(|cx| {
+                let backend = &mut *self.backend;
+                if let Poll::Ready(written) = Pin::new(&mut backend.stream).poll_write(cx, bytes) {
+                    return Poll::Ready(written.map(Step::Wrote));
+                }
+                backend.inbox.poll_fill(cx, &mut backend.stream).map_ok(Step::Read)
+            })
+            .await;
+            match step {
+                Ok(Step::Wrote(0)) => return Err(self.server_lost(io::ErrorKind::WriteZero.into())),
+                Ok(Step::Wrote(count)) => {
+                    self.sent = true;
+                    bytes = &bytes[count..];
+                }
+                Ok(Step::Read(0)) => return Err(self.server_lost(eof())),
+                Ok(Step::Read(_)) => {
+                    self.scan()?;
+                    self.hand_on().await?;
+                }
+                // What it said before it closed is still to be read.
+                Err(error) => return self.last_words(error).await,
+            }
+        }
+        if self.backend.stream.is_tls() {
+            let flushed = std::future::poll_fn(|cx| Pin::new(&mut self.backend.stream).poll_flush(cx)).await;
+            flushed.map_err(|error| self.server_lost(error))?;
+        }
+        Ok(())
+    }
+
+    /// A write failed: the server may have said why before it closed.
+    async fn last_words(&mut self, error: io::Error) -> Result<(), Fault> {
+        loop {
+            let backend = &mut *self.backend;
+            match backend.inbox.fill(&mut backend.stream).await {
+                Ok(0) | Err(_) => break,
+                Ok(_) => {
+                    self.scan()?;
+                }
+            }
+        }
+        Err(self.server_lost(error))
+    }
+
+    fn server_lost(&mut self, error: io::Error) -> Fault {
+        match self.refused.take() {
+            Some(refused) => Fault::Refused(refused),
+            None => Fault::Server { error, sent: self.sent, forwarded: self.reached() },
+        }
+    }
+
+    fn reached(&self) -> Forwarded {
+        match (self.forwarded, self.rest > 0 && self.rest_forwarded) {
+            (false, _) => Forwarded::Nothing,
+            (true, false) => Forwarded::Some,
+            (true, true) => Forwarded::Torn,
+        }
+    }
+
+    async fn relay_answers(&mut self) -> Result<(), Fault> {
+        loop {
+            match self.scan()? {
+                Scan::Done => return self.flush().await,
+                Scan::CopyIn => {
+                    self.flush().await?;
+                    self.copy_in().await?;
+                    continue;
+                }
+                Scan::More => self.hand_on().await?,
+            }
+            let backend = &mut *self.backend;
+            match backend.inbox.fill(&mut backend.stream).await {
+                Ok(0) => {
+                    if self.dying && self.failed {
+                        return self.flush().await;
+                    }
+                    return Err(self.server_lost(eof()));
+                }
+                Ok(_) => {}
+                Err(error) => return Err(self.server_lost(error)),
+            }
+        }
+    }
+
+    /// Hands on what may go to the client by now.
+    async fn hand_on(&mut self) -> Result<(), Fault> {
+        let keep = !self.released && !self.decided && self.at - self.from < KEPT_BACK;
+        if keep || self.refused.is_some() { Ok(()) } else { self.flush().await }
+    }
+
+    /// Hands everything that was looked at to the client, and drops it.
+    async fn flush(&mut self) -> Result<(), Fault> {
+        let range = self.from..self.at;
+        if !self.backend.pending.is_empty() {
+            self.gather(range);
+            let pending = std::mem::take(&mut self.backend.pending);
+            self.forwarded = true;
+            self.frontend.write(&pending).await?;
+            self.backend.give_pending(pending);
+        } else if !range.is_empty() {
+            self.forwarded = true;
+            self.frontend.write(&self.backend.inbox.data()[range]).await?;
+        }
+        self.backend.inbox.consume(self.at);
+        self.from = 0;
+        self.at = 0;
+        Ok(())
+    }
+
+    /// Moves a range that was looked at behind what is to be handed on already.
+    fn gather(&mut self, range: Range<usize>) {
+        let backend = &mut *self.backend;
+        backend.pending.extend_from_slice(&backend.inbox.data()[range]);
+    }
+
+    /// Leaves `[self.at, self.at + count)` out of what the client gets.
+    fn leave_out(&mut self, count: usize) {
+        if self.at > self.from {
+            self.gather(self.from..self.at);
+        }
+        self.at += count;
+        self.from = self.at;
+    }
+
+    /// Puts bytes of ours where the scan stands.
+    fn inject(&mut self, bytes: &[u8]) {
+        self.leave_out(0);
+        self.backend.pending.extend_from_slice(bytes);
+    }
+
+    /// Looks at everything received so far.
+    fn scan(&mut self) -> Result<Scan, Fault> {
+        self.injections();
+        loop {
+            if self.rest > 0 {
+                let part = self.rest.min(self.backend.inbox.len() - self.at);
+                self.pass(part, self.rest_forwarded);
+                self.rest -= part;
+            }
+            if self.backend.expect.is_empty() && self.rest == 0 {
+                return self.done();
+            }
+            let data = &self.backend.inbox.data()[self.at..];
+            let Some(header) = frame::header(data) else { return Ok(Scan::More) };
+            if header.length < HEADER {
+                return Err(self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length")));
+            }
+            if looked_at(header.tag) && header.length <= LOOKED_AT && header.length > data.len() {
+                return Ok(Scan::More);
+            }
+            if let Some(end) = self.message(header)? {
+                return Ok(end);
+            }
+        }
+    }
+
+    fn done(&mut self) -> Result<Scan, Fault> {
+        if let Some(refused) = self.refused.take() {
+            self.backend.inbox.consume(self.at);
+            self.backend.pending.clear();
+            return Err(refused.into());
+        }
+        Ok(Scan::Done)
+    }
+
+    fn pass(&mut self, count: usize, forward: bool) {
+        if forward { self.at += count } else { self.leave_out(count) }
+    }
+
+    /// Passes a message whose end may not have arrived.
+    fn pass_message(&mut self, length: usize, forward: bool) {
+        let here = length.min(self.backend.inbox.len() - self.at);
+        self.pass(here, forward);
+        self.rest = length - here;
+        self.rest_forwarded = forward;
+    }
+
+    /// Acts on one message; its body is there when its kind is looked at.
+    fn message(&mut self, header: frame::Header) -> Result<Option<Scan>, Fault> {
+        let mut forward = true;
+        match header.tag {
+            // Rows and COPY data: by far the most messages, and nothing to do.
+            b'D' | b'd' => {
+                self.decided |= !self.is_ours();
+                forward = !self.is_ours();
+            }
+            b'Z' => {
+                self.ready(header)?;
+                return Ok(None);
+            }
+            b'E' => {
+                self.error(header);
+                return Ok(None);
+            }
+            b'S' => forward = self.parameter(header),
+            b'N' => self.noticed = true,
+            b'A' => forward = self.frontend_listens(),
+            b'1' => forward = self.parsed(),
+            b'2' => forward = self.pop_forward(),
+            b'3' => forward = self.closed(),
+            b't' => {}
+            b'T' | b'n' => forward = self.described(),
+            b'C' | b'I' | b's' => {
+                let body = self.body(header);
+                self.rolled_back = header.tag == b'C' && body == b"ROLLBACK\0";
+                forward = self.completed();
+            }
+            b'G' => {
+                self.decided = true;
+                self.eat_syncs();
+                self.pass_message(header.length, true);
+                return Ok(Some(Scan::CopyIn));
+            }
+            b'H' | b'c' | b'V' | b'W' => self.decided = true,
+            other => {
+                let error = io::Error::new(io::ErrorKind::InvalidData, format!("unknown message type {other}"));
+                return Err(self.server_lost(error));
+            }
+        }
+        self.pass_message(header.length, forward);
+        self.injections();
+        Ok(None)
+    }
+
+    fn body(&self, header: frame::Header) -> &[u8] {
+        let data = &self.backend.inbox.data()[self.at..];
+        &data[HEADER..header.length.min(data.len())]
+    }
+
+    /// Whether the answers at hand are those of statements sent ahead.
+    fn is_ours(&self) -> bool {
+        matches!(self.backend.expect.front(), Some(Expect::Execute(Whose::Ours)))
+    }
+
+    /// Hands on what is due from us before the next thing due from the server.
+    fn injections(&mut self) {
+        while let Some(Expect::Inject { .. }) = self.backend.expect.front() {
+            if let Some(Expect::Inject { bytes, named }) = self.backend.expect.pop_front() {
+                self.inject(&bytes);
+                if named {
+                    self.frontend.statements.confirm();
+                }
+            }
+        }
+    }
+
+    fn parsed(&mut self) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::Parse { forward, named, .. }) => {
+                let (forward, named) = (*forward, *named);
+                if named {
+                    self.frontend.statements.confirm();
+                }
+                self.backend.expect.pop_front();
+                forward
+            }
+            _ => true,
+        }
+    }
+
+    fn pop_forward(&mut self) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::Bind { forward }) => {
+                let forward = *forward;
+                self.backend.expect.pop_front();
+                forward
+            }
+            _ => true,
+        }
+    }
+
+    fn closed(&mut self) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::Close { forward }) => {
+                let forward = *forward;
+                self.backend.expect.pop_front();
+                forward
+            }
+            _ => true,
+        }
+    }
+
+    fn described(&mut self) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::DescribeStatement | Expect::DescribePortal) => {
+                self.backend.expect.pop_front();
+                true
+            }
+            Some(Expect::Execute(Whose::Ours)) => false,
+            _ => true,
+        }
+    }
+
+    fn completed(&mut self) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::Execute(whose)) => {
+                let forward = *whose == Whose::Client;
+                self.decided |= forward;
+                self.backend.expect.pop_front();
+                forward
+            }
+            // Of a simple query, which may have more statements.
+            _ => {
+                self.decided = true;
+                true
+            }
+        }
+    }
+
+    /// Syncs that were sent before the server went into COPY mode are ignored by it.
+    fn eat_syncs(&mut self) {
+        self.backend.expect.retain(|expect| !matches!(expect, Expect::Sync { .. }));
+    }
+
+    fn frontend_listens(&self) -> bool {
+        self.backend.listening
+    }
+
+    /// ParameterStatus: the client hears of it when it does not know it.
+    fn parameter(&mut self, header: frame::Header) -> bool {
+        let data = &self.backend.inbox.data()[self.at..];
+        let body = &data[HEADER..header.length.min(data.len())];
+        let Some((name, rest)) = frame::split_cstring(body) else { return true };
+        let value = frame::split_cstring(rest).map_or(rest, |(value, _)| value);
+        // The endpoint is a primary, whichever server answers.
+        if name == b"in_hot_standby" {
+            return false;
+        }
+        self.frontend.note_parameter(name, value)
+    }
+
+    fn ready(&mut self, header: frame::Header) -> Result<(), Fault> {
+        self.backend.transaction = match self.body(header) {
+            b"I" => Transaction::Idle,
+            b"T" => Transaction::Open,
+            b"E" => Transaction::Failed,
+            _ => return Err(self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "unknown transaction status"))),
+        };
+        self.backend.in_unit = false;
+        self.backend.skipping = false;
+        let forward = match self.backend.expect.pop_front() {
+            // The query in front of our own Sync was skipped: its ReadyForQuery is this one.
+            Some(Expect::Sync { forward }) => forward || self.setting_failed,
+            _ => true,
+        };
+        self.pass_message(header.length, forward);
+        self.injections();
+        Ok(())
+    }
+
+    /// An error: everything up to the next Sync is skipped, what was due there does not come.
+    fn error(&mut self, header: frame::Header) {
+        let start = self.at;
+        let data = &self.backend.inbox.data()[start..];
+        let length = header.length.min(data.len());
+        let fields = frame::error_fields(&data[HEADER..length]);
+        let replaced = match self.backend.expect.front() {
+            Some(Expect::FailAs(refusal)) => Some(refusal.clone()),
+            _ => None,
+        };
+        let ours = self.backend.skip_to_sync(self.frontend);
+        self.failed = true;
+        self.setting_failed |= ours && !self.decided;
+        self.dying |= fields.fatal;
+        let cause = self.refusal_cause(fields, ours);
+        match (cause, replaced) {
+            (Some(cause), _) if self.refused.is_none() => {
+                let raw = self.backend.inbox.data()[start..start + length].to_vec();
+                self.refused = Some(Refused { raw, cause, code: fields.code });
+                self.pass_message(header.length, true);
+            }
+            (_, Some(refusal)) => {
+                self.pass_message(header.length, false);
+                let mut bytes = Vec::new();
+                refusal::put_error(&mut bytes, &refusal);
+                self.inject(&bytes);
+            }
+            _ => self.pass_message(header.length, true),
+        }
+        if fields.fatal {
+            self.end_by_server();
+        }
+    }
+
+    /// FATAL: nothing follows. The client has its error and is told that it may go on.
+    fn end_by_server(&mut self) {
+        let due = self.backend.expect.iter().any(|expect| {
+            matches!(expect, Expect::Sync { .. } | Expect::Query | Expect::FunctionCall)
+        });
+        self.backend.expect.clear();
+        self.backend.in_unit = !due;
+        if due && self.refused.is_none() {
+            self.inject(&frame::READY_IDLE);
+        }
+    }
+
+    /// Whether, and why, this error is kept from the client for another attempt.
+    fn refusal_cause(&self, fields: frame::ErrorFields, ours: bool) -> Option<RefusedCause> {
+        if self.forwarded || self.decided || self.terms.may_refuse == MayRefuse::No {
+            return None;
+        }
+        let class = refusal::classify(&fields.code);
+        if class == ErrorClass::Stopping {
+            return (fields.fatal && !self.noticed).then_some(RefusedCause::Stopping);
+        }
+        if self.terms.may_refuse == MayRefuse::Stopping {
+            return None;
+        }
+        if ours {
+            return Some(RefusedCause::Setting);
+        }
+        match class {
+            ErrorClass::Writes => Some(RefusedCause::Writes),
+            ErrorClass::Standby => Some(RefusedCause::Standby),
+            ErrorClass::MaybeStale => Some(RefusedCause::MaybeStale),
+            _ => None,
+        }
+    }
+
+    /// Passes the client's COPY data on until it ends, or the server has had enough.
+    async fn copy_in(&mut self) -> Result<(), Fault> {
+        let mut inbox = self.frontend.take_inbox_behind_batch();
+        let mut rest = 0;
+        let result = self.pump_copy(&mut inbox, &mut rest).await;
+        self.frontend.give_inbox(inbox, rest);
+        result
+    }
+
+    async fn pump_copy(&mut self, inbox: &mut inbox::Inbox, rest: &mut usize) -> Result<(), Fault> {
+        let mut last = false;
+        loop {
+            let (length, ended) = copy_part(inbox.data(), rest, &mut last, self.failed)?;
+            if length > 0 {
+                self.send(&inbox.data()[..length]).await?;
+                inbox.consume(length);
+            }
+            if ended || (self.failed && *rest == 0) {
+                return Ok(());
+            }
+            let step = std::future::poll_fn(|cx| {
+                let backend = &mut *self.backend;
+                if let Poll::Ready(read) = backend.inbox.poll_fill(cx, &mut backend.stream) {
+                    return Poll::Ready(read.map(Step::Read).map_err(Side::Server));
+                }
+                inbox.poll_fill(cx, &mut self.frontend.stream).map(|read| read.map(Step::Wrote).map_err(Side::Client))
+            })
+            .await;
+            match step {
+                Ok(Step::Read(0)) => return Err(self.server_lost(eof())),
+                Ok(Step::Read(_)) => {
+                    self.scan()?;
+                    self.flush().await?;
+                }
+                Ok(Step::Wrote(0)) => return Err(Fault::Client(eof())),
+                Ok(Step::Wrote(_)) => {}
+                Err(Side::Server(error)) => return Err(self.server_lost(error)),
+                Err(Side::Client(error)) => return Err(Fault::Client(error)),
+            }
+        }
+    }
+
+    fn finish(self, request: &Request<Batch>) -> Result<Reply, Fault> {
+        let Self { backend, frontend, .. } = self;
+        if self.dying {
+            backend.closed = true;
+            backend.transaction = Transaction::Idle;
+        }
+        let transaction = match backend.transaction {
+            Transaction::Idle if backend.in_unit && !self.dying => Transaction::Unit,
+            other => other,
+        };
+        let outcome = Outcome { failed: self.failed, rolled_back: self.rolled_back, transaction };
+        backend.learn(&request.intent, outcome, self.terms.session, frontend);
+        frontend.learn(&request.intent, outcome);
+        frontend.consume(&request.wire);
+        Ok(Reply { transaction, failed: self.failed, wrote: None })
+    }
+}
+
+/// How a request ended, for what is carried.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outcome {
+    pub failed: bool,
+    /// Its last command was answered with ROLLBACK.
+    pub rolled_back: bool,
+    pub transaction: Transaction,
+}
+
+enum Step {
+    Wrote(usize),
+    Read(usize),
+}
+
+enum Side {
+    Server(io::Error),
+    Client(io::Error),
+}
+
+/// Messages whose body decides something.
+const fn looked_at(tag: u8) -> bool {
+    matches!(tag, b'Z' | b'E' | b'S' | b'C')
+}
+
+/// How much of the client's bytes belongs to its COPY, and whether the COPY ends with them.
+/// `rest`: bytes of a message that have not arrived; `last`: of CopyDone or CopyFail. `finish`:
+/// the server has ended the COPY, only a message that has begun is passed on.
+fn copy_part(data: &[u8], rest: &mut usize, last: &mut bool, finish: bool) -> Result<(usize, bool), Fault> {
+    let mut at = 0;
+    loop {
+        let part = (*rest).min(data.len() - at);
+        at += part;
+        *rest -= part;
+        if *rest > 0 {
+            return Ok((at, false));
+        }
+        if *last || finish {
+            return Ok((at, *last));
+        }
+        let Some(header) = frame::client_header(&data[at..]).map_err(Fault::Protocol)? else {
+            return Ok((at, false));
+        };
+        if header.tag == b'X' {
+            return Err(Fault::Client(eof()));
+        }
+        *rest = header.length;
+        *last = matches!(header.tag, b'c' | b'f');
+    }
+}

@@ -1,0 +1,265 @@
+//! Settings that a session carries from one server connection to the next.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::sql::{
+    Effect,
+    effects::{Discard, Scope},
+};
+
+/// A session's settings beyond what its server connections start with. Immutable and shared:
+/// a server connection remembers which of them it has.
+#[derive(Debug, Default)]
+pub struct Settings {
+    values: BTreeMap<Box<str>, Value>,
+    hash: u128,
+}
+
+#[derive(Clone, Debug)]
+struct Value {
+    /// As text, for what depends on it (search_path and role key prepared statements).
+    value: Box<str>,
+    /// Sets it, ready to be sent.
+    statement: Box<str>,
+}
+
+/// Settings that count for the transaction they are set in only from the next one on, so that
+/// they cannot ride in the same implicit transaction as the statement they are meant for.
+const NEXT_TRANSACTION: [&str; 3] =
+    ["default_transaction_deferrable", "default_transaction_isolation", "default_transaction_read_only"];
+
+/// Set after all others, in this order, and reset before: they take rights away.
+const IDENTITY: [&str; 2] = ["session_authorization", "role"];
+
+impl Settings {
+    /// The settings with one more, or another value.
+    pub fn with(&self, name: &str, value: &str, statement: &str) -> Self {
+        let mut values = self.values.clone();
+        values.insert(name.into(), Value { value: value.into(), statement: statement.into() });
+        Self::new(values)
+    }
+
+    pub fn without(&self, name: &str) -> Self {
+        let mut values = self.values.clone();
+        values.remove(name);
+        Self::new(values)
+    }
+
+    /// Takes `name` from `other`, or drops it where `other` has none.
+    pub fn with_from(&self, name: &str, other: &Self) -> Self {
+        let mut values = self.values.clone();
+        match other.values.get(name) {
+            Some(value) => values.insert(name.into(), value.clone()),
+            None => values.remove(name),
+        };
+        Self::new(values)
+    }
+
+    /// A copy.
+    pub fn copied(&self) -> Self {
+        Self { values: self.values.clone(), hash: self.hash }
+    }
+
+    fn new(values: BTreeMap<Box<str>, Value>) -> Self {
+        if values.is_empty() {
+            return Self::default();
+        }
+        let mut hasher = Xxh3::new();
+        for (name, value) in &values {
+            for part in [name, &value.statement] {
+                hasher.update(&(part.len() as u64).to_le_bytes());
+                hasher.update(part.as_bytes());
+            }
+        }
+        // 0 is the empty set's.
+        Self { values, hash: hasher.digest128() | 1 }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(|value| &*value.value)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// Equal for equal settings.
+    pub fn hash(&self) -> u128 {
+        self.hash
+    }
+
+    /// What prepared statements depend on besides their text: search_path and role.
+    pub fn plan_key(&self) -> u64 {
+        let mut hasher = Xxh3::new();
+        for name in ["role", "search_path", "session_authorization"] {
+            if let Some(value) = self.get(name) {
+                hasher.update(name.as_bytes());
+                hasher.update(value.as_bytes());
+            }
+        }
+        hasher.digest()
+    }
+
+    /// The statements that bring a connection that has `had` to these settings.
+    pub fn statements_from(&self, had: &Settings) -> Vec<Box<str>> {
+        if self.hash == had.hash {
+            return Vec::new();
+        }
+        let mut statements = Vec::new();
+        let changes = |name: &str| {
+            let (has, had) = (self.values.get(name), had.values.get(name));
+            has.map(|value| &value.statement) != had.map(|value| &value.statement)
+        };
+        let identity_changes = IDENTITY.iter().any(|name| changes(name));
+        if identity_changes {
+            for name in IDENTITY.iter().rev().filter(|name| had.values.contains_key(**name)) {
+                statements.push(reset(name));
+            }
+        }
+        for name in had.values.keys().filter(|name| !IDENTITY.contains(&&***name)) {
+            if !self.values.contains_key(name) {
+                statements.push(reset(name));
+            }
+        }
+        for (name, value) in self.values.iter().filter(|(name, _)| !IDENTITY.contains(&&***name)) {
+            if changes(name) {
+                statements.push(value.statement.clone());
+            }
+        }
+        if identity_changes {
+            statements.extend(
+                IDENTITY.iter().filter_map(|name| self.values.get(*name)).map(|value| value.statement.clone()),
+            );
+        }
+        statements
+    }
+
+    /// Whether going from `had` to these may share the implicit transaction of the statement
+    /// behind it.
+    pub fn may_join(&self, had: &Settings) -> bool {
+        NEXT_TRANSACTION.iter().all(|name| self.get(name) == had.get(name))
+    }
+}
+
+fn reset(name: &str) -> Box<str> {
+    match name {
+        "role" => "RESET ROLE".into(),
+        "session_authorization" => "RESET SESSION AUTHORIZATION".into(),
+        // Names of extensions' settings hold a dot and are written as they are; the others are
+        // plain identifiers, or were quoted by whoever set them and are folded here.
+        _ => format!("RESET {}", quote_name(name)).into(),
+    }
+}
+
+/// Writes a setting's name so that the server reads exactly it.
+pub fn quote_name(name: &str) -> String {
+    name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect::<Vec<_>>().join(".")
+}
+
+/// Writes a value as a literal that reads the same whatever `standard_conforming_strings` says.
+pub fn quote_literal(value: &str) -> String {
+    if value.contains('\\') {
+        format!("E'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
+    } else {
+        format!("'{}'", value.replace('\'', "''"))
+    }
+}
+
+/// The settings of a session, or of a server connection, and what a ROLLBACK would make of them.
+///
+/// Both follow the same statements; they differ in what RESET goes back to: the client's startup
+/// values here, the connection's there.
+#[derive(Debug, Default)]
+pub struct Carried {
+    now: Arc<Settings>,
+    /// What RESET goes back to: the client's startup values.
+    startup: Arc<Settings>,
+    at_begin: Option<Arc<Settings>>,
+    savepoints: Vec<(Box<str>, Arc<Settings>)>,
+}
+
+/// How many savepoints are followed; below that, ROLLBACK TO a deeper one is taken for the oldest.
+const MAX_SAVEPOINTS: usize = 1024;
+
+impl Carried {
+    pub fn new(startup: Settings) -> Self {
+        let startup = Arc::new(startup);
+        Self { now: startup.clone(), startup, ..Self::default() }
+    }
+
+    pub fn now(&self) -> &Arc<Settings> {
+        &self.now
+    }
+
+    /// Says that the settings were brought to these, outside of any transaction of the client's.
+    pub fn bring(&mut self, settings: &Arc<Settings>) {
+        self.now = settings.clone();
+    }
+
+    /// Takes note of an answered request. `failed`: it ended in an error; `open`: a transaction is
+    /// open after it; `rolled_back`: its last COMMIT was answered with ROLLBACK.
+    pub fn learn(&mut self, effects: &[Effect], failed: bool, open: bool, rolled_back: bool) {
+        if !failed {
+            for effect in effects {
+                self.apply(effect, rolled_back);
+            }
+        }
+        if !open && let Some(before) = self.at_begin.take() {
+            // The transaction ended without a COMMIT that succeeded.
+            self.now = before;
+            self.savepoints.clear();
+        }
+    }
+
+    fn apply(&mut self, effect: &Effect, rolled_back: bool) {
+        match effect {
+            Effect::Begin(_) | Effect::BeginUnknown => self.at_begin = Some(self.now.clone()),
+            Effect::Commit { chain } if !rolled_back => {
+                self.savepoints.clear();
+                self.at_begin = chain.then(|| self.now.clone());
+            }
+            Effect::Commit { chain } | Effect::Rollback { chain } => {
+                if let Some(before) = self.at_begin.take() {
+                    self.now = before;
+                }
+                self.savepoints.clear();
+                self.at_begin = chain.then(|| self.now.clone());
+            }
+            Effect::PrepareTransaction => {
+                self.at_begin = None;
+                self.savepoints.clear();
+            }
+            Effect::Savepoint(name) => {
+                if self.savepoints.len() < MAX_SAVEPOINTS {
+                    self.savepoints.push((name.clone(), self.now.clone()));
+                }
+            }
+            Effect::Release(name) => {
+                if let Some(at) = self.savepoints.iter().rposition(|(other, _)| other == name) {
+                    self.savepoints.truncate(at);
+                }
+            }
+            Effect::RollbackTo(name) => {
+                if let Some(at) = self.savepoints.iter().rposition(|(other, _)| other == name) {
+                    self.now = self.savepoints[at].1.clone();
+                    self.savepoints.truncate(at + 1);
+                }
+            }
+            Effect::Set { name, value, statement, scope: Scope::Session } => {
+                self.now = Arc::new(self.now.with(name, value, statement));
+            }
+            Effect::Reset { name } => self.now = Arc::new(self.now.with_from(name, &self.startup)),
+            Effect::ResetAll => self.reset_all(),
+            Effect::Discard(Discard::All) => self.now = self.startup.clone(),
+            _ => {}
+        }
+    }
+
+    /// RESET ALL leaves role and session authorization alone.
+    fn reset_all(&mut self) {
+        let kept = IDENTITY.iter().fold(self.startup.copied(), |now, name| now.with_from(name, &self.now));
+        self.now = Arc::new(kept);
+    }
+}

@@ -1,0 +1,381 @@
+//! The seam between the shared engine and a database's protocol.
+//!
+//! What crosses it is plain data: [`Request`], [`Reply`], [`Refusal`], positions. Only what touches
+//! a socket is behind a trait. A method earns its place by a caller in the engine and a real body
+//! in every protocol.
+
+use std::{future::Future, io, sync::Arc};
+
+use futures_util::future::BoxFuture;
+use tokio::net::TcpStream;
+
+use crate::{
+    refusal::Refusal,
+    session::cancel::CancelKey,
+    sql::{
+        Dialect, Intent,
+        catalog::Catalog,
+        effects::{ProxyCommand, TransactionModes},
+    },
+    topology::{Facts, Position, ProbeFault},
+};
+
+/// One database's wire protocol.
+pub trait Protocol: Sized + Send + Sync + 'static {
+    const DIALECT: Dialect;
+    /// Where a request's bytes are, and what they consist of.
+    type Wire: Send + Sync;
+    /// What a client's login revealed that opens servers as the same user.
+    type Credentials: Clone + Send + Sync;
+    /// How clients are let in: users, TLS, limits. Built from a cluster's configuration.
+    type Gate: Send + Sync;
+    /// How servers are reached: TLS, timeouts. Built from a cluster's configuration.
+    type Link: Send + Sync;
+    type Frontend: Frontend<Self>;
+    type Backend: Backend<Self>;
+}
+
+/// Our end of a client's connection.
+pub trait Frontend<P: Protocol>: Send + Sync + Sized {
+    /// Greets and authenticates. The caller bounds its time; dropping it closes the connection.
+    ///
+    /// # Errors
+    /// When the peer is no client or may not come in; what there was to say has been said.
+    fn login(
+        stream: TcpStream,
+        gate: &Arc<P::Gate>,
+    ) -> impl Future<Output = Result<Greeting<P>, LoginFault>> + Send;
+
+    /// Tells an authenticated client that it is in. Without a `server`, a connection of its user
+    /// and database, only if what a server would say is known already; `None`: it is not.
+    fn welcome(
+        &mut self,
+        context: ReaderContext,
+        key: &CancelKey,
+        server: Option<&mut P::Backend>,
+    ) -> impl Future<Output = Result<Option<Welcomed>, Fault>> + Send;
+
+    /// Length in bytes of the secret in this client's cancel key.
+    fn cancel_key_length(&self) -> usize;
+
+    /// The next request, or `None` when the client has left. Dropping the future loses nothing.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Request<P::Wire>>, Fault>> + Send;
+
+    /// The text of a request that is one statement with effects on the session, if it could be
+    /// sent again by itself.
+    fn text<'a>(&'a self, request: &'a Request<P::Wire>) -> Option<&'a str>;
+
+    /// The beginning of a request's text, as sent: for fingerprints and what is learned.
+    fn raw_text<'a>(&'a self, request: &'a Request<P::Wire>) -> &'a [u8];
+
+    /// Answers a request that no server has to see, and consumes it.
+    fn answer(
+        &mut self,
+        request: Request<P::Wire>,
+        answer: Answer<'_>,
+        transaction: Transaction,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Answers a request with an error of the proxy's own, and consumes it.
+    fn refuse(
+        &mut self,
+        request: Request<P::Wire>,
+        refusal: &Refusal,
+        transaction: Transaction,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Hands over an error that a server gave and that was kept back, and consumes the request.
+    fn deliver(
+        &mut self,
+        request: Request<P::Wire>,
+        refused: Refused,
+        transaction: Transaction,
+    ) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Says why the connection ends, outside of any request.
+    fn farewell(&mut self, refusal: &Refusal) -> impl Future<Output = ()> + Send;
+
+    /// As `farewell`, in a server's own words.
+    fn farewell_raw(&mut self, raw: &[u8]) -> impl Future<Output = ()> + Send;
+
+    /// Resolves when the client has closed its side while nothing is expected of it.
+    fn gone(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Our end of a server connection.
+pub trait Backend<P: Protocol>: Send + Sync + Sized {
+    /// Opens and authenticates a connection. Dropping the future closes it.
+    fn connect(
+        address: &str,
+        link: &P::Link,
+        identity: &Identity<P>,
+        role: crate::topology::Role,
+    ) -> impl Future<Output = Result<Self, ConnectFault>> + Send;
+
+    /// Runs one request and streams its answer to the client. Dropping the future leaves the
+    /// connection in an unknown state: it must be closed.
+    fn exchange(
+        &mut self,
+        request: &Request<P::Wire>,
+        frontend: &mut P::Frontend,
+        terms: &Terms<'_>,
+    ) -> impl Future<Output = Result<Reply, Fault>> + Send;
+
+    /// Resolves when the server says something that nobody has asked for, or has closed the
+    /// connection. Dropping the future loses nothing.
+    fn stirred(&mut self) -> impl Future<Output = ()> + Send;
+
+    /// Hands on what has stirred.
+    ///
+    /// # Errors
+    /// [`Fault::Server`] when the server has closed the connection.
+    fn pass_on(&mut self, frontend: &mut P::Frontend) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Whether the connection may serve its next session: open, silent, in no transaction. Free of
+    /// system calls unless the server has said something.
+    fn is_fresh(&mut self) -> bool;
+
+    /// Whether nothing was left in it that another session could see.
+    fn is_clean(&self) -> bool;
+
+    /// Moves the connection to the calling worker, where that is cheap.
+    fn adopt(&mut self) -> io::Result<()>;
+
+    /// Ends whatever is open and forgets all session state.
+    fn reset(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// Ends a pipeline that goes on elsewhere; the client sees nothing of it.
+    fn finish_unit(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// One empty round trip.
+    fn ping(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
+
+    /// What a cancel request has to name.
+    fn cancel_key(&self) -> CancelKey;
+
+    /// Asks the server at `address` to cancel what the connection of `key` is doing, and waits
+    /// until it has taken the request.
+    fn cancel(
+        address: &str,
+        link: &P::Link,
+        identity: &Identity<P>,
+        key: &CancelKey,
+    ) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Role, position and identity of the server.
+    fn probe(&mut self) -> impl Future<Output = Result<Facts, ProbeFault>> + Send;
+
+    /// Asks `query` with the user's name as its one parameter for a verifier.
+    fn verifier(
+        &mut self,
+        query: &str,
+        user: &str,
+    ) -> impl Future<Output = Result<Option<String>, Fault>> + Send;
+
+    /// Functions and relations of the database this connection is in.
+    fn catalog(&mut self) -> impl Future<Output = Result<Catalog, Fault>> + Send;
+}
+
+/// What a new connection turned out to be.
+pub enum Greeting<P: Protocol> {
+    Client { frontend: P::Frontend, identity: Identity<P> },
+    /// A request to cancel the statement of another connection; `until` is dropped when that is
+    /// done.
+    Cancel { key: CancelKey, until: Box<dyn Send> },
+}
+
+/// What a session starts with.
+#[derive(Debug, Default)]
+pub struct Welcomed {
+    /// Effective `default_transaction_isolation` and `_read_only`.
+    pub defaults: TransactionModes,
+    /// Settings of the proxy's own that the client asked for at startup.
+    pub commands: Vec<ProxyCommand>,
+}
+
+/// Asks servers for what a user must prove (`auth.query`).
+pub trait VerifierSource: Send + Sync {
+    /// The verifier of `user` as text, `None` if there is no such user; the error says why nobody
+    /// could be asked.
+    fn verifier<'a>(&'a self, user: &'a str, database: &'a str) -> BoxFuture<'a, Result<Option<String>, String>>;
+}
+
+/// Who a session is toward the servers: the key of its pools, and what opens them.
+pub struct Identity<P: Protocol> {
+    pub user: Arc<str>,
+    pub database: Arc<str>,
+    pub credentials: P::Credentials,
+}
+
+impl<P: Protocol> Clone for Identity<P> {
+    fn clone(&self) -> Self {
+        Self { user: self.user.clone(), database: self.database.clone(), credentials: self.credentials.clone() }
+    }
+}
+
+/// What a frontend needs to read statements.
+#[derive(Clone)]
+pub struct ReaderContext {
+    pub classifier: Arc<crate::sql::cache::Classifier>,
+    pub database: Arc<crate::cluster::Database>,
+}
+
+/// What gets one full answer.
+pub struct Request<W> {
+    pub intent: Arc<Intent>,
+    pub wire: W,
+}
+
+/// Under which conditions a request runs.
+#[derive(Clone, Copy)]
+pub struct Terms<'a> {
+    /// Statements the session was told succeeded and that were kept back (a lazy BEGIN): they run
+    /// first; if one fails, the request gets that error and does not run.
+    pub ahead: &'a [Box<str>],
+    /// Which errors are kept back and returned as [`Fault::Refused`], as long as nothing was
+    /// forwarded.
+    pub may_refuse: MayRefuse,
+    /// The session id: what one session left in a connection is cleared before another's request.
+    pub session: u64,
+}
+
+/// Which of a server's errors another attempt might not meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MayRefuse {
+    /// The client gets whatever the server says.
+    No,
+    /// A plain statement on the primary: only that the server is stopping.
+    Stopping,
+    /// A read on a replica: also that it writes, or that this copy cannot answer it.
+    Any,
+}
+
+/// How a request ended that got its answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    pub transaction: Transaction,
+    /// The answer was, or ended in, an error of the server.
+    pub failed: bool,
+    /// The position of what was written, where the server tells it.
+    pub wrote: Option<Position>,
+}
+
+/// A session's transaction as its server reported it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Transaction {
+    #[default]
+    Idle,
+    /// A pipeline that has not reached its Sync: an implicit transaction.
+    Unit,
+    Open,
+    Failed,
+}
+
+/// An answer the proxy gives by itself.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer<'a> {
+    /// As if the statement had run.
+    Done,
+    /// One row of one text column.
+    Row { column: &'a str, value: &'a str },
+}
+
+/// An error that a server gave and the client has not seen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The error as the server's protocol has it, whole.
+    pub raw: Vec<u8>,
+    pub cause: RefusedCause,
+    /// SQLSTATE, for logs.
+    pub code: [u8; 5],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedCause {
+    /// The statement writes (25006, 1290, 1792, 1836): worth remembering.
+    Writes,
+    /// A standby cannot do this, or cancelled it (recovery conflict): the primary can.
+    Standby,
+    /// A newer copy might not give this error.
+    MaybeStale,
+    /// A carried setting or a statement sent ahead failed: the request did not run.
+    Setting,
+    /// The server is stopping; a plain statement has provably not been committed.
+    Stopping,
+}
+
+/// How an exchange failed.
+#[derive(Debug)]
+pub enum Fault {
+    /// The client's connection is gone or speaks nonsense; what there was to say has been said.
+    Client(io::Error),
+    /// The client broke the protocol: it is told, then closed.
+    Protocol(Refusal),
+    /// The server's connection broke. `sent`: some of the request had left.
+    Server { error: io::Error, sent: bool, forwarded: Forwarded },
+    /// Nothing was forwarded; another node may be asked.
+    Refused(Refused),
+}
+
+/// How much of an answer had reached the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarded {
+    Nothing,
+    /// Whole messages: an error may follow.
+    Some,
+    /// The last message was cut off: nothing that follows would be understood.
+    Torn,
+}
+
+/// Why a server connection could not be opened.
+#[derive(Debug)]
+pub enum ConnectFault {
+    /// Not reached, refused, or broken off.
+    Unreachable(io::Error),
+    /// It is starting or stopping.
+    NotReady,
+    /// It has no connection left to give: wait and shrink, do not call it down.
+    TooMany,
+    /// It refused this user or database: `raw` is its error as its protocol has it.
+    Refused { raw: Vec<u8>, code: [u8; 5] },
+}
+
+/// Why a client did not get in. It has been told what it should know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LoginFault {
+    Password,
+    UnknownUser,
+    Protocol,
+    Tls,
+    /// The connection broke.
+    Closed,
+    TimedOut,
+    Forbidden,
+    /// Servers that would know the verifier cannot be reached.
+    Unavailable,
+    /// A server refused the user or the database.
+    Refused,
+}
+
+impl LoginFault {
+    /// The value of the label `result` of `pointsman_logins_total`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Password => "wrong_password",
+            Self::UnknownUser => "unknown_user",
+            Self::Protocol => "protocol",
+            Self::Tls => "tls",
+            Self::Closed => "closed",
+            Self::TimedOut => "timeout",
+            Self::Forbidden => "too_many_clients",
+            Self::Unavailable => "unavailable",
+            Self::Refused => "refused_by_server",
+        }
+    }
+}
+
+impl From<Refused> for Fault {
+    fn from(refused: Refused) -> Self {
+        Fault::Refused(refused)
+    }
+}

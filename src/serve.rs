@@ -1,0 +1,308 @@
+//! The running proxy: clusters, workers, doors, reload and drain.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use thiserror::Error;
+use tokio::{net::TcpListener, sync::Notify};
+
+use crate::{
+    admin,
+    cluster::{AuthQuery, Cluster},
+    config::{self, Config, Engine, HostPort, reload},
+    listener,
+    metrics::Metrics,
+    monitor, postgres,
+    protocol::{Protocol, VerifierSource},
+    runtime::Workers,
+    session::cancel::Call,
+    shutdown::{Ending, Notice, Shutdown, notify},
+    tls::TlsError,
+};
+
+/// Why the proxy could not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: HostPort, error: io::Error },
+    #[error("cluster {cluster}: {error}")]
+    Tls { cluster: Arc<str>, error: TlsError },
+    #[error("cannot start the worker threads: {0}")]
+    Workers(io::Error),
+    #[error("cluster {0}: this build does not speak its protocol")]
+    Unsupported(Arc<str>),
+}
+
+/// A proxy that listens and serves.
+pub struct Proxy {
+    workers: Arc<Workers>,
+    clusters: Vec<Box<dyn Running>>,
+    config: Config,
+    pub metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+    /// Where the HTTP door is, if it is open.
+    pub http: Option<SocketAddr>,
+}
+
+/// One cluster, whichever protocol it speaks.
+trait Running: Send + Sync {
+    fn name(&self) -> &Arc<str>;
+    fn addresses(&self) -> &[SocketAddr];
+    /// Applies a configuration, or says why it cannot be.
+    fn check(&self, config: &config::Cluster) -> Result<(), StartError>;
+    fn apply(&self, config: &config::Cluster) -> Result<(), StartError>;
+    fn call(&self, call: Call);
+    fn sessions(&self) -> usize;
+    fn refresh_metrics(&self);
+}
+
+/// A cluster, and how its parts are made from a configuration.
+struct Service<P: Protocol, F> {
+    cluster: Arc<Cluster<P>>,
+    addresses: Vec<SocketAddr>,
+    parts: F,
+}
+
+type MadeParts<P> = Result<(crate::cluster::Parts<P>, Option<Arc<AuthQuery<P>>>), TlsError>;
+
+impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running for Service<P, F> {
+    fn name(&self) -> &Arc<str> {
+        &self.cluster.name
+    }
+
+    fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    fn check(&self, config: &config::Cluster) -> Result<(), StartError> {
+        let made = (self.parts)(config);
+        made.map(drop).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })
+    }
+
+    fn apply(&self, config: &config::Cluster) -> Result<(), StartError> {
+        let (parts, query) =
+            (self.parts)(config).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })?;
+        if let Some(query) = query {
+            query.attach(&self.cluster);
+        }
+        self.cluster.reconfigure(config.clone(), parts);
+        Ok(())
+    }
+
+    fn call(&self, call: Call) {
+        self.cluster.call_all(call);
+    }
+
+    fn sessions(&self) -> usize {
+        self.cluster.sessions.len()
+    }
+
+    fn refresh_metrics(&self) {
+        self.cluster.refresh_metrics();
+    }
+}
+
+impl Proxy {
+    /// Binds everything and starts serving. The servers need not be there yet.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on, or a TLS file cannot be used.
+    pub async fn start(config: Config, shutdown: Shutdown) -> Result<Self, StartError> {
+        let workers = Arc::new(Workers::start(config.workers).map_err(StartError::Workers)?);
+        let metrics = Arc::new(Metrics::new());
+        let mut clusters = Vec::new();
+        for cluster in &config.clusters {
+            clusters.push(start_cluster(cluster, &workers, &metrics, &shutdown).await?);
+        }
+        let http = match &config.admin.http {
+            Some(at) => Some(admin::http::open(at, metrics.clone(), shutdown.clone()).await.map_err(|error| {
+                StartError::Listen { address: at.clone(), error }
+            })?),
+            None => None,
+        };
+        metrics.reload_success.set(1);
+        Ok(Self { workers, clusters, config, metrics, shutdown, http })
+    }
+
+    /// Where each cluster listens, by its name.
+    pub fn addresses(&self) -> Vec<(Arc<str>, Vec<SocketAddr>)> {
+        self.clusters.iter().map(|cluster| (cluster.name().clone(), cluster.addresses().to_vec())).collect()
+    }
+
+    /// Serves until told to stop; reloads from `file` when `reload` is notified.
+    pub async fn run(mut self, file: Option<PathBuf>, reload: Arc<Notify>) -> Ending {
+        notify(Notice::Ready);
+        loop {
+            tokio::select! {
+                () = self.shutdown.draining() => break,
+                () = reload.notified() => self.reload(file.as_deref()),
+            }
+        }
+        notify(Notice::Stopping);
+        for cluster in &self.clusters {
+            cluster.call(Call::Drain);
+        }
+        let timeout = self.config.shutdown_timeout;
+        let ending = self.shutdown.clone().finish(self.emptied(), timeout).await;
+        for cluster in &self.clusters {
+            cluster.call(Call::Kill);
+        }
+        // The last words have to leave before the threads end.
+        let _ = tokio::time::timeout(LAST_WORDS, self.emptied()).await;
+        let workers = self.workers.clone();
+        drop(self);
+        // Joining the threads must not block a runtime: this is its last act.
+        std::thread::spawn(move || drop(workers)).join().ok();
+        ending
+    }
+
+    async fn emptied(&self) {
+        while self.clusters.iter().any(|cluster| cluster.sessions() > 0) {
+            for cluster in &self.clusters {
+                cluster.call(Call::Drain);
+            }
+            tokio::time::sleep(EMPTY_POLL).await;
+        }
+    }
+
+    /// Applies the file as a whole, or not at all.
+    fn reload(&mut self, file: Option<&Path>) {
+        notify(Notice::Reloading);
+        let applied = match file {
+            Some(file) => self.apply(file),
+            None => {
+                tracing::warn!("there is no configuration file to reload");
+                false
+            }
+        };
+        self.metrics.reloaded(applied);
+        notify(Notice::Ready);
+    }
+
+    fn apply(&mut self, file: &Path) -> bool {
+        let new = match Config::load(file) {
+            Ok(new) => new,
+            Err(faults) => {
+                tracing::error!("the configuration was not reloaded, nothing has changed:\n{faults}");
+                return false;
+            }
+        };
+        let changes = reload::Changes::between(&self.config, &new);
+        let effective = reload::effective(&self.config, &new);
+        let pairs: Vec<_> = self
+            .clusters
+            .iter()
+            .filter_map(|running| {
+                let config = effective.clusters.iter().find(|cluster| cluster.name == *running.name())?;
+                Some((running, config))
+            })
+            .collect();
+        for (running, config) in &pairs {
+            if let Err(error) = running.check(config) {
+                tracing::error!("the configuration was not reloaded, nothing has changed: {error}");
+                return false;
+            }
+        }
+        for (running, config) in pairs {
+            if let Err(error) = running.apply(config) {
+                tracing::error!("a file changed while it was being reloaded: {error}");
+                return false;
+            }
+        }
+        for change in &changes.live {
+            tracing::info!("reloaded: {change}");
+        }
+        for change in &changes.restart {
+            tracing::warn!("takes effect after a restart: {change}");
+        }
+        self.config = effective;
+        true
+    }
+}
+
+/// How often a draining proxy looks whether its sessions have ended.
+const EMPTY_POLL: Duration = Duration::from_millis(20);
+
+/// How long sessions that are ended by force have for saying so.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// The one place where a protocol is chosen.
+async fn start_cluster(
+    config: &config::Cluster,
+    workers: &Arc<Workers>,
+    metrics: &Arc<Metrics>,
+    shutdown: &Shutdown,
+) -> Result<Box<dyn Running>, StartError> {
+    match config.engine {
+        Engine::Postgres => {
+            let shared = Arc::new(postgres::Shared::default());
+            let parts = move |config: &config::Cluster| {
+                let query = config.auth.query.clone().map(AuthQuery::new);
+                let source = query.clone().map(|query| query as Arc<dyn VerifierSource>);
+                Ok((postgres::parts(config, &shared, source)?, query))
+            };
+            start_service::<postgres::Postgres, _>(config, parts, workers, metrics, shutdown).await
+        }
+        Engine::Mysql => Err(StartError::Unsupported(config.name.clone())),
+    }
+}
+
+async fn start_service<P: Protocol, F>(
+    config: &config::Cluster,
+    parts: F,
+    workers: &Arc<Workers>,
+    metrics: &Arc<Metrics>,
+    shutdown: &Shutdown,
+) -> Result<Box<dyn Running>, StartError>
+where
+    F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync + 'static,
+{
+    let (made, query) = parts(config).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })?;
+    let listeners = bind_all(&config.listen).await?;
+    let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+    let cluster =
+        Arc::new(Cluster::new(config.clone(), made, metrics.cluster(&config.name), shutdown.clone()));
+    if let Some(query) = query {
+        query.attach(&cluster);
+    }
+    spawn(monitor::run(cluster.clone()));
+    for listener in listeners {
+        spawn(listener::accept(listener, cluster.clone(), workers.clone()));
+    }
+    Ok(Box::new(Service { cluster, addresses, parts }))
+}
+
+fn spawn(future: impl Future<Output = ()> + Send + 'static) {
+    let boxed: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(future);
+    tokio::spawn(boxed);
+}
+
+async fn bind_all(listen: &[HostPort]) -> Result<Vec<TcpListener>, StartError> {
+    let mut listeners = Vec::new();
+    for at in listen {
+        let bound = listener::bind(at).await.map_err(|error| StartError::Listen { address: at.clone(), error })?;
+        for listener in bound {
+            if let Ok(address) = listener.local_addr() {
+                tracing::info!(%address, "listening");
+            }
+            listeners.push(listener);
+        }
+    }
+    Ok(listeners)
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.shutdown.stop();
+        for cluster in &self.clusters {
+            cluster.refresh_metrics();
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! Cancelling what runs elsewhere: keys clients are given, and what they stand for just now.
+
+use std::{
+    collections::HashMap,
+    hash::{Hash, Hasher},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::{Instant, SystemTime},
+};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use rand::{Rng, TryRngCore, rngs::OsRng};
+use subtle::ConstantTimeEq;
+
+/// What names a connection in a cancel request.
+#[derive(Clone, Debug, Eq)]
+pub struct CancelKey {
+    pub process: u32,
+    /// Random; 4 bytes, or 32 where the protocol has room for them.
+    pub secret: Box<[u8]>,
+}
+
+impl PartialEq for CancelKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.process == other.process && bool::from(self.secret.ct_eq(&other.secret))
+    }
+}
+
+impl Hash for CancelKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.process.hash(state);
+    }
+}
+
+/// The server connection a statement runs on, as a cancel request has to name it.
+#[derive(Debug)]
+pub struct CancelTarget {
+    pub address: Arc<str>,
+    pub key: CancelKey,
+}
+
+/// What others may want of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Call {
+    /// End at the next moment between transactions.
+    Drain = 1,
+    /// End now.
+    Kill = 2,
+    /// Give up waiting for a connection or a node.
+    Cancel = 4,
+    /// The topology has changed: look whether the connection that is held may be used.
+    Look = 8,
+}
+
+/// One session as others see it.
+pub struct Entry {
+    pub id: u64,
+    pub user: Arc<str>,
+    pub database: Arc<str>,
+    pub peer: String,
+    pub since: SystemTime,
+    calls: AtomicU8,
+    waker: AtomicWaker,
+    running: Mutex<Running>,
+    /// A statement or transaction has been waiting for a connection since, in microseconds since
+    /// `started`; 0: none.
+    waiting: AtomicU64,
+    started: Instant,
+}
+
+/// The server connection a session's statement runs on.
+#[derive(Default)]
+struct Running {
+    at: Option<Arc<CancelTarget>>,
+    /// Cancel requests under way to that connection.
+    cancels: usize,
+}
+
+impl Entry {
+    /// Asks something of the session and wakes it.
+    pub fn call(&self, call: Call) {
+        self.calls.fetch_or(call as u8, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    /// Whether `call` was made; forgets it.
+    pub fn take(&self, call: Call) -> bool {
+        self.is_called(call) && self.calls.fetch_and(!(call as u8), Ordering::AcqRel) & call as u8 != 0
+    }
+
+    pub fn is_called(&self, call: Call) -> bool {
+        self.calls.load(Ordering::Relaxed) & call as u8 != 0
+    }
+
+    /// Ready when any of `calls` was made.
+    pub fn poll_called(&self, context: &mut Context<'_>, calls: &[Call]) -> Poll<()> {
+        let wanted = calls.iter().fold(0, |all, call| all | *call as u8);
+        if self.calls.load(Ordering::Acquire) & wanted != 0 {
+            return Poll::Ready(());
+        }
+        self.waker.register(context.waker());
+        if self.calls.load(Ordering::Acquire) & wanted != 0 { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Resolves when any of `calls` was made.
+    pub async fn called(&self, calls: &[Call]) {
+        std::future::poll_fn(|context| self.poll_called(context, calls)).await;
+    }
+
+    /// A statement begins on this connection.
+    pub fn runs_at(&self, target: Arc<CancelTarget>) {
+        self.running.lock().at = Some(target);
+    }
+
+    /// It has ended. `true`: a cancel request is still on its way to the connection, which must
+    /// not serve anybody else until that has arrived.
+    pub fn runs_no_more(&self) -> bool {
+        let mut running = self.running.lock();
+        running.at = None;
+        running.cancels > 0
+    }
+
+    pub fn is_being_cancelled(&self) -> bool {
+        self.running.lock().cancels > 0
+    }
+
+    /// Where the session's statement runs, for a cancel request that is about to be sent there.
+    pub fn begin_cancel(&self) -> Option<Arc<CancelTarget>> {
+        let mut running = self.running.lock();
+        let at = running.at.clone()?;
+        running.cancels += 1;
+        Some(at)
+    }
+
+    pub fn end_cancel(&self) {
+        self.running.lock().cancels -= 1;
+        self.call(Call::Look);
+    }
+
+    pub fn set_waiting(&self, waiting: bool) {
+        let micros = if waiting { self.started.elapsed().as_micros().max(1) as u64 } else { 0 };
+        self.waiting.store(micros, Ordering::Relaxed);
+    }
+
+    /// How long the session has been waiting for a server connection, in seconds.
+    pub fn waiting_seconds(&self) -> Option<f64> {
+        let since = self.waiting.load(Ordering::Relaxed);
+        (since > 0).then(|| (self.started.elapsed().as_micros() as f64 - since as f64).max(0.0) / 1e6)
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.running.lock().at.is_some()
+    }
+}
+
+/// The sessions of one cluster, by number and by cancel key.
+#[derive(Default)]
+pub struct Registry {
+    sessions: Mutex<HashMap<u32, (CancelKey, Weak<Entry>)>>,
+    per_user: Mutex<HashMap<Arc<str>, usize>>,
+    count: AtomicUsize,
+    next: AtomicU64,
+}
+
+/// A session's place in the registry; dropping it gives the place up.
+pub struct Registered {
+    pub entry: Arc<Entry>,
+    pub key: CancelKey,
+    registry: Arc<Registry>,
+}
+
+impl Registry {
+    /// Enters a session, under a key that nobody can guess.
+    pub fn enter(
+        self: &Arc<Self>,
+        user: &Arc<str>,
+        database: &Arc<str>,
+        peer: String,
+        secret_length: usize,
+    ) -> Registered {
+        let entry = Arc::new(Entry {
+            id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
+            user: user.clone(),
+            database: database.clone(),
+            peer,
+            since: SystemTime::now(),
+            calls: AtomicU8::new(0),
+            waker: AtomicWaker::new(),
+            running: Mutex::default(),
+            waiting: AtomicU64::new(0),
+            started: Instant::now(),
+        });
+        let mut secret = vec![0; secret_length].into_boxed_slice();
+        OsRng.try_fill_bytes(&mut secret).expect("the system's random numbers never run out");
+        let mut sessions = self.sessions.lock();
+        let process = loop {
+            // Positive, as a process id is to clients that read it as a signed number.
+            let process = rand::rng().random_range(1..=i32::MAX as u32);
+            if !sessions.contains_key(&process) {
+                break process;
+            }
+        };
+        let key = CancelKey { process, secret };
+        sessions.insert(process, (key.clone(), Arc::downgrade(&entry)));
+        drop(sessions);
+        *self.per_user.lock().entry(user.clone()).or_default() += 1;
+        self.count.fetch_add(1, Ordering::Relaxed);
+        Registered { entry, key, registry: self.clone() }
+    }
+
+    /// The session that a cancel request names, if it knows the secret.
+    pub fn find(&self, key: &CancelKey) -> Option<Arc<Entry>> {
+        let sessions = self.sessions.lock();
+        let (known, entry) = sessions.get(&key.process)?;
+        (known == key).then(|| entry.upgrade())?
+    }
+
+    /// The session of a process number, for KILL by somebody who was let in.
+    pub fn by_process(&self, process: u32) -> Option<Arc<Entry>> {
+        self.sessions.lock().get(&process)?.1.upgrade()
+    }
+
+    pub fn all(&self) -> Vec<Arc<Entry>> {
+        self.sessions.lock().values().filter_map(|(_, entry)| entry.upgrade()).collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn of_user(&self, user: &str) -> usize {
+        self.per_user.lock().get(user).copied().unwrap_or(0)
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.registry.sessions.lock().remove(&self.key.process);
+        let mut per_user = self.registry.per_user.lock();
+        if let Some(count) = per_user.get_mut(&self.entry.user) {
+            *count -= 1;
+            if *count == 0 {
+                per_user.remove(&self.entry.user);
+            }
+        }
+        self.registry.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}

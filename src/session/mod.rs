@@ -1,0 +1,317 @@
+//! One client's life: from its login to its last statement.
+
+pub mod cancel;
+mod execute;
+mod own;
+pub mod state;
+
+use std::{
+    future::{Future, poll_fn},
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use rand::{SeedableRng, rngs::SmallRng};
+
+use self::{
+    cancel::{Call, Registered},
+    own::LastRoute,
+    state::{State, Step},
+};
+use crate::{
+    cluster::{Cluster, Database},
+    metrics::NodeMetrics,
+    pool::{Fate, Held, Pools},
+    protocol::{Answer, Backend, Fault, Frontend, Identity, Protocol, Request, Transaction, Welcomed},
+    refusal::{Refusal, RefusalKind},
+    sql::{PinReason, effects::ProxyCommand},
+    topology::Snapshot,
+};
+
+/// A client that is in.
+pub struct Session<P: Protocol> {
+    frontend: P::Frontend,
+    cluster: Arc<Cluster<P>>,
+    pools: Arc<Pools<P>>,
+    database: Arc<Database>,
+    registered: Registered,
+    state: State,
+    /// The server connection this session keeps: an open transaction's, or a pinned one.
+    kept: Option<Held<P>>,
+    /// Counters of the nodes used so far.
+    meters: Vec<(Arc<str>, Arc<NodeMetrics>)>,
+    route: LastRoute,
+    random: SmallRng,
+    /// Since when the transaction that is open has been idle or not.
+    transaction_since: Option<Instant>,
+}
+
+/// How a session came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The client left.
+    Left,
+    /// Its connection broke, or it broke the protocol.
+    Broken,
+    /// The proxy is stopping, or somebody ended it.
+    Ended,
+}
+
+/// What the session waits for between requests.
+enum Event<W> {
+    Request(Result<Option<Request<W>>, Fault>),
+    /// Somebody wants something of it.
+    Called,
+    /// The kept server connection has something to say.
+    Server,
+    /// The client took too long.
+    Idle(&'static str),
+}
+
+impl<P: Protocol> Session<P> {
+    pub fn new(
+        frontend: P::Frontend,
+        cluster: Arc<Cluster<P>>,
+        identity: &Identity<P>,
+        registered: Registered,
+    ) -> Self {
+        let pools = cluster.pools(identity);
+        let database = cluster.database(&identity.database);
+        let mut state = State::default();
+        if cluster.config.load().pool.mode == crate::config::PoolMode::Session {
+            state.pin(PinReason::SessionMode);
+        }
+        Self {
+            frontend,
+            pools,
+            database,
+            registered,
+            state,
+            kept: None,
+            meters: Vec::new(),
+            route: LastRoute::default(),
+            random: SmallRng::from_os_rng(),
+            transaction_since: None,
+            cluster,
+        }
+    }
+
+    /// Adopts what the login found.
+    pub fn start(&mut self, welcomed: Welcomed) -> Result<(), Refusal> {
+        self.state.defaults = welcomed.defaults;
+        self.state.startup_defaults = welcomed.defaults;
+        for command in welcomed.commands {
+            if let ProxyCommand::Set { name, value } = command {
+                self.set_own(&name, &value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a session that was never begun.
+    pub async fn turn_away(mut self, refusal: &Refusal) {
+        self.frontend.farewell(refusal).await;
+    }
+
+    /// Serves the client until it leaves or has to.
+    pub async fn run(mut self) -> End {
+        loop {
+            let request = match self.wait().await {
+                Event::Request(Ok(Some(request))) => request,
+                Event::Request(Ok(None)) => return self.leave(End::Left),
+                Event::Request(Err(fault)) => return self.broken(fault).await,
+                Event::Called => match self.heed().await {
+                    Some(end) => return self.leave(end),
+                    None => continue,
+                },
+                Event::Server => match self.hear_server().await {
+                    Some(end) => return self.leave(end),
+                    None => continue,
+                },
+                Event::Idle(why) => {
+                    let refusal = Refusal::fatal(RefusalKind::IdleTimeout, why);
+                    self.frontend.farewell(&refusal).await;
+                    return self.leave(End::Ended);
+                }
+            };
+            if let Err(end) = self.serve(request).await {
+                return self.leave(end);
+            }
+        }
+    }
+
+    /// Waits for the client, and for whoever else may want something.
+    async fn wait(&mut self) -> Event<P::Wire> {
+        let timeout = self.idle_timeout();
+        let idle = async {
+            match timeout {
+                Some((after, why)) => {
+                    tokio::time::sleep(after).await;
+                    why
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let entry = &self.registered.entry;
+        let calls: &[Call] = if self.is_between_transactions() {
+            &[Call::Drain, Call::Kill]
+        } else {
+            &[Call::Kill, Call::Look]
+        };
+        let (mut next, mut idle) = (pin!(self.frontend.next()), pin!(idle));
+        let stirred = async {
+            match &mut self.kept {
+                Some(held) => held.backend().stirred().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut stirred = pin!(stirred);
+        poll_fn(|context| {
+            if let Poll::Ready(request) = next.as_mut().poll(context) {
+                return Poll::Ready(Event::Request(request));
+            }
+            if entry.poll_called(context, calls).is_ready() {
+                return Poll::Ready(Event::Called);
+            }
+            if stirred.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Event::Server);
+            }
+            idle.as_mut().poll(context).map(Event::Idle)
+        })
+        .await
+    }
+
+    fn is_between_transactions(&self) -> bool {
+        self.state.transaction == Transaction::Idle && !self.state.is_holding()
+    }
+
+    fn idle_timeout(&self) -> Option<(Duration, &'static str)> {
+        let config = self.cluster.config.load();
+        if self.is_between_transactions() {
+            let after = config.limits.idle_client_timeout?;
+            return Some((after, "terminating connection due to idle-session timeout"));
+        }
+        let after = config.limits.idle_transaction_timeout?;
+        let spent = self.transaction_since.map_or(Duration::ZERO, |since| since.elapsed());
+        Some((after.saturating_sub(spent), "terminating connection due to idle-in-transaction timeout"))
+    }
+
+    /// Does what others want. `Some`: the session is over.
+    async fn heed(&mut self) -> Option<End> {
+        let entry = self.registered.entry.clone();
+        if entry.is_called(Call::Kill) {
+            let refusal =
+                Refusal::fatal(RefusalKind::ShuttingDown, "terminating connection due to administrator command");
+            self.frontend.farewell(&refusal).await;
+            return Some(End::Ended);
+        }
+        if self.is_between_transactions() && entry.is_called(Call::Drain) {
+            let refusal = Refusal::fatal(RefusalKind::ShuttingDown, "the proxy is shutting down");
+            self.frontend.farewell(&refusal).await;
+            return Some(End::Ended);
+        }
+        entry.take(Call::Look);
+        None
+    }
+
+    /// Hands on what the kept server connection said by itself; if it has ended, so has what was
+    /// in it.
+    async fn hear_server(&mut self) -> Option<End> {
+        let held = self.kept.as_mut()?;
+        match held.backend().pass_on(&mut self.frontend).await {
+            Ok(()) => None,
+            Err(Fault::Client(_)) => Some(End::Broken),
+            Err(fault) => {
+                self.frontend_hears_of_loss(fault).await;
+                Some(End::Ended)
+            }
+        }
+    }
+
+    /// As with the server itself, the connection ends with the server's last words.
+    async fn frontend_hears_of_loss(&mut self, fault: Fault) {
+        self.kept = None;
+        match fault {
+            Fault::Refused(refused) => self.frontend.farewell_raw(&refused.raw).await,
+            _ => {
+                let refusal = Refusal::fatal(RefusalKind::ServerLost, "the server closed the connection unexpectedly");
+                self.frontend.farewell(&refusal).await;
+            }
+        }
+    }
+
+    async fn broken(mut self, fault: Fault) -> End {
+        if let Fault::Protocol(refusal) = fault {
+            self.cluster.metrics.error("protocol");
+            tracing::info!(peer = %self.registered.entry.peer, %refusal.message, "client broke the protocol");
+            self.frontend.farewell(&refusal).await;
+        }
+        self.leave(End::Broken)
+    }
+
+    /// Gives back what the session holds.
+    fn leave(mut self, end: End) -> End {
+        if let Some(mut held) = self.kept.take() {
+            // An open transaction is rolled back and the state forgotten, by a task that keeps the
+            // connection's place; answers under way cannot be told apart: closed.
+            let fate = match self.state.transaction {
+                Transaction::Unit => Fate::Close,
+                Transaction::Idle if held.backend().is_clean() && held.backend().is_fresh() => Fate::Reuse,
+                _ => Fate::Reset,
+            };
+            held.release(fate);
+        }
+        end
+    }
+
+    /// Answers one request.
+    async fn serve(&mut self, request: Request<P::Wire>) -> Result<(), End> {
+        let began = Instant::now();
+        let was_open = !self.is_between_transactions();
+        let step = self.state.plan(&request.intent, self.frontend.text(&request));
+        let result = match step {
+            Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
+            Step::Proxy(command) => self.obey(request, command).await,
+            Step::Run(run) => self.execute(request, run, began).await,
+        };
+        let is_open = !self.is_between_transactions();
+        match (was_open, is_open) {
+            (false, true) => self.transaction_since = Some(began),
+            (true, false) => self.transaction_since = None,
+            _ => {}
+        }
+        match result {
+            Ok(()) => Ok(()),
+            Err(Fault::Protocol(refusal)) => {
+                self.frontend.farewell(&refusal).await;
+                Err(End::Broken)
+            }
+            Err(Fault::Client(_)) => Err(End::Broken),
+            Err(Fault::Server { .. } | Fault::Refused(_)) => Err(End::Ended),
+        }
+    }
+
+    /// The counters of a node.
+    fn meter(&mut self, address: &Arc<str>) -> &NodeMetrics {
+        let at = match self.meters.iter().position(|(other, _)| Arc::ptr_eq(other, address)) {
+            Some(at) => at,
+            None => {
+                if self.meters.len() >= MAX_METERS {
+                    self.meters.clear();
+                }
+                self.meters.push((address.clone(), self.cluster.metrics.node(address)));
+                self.meters.len() - 1
+            }
+        };
+        &self.meters[at].1
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.cluster.topology.load_full()
+    }
+}
+
+/// Nodes whose counters a session remembers; reloads may bring new ones.
+const MAX_METERS: usize = 64;

@@ -1,0 +1,122 @@
+//! `SET pointsman.…` and `SHOW pointsman.…`: what a session tells the proxy and asks of it.
+
+use std::{fmt::Write as _, sync::Arc, time::Duration};
+
+use super::Session;
+use crate::{
+    protocol::{Answer, Fault, Frontend, Protocol, Request},
+    refusal::{Refusal, RefusalKind},
+    route::{Consistency, Why},
+    sql::{Reason, effects::ProxyCommand},
+};
+
+/// Where the last statement went, and why.
+#[derive(Debug, Default)]
+pub struct LastRoute {
+    node: Option<Arc<str>>,
+    why: Option<Why>,
+    reason: Option<Reason>,
+    waited: Duration,
+}
+
+impl LastRoute {
+    pub fn note(&mut self, node: &Arc<str>, why: Option<Why>, reason: Reason, waited: Duration) {
+        if !self.node.as_ref().is_some_and(|known| Arc::ptr_eq(known, node)) {
+            self.node = Some(node.clone());
+        }
+        self.why = why;
+        self.reason = Some(reason);
+        self.waited = waited;
+    }
+
+    fn describe(&self) -> String {
+        let Some(node) = &self.node else { return String::new() };
+        let mut text = node.to_string();
+        if let Some(reason) = self.reason {
+            let _ = write!(text, " reason={}", reason.label());
+        }
+        match self.why {
+            Some(why) => {
+                let _ = write!(text, " choice={}", why.label());
+            }
+            None => text.push_str(" choice=kept"),
+        }
+        let _ = write!(text, " waited={}us", self.waited.as_micros());
+        text
+    }
+}
+
+impl<P: Protocol> Session<P> {
+    pub(super) async fn obey(&mut self, request: Request<P::Wire>, command: ProxyCommand) -> Result<(), Fault> {
+        let transaction = self.state.transaction;
+        let outcome = match &command {
+            ProxyCommand::Set { name, value } => self.set_own(name, value).map(|()| None),
+            ProxyCommand::Reset { name } => self.reset_own(name).map(|()| None),
+            ProxyCommand::Show { name } => self.show_own(name).await.map(|value| Some((name.clone(), value))),
+        };
+        match outcome {
+            Ok(None) => self.frontend.answer(request, Answer::Done, transaction).await,
+            Ok(Some((name, value))) => {
+                let column = format!("pointsman.{name}");
+                self.frontend.answer(request, Answer::Row { column: &column, value: &value }, transaction).await
+            }
+            Err(refusal) => self.refuse(request, refusal).await,
+        }
+    }
+
+    /// Changes a setting of the session.
+    pub(super) fn set_own(&mut self, name: &str, value: &str) -> Result<(), Refusal> {
+        let value = value.trim().trim_matches('\'');
+        match name {
+            "consistency" => {
+                self.state.consistency = match value {
+                    "default" => None,
+                    _ => Some(parse_consistency(value).ok_or_else(|| invalid(name, value))?),
+                };
+            }
+            "max_lag" => {
+                self.state.max_lag = match value {
+                    "default" | "0" | "" => None,
+                    _ => Some(humantime::parse_duration(value).map_err(|_| invalid(name, value))?),
+                };
+            }
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+
+    fn reset_own(&mut self, name: &str) -> Result<(), Refusal> {
+        match name {
+            "consistency" => self.state.consistency = None,
+            "max_lag" => self.state.max_lag = None,
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+
+    async fn show_own(&mut self, name: &str) -> Result<String, Refusal> {
+        match name {
+            "route" => Ok(self.route.describe()),
+            "consistency" => {
+                let consistency = self.state.consistency.unwrap_or(self.cluster.policy.load().consistency);
+                Ok(consistency.label().to_owned())
+            }
+            "max_lag" => Ok(self.state.max_lag.map_or_else(String::new, |lag| humantime::format_duration(lag).to_string())),
+            _ => Err(unknown(name)),
+        }
+    }
+}
+
+fn parse_consistency(value: &str) -> Option<Consistency> {
+    [Consistency::Eventual, Consistency::Session, Consistency::Monotonic, Consistency::User, Consistency::Global]
+        .into_iter()
+        .find(|consistency| consistency.label() == value)
+}
+
+fn invalid(name: &str, value: &str) -> Refusal {
+    Refusal::new(RefusalKind::InvalidSetting, format!("invalid value for parameter \"pointsman.{name}\": \"{value}\""))
+}
+
+fn unknown(name: &str) -> Refusal {
+    Refusal::new(RefusalKind::UnknownSetting, format!("unrecognized configuration parameter \"pointsman.{name}\""))
+}

@@ -1,0 +1,308 @@
+//! What one session is in the middle of: transaction, pins, defaults. Pure.
+
+use crate::{
+    protocol::Transaction,
+    route::{Consistency, Floor},
+    sql::{
+        Access, Effect, Intent, Isolation, PinReason, Reason,
+        effects::{Discard, ProxyCommand, Scope, TransactionModes},
+    },
+};
+
+/// Most statements that are kept back behind a held BEGIN; one more opens the transaction.
+const MAX_HELD: usize = 64;
+
+/// Session state the engine keeps; what a server keeps is tracked by the protocols.
+#[derive(Debug, Default)]
+pub struct State {
+    /// As the server reported it last, or as the client was told while nothing has been sent.
+    pub transaction: Transaction,
+    /// A transaction the client believes open and no server knows of.
+    held: Option<Held>,
+    /// The modes of the transaction that is open.
+    modes: TransactionModes,
+    /// A statement of the open transaction may have written.
+    wrote: bool,
+    pins: u16,
+    /// `default_transaction_read_only` and `default_transaction_isolation` as they apply here.
+    pub defaults: TransactionModes,
+    /// The defaults the session started with: what RESET goes back to.
+    pub startup_defaults: TransactionModes,
+    pub consistency: Option<Consistency>,
+    pub max_lag: Option<std::time::Duration>,
+    pub floor: Floor,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    modes: TransactionModes,
+    statements: Vec<Box<str>>,
+}
+
+/// What to do with a request.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// No server needs to see it: the client is told that it is done.
+    Done,
+    /// A setting or a question for the proxy.
+    Proxy(ProxyCommand),
+    /// Run it. `kept`: on the connection the session holds.
+    Run(Run),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub access: Access,
+    /// Why, for the metrics.
+    pub reason: Reason,
+    /// It belongs to, or begins, a transaction: the connection is kept afterwards as the server
+    /// says, and the statement may not be asked again elsewhere.
+    pub in_transaction: bool,
+    /// The client itself asked for read-only: a refusal to write is its answer.
+    pub asked_read_only: bool,
+}
+
+impl State {
+    /// Decides on a request; `statement` is its text when it is a single one sent by itself.
+    pub fn plan(&mut self, intent: &Intent, text: Option<&str>) -> Step {
+        if let [Effect::Proxy(command)] = &intent.effects[..] {
+            return Step::Proxy(command.clone());
+        }
+        if intent.statements == 0 && matches!(self.transaction, Transaction::Idle) {
+            return Step::Done;
+        }
+        if self.held.is_some() {
+            return self.plan_held(intent, text);
+        }
+        if self.transaction != Transaction::Idle {
+            return Step::Run(self.run(intent, self.transaction_access(), true));
+        }
+        match (&intent.effects[..], text) {
+            ([Effect::Begin(modes)], Some(text)) if intent.statements == 1 => {
+                self.held = Some(Held { modes: *modes, statements: vec![text.into()] });
+                self.transaction = Transaction::Open;
+                Step::Done
+            }
+            _ => Step::Run(self.run_idle(intent)),
+        }
+    }
+
+    fn plan_held(&mut self, intent: &Intent, text: Option<&str>) -> Step {
+        let held = self.held.as_mut().expect("the caller has looked");
+        if intent.statements == 0 {
+            return Step::Done;
+        }
+        if let (1, [effect], Some(text)) = (intent.statements, &intent.effects[..], text) {
+            match effect {
+                Effect::Commit { chain: false } | Effect::Rollback { chain: false } => {
+                    self.held = None;
+                    self.transaction = Transaction::Idle;
+                    return Step::Done;
+                }
+                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD => {
+                    merge(&mut held.modes, *modes);
+                    held.statements.push(text.into());
+                    return Step::Done;
+                }
+                Effect::Savepoint(_) | Effect::SetConstraints | Effect::Set { scope: Scope::Local, .. }
+                    if held.statements.len() < MAX_HELD =>
+                {
+                    held.statements.push(text.into());
+                    return Step::Done;
+                }
+                _ => {}
+            }
+        }
+        self.modes = held.modes;
+        Step::Run(self.run(intent, self.transaction_access(), true))
+    }
+
+    /// The statements that have to run before the next one, oldest first.
+    pub fn held_statements(&self) -> &[Box<str>] {
+        self.held.as_ref().map_or(&[], |held| &held.statements)
+    }
+
+    /// A transaction is held that no server knows of.
+    pub fn is_holding(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// What was held back could not be sent, and the client was told so.
+    pub fn forget_held(&mut self) {
+        self.held = None;
+        self.transaction = Transaction::Idle;
+    }
+
+    /// Where the open transaction belongs.
+    fn transaction_access(&self) -> Access {
+        let read_only = self.modes.read_only.or(self.defaults.read_only).unwrap_or(false);
+        let isolation = self.modes.isolation.or(self.defaults.isolation);
+        // A standby cannot run serializable transactions, read-only ones included.
+        if read_only && isolation != Some(Isolation::Serializable) { Access::Read } else { Access::Write }
+    }
+
+    fn run_idle(&self, intent: &Intent) -> Run {
+        if let Some(Effect::Begin(modes)) = intent.effects.iter().find(|e| matches!(e, Effect::Begin(_))) {
+            let mut all = self.defaults;
+            merge(&mut all, *modes);
+            let read = all.read_only == Some(true) && all.isolation != Some(Isolation::Serializable);
+            let access = if read { Access::Read } else { Access::Write };
+            return self.run(intent, access, true);
+        }
+        let serializable = self.defaults.isolation == Some(Isolation::Serializable);
+        let asked_read_only = self.defaults.read_only == Some(true);
+        let access = match intent.access {
+            Access::Read if serializable && intent.reason != Reason::Session => Access::Write,
+            other => other,
+        };
+        let reason = if access == intent.access { intent.reason } else { Reason::Transaction };
+        Run { access, reason, in_transaction: false, asked_read_only }
+    }
+
+    fn run(&self, intent: &Intent, access: Access, in_transaction: bool) -> Run {
+        let reason = match (access, intent.access) {
+            (Access::Write, Access::Read) => Reason::Transaction,
+            _ => intent.reason,
+        };
+        Run { access, reason, in_transaction, asked_read_only: access == Access::Read }
+    }
+
+    /// Takes note of an answered request. Returns whether something was committed that later
+    /// reads must see.
+    pub fn learn(&mut self, intent: &Intent, transaction: Transaction, failed: bool, on_primary: bool) -> bool {
+        let was_open = self.transaction != Transaction::Idle;
+        self.held = None;
+        self.transaction = transaction;
+        if on_primary && may_write(intent) {
+            self.wrote = true;
+        }
+        for effect in &intent.effects {
+            self.apply(effect, failed);
+        }
+        if transaction == Transaction::Idle {
+            self.modes = TransactionModes::default();
+            // A failed autocommit statement may still have written: a procedure that committed
+            // half its work, a statement of several.
+            return std::mem::take(&mut self.wrote);
+        }
+        if !was_open {
+            self.adopt_modes(intent);
+        }
+        false
+    }
+
+    fn adopt_modes(&mut self, intent: &Intent) {
+        for effect in &intent.effects {
+            if let Effect::Begin(modes) | Effect::SetTransaction(modes) = effect {
+                merge(&mut self.modes, *modes);
+            }
+        }
+    }
+
+    fn apply(&mut self, effect: &Effect, failed: bool) {
+        match effect {
+            // A pin is kept even when the statement failed: part of it may have run.
+            Effect::Pin(reason) => self.pin(*reason),
+            Effect::Touches => self.pin(PinReason::Function),
+            Effect::Unpin(reason) if !failed => self.unpin(*reason),
+            Effect::Set { name, value, scope: Scope::Session, .. } if !failed => self.set_default(name, value),
+            Effect::Reset { name } if !failed => match &**name {
+                "default_transaction_read_only" => self.defaults.read_only = self.startup_defaults.read_only,
+                "default_transaction_isolation" => self.defaults.isolation = self.startup_defaults.isolation,
+                _ => {}
+            },
+            Effect::ResetAll if !failed => self.defaults = self.startup_defaults,
+            Effect::Discard(Discard::All) if !failed => {
+                self.defaults = self.startup_defaults;
+                self.pins &= bit(PinReason::SessionMode);
+            }
+            Effect::Discard(Discard::Temp) if !failed => self.unpin(PinReason::TempTable),
+            Effect::Discard(Discard::Sequences) if !failed => self.unpin(PinReason::Sequence),
+            _ => {}
+        }
+    }
+
+    /// Follows a setting that decides where transactions may run.
+    pub fn set_default(&mut self, name: &str, value: &str) {
+        match name {
+            "default_transaction_read_only" => self.defaults.read_only = parse_bool(value),
+            "default_transaction_isolation" => self.defaults.isolation = Isolation::parse(value),
+            _ => {}
+        }
+    }
+
+    pub fn pin(&mut self, reason: PinReason) {
+        self.pins |= bit(reason);
+    }
+
+    pub fn unpin(&mut self, reason: PinReason) {
+        self.pins &= !bit(reason);
+    }
+
+    pub fn is_pinned(&self) -> bool {
+        self.pins != 0
+    }
+
+    pub fn is_pinned_by(&self, reason: PinReason) -> bool {
+        self.pins & bit(reason) != 0
+    }
+
+    /// Reads may still use other connections: what is pinned does not show in them.
+    pub fn reads_roam(&self) -> bool {
+        const HARMLESS: [PinReason; 5] = [
+            PinReason::Listen,
+            PinReason::AdvisoryLock,
+            PinReason::HoldCursor,
+            PinReason::Sequence,
+            PinReason::NamedLock,
+        ];
+        self.pins & !HARMLESS.iter().fold(0, |all, reason| all | bit(*reason)) == 0
+    }
+
+    /// The server connection is gone, and with it all that it held for this session.
+    pub fn forget_server(&mut self) {
+        self.held = None;
+        self.transaction = Transaction::Idle;
+        self.modes = TransactionModes::default();
+        self.wrote = false;
+        self.pins = 0;
+    }
+}
+
+fn bit(reason: PinReason) -> u16 {
+    1 << PinReason::ALL.iter().position(|other| *other == reason).expect("ALL lists every reason")
+}
+
+fn merge(into: &mut TransactionModes, from: TransactionModes) {
+    into.read_only = from.read_only.or(into.read_only);
+    into.isolation = from.isolation.or(into.isolation);
+    into.deferrable = from.deferrable.or(into.deferrable);
+}
+
+/// Whether its success may have changed data that others can see.
+fn may_write(intent: &Intent) -> bool {
+    intent.access == Access::Write
+        && !matches!(intent.reason, Reason::Session | Reason::Server | Reason::State | Reason::Transaction | Reason::Hint)
+}
+
+fn parse_bool(value: &str) -> Option<bool> {
+    match value.trim_matches('\'').to_ascii_lowercase().as_str() {
+        "on" | "true" | "yes" | "1" | "t" | "y" => Some(true),
+        "off" | "false" | "no" | "0" | "f" | "n" => Some(false),
+        _ => None,
+    }
+}
+
+impl Isolation {
+    /// Reads the value of `default_transaction_isolation` or `transaction_isolation`.
+    pub fn parse(value: &str) -> Option<Self> {
+        match value.trim_matches('\'').to_ascii_lowercase().replace('-', " ").as_str() {
+            "read uncommitted" => Some(Self::ReadUncommitted),
+            "read committed" => Some(Self::ReadCommitted),
+            "repeatable read" => Some(Self::RepeatableRead),
+            "serializable" => Some(Self::Serializable),
+            _ => None,
+        }
+    }
+}
+

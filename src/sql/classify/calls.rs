@@ -1,0 +1,229 @@
+//! Function calls, judged by the configuration, the built-in list and the catalog.
+
+use super::{
+    Cx,
+    survey::{Call, Named},
+    verdict::{Touched, Verdict},
+};
+use crate::sql::{
+    Dialect, Reason,
+    effects::{Effect, PinReason},
+    functions::{Builtin, builtin},
+    lexer::{Kind, tokens::Phrase},
+};
+
+/// Settings by which an app finds out whether it talks to a primary.
+pub(super) const PRIMARY_SETTINGS: [&str; 3] =
+    ["transaction_read_only", "in_hot_standby", "default_transaction_read_only"];
+
+pub(super) fn weigh(verdict: &mut Verdict, call: &Call, phrase: &Phrase<'_>, cx: &Cx<'_>) {
+    let Named { schema, name } = &call.function;
+    let name = name.as_str();
+    if cx.rules.write.contains(name) {
+        verdict.raise(Reason::Function);
+        return user_code(verdict, !cx.rules.clean.contains(name));
+    }
+    if cx.rules.read.contains(name) {
+        verdict.plain = false;
+        verdict.tables = Touched::All;
+        let touches = cx.catalog.functions.get(name).is_some_and(|user| user.touches);
+        if touches && !cx.rules.clean.contains(name) {
+            verdict.effect(Effect::Touches);
+        }
+        return;
+    }
+    let may_be_builtin = match (cx.dialect, schema.as_deref()) {
+        (_, None) => true,
+        (Dialect::Postgres, Some(schema)) => schema == "pg_catalog",
+        (Dialect::Mysql, Some(_)) => false,
+    };
+    let known = builtin(cx.dialect, name).filter(|_| may_be_builtin);
+    if let Some(known) = known {
+        weigh_builtin(verdict, known, call, phrase);
+    }
+    match cx.catalog.functions.get(name) {
+        Some(user) => {
+            if user.writes {
+                verdict.raise(Reason::Function);
+                verdict.effect(Effect::DrawsSequence);
+            }
+            if user.touches && !cx.rules.clean.contains(name) {
+                verdict.effect(Effect::Touches);
+            }
+            verdict.plain = false;
+            verdict.tables = Touched::All;
+        }
+        None if known.is_none() => {
+            verdict.raise(Reason::Function);
+            user_code(verdict, !cx.rules.clean.contains(name));
+        }
+        None => {}
+    }
+}
+
+fn user_code(verdict: &mut Verdict, touches: bool) {
+    verdict.plain = false;
+    verdict.tables = Touched::All;
+    verdict.effect(Effect::DrawsSequence);
+    if touches {
+        verdict.effect(Effect::Touches);
+    }
+}
+
+/// Code of which nothing is known runs.
+pub(super) fn unknown_code(verdict: &mut Verdict) {
+    user_code(verdict, true);
+}
+
+fn weigh_builtin(verdict: &mut Verdict, known: Builtin, call: &Call, phrase: &Phrase<'_>) {
+    verdict.plain &= known == Builtin::Pure;
+    match known {
+        Builtin::Pure => {}
+        Builtin::ReadsAll => verdict.tables = Touched::All,
+        Builtin::Writes => verdict.raise(Reason::Function),
+        Builtin::Server => verdict.raise(Reason::Server),
+        Builtin::State => verdict.raise(Reason::State),
+        Builtin::Draws => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::DrawsSequence);
+        }
+        Builtin::Previous => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::NeedsPrevious);
+        }
+        Builtin::AdvisoryLock => {
+            verdict.raise(Reason::State);
+            verdict.pin(PinReason::AdvisoryLock);
+        }
+        Builtin::AdvisoryUnlockAll => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::Unpin(PinReason::AdvisoryLock));
+        }
+        Builtin::NamedLock => {
+            verdict.raise(Reason::State);
+            verdict.pin(PinReason::NamedLock);
+        }
+        Builtin::ReleaseAllLocks => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::Unpin(PinReason::NamedLock));
+        }
+        Builtin::SetConfig => {
+            verdict.raise(Reason::State);
+            // Until the end of the transaction, or for as long as the session lasts.
+            if !call.ends_in_true {
+                verdict.pin(PinReason::Setting);
+            }
+        }
+        Builtin::CurrentSetting => {
+            if asks_for_primary(phrase) {
+                verdict.raise(Reason::Server);
+            }
+        }
+        Builtin::ShowsPrepared => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::ShowsPrepared);
+        }
+    }
+}
+
+/// Whether any `current_setting(…)` names a setting that tells primary from replica, or one that
+/// cannot be read here.
+fn asks_for_primary(phrase: &Phrase<'_>) -> bool {
+    (0..phrase.len()).filter(|&at| phrase.name(at).is_some_and(|name| name == "current_setting")).any(|at| {
+        match phrase.string(at + 2) {
+            Some(setting) => PRIMARY_SETTINGS.contains(&setting.to_ascii_lowercase().as_str()),
+            None => true,
+        }
+    })
+}
+
+/// `row.f`: in PostgreSQL a call of `f(row)` unless the row has such a column.
+pub(super) fn weigh_attribute(verdict: &mut Verdict, phrase: &Phrase<'_>, at: usize, cx: &Cx<'_>) {
+    if cx.dialect != Dialect::Postgres || cx.catalog.functions.is_empty() || phrase.punct(at + 1, b'(') {
+        return;
+    }
+    let Some(name) = phrase.name(at) else { return };
+    let Some(user) = cx.catalog.functions.get(name.as_str()) else { return };
+    if cx.rules.read.contains(name.as_str()) {
+        return;
+    }
+    if user.writes {
+        verdict.raise(Reason::Function);
+        verdict.effect(Effect::DrawsSequence);
+        verdict.plain = false;
+        verdict.tables = Touched::All;
+    }
+    if user.touches && !cx.rules.clean.contains(name.as_str()) {
+        verdict.effect(Effect::Touches);
+    }
+}
+
+/// For a statement that was not parsed: every name before a `(` may be a call.
+pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
+    for at in 0..phrase.len() {
+        let after_dot = at > 0 && phrase.punct(at - 1, b'.');
+        if after_dot {
+            weigh_attribute(verdict, phrase, at, cx);
+        }
+        if !phrase.punct(at + 1, b'(') || !matches!(phrase.kind(at), Some(Kind::Word | Kind::Quoted)) {
+            continue;
+        }
+        let is_target = at > 0 && phrase.is(at - 1, "into");
+        if is_target || (!after_dot && phrase.is_any(at, &NOT_CALLS)) {
+            continue;
+        }
+        let Some(name) = phrase.name(at) else {
+            unknown_code(verdict);
+            continue;
+        };
+        let schema = if after_dot && at > 1 { phrase.name(at - 2) } else { None };
+        let call = Call { function: Named { schema, name }, ends_in_true: false };
+        weigh(verdict, &call, phrase, cx);
+    }
+}
+
+/// Keywords that stand before a parenthesis without being called.
+const NOT_CALLS: [&str; 42] = [
+    "in",
+    "values",
+    "as",
+    "over",
+    "filter",
+    "and",
+    "or",
+    "not",
+    "on",
+    "using",
+    "exists",
+    "any",
+    "all",
+    "some",
+    "select",
+    "from",
+    "where",
+    "having",
+    "by",
+    "case",
+    "when",
+    "then",
+    "else",
+    "union",
+    "intersect",
+    "except",
+    "join",
+    "lateral",
+    "limit",
+    "offset",
+    "distinct",
+    "returning",
+    "set",
+    "is",
+    "like",
+    "between",
+    "array",
+    "within",
+    "group",
+    "materialized",
+    "with",
+    "conflict",
+];

@@ -1,0 +1,251 @@
+//! One statement string → its intent.
+//!
+//! Session and transaction commands are recognised by their tokens, in exact forms only
+//! (`transaction`, `postgres`, `mysql`); queries and data-modifying statements are parsed from
+//! their stripped text (`query`) and judged by what they call (`calls`) and name (`relations`).
+
+mod calls;
+mod mysql;
+mod mysql_set;
+mod postgres;
+mod postgres_set;
+mod query;
+mod relations;
+mod survey;
+mod transaction;
+mod verdict;
+
+use self::verdict::Verdict;
+use super::{
+    Access, Dialect, Hints, Intent, LexModes, Reason,
+    catalog::{Catalog, FunctionRules},
+    effects::{Effect, PinReason},
+    hints::Target,
+    lexer::{
+        Kind,
+        strip::{strip, stripped},
+        tokens::{Phrase, Tokens},
+    },
+};
+
+/// Text that is split into tokens as it is; of a longer one only the stripped text is read.
+const MAX_EXACT_BYTES: usize = 32 * 1024;
+/// Statements of one string that are judged one by one; a string of more is a write of anything.
+const MAX_STATEMENTS: usize = 1000;
+
+/// What a statement is judged by.
+pub(super) struct Cx<'a> {
+    dialect: Dialect,
+    modes: LexModes,
+    catalog: &'a Catalog,
+    rules: &'a FunctionRules,
+}
+
+/// Reads `text` as `dialect` under `modes`; what it calls and touches is judged by `catalog` and
+/// `rules`. Never fails: what cannot be understood is a write.
+pub fn classify(
+    text: &[u8],
+    dialect: Dialect,
+    modes: LexModes,
+    catalog: &Catalog,
+    rules: &FunctionRules,
+) -> Intent {
+    let modes = modes.for_text(text, dialect);
+    let fingerprint = stripped(text, dialect, modes).hash as u64;
+    let cx = Cx { dialect, modes, catalog, rules };
+    let shortened = (text.len() > MAX_EXACT_BYTES).then(|| strip(text, dialect, modes));
+    let intent = match &shortened {
+        Some(short) if short.len() > MAX_EXACT_BYTES => too_long(text),
+        Some(short) => judge(short, &cx, true),
+        None => judge(text, &cx, false),
+    };
+    Intent { fingerprint, ..intent }
+}
+
+/// Judges a whole string. `shortened`: its literals are not those that the client sent.
+fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
+    let tokens = Tokens::of(text, cx.dialect, cx.modes);
+    let mut hints = Hints::default();
+    for range in &tokens.hints {
+        hints.add(&text[range.clone()]);
+    }
+    if !tokens.scan.clean {
+        return Intent { hints, ..unreadable(text, cx) };
+    }
+    let whole = Phrase { text, tokens: &tokens.list, dialect: cx.dialect, modes: cx.modes };
+    let phrases = statements(&whole);
+    let verdict = if phrases.len() > MAX_STATEMENTS {
+        opaque(Reason::TooLong)
+    } else if tokens.scan.executable {
+        executable(&phrases, cx)
+    } else {
+        phrases
+            .iter()
+            .map(|phrase| classify_phrase(phrase, cx))
+            .reduce(Verdict::then)
+            .unwrap_or_else(Verdict::session)
+    };
+    let verdict = if shortened { without_text(verdict) } else { verdict };
+    let is_query =
+        matches!(phrases.as_slice(), [one] if one.is_any(0, &["select", "with", "values", "table"]));
+    let verdict = asked_for(verdict, &hints, is_query);
+    publish(verdict, hints, phrases.len())
+}
+
+fn publish(verdict: Verdict, hints: Hints, statements: usize) -> Intent {
+    let local = statements == 1 && matches!(verdict.reason, Reason::Read | Reason::Dml);
+    Intent {
+        access: verdict.access,
+        reason: verdict.reason,
+        effects: verdict.effects,
+        tables: verdict.tables.publish(),
+        hints,
+        fingerprint: 0,
+        statements: u32::try_from(statements).unwrap_or(u32::MAX),
+        plain: verdict.plain && local,
+        joins: verdict.joins,
+    }
+}
+
+/// The intent of a statement inside another one.
+fn intent_of(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Intent {
+    let fingerprint = stripped(phrase.source(), cx.dialect, cx.modes).hash as u64;
+    Intent { fingerprint, ..publish(classify_phrase(phrase, cx), Hints::default(), 1) }
+}
+
+/// Judges one statement.
+fn classify_phrase(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    match cx.dialect {
+        Dialect::Postgres => postgres::judge(phrase, cx),
+        Dialect::Mysql => mysql::judge(phrase, cx),
+    }
+}
+
+/// Splits a string into its statements, without the empty ones.
+fn statements<'a>(whole: &Phrase<'a>) -> Vec<Phrase<'a>> {
+    let mut phrases = Vec::new();
+    let (mut start, mut depth) = (0, 0_i32);
+    for at in 0..whole.len() {
+        match whole.kind(at) {
+            Some(Kind::Punct) if whole.punct(at, b'(') => depth += 1,
+            Some(Kind::Punct) if whole.punct(at, b')') => depth -= 1,
+            // Inside parentheses only CREATE RULE has it.
+            Some(Kind::Semicolon) if depth <= 0 => {
+                let phrase = whole.range(start..at);
+                if has_body(&phrase) {
+                    break;
+                }
+                if phrase.len() > 0 {
+                    phrases.push(phrase);
+                }
+                start = at + 1;
+                depth = 0;
+            }
+            _ => {}
+        }
+    }
+    let mut last = whole.from(start);
+    while last.kind(last.len().wrapping_sub(1)) == Some(Kind::Semicolon) {
+        last = last.range(0..last.len() - 1);
+    }
+    if last.len() > 0 {
+        phrases.push(last);
+    }
+    phrases
+}
+
+/// Whether a statement has a body with semicolons of its own, so that where it ends is not known.
+fn has_body(phrase: &Phrase<'_>) -> bool {
+    if phrase.says(0, &["begin", "not", "atomic"]) {
+        return true;
+    }
+    if !phrase.is_any(0, &["create", "alter"]) {
+        return false;
+    }
+    match phrase.dialect {
+        Dialect::Postgres => phrase.contains(&["begin", "atomic"]),
+        Dialect::Mysql => {
+            let bodies = ["procedure", "function", "trigger", "event", "package"];
+            (1..phrase.len().min(16)).any(|at| phrase.is_any(at, &bodies)) && phrase.contains(&["begin"])
+        }
+    }
+}
+
+/// A write of which nothing else is known.
+fn opaque(reason: Reason) -> Verdict {
+    Verdict::write(reason).with(Effect::DrawsSequence).with(Effect::Touches).apart()
+}
+
+/// `/*! … */`: whether its inside runs depends on the server's version.
+fn executable(phrases: &[Phrase<'_>], cx: &Cx<'_>) -> Verdict {
+    let mut verdict = match phrases {
+        [phrase] => classify_phrase(phrase, cx),
+        _ => opaque(Reason::Command),
+    };
+    verdict.raise(Reason::Command);
+    verdict.plain = false;
+    without_text(verdict)
+}
+
+/// Replaces effects that depend on exact text, where the text is not certain.
+fn without_text(mut verdict: Verdict) -> Verdict {
+    let uncertain = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::Set { .. }
+                | Effect::Reset { .. }
+                | Effect::ResetAll
+                | Effect::Prepare { .. }
+                | Effect::UseDatabase(_)
+                | Effect::Proxy(_)
+                | Effect::SetTransaction(_)
+        )
+    };
+    if verdict.effects.iter().any(uncertain) {
+        verdict.effects.retain(|effect| !uncertain(effect));
+        verdict.raise(Reason::State);
+        verdict.pin(PinReason::Setting);
+    }
+    for effect in &mut verdict.effects {
+        if matches!(effect, Effect::Begin(_)) {
+            *effect = Effect::BeginUnknown;
+        }
+    }
+    verdict
+}
+
+/// What cannot be split into tokens.
+fn unreadable(text: &[u8], cx: &Cx<'_>) -> Intent {
+    let reason = if cx.modes.unreadable { Reason::Unreadable } else { Reason::Unparsed };
+    let blank = text.iter().all(u8::is_ascii_whitespace);
+    publish(opaque(reason), Hints::default(), usize::from(!blank))
+}
+
+/// Too long even without its literals: judged by its leading keyword.
+fn too_long(text: &[u8]) -> Intent {
+    let word = text.trim_ascii_start();
+    let word = &word[..word.iter().take_while(|b| b.is_ascii_alphabetic()).count()];
+    let dml: [&[u8]; 5] = [b"insert", b"update", b"delete", b"merge", b"replace"];
+    let is_dml = dml.iter().any(|keyword| word.eq_ignore_ascii_case(keyword));
+    let mut verdict = opaque(if is_dml { Reason::Dml } else { Reason::TooLong });
+    if !is_dml && !word.eq_ignore_ascii_case(b"select") && !word.eq_ignore_ascii_case(b"with") {
+        verdict.pin(PinReason::Setting);
+    }
+    publish(verdict, Hints::default(), 1)
+}
+
+/// A client that says `replica` vouches for a query that was not understood or calls a function
+/// that is not known to read; the replica itself refuses what writes.
+fn asked_for(mut verdict: Verdict, hints: &Hints, is_query: bool) -> Verdict {
+    let harmless = |effect: &Effect| matches!(effect, Effect::Touches | Effect::DrawsSequence);
+    let doubtful = matches!(verdict.reason, Reason::Function | Reason::Server)
+        || (verdict.reason == Reason::Unparsed && is_query);
+    if hints.target == Some(Target::Replica) && doubtful && verdict.effects.iter().all(harmless) {
+        verdict.access = Access::Read;
+        verdict.reason = Reason::Hint;
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests;

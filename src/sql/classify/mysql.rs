@@ -1,0 +1,370 @@
+//! MySQL's and MariaDB's statements other than queries, recognised by their tokens.
+
+use super::{
+    Cx, classify_phrase, mysql_set, query, relations,
+    survey::Named,
+    transaction,
+    verdict::{Touched, Verdict},
+};
+use crate::sql::{
+    Reason,
+    effects::{Effect, PinReason, ProxyCommand},
+    lexer::{
+        Kind,
+        tokens::{Phrase, Tokens},
+    },
+};
+
+/// Judges one statement.
+pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    let leading = phrase.leading();
+    match leading.as_str() {
+        "begin" if phrase.is(1, "not") => Verdict::write(Reason::Command).with(Effect::Touches).apart(),
+        "begin" | "commit" | "rollback" | "savepoint" | "release" => {
+            transaction::command(phrase).unwrap_or_else(|| Verdict::write(Reason::Unparsed).apart())
+        }
+        "start" if phrase.is(1, "transaction") => {
+            transaction::command(phrase).unwrap_or_else(|| Verdict::write(Reason::Unparsed).apart())
+        }
+        "select" => match shown_variable(phrase) {
+            Some(verdict) => verdict,
+            None => select(phrase, cx),
+        },
+        "with" | "values" | "table" | "" => select(phrase, cx),
+        "insert" | "update" | "delete" | "replace" => query::judge(phrase, cx),
+        "set" => mysql_set::set(phrase, cx),
+        "show" => show(phrase, cx),
+        "explain" | "describe" | "desc" | "analyze" => explain(phrase, &leading, cx),
+        "use" => use_database(phrase),
+        "kill" => kill(phrase),
+        "prepare" | "execute" | "deallocate" => prepared(phrase, &leading, cx),
+        "drop" if phrase.is(1, "prepare") => prepared(phrase, &leading, cx),
+        "xa" => xa(phrase),
+        "lock" | "unlock" | "flush" | "handler" => locks(phrase, &leading),
+        "call" => with_variables(
+            Verdict::write(Reason::Command).with(Effect::DrawsSequence).with(Effect::Touches).apart(),
+            phrase,
+        ),
+        "do" => evaluate(phrase, cx),
+        "load" | "import" => with_variables(
+            Verdict::write(Reason::Dml).with(Effect::DrawsSequence).with(Effect::Touches),
+            phrase,
+        ),
+        "get" => Verdict::state().with(Effect::NeedsPrevious).with(Effect::Pin(PinReason::UserVariable)),
+        _ => definition(phrase, &leading, cx),
+    }
+}
+
+fn with_variables(mut verdict: Verdict, phrase: &Phrase<'_>) -> Verdict {
+    if (0..phrase.len()).any(|at| phrase.kind(at) == Some(Kind::UserVariable)) {
+        verdict.pin(PinReason::UserVariable);
+    }
+    verdict
+}
+
+fn select(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    if phrase.contains(&["lock", "in", "share", "mode"]) {
+        let mut verdict = query::unparsed(phrase, cx, Reason::Lock);
+        verdict.reason = Reason::Lock;
+        return verdict;
+    }
+    if phrase.contains(&["sql_calc_found_rows"]) {
+        // FOUND_ROWS() has to find this connection again.
+        let mut verdict = query::judge(phrase, cx);
+        verdict.raise(Reason::State);
+        verdict.effect(Effect::DrawsSequence);
+        return verdict;
+    }
+    query::judge(phrase, cx)
+}
+
+/// Variables in a query or a data-modifying statement.
+pub(super) fn weigh_variables(verdict: &mut Verdict, phrase: &Phrase<'_>) {
+    for at in 0..phrase.len() {
+        match phrase.kind(at) {
+            Some(Kind::UserVariable) => {
+                verdict.raise(Reason::State);
+                verdict.plain = false;
+                let assigned = (phrase.punct(at + 1, b':') && phrase.punct(at + 2, b'='))
+                    || phrase.contains(&["into"]) && is_into_list(phrase, at);
+                if assigned {
+                    verdict.pin(PinReason::UserVariable);
+                }
+            }
+            Some(Kind::SystemVariable) => weigh_system_variable(verdict, phrase.raw(at)),
+            Some(Kind::Word)
+                if phrase.says(at, &["into", "outfile"]) || phrase.says(at, &["into", "dumpfile"]) =>
+            {
+                verdict.raise(Reason::Command);
+                verdict.plain = false;
+            }
+            Some(Kind::Word) if phrase.says(at, &["next", "value", "for"]) => {
+                verdict.raise(Reason::State);
+                verdict.effect(Effect::DrawsSequence);
+            }
+            Some(Kind::Word) if phrase.says(at, &["previous", "value", "for"]) => {
+                verdict.raise(Reason::State);
+                verdict.effect(Effect::NeedsPrevious);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether the variable at `at` stands in `INTO @a, @b`.
+fn is_into_list(phrase: &Phrase<'_>, at: usize) -> bool {
+    let mut before = at;
+    while before >= 2 && phrase.punct(before - 1, b',') && phrase.kind(before - 2) == Some(Kind::UserVariable)
+    {
+        before -= 2;
+    }
+    before > 0 && phrase.is(before - 1, "into")
+}
+
+fn weigh_system_variable(verdict: &mut Verdict, raw: &[u8]) {
+    match system_variable(raw).as_str() {
+        "read_only"
+        | "super_read_only"
+        | "innodb_read_only"
+        | "transaction_read_only"
+        | "tx_read_only"
+        | "in_transaction" => verdict.raise(Reason::Server),
+        "last_insert_id" | "identity" | "warning_count" | "error_count" | "insert_id" => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::NeedsPrevious);
+        }
+        "pseudo_thread_id" | "rand_seed1" | "rand_seed2" | "timestamp" => verdict.raise(Reason::State),
+        name if name.contains("gtid") || name.starts_with("rpl_") || name.starts_with("wsrep_") => {
+            verdict.raise(Reason::Server);
+        }
+        _ => {}
+    }
+}
+
+/// The bare name of `@@session.name`.
+pub(super) fn system_variable(raw: &[u8]) -> String {
+    let name = String::from_utf8_lossy(raw).to_lowercase().replace('`', "");
+    let name = name.trim_start_matches('@');
+    name.rsplit('.').next().unwrap_or(name).to_owned()
+}
+
+/// `SELECT @pointsman_route`.
+fn shown_variable(phrase: &Phrase<'_>) -> Option<Verdict> {
+    if phrase.kind(1) != Some(Kind::UserVariable) {
+        return None;
+    }
+    let alone = match phrase.len() {
+        2 => true,
+        4 => phrase.is(2, "as") && phrase.name(3).is_some(),
+        4.. => phrase.is(2, "limit"),
+        _ => false,
+    };
+    let name = mysql_set::proxy_variable(phrase.raw(1)).filter(|_| alone)?;
+    Some(Verdict::session().with(Effect::Proxy(ProxyCommand::Show { name })))
+}
+
+fn show(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    let mut at = 1;
+    while phrase.is_any(at, &["full", "extended", "global", "session", "local", "all"]) {
+        at += 1;
+    }
+    let of_previous = phrase.is_any(at, &["warnings", "errors", "profile", "profiles"])
+        || (phrase.is(at, "count") && phrase.is_any(at + 4, &["warnings", "errors"]));
+    if of_previous {
+        return Verdict::state().with(Effect::NeedsPrevious);
+    }
+    let reads_catalog = [
+        "tables",
+        "columns",
+        "fields",
+        "databases",
+        "schemas",
+        "create",
+        "index",
+        "indexes",
+        "indices",
+        "keys",
+        "table",
+        "triggers",
+        "events",
+        "function",
+        "procedure",
+        "package",
+        "character",
+        "charset",
+        "collation",
+        "grants",
+        "privileges",
+        "engines",
+        "storage",
+        "plugins",
+    ];
+    if !phrase.is_any(at, &reads_catalog) {
+        return Verdict::server();
+    }
+    let mut verdict = Verdict::read();
+    verdict.tables = Touched::All;
+    // A WHERE clause may hold any expression.
+    if phrase.contains(&["where"]) {
+        super::calls::weigh_tokens(&mut verdict, phrase, cx);
+        weigh_variables(&mut verdict, phrase);
+    }
+    verdict
+}
+
+fn explain(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
+    let mut at = 1;
+    while phrase.is_any(at, &["extended", "partitions", "analyze", "format"]) {
+        at += if phrase.is(at, "format") { 3 } else { 1 };
+    }
+    if phrase.is_any(at, &["into", "for"]) {
+        // EXPLAIN INTO @v, EXPLAIN FOR CONNECTION, EXPLAIN FOR SCHEMA.
+        return with_variables(Verdict::server(), phrase);
+    }
+    let inner = phrase.from(at);
+    let is_query = inner.punct(0, b'(')
+        || inner.is_any(0, &["select", "insert", "update", "delete", "replace", "with", "values", "table"]);
+    if is_query {
+        return Verdict { plain: false, ..classify_phrase(&inner, cx) };
+    }
+    if leading == "analyze" {
+        return definition(phrase, leading, cx);
+    }
+    match phrase.qualified(1) {
+        Some((name, end)) => {
+            let schema = if end > 2 { phrase.name(end - 3) } else { None };
+            let mut verdict = Verdict::read();
+            relations::weigh(&mut verdict, &Named { schema, name }, relations::Use::Read, cx);
+            if !cx.catalog.loaded {
+                verdict.tables = Touched::All;
+            }
+            verdict
+        }
+        None => Verdict::write(Reason::Unparsed),
+    }
+}
+
+fn use_database(phrase: &Phrase<'_>) -> Verdict {
+    let name = match phrase.kind(1) {
+        // A database's name keeps its case.
+        Some(Kind::Word) => std::str::from_utf8(phrase.raw(1)).ok().map(str::to_owned),
+        Some(Kind::Quoted) => std::str::from_utf8(phrase.raw(1)).ok().map(|raw| {
+            let quote = &raw[..1];
+            raw[1..raw.len() - 1].replace(&quote.repeat(2), quote)
+        }),
+        _ => None,
+    };
+    match name.filter(|_| phrase.len() == 2) {
+        Some(name) => Verdict::session().with(Effect::UseDatabase(name.into())),
+        None => Verdict::state().with(Effect::Pin(PinReason::Setting)),
+    }
+}
+
+fn kill(phrase: &Phrase<'_>) -> Verdict {
+    let query_only = phrase.is(1, "query");
+    let at = if query_only || phrase.is(1, "connection") { 2 } else { 1 };
+    let id = std::str::from_utf8(phrase.raw(at)).ok().and_then(|digits| digits.parse().ok());
+    match id.filter(|_| phrase.len() == at + 1 && phrase.kind(at) == Some(Kind::Number)) {
+        Some(id) => Verdict::session().with(Effect::Kill { id, query_only }),
+        None => Verdict::write(Reason::Command),
+    }
+}
+
+fn prepared(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
+    let odd = || Verdict::state().with(Effect::Touches).with(Effect::Pin(PinReason::Setting));
+    match leading {
+        "prepare" => prepare(phrase, cx).unwrap_or_else(odd),
+        "execute" if phrase.is(1, "immediate") => odd(),
+        "execute" => match phrase.name(1) {
+            Some(name) if phrase.len() == 2 || phrase.is(2, "using") => {
+                Verdict::session().with(Effect::Execute { name: name.into() })
+            }
+            _ => odd(),
+        },
+        _ => match phrase.name(2) {
+            Some(name) if phrase.is(1, "prepare") && phrase.len() == 3 => {
+                Verdict::session().with(Effect::Deallocate { name: Some(name.into()) })
+            }
+            _ => Verdict::write(Reason::Unparsed),
+        },
+    }
+}
+
+fn prepare(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<Verdict> {
+    let name = phrase.name(1)?.into();
+    let text = phrase.string(3).filter(|_| phrase.is(2, "from") && phrase.len() == 4)?;
+    let inner = Box::new(super::classify(text.as_bytes(), cx.dialect, cx.modes, cx.catalog, cx.rules));
+    let statement = phrase.source_text()?.into();
+    Some(Verdict::session().with(Effect::Prepare { name, statement, inner }))
+}
+
+fn xa(phrase: &Phrase<'_>) -> Verdict {
+    let tail = phrase.len().saturating_sub(2);
+    match () {
+        () if phrase.is_any(1, &["start", "begin"]) => Verdict::transaction(Effect::BeginUnknown),
+        () if phrase.is(1, "prepare") => {
+            Verdict::write(Reason::Command).with(Effect::PrepareTransaction).apart()
+        }
+        () if phrase.is(1, "commit") && phrase.says(tail, &["one", "phase"]) => {
+            Verdict::transaction(Effect::Commit { chain: false })
+        }
+        () if phrase.is(1, "recover") => Verdict::server().apart(),
+        () => Verdict::write(Reason::Command).apart(),
+    }
+}
+
+fn locks(phrase: &Phrase<'_>, leading: &str) -> Verdict {
+    let tables = phrase.is_any(1, &["table", "tables"]);
+    match leading {
+        "lock" => Verdict::write(Reason::Lock).with(Effect::Pin(PinReason::TableLock)).apart(),
+        "unlock" if tables => Verdict::write(Reason::Lock).with(Effect::Unpin(PinReason::TableLock)).apart(),
+        "unlock" => Verdict::write(Reason::Lock).apart(),
+        "handler" => {
+            let verdict = Verdict { tables: Touched::All, ..Verdict::state() };
+            let opens = (1..phrase.len()).any(|at| phrase.is(at, "open"));
+            if opens { verdict.with(Effect::Pin(PinReason::Cursor)) } else { verdict }
+        }
+        _ if phrase.contains(&["with", "read", "lock"]) || phrase.contains(&["for", "export"]) => {
+            Verdict::write(Reason::Lock).with(Effect::Pin(PinReason::TableLock)).apart()
+        }
+        _ => Verdict::write(Reason::Command).apart(),
+    }
+}
+
+/// `DO expr, …`: judged as the SELECT of the same expressions, and sent to the primary.
+fn evaluate(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    let mut text = b"SELECT ".to_vec();
+    text.extend_from_slice(phrase.from(1).source());
+    let tokens = Tokens::of(&text, cx.dialect, cx.modes);
+    let select = Phrase { text: &text, tokens: &tokens.list, ..*phrase };
+    let mut verdict = query::judge(&select, cx);
+    verdict.raise(Reason::Command);
+    Verdict { plain: false, ..verdict }
+}
+
+/// Data definition and everything else that only a primary runs.
+fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
+    let mut verdict = Verdict::write(Reason::Ddl).apart();
+    match leading {
+        "create" | "drop" | "alter" | "rename" | "truncate" => {
+            verdict.effect(Effect::Ddl);
+            if phrase.is_any(1, &["temporary"]) || phrase.says(1, &["or", "replace", "temporary"]) {
+                verdict.reason = Reason::State;
+                if leading == "create" {
+                    verdict.pin(PinReason::TempTable);
+                }
+            }
+            if phrase.contains(&["select"]) {
+                verdict.effect(Effect::DrawsSequence);
+            }
+        }
+        "grant" | "revoke" | "analyze" | "check" | "checksum" | "optimize" | "repair" | "install"
+        | "uninstall" => {}
+        "change" | "start" | "stop" | "reset" | "purge" | "binlog" | "cache" | "clone" | "shutdown"
+        | "restart" | "signal" | "resignal" | "help" | "backup" | "change_master" => {
+            verdict.reason = Reason::Command
+        }
+        _ => verdict.reason = Reason::Unparsed,
+    }
+    verdict
+}

@@ -1,0 +1,288 @@
+//! MySQL's and MariaDB's SET.
+
+use super::{Cx, classify_phrase, mysql::system_variable, transaction, verdict::Verdict};
+use crate::sql::{
+    Access, Reason,
+    effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, TransactionModes},
+    lexer::{Kind, tokens::Phrase},
+};
+
+/// The prefix of the proxy's own settings.
+const PROXY: &str = "pointsman_";
+
+/// The setting that `@pointsman_name` names.
+pub(super) fn proxy_variable(raw: &[u8]) -> Option<Box<str>> {
+    let name = user_variable(raw)?;
+    name.strip_prefix("@")?.strip_prefix(PROXY).map(Into::into)
+}
+
+/// `@name`, folded: user variables are not case-sensitive. `None` for quoted ones.
+fn user_variable(raw: &[u8]) -> Option<String> {
+    let name = std::str::from_utf8(raw).ok()?;
+    (!name.contains(['\'', '"', '`'])).then(|| name.to_lowercase())
+}
+
+pub(super) fn set(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    match () {
+        () if phrase.is(1, "statement") => set_statement(phrase, cx),
+        () if phrase.is_any(1, &["password", "default"]) || phrase.says(1, &["resource", "group"]) => {
+            Verdict::write(Reason::Ddl).apart()
+        }
+        () if phrase.is(1, "transaction") => set_transaction(phrase, 2, None),
+        () if phrase.is_any(1, &["session", "local"]) && phrase.is(2, "transaction") => {
+            set_transaction(phrase, 3, Some("SESSION"))
+        }
+        () if phrase.is(1, "global") && phrase.is(2, "transaction") => Verdict::write(Reason::Command),
+        () if phrase.is(1, "role") => role(phrase),
+        () => assignments(phrase),
+    }
+}
+
+/// MariaDB's `SET STATEMENT a = 1 FOR query`: its settings end with it.
+fn set_statement(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    let Some(at) = (2..phrase.len()).find(|&at| phrase.is(at, "for")) else {
+        return Verdict::write(Reason::Unparsed).with(Effect::Touches);
+    };
+    let mut verdict = classify_phrase(&phrase.from(at + 1), cx);
+    verdict.raise(Reason::Command);
+    Verdict { plain: false, ..verdict }
+}
+
+fn set_transaction(phrase: &Phrase<'_>, at: usize, scope: Option<&str>) -> Verdict {
+    let Some(modes) = transaction::modes(phrase, at).filter(|_| phrase.len() > at) else { return odd() };
+    if scope.is_none() {
+        return Verdict::session().with(Effect::SetTransaction(modes));
+    }
+    let mut verdict = Verdict::session();
+    if let Some(isolation) = modes.isolation {
+        let value = isolation_value(isolation);
+        verdict.effect(session_setting(
+            "transaction_isolation",
+            &format!("'{}'", value.replace(' ', "-")),
+            || format!("SET SESSION TRANSACTION ISOLATION LEVEL {value}"),
+        ));
+    }
+    if let Some(read_only) = modes.read_only {
+        let (value, word) = if read_only { ("1", "ONLY") } else { ("0", "WRITE") };
+        verdict.effect(session_setting("transaction_read_only", value, || {
+            format!("SET SESSION TRANSACTION READ {word}")
+        }));
+    }
+    verdict
+}
+
+const fn isolation_value(isolation: Isolation) -> &'static str {
+    match isolation {
+        Isolation::ReadUncommitted => "READ UNCOMMITTED",
+        Isolation::ReadCommitted => "READ COMMITTED",
+        Isolation::RepeatableRead => "REPEATABLE READ",
+        Isolation::Serializable => "SERIALIZABLE",
+    }
+}
+
+fn session_setting(name: &str, value: &str, statement: impl FnOnce() -> String) -> Effect {
+    Effect::Set {
+        name: name.into(),
+        value: value.into(),
+        statement: statement().into(),
+        scope: Scope::Session,
+    }
+}
+
+fn role(phrase: &Phrase<'_>) -> Verdict {
+    match phrase.source_text().filter(|_| phrase.len() > 2) {
+        Some(source) => {
+            let value = phrase.from(2).source_text().unwrap_or_default();
+            Verdict::session().with(session_setting("role", value, || source.to_owned()))
+        }
+        None => odd(),
+    }
+}
+
+/// A setting that cannot be carried.
+fn odd() -> Verdict {
+    Verdict::state().with(Effect::Pin(PinReason::Setting))
+}
+
+/// `SET a = 1, @b = 2, @@session.c = 3`.
+fn assignments(phrase: &Phrase<'_>) -> Verdict {
+    let mut verdict = Verdict::session();
+    // The scope word holds for the assignments behind it, too.
+    let mut scope = Wanted::Session;
+    for item in phrase.from(1).split_commas() {
+        match assignment(&item, &mut scope) {
+            Some(Outcome::Carried(effect)) => verdict.effect(effect),
+            Some(Outcome::Server) => verdict.raise(Reason::Command),
+            Some(Outcome::Variable) => {
+                verdict.raise(Reason::State);
+                verdict.pin(PinReason::UserVariable);
+            }
+            None => {
+                verdict.raise(Reason::State);
+                verdict.pin(PinReason::Setting);
+            }
+        }
+    }
+    if verdict.access == Access::Write {
+        verdict.joins = false;
+    }
+    verdict
+}
+
+enum Outcome {
+    Carried(Effect),
+    /// SET GLOBAL, PERSIST: the server's own setting.
+    Server,
+    /// A user variable whose value only the server knows.
+    Variable,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Session,
+    /// `@@name` without a scope: means the next transaction for transaction modes.
+    Bare,
+    Server,
+}
+
+fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
+    if item.is(0, "names") || item.is_any(0, &["charset"]) || item.says(0, &["character", "set"]) {
+        let at = if item.is(0, "character") { 2 } else { 1 };
+        let name = if item.is(0, "names") { "names" } else { "character set" };
+        return Some(Outcome::Carried(carried(name, &item.from(at), item.source_text()?)));
+    }
+    if item.kind(0) == Some(Kind::UserVariable) {
+        return set_user_variable(item);
+    }
+    let (name, wanted, at) = setting(item, scope)?;
+    let at = match () {
+        () if item.punct(at, b'=') => at + 1,
+        () if item.punct(at, b':') && item.punct(at + 1, b'=') => at + 2,
+        () => return None,
+    };
+    let value = item.from(at);
+    if wanted == Wanted::Server {
+        return Some(Outcome::Server);
+    }
+    if !is_literal(&value) {
+        return None;
+    }
+    let name = match name.as_str() {
+        "tx_isolation" => "transaction_isolation".to_owned(),
+        "tx_read_only" => "transaction_read_only".to_owned(),
+        _ => name,
+    };
+    if wanted == Wanted::Bare
+        && let Some(modes) = next_transaction(&name, &value)
+    {
+        return Some(Outcome::Carried(Effect::SetTransaction(modes)));
+    }
+    if value.len() == 1 && value.is(0, "default") {
+        return Some(Outcome::Carried(Effect::Reset { name: name.into() }));
+    }
+    let source = format!("SESSION {name} = {}", value.source_text()?);
+    Some(Outcome::Carried(carried(&name, &value, &source)))
+}
+
+fn carried(name: &str, value: &Phrase<'_>, assignment: &str) -> Effect {
+    session_setting(name, value.source_text().unwrap_or_default(), || format!("SET {assignment}"))
+}
+
+/// The system variable that an assignment names, its scope, and the index behind it.
+fn setting(item: &Phrase<'_>, scope: &mut Wanted) -> Option<(String, Wanted, usize)> {
+    if item.kind(0) == Some(Kind::SystemVariable) {
+        let raw = String::from_utf8_lossy(item.raw(0)).to_lowercase();
+        let wanted = match raw.trim_start_matches('@').split_once('.') {
+            None => Wanted::Bare,
+            Some(("session" | "local", _)) => Wanted::Session,
+            Some(("global" | "persist" | "persist_only", _)) => Wanted::Server,
+            Some(_) => return None,
+        };
+        return Some((system_variable(item.raw(0)), wanted, 1));
+    }
+    let at = match () {
+        () if item.is_any(0, &["global", "persist", "persist_only"]) => {
+            *scope = Wanted::Server;
+            1
+        }
+        () if item.is_any(0, &["session", "local"]) => {
+            *scope = Wanted::Session;
+            1
+        }
+        () => 0,
+    };
+    let name = item.name(at)?;
+    // `component.variable`: only ever global.
+    if item.punct(at + 1, b'.') { None } else { Some((name, *scope, at + 1)) }
+}
+
+fn set_user_variable(item: &Phrase<'_>) -> Option<Outcome> {
+    let at = match () {
+        () if item.punct(1, b'=') => 2,
+        () if item.punct(1, b':') && item.punct(2, b'=') => 3,
+        () => return None,
+    };
+    let value = item.from(at);
+    if let Some(name) = proxy_variable(item.raw(0)) {
+        let value = match value.kind(0) {
+            Some(Kind::Text) if value.len() == 1 => value.string(0)?,
+            Some(Kind::Number) if value.len() == 1 => value.source_text()?.to_owned(),
+            Some(Kind::Word) if value.len() == 1 => match value.is_any(0, &["default", "null"]) {
+                true => return Some(Outcome::Carried(Effect::Proxy(ProxyCommand::Reset { name }))),
+                false => value.source_text()?.to_owned(),
+            },
+            _ => return None,
+        };
+        let value = value.into();
+        return Some(Outcome::Carried(Effect::Proxy(ProxyCommand::Set { name, value })));
+    }
+    let literal = match value.len() {
+        1 => {
+            matches!(value.kind(0), Some(Kind::Text | Kind::Number))
+                || value.is_any(0, &["null", "true", "false"])
+        }
+        2 => matches!(value.raw(0), b"-" | b"+") && value.kind(1) == Some(Kind::Number),
+        _ => false,
+    };
+    let name = user_variable(item.raw(0)).filter(|_| literal);
+    Some(match name {
+        Some(name) => Outcome::Carried(carried(&name, &value, item.source_text()?)),
+        None => Outcome::Variable,
+    })
+}
+
+/// A value that means the same on any server connection.
+fn is_literal(value: &Phrase<'_>) -> bool {
+    match value.len() {
+        1 => matches!(value.kind(0), Some(Kind::Text | Kind::Number | Kind::Word)),
+        2 => matches!(value.raw(0), b"-" | b"+") && value.kind(1) == Some(Kind::Number),
+        _ => false,
+    }
+}
+
+fn next_transaction(name: &str, value: &Phrase<'_>) -> Option<TransactionModes> {
+    let text = match value.kind(0)? {
+        Kind::Text => value.string(0)?,
+        _ => value.source_text()?.to_owned(),
+    };
+    let text = text.to_lowercase();
+    let modes = TransactionModes::default();
+    match name {
+        "transaction_read_only" => match text.as_str() {
+            "1" | "on" | "true" => Some(TransactionModes { read_only: Some(true), ..modes }),
+            "0" | "off" | "false" => Some(TransactionModes { read_only: Some(false), ..modes }),
+            _ => None,
+        },
+        "transaction_isolation" => {
+            let isolation = match text.as_str() {
+                "serializable" => Isolation::Serializable,
+                "repeatable-read" => Isolation::RepeatableRead,
+                "read-committed" => Isolation::ReadCommitted,
+                "read-uncommitted" => Isolation::ReadUncommitted,
+                _ => return None,
+            };
+            Some(TransactionModes { isolation: Some(isolation), ..modes })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,141 @@
+//! Relations that a statement names, judged by the catalog.
+
+use super::{
+    Cx,
+    survey::Named,
+    verdict::{Touched, Verdict},
+};
+use crate::sql::{Dialect, Reason, effects::Effect, lexer::tokens::Phrase};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    Read,
+    Write,
+}
+
+pub(super) fn weigh(verdict: &mut Verdict, relation: &Named, how: Use, cx: &Cx<'_>) {
+    verdict.tables.add(&relation.name);
+    match system_relation(relation, cx.dialect) {
+        Some(System::Server) => verdict.raise(Reason::Server),
+        Some(System::Prepared) => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::ShowsPrepared);
+        }
+        Some(System::Session) => verdict.raise(Reason::State),
+        Some(System::Sequence) => verdict.raise(Reason::Relation),
+        None => {}
+    }
+    if how == Use::Write && !cx.catalog.loaded {
+        // It may have triggers.
+        verdict.effect(Effect::Touches);
+    }
+    let Some(known) = cx.catalog.relations.get(relation.name.as_str()) else { return };
+    if known.primary_only {
+        verdict.raise(Reason::Relation);
+        verdict.plain = false;
+    }
+    if known.writes_on_read {
+        verdict.raise(Reason::Relation);
+        verdict.plain = false;
+        verdict.effect(Effect::DrawsSequence);
+        verdict.effect(Effect::Touches);
+    }
+    let everything = if how == Use::Write { known.writes_all || known.reads_all } else { known.reads_all };
+    if everything {
+        verdict.tables = Touched::All;
+    }
+    if how == Use::Write {
+        verdict.plain &= !known.writes_all && !known.touches;
+        for relative in &known.relatives {
+            verdict.tables.add(relative);
+        }
+        if known.writes_all {
+            verdict.effect(Effect::DrawsSequence);
+        }
+        if known.touches {
+            verdict.effect(Effect::DrawsSequence);
+            verdict.effect(Effect::Touches);
+        }
+    }
+}
+
+/// For a statement that was not parsed: any name in it may be the target of a write.
+pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
+    let touches = |name: String| {
+        cx.catalog.relations.get(name.as_str()).is_some_and(|known| known.touches || known.writes_on_read)
+    };
+    if !cx.catalog.loaded || (0..phrase.len()).filter_map(|at| phrase.name(at)).any(touches) {
+        verdict.effect(Effect::Touches);
+    }
+}
+
+enum System {
+    /// State of one server.
+    Server,
+    /// Names of prepared statements or portals.
+    Prepared,
+    /// State of one server session.
+    Session,
+    Sequence,
+}
+
+fn system_relation(relation: &Named, dialect: Dialect) -> Option<System> {
+    let schema = relation.schema.as_deref();
+    match dialect {
+        Dialect::Postgres => match schema {
+            Some(schema) if schema.starts_with("pg_temp") => Some(System::Session),
+            Some("information_schema") => None,
+            Some(schema) if schema != "pg_catalog" => extension_relation(&relation.name),
+            _ => postgres_relation(&relation.name),
+        },
+        Dialect::Mysql => mysql_relation(schema, &relation.name),
+    }
+}
+
+fn postgres_relation(name: &str) -> Option<System> {
+    match name {
+        "pg_prepared_statements" | "pg_cursors" => Some(System::Prepared),
+        "pg_sequences" => Some(System::Sequence),
+        "pg_locks"
+        | "pg_prepared_xacts"
+        | "pg_settings"
+        | "pg_file_settings"
+        | "pg_hba_file_rules"
+        | "pg_ident_file_mappings"
+        | "pg_replication_slots"
+        | "pg_replication_origin_status"
+        | "pg_shmem_allocations"
+        | "pg_backend_memory_contexts"
+        | "pg_config"
+        | "pg_aios"
+        | "pg_wait_events"
+        | "pg_dsm_registry_allocations" => Some(System::Server),
+        _ => extension_relation(name),
+    }
+}
+
+/// Views over one server's memory, whose extension may live in any schema.
+fn extension_relation(name: &str) -> Option<System> {
+    let of_server =
+        name.starts_with("pg_stat_") || name.starts_with("pg_statio_") || name == "pg_buffercache";
+    of_server.then_some(System::Server)
+}
+
+fn mysql_relation(schema: Option<&str>, name: &str) -> Option<System> {
+    match schema {
+        Some("performance_schema" | "sys") => Some(System::Server),
+        Some("information_schema") => {
+            let of_server = name.starts_with("innodb_")
+                || name.starts_with("global_")
+                || name.starts_with("session_")
+                || matches!(name, "processlist" | "profiling" | "optimizer_trace" | "system_variables")
+                || matches!(name, "metadata_lock_info" | "user_statistics" | "client_statistics" | "events");
+            of_server.then_some(System::Server)
+        }
+        Some("mysql") => {
+            let of_server = name.starts_with("slave_") || name.starts_with("gtid_") || name.ends_with("_log");
+            of_server.then_some(System::Server)
+        }
+        _ => None,
+    }
+}

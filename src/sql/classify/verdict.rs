@@ -1,0 +1,145 @@
+//! What is known of one statement of a string, while it is being put together.
+
+use std::collections::BTreeSet;
+
+use crate::sql::{
+    Access, Reason, Tables,
+    effects::{Effect, PinReason},
+};
+
+/// Names that are kept per statement; more count as [`Tables::All`].
+const MAX_TABLES: usize = 64;
+
+#[derive(Clone, Debug)]
+pub(super) struct Verdict {
+    pub access: Access,
+    pub reason: Reason,
+    pub effects: Vec<Effect>,
+    pub tables: Touched,
+    pub plain: bool,
+    pub joins: bool,
+}
+
+/// Tables under construction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Touched {
+    All,
+    Some(BTreeSet<Box<str>>),
+}
+
+impl Touched {
+    pub fn none() -> Self {
+        Self::Some(BTreeSet::new())
+    }
+
+    pub fn add(&mut self, name: &str) {
+        if let Self::Some(names) = self {
+            if names.len() == MAX_TABLES && !names.contains(name) {
+                *self = Self::All;
+            } else if !names.contains(name) {
+                names.insert(name.into());
+            }
+        }
+    }
+
+    fn union(&mut self, other: Self) {
+        match other {
+            Self::All => *self = Self::All,
+            Self::Some(names) => names.iter().for_each(|name| self.add(name)),
+        }
+    }
+
+    pub fn publish(self) -> Tables {
+        match self {
+            Self::All => Tables::All,
+            Self::Some(names) => Tables::Some(names.into_iter().collect()),
+        }
+    }
+}
+
+impl Verdict {
+    /// A read of nothing yet.
+    pub fn read() -> Self {
+        Self {
+            access: Access::Read,
+            reason: Reason::Read,
+            effects: Vec::new(),
+            tables: Touched::none(),
+            plain: false,
+            joins: true,
+        }
+    }
+
+    /// A write that may touch everything.
+    pub fn write(reason: Reason) -> Self {
+        Self { access: Access::Write, reason, tables: Touched::All, ..Self::read() }
+    }
+
+    /// A statement that concerns the session alone and may run anywhere.
+    pub fn session() -> Self {
+        Self { reason: Reason::Session, ..Self::read() }
+    }
+
+    /// A statement that reads or keeps state of the server session: the primary's, but no table.
+    pub fn state() -> Self {
+        Self { tables: Touched::none(), ..Self::write(Reason::State) }
+    }
+
+    /// A question about the server itself.
+    pub fn server() -> Self {
+        Self { tables: Touched::none(), ..Self::write(Reason::Server) }
+    }
+
+    /// Begins, ends or shapes a transaction.
+    pub fn transaction(effect: Effect) -> Self {
+        Self { tables: Touched::none(), joins: false, ..Self::write(Reason::Transaction) }.with(effect)
+    }
+
+    pub fn with(mut self, effect: Effect) -> Self {
+        self.effect(effect);
+        self
+    }
+
+    /// Runs in a transaction of its own, or commits inside.
+    pub fn apart(self) -> Self {
+        Self { joins: false, ..self }
+    }
+
+    pub fn effect(&mut self, effect: Effect) {
+        if !self.effects.contains(&effect) {
+            self.effects.push(effect);
+        }
+    }
+
+    pub fn pin(&mut self, reason: PinReason) {
+        self.effect(Effect::Pin(reason));
+    }
+
+    /// Makes a read a write; what is one already keeps its reason.
+    pub fn raise(&mut self, reason: Reason) {
+        if self.access == Access::Read {
+            self.access = Access::Write;
+            self.reason = reason;
+        }
+    }
+
+    /// Joins the verdict of the next statement of the same string.
+    pub fn then(mut self, next: Self) -> Self {
+        let writes = self.access == Access::Write || next.access == Access::Write;
+        let reason = match (writes, self.reason, next.reason) {
+            (_, first, second) if first == second => first,
+            (true, ..) => Reason::Command,
+            (false, Reason::Session, other) | (false, other, Reason::Session) => other,
+            (false, ..) => Reason::Read,
+        };
+        self.effects.extend(next.effects);
+        self.tables.union(next.tables);
+        Self {
+            access: if writes { Access::Write } else { Access::Read },
+            reason,
+            plain: false,
+            joins: self.joins && next.joins,
+            ..self
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! What is known of built-in functions.

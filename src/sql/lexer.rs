@@ -1,1 +1,0 @@
-//! Splits text into tokens, strips literals; fail-safe.

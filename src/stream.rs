@@ -1,0 +1,147 @@
+//! One connection's bytes, plain or within TLS, whichever side opened it.
+
+use std::{
+    io::{self, IoSlice},
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::TlsStream;
+
+/// Idle time before the kernel asks a silent peer whether it is still there: far below the hours
+/// after which firewalls and NAT gateways forget a connection without telling anybody.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+/// Between two such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// Unanswered questions after which the peer counts as gone.
+const KEEPALIVE_RETRIES: u32 = 6;
+
+/// A connected socket, plain or within TLS.
+#[derive(Debug)]
+pub enum Stream {
+    Plain(TcpStream),
+    /// Boxed: a TLS session is a kilobyte that most connections do not have.
+    Tls(Box<TlsStream<TcpStream>>),
+    /// A plain socket on its way to another runtime, for the length of [`Stream::migrate`] and after
+    /// that failed: it is nobody's, and every use of it fails.
+    Moving,
+}
+
+fn not_connected() -> io::Error {
+    io::ErrorKind::NotConnected.into()
+}
+
+/// Sets what every connection of the proxy has: no Nagle delay, and keepalive so that a peer that
+/// vanished without a word is noticed after two minutes.
+pub fn configure(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL)
+        .with_retries(KEEPALIVE_RETRIES);
+    SockRef::from(socket).set_tcp_keepalive(&keepalive)
+}
+
+impl Stream {
+    /// Wraps a finished handshake.
+    pub fn tls(session: impl Into<TlsStream<TcpStream>>) -> Self {
+        Self::Tls(Box::new(session.into()))
+    }
+
+    /// The TCP socket, below TLS if there is any.
+    #[inline]
+    pub fn socket(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Tls(session) => Some(session.get_ref().0),
+            Self::Moving => None,
+        }
+    }
+
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.socket().ok_or_else(not_connected)?.peer_addr()
+    }
+
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+
+    /// Moves a plain socket from the runtime it was registered with to the one this is called in.
+    /// A TLS session stays where it is.
+    pub fn migrate(&mut self) -> io::Result<()> {
+        if self.is_tls() {
+            return Ok(());
+        }
+        if let Self::Plain(socket) = std::mem::replace(self, Self::Moving) {
+            *self = Self::Plain(TcpStream::from_std(socket.into_std()?)?);
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Tls(session) => Pin::new(session).poll_read(cx, buf),
+            Self::Moving => Poll::Ready(Err(not_connected())),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Tls(session) => Pin::new(session).poll_write(cx, buf),
+            Self::Moving => Poll::Ready(Err(not_connected())),
+        }
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            Self::Tls(session) => Pin::new(session).poll_write_vectored(cx, bufs),
+            Self::Moving => Poll::Ready(Err(not_connected())),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(socket) => socket.is_write_vectored(),
+            Self::Tls(session) => session.is_write_vectored(),
+            Self::Moving => false,
+        }
+    }
+
+    #[inline]
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(session) => Pin::new(session).poll_flush(cx),
+            Self::Moving => Poll::Ready(Err(not_connected())),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(session) => Pin::new(session).poll_shutdown(cx),
+            Self::Moving => Poll::Ready(Err(not_connected())),
+        }
+    }
+}

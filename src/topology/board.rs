@@ -1,0 +1,486 @@
+//! The monitor's own picture of one cluster: probes and reports go in, snapshots and events come
+//! out. Pure; the monitor brings the times and does the talking.
+
+mod events;
+mod node;
+mod publish;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+pub use self::events::{Counters, Event};
+use self::node::{Duty, Tracked};
+use super::{
+    Claim, Engine, Facts, History, Incarnation, NodeId, Position, Probe, Sample,
+    election::{self, Ballot, Candidate, Fence, Incumbent, Nobody},
+    health::{self, Signal},
+    lag::LagClock,
+    snapshot::{ElectedSet, Fall},
+    timelines::Fork,
+};
+
+/// Positions of the primary kept for floors: 13 s at 25 ms, 100 s at 200 ms; an idle primary's
+/// count as one. An older floor gets the oldest of them.
+pub const SAMPLES: usize = 512;
+/// Traffic's reports may bring a probe forward, but no closer to the one before than this.
+const AT_ONCE_SPACING: Duration = Duration::from_millis(5);
+
+/// One node as configured or discovered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeConfig {
+    /// `host:port`.
+    pub address: Arc<str>,
+    /// Share of the reads, relative to the others'.
+    pub weight: f64,
+    pub zone: Option<Arc<str>>,
+    /// Patroni's `noloadbalance`: serves no reads unless a hint names it.
+    pub no_load_balance: bool,
+}
+
+/// What the configuration says about measuring and weighing nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub engine: Engine,
+    /// `monitor.interval`.
+    pub interval: Duration,
+    /// `monitor.fast_interval`.
+    pub fast_interval: Duration,
+    /// `monitor.failures`.
+    pub failures: u32,
+    /// `routing.max_lag`; zero for no limit.
+    pub max_lag: Duration,
+    /// `routing.lag_half_weight`; zero where lag is not to count.
+    pub lag_half_weight: Duration,
+    /// `routing.slow_start`; zero for none.
+    pub slow_start: Duration,
+    /// `routing.zone`: where this proxy runs.
+    pub zone: Option<Arc<str>>,
+}
+
+/// What traffic found out about a node between probes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Traffic {
+    /// A server connection was reset, or closed with `57P01`.
+    Broken,
+    /// A new server connection could not be made.
+    Refused,
+    /// A write was refused as read-only though the client had not asked for that.
+    ReadOnly,
+    /// A new connection turned out to belong to this incarnation.
+    Opened(Incarnation),
+}
+
+/// The last election, for the state file: what a restarted proxy must know to refuse an old
+/// primary (hard case 8).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Remembered {
+    pub system: Option<Arc<str>>,
+    pub incumbent: Incumbent,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Board {
+    settings: Settings,
+    nodes: Vec<Tracked>,
+    /// PostgreSQL's system identifier of this cluster, from its first election on.
+    system: Option<Arc<str>>,
+    /// Patroni's word.
+    leader: Option<Option<Arc<str>>>,
+    incumbent: Option<Incumbent>,
+    primary: Option<NodeId>,
+    nobody: Option<Nobody>,
+    without_since: Option<Instant>,
+    clock: LagClock,
+    samples: VecDeque<Sample>,
+    /// `samples` as published last, until they change.
+    samples_shared: Option<Arc<[Sample]>>,
+    history: Arc<History>,
+    events: VecDeque<Event>,
+    counters: Counters,
+    version: u64,
+    /// Both clocks at the start, to tell wall time without asking for it.
+    started: (Instant, SystemTime),
+}
+
+impl Board {
+    /// A cluster of which nothing is known yet.
+    pub fn new(nodes: Vec<NodeConfig>, settings: Settings, now: Instant, wall: SystemTime) -> Self {
+        let nodes = nodes.into_iter().map(|config| Tracked::new(config, now, false)).collect();
+        Self {
+            settings,
+            nodes,
+            system: None,
+            leader: None,
+            incumbent: None,
+            primary: None,
+            nobody: None,
+            without_since: Some(now),
+            clock: LagClock::default(),
+            samples: VecDeque::with_capacity(SAMPLES),
+            samples_shared: None,
+            history: Arc::default(),
+            events: VecDeque::new(),
+            counters: Counters::default(),
+            version: 0,
+            started: (now, wall),
+        }
+    }
+
+    /// Takes in one probe's outcome. One that was overtaken by a later one, or is of no node, is
+    /// ignored.
+    pub fn observe(&mut self, id: NodeId, probe: Probe) {
+        let Some(node) = self.nodes.get_mut(id.0) else { return };
+        if probe.number <= node.last_probe {
+            return;
+        }
+        let now = probe.answered;
+        let restarted = node.take_in(&probe);
+        let signal = match &probe.outcome {
+            Ok(_) => Signal::Answered { sent: probe.sent },
+            Err(fault) => Signal::Missed(*fault),
+        };
+        node.health = health::step(node.health, signal, now, self.settings.health_rules());
+        if restarted {
+            let address = Arc::clone(&node.config.address);
+            self.push_event(Event::Restarted { address });
+        }
+        if let Ok(facts) = &probe.outcome {
+            if facts.claim == Claim::Replica && self.incumbent.is_some() {
+                self.nodes[id.0].followed = true;
+            }
+            self.hear_incumbent(id, facts);
+        }
+        self.hold_election(now);
+        if self.primary == Some(id) {
+            self.record(&probe);
+        }
+        self.fence_diverged();
+        self.note_changes(now);
+    }
+
+    /// Takes in what traffic found out at `now`.
+    pub fn report(&mut self, id: NodeId, traffic: Traffic, now: Instant) {
+        let Some(node) = self.nodes.get_mut(id.0) else { return };
+        let signal = match traffic {
+            Traffic::Broken | Traffic::ReadOnly => Signal::Broke,
+            Traffic::Refused => Signal::Refused,
+            Traffic::Opened(incarnation) => match &node.facts {
+                Some(facts) if facts.incarnation == incarnation => return,
+                _ => Signal::Broke,
+            },
+        };
+        // It may be another incarnation by now, further back than the last one (hard case 4).
+        node.position = None;
+        node.health = health::step(node.health, signal, now, self.settings.health_rules());
+        self.hold_election(now);
+        self.note_changes(now);
+    }
+
+    /// Patroni's word: `Some(Some(address))` for its leader, `Some(None)` where it says that there
+    /// is none, `None` where it does not answer or is not used.
+    pub fn set_leader(&mut self, leader: Option<Option<Arc<str>>>, now: Instant) {
+        self.leader = leader;
+        self.hold_election(now);
+        self.fence_diverged();
+        self.note_changes(now);
+    }
+
+    /// Nothing new begins on the node; open transactions may end. `false` if there is no such node.
+    pub fn drain(&mut self, address: &str, now: Instant) -> bool {
+        self.set_duty(address, Duty::Draining, now)
+    }
+
+    pub fn undrain(&mut self, address: &str, now: Instant) -> bool {
+        self.set_duty(address, Duty::Serving, now)
+    }
+
+    /// The node gets nothing. `false` if there is no such node.
+    pub fn ban(&mut self, address: &str, now: Instant) -> bool {
+        self.set_duty(address, Duty::Banned, now)
+    }
+
+    pub fn unban(&mut self, address: &str, now: Instant) -> bool {
+        self.set_duty(address, Duty::Serving, now)
+    }
+
+    fn set_duty(&mut self, address: &str, duty: Duty, now: Instant) -> bool {
+        let Some(node) = self.nodes.iter_mut().find(|node| &*node.config.address == address) else {
+            return false;
+        };
+        if node.duty != duty {
+            node.duty = duty;
+            if duty == Duty::Serving {
+                node.health = node.health.ramped(now);
+            }
+        }
+        self.note_changes(now);
+        true
+    }
+
+    /// Applies a new configuration or discovery's new list. Nodes are told by address; what is
+    /// known of those that stay is kept, though their ids may change.
+    pub fn reconfigure(&mut self, nodes: Vec<NodeConfig>, settings: Settings, now: Instant) {
+        let primary = self.primary.map(|id| Arc::clone(&self.nodes[id.0].config.address));
+        let mut old: Vec<Option<Tracked>> = self.nodes.drain(..).map(Some).collect();
+        for config in nodes {
+            let kept = old
+                .iter_mut()
+                .find(|slot| slot.as_ref().is_some_and(|node| node.config.address == config.address))
+                .and_then(Option::take);
+            self.nodes.push(match kept {
+                Some(mut node) => {
+                    node.config = config;
+                    node
+                }
+                None => Tracked::new(config, now, true),
+            });
+        }
+        self.settings = settings;
+        self.primary = primary.and_then(|address| self.id_of(&address));
+        if self.primary.is_none() && self.without_since.is_none() {
+            self.lose_primary(now, Nobody::NoClaimer);
+        }
+        self.hold_election(now);
+        self.note_changes(now);
+    }
+
+    /// The node of that address, by the present numbering.
+    pub fn id_of(&self, address: &str) -> Option<NodeId> {
+        self.nodes.iter().position(|node| &*node.config.address == address).map(NodeId)
+    }
+
+    /// The last election, to be kept over restarts.
+    pub fn remembered(&self) -> Option<Remembered> {
+        Some(Remembered { system: self.system.clone(), incumbent: self.incumbent.clone()? })
+    }
+
+    /// Brings back the last election before a restart. Only before the first probe.
+    pub fn recall(&mut self, remembered: Remembered) {
+        self.system = remembered.system;
+        self.incumbent = Some(remembered.incumbent);
+    }
+
+    /// When the next probe of a node is due: `interval` after the last one was sent, `fast_interval`
+    /// while there is no primary, the node is suspect or `urgent` (somebody waits for a position),
+    /// at once after traffic had trouble with it. A node that was never probed, and one that does
+    /// not exist, is due now.
+    pub fn probe_due(&self, id: NodeId, now: Instant, urgent: bool) -> Instant {
+        let Some(node) = self.nodes.get(id.0) else { return now };
+        let Some(asked) = node.asked else { return now };
+        if node.health.trouble.is_some_and(|trouble| asked <= trouble) {
+            return (asked + AT_ONCE_SPACING.min(self.settings.fast_interval)).max(now);
+        }
+        let suspect = node.health.status == health::Status::Suspect;
+        let fast = urgent || suspect || self.primary.is_none();
+        let pause = if fast {
+            self.settings.fast_interval.min(self.settings.interval)
+        } else {
+            self.settings.interval
+        };
+        (asked + pause).max(now)
+    }
+
+    /// Why there is no primary.
+    pub fn nobody(&self) -> Option<&Nobody> {
+        self.nobody.as_ref()
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// What the incumbent says counts even while its role is contested: a rival must have had it.
+    fn hear_incumbent(&mut self, id: NodeId, facts: &Facts) {
+        let address = &self.nodes[id.0].config.address;
+        if let Some(incumbent) = self.incumbent.as_mut().filter(|incumbent| incumbent.address == *address)
+            && facts.claim == Claim::Primary
+            && facts.timeline == incumbent.timeline
+            && let Some(written) = &facts.written
+        {
+            incumbent.written = Some(replayable(written));
+        }
+    }
+
+    fn hold_election(&mut self, now: Instant) {
+        let verdict = {
+            let candidates: Vec<Candidate<'_>> =
+                self.nodes.iter().enumerate().map(|(at, node)| node.candidate(NodeId(at))).collect();
+            let ballot = Ballot {
+                engine: self.settings.engine,
+                system: self.system.as_deref(),
+                incumbent: self.incumbent.as_ref(),
+                leader: self.leader.as_ref().map(Option::as_deref),
+                timelines: &self.history.timelines,
+            };
+            election::elect(&candidates, ballot)
+        };
+        for (at, node) in self.nodes.iter_mut().enumerate() {
+            let fence = verdict.fences.iter().find(|(id, _)| id.0 == at).map(|(_, fence)| fence);
+            node.set_fence(fence);
+        }
+        match verdict.primary {
+            Ok(id) if self.primary == Some(id) => {}
+            Ok(id) => self.install(id, now),
+            Err(nobody) => self.lose_primary(now, nobody),
+        }
+    }
+
+    fn lose_primary(&mut self, now: Instant, why: Nobody) {
+        if self.nobody.as_ref() == Some(&why) {
+            return;
+        }
+        let lost = self
+            .primary
+            .take()
+            .and_then(|id| self.nodes.get(id.0))
+            .map(|node| Arc::clone(&node.config.address));
+        if self.without_since.is_none() {
+            self.without_since = Some(now);
+        }
+        self.nobody = Some(why.clone());
+        self.push_event(Event::NoPrimary { lost, why });
+    }
+
+    /// Gives the role to a node that did not have it.
+    fn install(&mut self, id: NodeId, now: Instant) {
+        let Some(facts) = self.nodes[id.0].facts.clone() else { return };
+        let address = Arc::clone(&self.nodes[id.0].config.address);
+        self.learn_history(id, &facts);
+        let previous = self.incumbent.take();
+        let written = facts.written.as_ref().map(replayable);
+        self.incumbent = Some(Incumbent { address: Arc::clone(&address), timeline: facts.timeline, written });
+        if self.settings.engine == Engine::Postgres {
+            self.system.get_or_insert_with(|| Arc::clone(&facts.incarnation.system));
+        }
+        for node in &mut self.nodes {
+            node.followed = node.is_replica() && node.health.usable();
+        }
+        self.primary = Some(id);
+        self.nobody = None;
+        let without = self.without_since.take().map(|since| now.saturating_duration_since(since));
+        let failover = previous.is_some_and(|previous| previous.address != address);
+        self.counters.elected(failover, without, now);
+        self.push_event(Event::Elected { address, timeline: facts.timeline, without, failover });
+    }
+
+    /// Notes what the change of primary means for positions known from before.
+    fn learn_history(&mut self, id: NodeId, facts: &Facts) {
+        let node = &self.nodes[id.0];
+        let mut history = History::clone(&self.history);
+        match (&facts.written, self.incumbent.as_ref().and_then(|incumbent| incumbent.timeline)) {
+            (Some(Position::Postgres { timeline, lsn, .. }), Some(parent)) if *timeline > parent => {
+                // What the node had replayed in this very life, it still has.
+                let at_least = match &node.replayed {
+                    Some(Position::Postgres { timeline, lsn, .. }) if *timeline == parent => *lsn,
+                    _ => super::Lsn(0),
+                };
+                history.timelines.learn(Fork {
+                    parent,
+                    child: *timeline,
+                    at_least,
+                    at_most: lsn.replayable(),
+                });
+            }
+            (Some(Position::Mysql(executed)), _) => {
+                history.elected =
+                    Some(ElectedSet::new(Arc::clone(executed), &facts.incarnation, facts.server_id));
+            }
+            _ => {}
+        }
+        self.history = Arc::new(history);
+    }
+
+    /// Keeps the primary's positions: the lag clock's history and the samples that floors are
+    /// made of.
+    fn record(&mut self, probe: &Probe) {
+        let Ok(facts) = &probe.outcome else { return };
+        if facts.claim != Claim::Primary {
+            return;
+        }
+        if let Some(flushed) = &facts.flushed {
+            self.clock.record(probe.sent, probe.answered, &replayable(flushed), &self.history.timelines);
+        }
+        let Some(written) = facts.written.as_ref().map(replayable) else { return };
+        self.note_fall(&facts.incarnation, &written);
+        if let Some(last) = self.samples.back_mut() {
+            if probe.number <= last.number {
+                return;
+            }
+            if last.incarnation == facts.incarnation && last.written == written {
+                // What a floor between the two would resolve to is the same.
+                (last.number, last.sent) = (probe.number, probe.sent);
+                self.samples_shared = None;
+                return;
+            }
+        }
+        if self.samples.len() == SAMPLES {
+            self.samples.pop_front();
+        }
+        let incarnation = facts.incarnation.clone();
+        self.samples.push_back(Sample { number: probe.number, sent: probe.sent, incarnation, written });
+        self.samples_shared = None;
+    }
+
+    /// A primary that restarted with less than it had said before: what lies between is lost.
+    fn note_fall(&mut self, incarnation: &Incarnation, written: &Position) {
+        let Some(last) = self.samples.back().filter(|last| last.incarnation != *incarnation) else { return };
+        let (
+            Position::Postgres { timeline, lsn: from, .. },
+            Position::Postgres { timeline: now_on, lsn: to, .. },
+        ) = (&last.written, written)
+        else {
+            return;
+        };
+        if timeline == now_on && to < from {
+            let fall = Fall { timeline: *timeline, from: *from, to: *to };
+            Arc::make_mut(&mut self.history).fall = Some(fall);
+            let address =
+                self.primary.map(|id| Arc::clone(&self.nodes[id.0].config.address)).unwrap_or_default();
+            self.push_event(Event::PositionFell { address, from: fall.from, to: fall.to });
+        }
+    }
+
+    /// Fences replicas that replayed what the primary's history does not have.
+    fn fence_diverged(&mut self) {
+        let (Some(_), Some(Sample { written: newest, .. })) = (self.primary, self.samples.back()) else {
+            return;
+        };
+        let Some(primary) = newest.timeline() else { return };
+        for node in self.nodes.iter_mut().filter(|node| node.is_replica() && node.fence.is_none()) {
+            let Some(position) = &node.position else { continue };
+            if self.history.timelines.lost(position, newest) {
+                let own = position.timeline().unwrap_or_default();
+                node.set_fence(Some(&Fence::Diverged { own, primary }));
+            }
+        }
+    }
+}
+
+/// PostgreSQL's insert and flush positions may stand behind the header of a page without records.
+fn replayable(position: &Position) -> Position {
+    match position {
+        Position::Postgres { system, timeline, lsn } => {
+            Position::Postgres { system: *system, timeline: *timeline, lsn: lsn.replayable() }
+        }
+        Position::Mysql(_) => position.clone(),
+    }
+}
+
+impl Settings {
+    /// How long a figure counts as known: three probes' time.
+    pub fn fresh_for(&self) -> Duration {
+        self.interval.saturating_mul(3)
+    }
+
+    fn health_rules(&self) -> health::Rules {
+        health::Rules { failures: self.failures }
+    }
+}

@@ -1,0 +1,231 @@
+//! What the board keeps of one node.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{NodeConfig, Settings};
+use crate::topology::{
+    Claim, Facts, Load, NodeId, Position, Probe, ProbeFault, ProbeNumber, Role, State,
+    election::{Candidate, Fence},
+    health::{Health, Status},
+};
+
+/// Weight of a node in another zone than the proxy's, of what it would have at home.
+const OTHER_ZONE: f64 = 0.1;
+/// What a node begins its slow start with, of its whole weight.
+const FIRST_SHARE: f64 = 0.05;
+
+/// What a person said about a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Duty {
+    Serving,
+    Draining,
+    Banned,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    pub(super) config: NodeConfig,
+    pub(super) health: Health,
+    pub(super) duty: Duty,
+    /// Its last answer.
+    pub(super) facts: Option<Facts>,
+    /// The replica's replayed or the primary's written position, by a probe that is to be trusted.
+    pub(super) position: Option<Position>,
+    /// When the probe behind `position` was sent, and its number.
+    pub(super) measured: Option<(Instant, ProbeNumber)>,
+    /// Number of the last probe with any outcome, and when it was sent.
+    pub(super) last_probe: ProbeNumber,
+    pub(super) asked: Option<Instant>,
+    /// Its timeline, kept while a replica of the same incarnation cannot tell.
+    timeline: Option<u32>,
+    answered: ProbeNumber,
+    claimed: Option<ProbeNumber>,
+    pub(super) followed: bool,
+    /// The last position replayed by this incarnation as a replica.
+    pub(super) replayed: Option<Position>,
+    pub(super) fence: Option<(Fence, Arc<str>)>,
+    pub(super) load: Arc<Load>,
+    /// Role and state as last reported, and since when the state holds.
+    pub(super) noted: (Role, State),
+    pub(super) since: Instant,
+}
+
+impl Tracked {
+    pub(super) fn new(config: NodeConfig, now: Instant, late: bool) -> Self {
+        Self {
+            config,
+            health: if late { Health::late(now) } else { Health::new(now) },
+            duty: Duty::Serving,
+            facts: None,
+            position: None,
+            measured: None,
+            last_probe: ProbeNumber::default(),
+            asked: None,
+            timeline: None,
+            answered: ProbeNumber::default(),
+            claimed: None,
+            followed: false,
+            replayed: None,
+            fence: None,
+            load: Arc::default(),
+            noted: (Role::Unknown, State::New),
+            since: now,
+        }
+    }
+
+    /// Takes in a probe's facts or the loss of them; `true` if the server was restarted.
+    pub(super) fn take_in(&mut self, probe: &Probe) -> bool {
+        self.last_probe = probe.number;
+        self.asked = Some(probe.sent);
+        match &probe.outcome {
+            Ok(facts) => self.learn(probe, facts),
+            Err(fault) => {
+                // A server that is slow is still the same; one that refuses may come back as
+                // another incarnation, further back than this one (hard case 4).
+                if *fault != ProbeFault::TimedOut {
+                    self.position = None;
+                }
+                false
+            }
+        }
+    }
+
+    fn learn(&mut self, probe: &Probe, facts: &Facts) -> bool {
+        let same = self.facts.as_ref().is_some_and(|before| before.incarnation == facts.incarnation);
+        let restarted = self.facts.is_some() && !same;
+        if !same {
+            (self.timeline, self.replayed, self.claimed) = (None, None, None);
+        }
+        self.answered = probe.number;
+        // Nothing but a promotion moves a running replica to a timeline that its own primary does
+        // not have, so one that lost its WAL receiver is still on the timeline it had.
+        self.timeline = facts.timeline.or(self.timeline);
+        match facts.claim {
+            Claim::Primary => self.claimed = self.claimed.or(Some(probe.number)),
+            Claim::Replica => self.claimed = None,
+        }
+        let position = match facts.claim {
+            Claim::Primary => facts.written.as_ref().map(super::replayable),
+            Claim::Replica => facts.replayed.as_ref().map(|position| self.with_timeline(position)),
+        };
+        if facts.claim == Claim::Replica {
+            self.replayed.clone_from(&position);
+        }
+        // A question asked before a connection broke may have been answered by a server that is
+        // gone.
+        let trusted = self.health.trouble.is_none_or(|trouble| probe.sent > trouble);
+        self.position = position.filter(|_| trusted);
+        self.measured = self.position.is_some().then_some((probe.sent, probe.number));
+        self.facts = Some(facts.clone());
+        restarted
+    }
+
+    fn with_timeline(&self, position: &Position) -> Position {
+        match (position, self.timeline) {
+            (Position::Postgres { system, timeline: 0, lsn }, Some(timeline)) => {
+                Position::Postgres { system: *system, timeline, lsn: *lsn }
+            }
+            _ => position.clone(),
+        }
+    }
+
+    pub(super) fn candidate(&self, id: NodeId) -> Candidate<'_> {
+        Candidate {
+            id,
+            address: &self.config.address,
+            reachable: self.health.usable(),
+            probed: self.health.status != Status::New,
+            facts: self.facts.as_ref(),
+            timeline: self.timeline,
+            claimed: self.claimed,
+            answered: self.answered,
+            followed: self.followed,
+            replayed: self.replayed.as_ref(),
+        }
+    }
+
+    pub(super) fn is_replica(&self) -> bool {
+        self.facts.as_ref().is_some_and(|facts| facts.claim == Claim::Replica)
+    }
+
+    pub(super) fn timeline(&self) -> Option<u32> {
+        self.timeline
+    }
+
+    /// Sets or lifts the fence; its text is made once.
+    pub(super) fn set_fence(&mut self, fence: Option<&Fence>) {
+        match fence {
+            None => self.fence = None,
+            Some(fence) if self.fence.as_ref().is_some_and(|(known, _)| known == fence) => {}
+            Some(fence) => self.fence = Some((fence.clone(), fence.to_string().into())),
+        }
+    }
+
+    pub(super) fn state(&self) -> State {
+        match (&self.fence, self.health.status, self.duty) {
+            (Some((_, why)), _, _) => State::Fenced(Arc::clone(why)),
+            (None, Status::Down, _) => State::Down,
+            (None, Status::New, Duty::Serving) => State::New,
+            (None, _, Duty::Banned) => State::Banned,
+            (None, _, Duty::Draining) => State::Draining,
+            (None, Status::Up, _) => State::Up,
+            (None, Status::Suspect, _) => State::Suspect,
+        }
+    }
+
+    /// Whether the position is recent enough to go by.
+    pub(super) fn fresh(&self, now: Instant, settings: &Settings) -> bool {
+        self.measured.is_some_and(|(sent, _)| now.saturating_duration_since(sent) <= settings.fresh_for())
+    }
+
+    /// Configured weight × lag factor × zone factor × slow start; 0 where it may serve no reads.
+    pub(super) fn weight(&self, role: Role, lag: Option<Duration>, now: Instant, settings: &Settings) -> f64 {
+        let serves = matches!(self.state(), State::Up | State::Suspect)
+            && !self.config.no_load_balance
+            && !self.health.benched(now);
+        let behind = match role {
+            Role::Primary => Some(1.0),
+            Role::Replica => lag.map(|lag| lag_factor(lag, settings)),
+            Role::Unknown => None,
+        };
+        match behind {
+            Some(factor) if serves => {
+                self.config.weight.max(0.0) * factor * self.zone_factor(settings) * self.ramp(now, settings)
+            }
+            _ => 0.0,
+        }
+    }
+
+    fn zone_factor(&self, settings: &Settings) -> f64 {
+        match (&self.config.zone, &settings.zone) {
+            (Some(its), Some(ours)) if its != ours => OTHER_ZONE,
+            _ => 1.0,
+        }
+    }
+
+    fn ramp(&self, now: Instant, settings: &Settings) -> f64 {
+        match self.health.ramp_from {
+            Some(from) if !settings.slow_start.is_zero() => {
+                let gone =
+                    now.saturating_duration_since(from).as_secs_f64() / settings.slow_start.as_secs_f64();
+                gone.clamp(FIRST_SHARE, 1.0)
+            }
+            _ => 1.0,
+        }
+    }
+}
+
+/// Halves every `lag_half_weight`; 0 from `max_lag` on.
+fn lag_factor(lag: Duration, settings: &Settings) -> f64 {
+    if !settings.max_lag.is_zero() && lag >= settings.max_lag {
+        0.0
+    } else if settings.lag_half_weight.is_zero() {
+        1.0
+    } else {
+        0.5_f64.powf(lag.as_secs_f64() / settings.lag_half_weight.as_secs_f64())
+    }
+}

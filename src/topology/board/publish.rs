@@ -1,0 +1,81 @@
+//! The board as a snapshot for the data plane.
+
+use std::{sync::Arc, time::Instant};
+
+use super::{Board, node::Tracked};
+use crate::topology::{Node, NodeId, Role, Snapshot, lag::Reading};
+
+impl Board {
+    /// The topology as it is known at `now`.
+    pub fn snapshot(&mut self, now: Instant) -> Snapshot {
+        self.version += 1;
+        let samples = match &self.samples_shared {
+            Some(shared) => Arc::clone(shared),
+            None => {
+                let shared: Arc<[_]> = self.samples.iter().cloned().collect();
+                Arc::clone(self.samples_shared.insert(shared))
+            }
+        };
+        let (start, wall) = self.started;
+        Snapshot {
+            version: self.version,
+            taken: now,
+            nodes: (0..self.nodes.len()).map(|at| self.publish(at, now)).collect(),
+            primary: self.primary,
+            without_primary_since: self
+                .without_since
+                .map(|since| (since, wall + since.saturating_duration_since(start))),
+            samples,
+            history: Arc::clone(&self.history),
+        }
+    }
+
+    pub(super) fn role(&self, at: usize) -> Role {
+        if self.primary == Some(NodeId(at)) {
+            Role::Primary
+        } else if self.nodes[at].is_replica() {
+            Role::Replica
+        } else {
+            Role::Unknown
+        }
+    }
+
+    fn publish(&self, at: usize, now: Instant) -> Node {
+        let node = &self.nodes[at];
+        let role = self.role(at);
+        let reading = if role == Role::Replica { self.read_clock(node, now) } else { Reading::default() };
+        // Behind everything the clock remembers, and that is longer than it may be: the exact
+        // figure would change nothing.
+        let hopeless = reading.at_least.filter(|least| {
+            let max_lag = self.settings.max_lag;
+            !max_lag.is_zero() && *least >= max_lag
+        });
+        let lag = reading.lag.or(hopeless);
+        Node {
+            id: NodeId(at),
+            address: Arc::clone(&node.config.address),
+            role,
+            state: node.state(),
+            incarnation: node.facts.as_ref().map(|facts| facts.incarnation.clone()),
+            timeline: node.timeline(),
+            position: node.position.clone(),
+            measured: node.position.as_ref().and(node.measured),
+            lag,
+            lag_distance: reading.distance,
+            fresh_as_of: reading.fresh_as_of,
+            weight: node.weight(role, lag, now, &self.settings),
+            no_load_balance: node.config.no_load_balance,
+            load: Arc::clone(&node.load),
+            since: node.since,
+        }
+    }
+
+    fn read_clock(&self, node: &Tracked, now: Instant) -> Reading {
+        match (&node.position, node.measured) {
+            (Some(position), Some((measured, _))) if node.fresh(now, &self.settings) => {
+                self.clock.read(position, measured, self.without_since, &self.history.timelines)
+            }
+            _ => Reading::default(),
+        }
+    }
+}

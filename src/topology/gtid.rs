@@ -1,0 +1,316 @@
+//! Sets of executed transactions, MySQL's and MariaDB's.
+
+use std::{collections::BTreeMap, fmt, str::FromStr};
+
+use smallvec::{SmallVec, smallvec};
+
+/// Longest text that is read as a set, in bytes: some 20,000 intervals.
+pub const MAX_TEXT: usize = 1 << 20;
+
+/// A set of executed transactions: MySQL's `uuid:intervals` (with tags since 8.3) or MariaDB's
+/// `domain-server-sequence`.
+///
+/// A MariaDB position stands for every transaction of its domain up to the sequence number.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct GtidSet {
+    sources: BTreeMap<Source, Intervals>,
+    domains: BTreeMap<u32, Reached>,
+}
+
+/// Who numbers the transactions of an interval.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Source {
+    uuid: u128,
+    /// Empty for none; at most 32 characters, lower case.
+    tag: Box<str>,
+}
+
+/// Closed intervals of transaction numbers: sorted, apart by at least two, never empty.
+type Intervals = SmallVec<[(u64, u64); 1]>;
+
+/// How far a MariaDB domain has come, and through which server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Reached {
+    server: u32,
+    sequence: u64,
+}
+
+/// Why a text is not a GTID set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GtidFault {
+    #[error("the GTID set is longer than {MAX_TEXT} bytes")]
+    TooLong,
+    #[error("not a GTID set: expected uuid:1-5 or domain-server-sequence")]
+    Shape,
+    #[error("a number in the GTID set is out of range")]
+    Number,
+}
+
+impl GtidSet {
+    pub fn is_empty(&self) -> bool {
+        self.sources.is_empty() && self.domains.is_empty()
+    }
+
+    /// Whether every transaction of `other` is in `self`.
+    pub fn covers(&self, other: &GtidSet) -> bool {
+        other.sources.iter().all(|(source, wanted)| {
+            self.sources.get(source).is_some_and(|have| wanted.iter().all(|&want| contains(have, want)))
+        }) && other
+            .domains
+            .iter()
+            .all(|(domain, want)| self.domains.get(domain).is_some_and(|have| have.sequence >= want.sequence))
+    }
+
+    /// Whether `self` has all of `other` and more.
+    pub fn strictly_covers(&self, other: &GtidSet) -> bool {
+        self.covers(other) && !other.covers(self)
+    }
+
+    /// Adds one transaction, or all of a set.
+    pub fn extend(&mut self, other: &GtidSet) {
+        for (source, more) in &other.sources {
+            let have = self.sources.entry(source.clone()).or_default();
+            have.extend(more.iter().copied());
+            normalise(have);
+        }
+        for (&domain, &more) in &other.domains {
+            self.reach(domain, more);
+        }
+    }
+
+    #[must_use]
+    pub fn union(&self, other: &GtidSet) -> GtidSet {
+        let mut union = self.clone();
+        union.extend(other);
+        union
+    }
+
+    /// What both sets have; of a MariaDB domain the lower of the two positions.
+    #[must_use]
+    pub fn intersection(&self, other: &GtidSet) -> GtidSet {
+        let sources = self.sources.iter().filter_map(|(source, mine)| {
+            let common = common(mine, other.sources.get(source)?);
+            (!common.is_empty()).then(|| (source.clone(), common))
+        });
+        let domains = self.domains.iter().filter_map(|(&domain, &mine)| {
+            let theirs = *other.domains.get(&domain)?;
+            Some((domain, if theirs.sequence < mine.sequence { theirs } else { mine }))
+        });
+        GtidSet { sources: sources.collect(), domains: domains.collect() }
+    }
+
+    /// Number of transactions of `other` that `self` lacks.
+    pub fn missing(&self, other: &GtidSet) -> u64 {
+        let of_sources = other.sources.iter().map(|(source, wanted)| {
+            let held = self.sources.get(source).map_or(0, |have| count(&common(have, wanted)));
+            count(wanted).saturating_sub(held)
+        });
+        let of_domains = other.domains.iter().map(|(domain, want)| {
+            want.sequence.saturating_sub(self.domains.get(domain).map_or(0, |have| have.sequence))
+        });
+        of_sources.chain(of_domains).fold(0, u64::saturating_add)
+    }
+
+    /// Splits the set by who numbered its transactions: the server `uuid` (MySQL) or `server_id`
+    /// (MariaDB) first, all others second.
+    pub(super) fn split_by_origin(&self, uuid: Option<u128>, server_id: Option<u64>) -> (GtidSet, GtidSet) {
+        let (mut own, mut others) = (GtidSet::default(), GtidSet::default());
+        for (source, have) in &self.sources {
+            let side = if Some(source.uuid) == uuid { &mut own } else { &mut others };
+            side.sources.insert(source.clone(), have.clone());
+        }
+        for (&domain, &reached) in &self.domains {
+            let side = if Some(u64::from(reached.server)) == server_id { &mut own } else { &mut others };
+            side.domains.insert(domain, reached);
+        }
+        (own, others)
+    }
+
+    fn reach(&mut self, domain: u32, more: Reached) {
+        let have = self.domains.entry(domain).or_insert(more);
+        if more.sequence > have.sequence {
+            *have = more;
+        }
+    }
+}
+
+fn contains(have: &Intervals, (start, end): (u64, u64)) -> bool {
+    let at = have.partition_point(|&(_, have_end)| have_end < start);
+    have.get(at).is_some_and(|&(have_start, have_end)| have_start <= start && end <= have_end)
+}
+
+fn common(one: &Intervals, two: &Intervals) -> Intervals {
+    let (mut i, mut j, mut both) = (0, 0, Intervals::new());
+    while let (Some(&(a, b)), Some(&(c, d))) = (one.get(i), two.get(j)) {
+        if a.max(c) <= b.min(d) {
+            both.push((a.max(c), b.min(d)));
+        }
+        if b < d { i += 1 } else { j += 1 }
+    }
+    both
+}
+
+fn count(intervals: &Intervals) -> u64 {
+    intervals.iter().fold(0, |sum: u64, &(start, end)| sum.saturating_add(end - start + 1))
+}
+
+/// Sorts and merges intervals that touch.
+fn normalise(intervals: &mut Intervals) {
+    intervals.sort_unstable();
+    let mut kept = 0;
+    for next in 1..intervals.len() {
+        let (start, end) = intervals[next];
+        if start <= intervals[kept].1.saturating_add(1) {
+            intervals[kept].1 = intervals[kept].1.max(end);
+        } else {
+            kept += 1;
+            intervals[kept] = (start, end);
+        }
+    }
+    intervals.truncate(kept + 1);
+}
+
+impl FromStr for GtidSet {
+    type Err = GtidFault;
+
+    /// Reads `@@gtid_executed` or `@@gtid_binlog_pos`; also one GTID. Blanks and line ends around
+    /// the parts are the server's own; letters are taken in both cases. Empty text is the empty set.
+    fn from_str(text: &str) -> Result<Self, GtidFault> {
+        if text.len() > MAX_TEXT {
+            return Err(GtidFault::TooLong);
+        }
+        let mut set = GtidSet::default();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            if part.contains(':') { set.read_source(part)? } else { set.read_domain(part)? }
+        }
+        set.sources.values_mut().for_each(normalise);
+        Ok(set)
+    }
+}
+
+impl GtidSet {
+    /// `uuid:1-5:7:tag:1-3`: a tag holds for the intervals behind it.
+    fn read_source(&mut self, part: &str) -> Result<(), GtidFault> {
+        let mut fields = part.split(':').map(str::trim);
+        let uuid = read_uuid(fields.next().unwrap_or_default())?;
+        let mut tag: Box<str> = "".into();
+        let mut read: SmallVec<[(u64, u64); 4]> = smallvec![];
+        let mut any = false;
+        for field in fields {
+            if field.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') {
+                self.add_intervals(uuid, &tag, &mut read);
+                tag = read_tag(field)?;
+            } else {
+                read.push(read_interval(field)?);
+                any = true;
+            }
+        }
+        if read.is_empty() || !any {
+            return Err(GtidFault::Shape);
+        }
+        self.add_intervals(uuid, &tag, &mut read);
+        Ok(())
+    }
+
+    fn add_intervals(&mut self, uuid: u128, tag: &str, read: &mut SmallVec<[(u64, u64); 4]>) {
+        if !read.is_empty() {
+            self.sources.entry(Source { uuid, tag: tag.into() }).or_default().extend(read.drain(..));
+        }
+    }
+
+    fn read_domain(&mut self, part: &str) -> Result<(), GtidFault> {
+        let mut fields = part.split('-');
+        let (Some(domain), Some(server), Some(sequence), None) =
+            (fields.next(), fields.next(), fields.next(), fields.next())
+        else {
+            return Err(GtidFault::Shape);
+        };
+        let domain = read_number(domain)?.try_into().map_err(|_| GtidFault::Number)?;
+        let server = read_number(server)?.try_into().map_err(|_| GtidFault::Number)?;
+        self.reach(domain, Reached { server, sequence: read_number(sequence)? });
+        Ok(())
+    }
+}
+
+/// 32 hexadecimal digits, with hyphens where a UUID has them or none at all.
+pub(super) fn read_uuid(text: &str) -> Result<u128, GtidFault> {
+    let bytes = text.as_bytes();
+    let hyphenated = bytes.len() == 36 && [8, 13, 18, 23].iter().all(|&at| bytes[at] == b'-');
+    if !hyphenated && bytes.len() != 32 {
+        return Err(GtidFault::Shape);
+    }
+    let mut uuid: u128 = 0;
+    let mut digits = 0;
+    for &byte in bytes.iter().filter(|&&byte| !(hyphenated && byte == b'-')) {
+        let digit = char::from(byte).to_digit(16).ok_or(GtidFault::Shape)?;
+        uuid = uuid << 4 | u128::from(digit);
+        digits += 1;
+    }
+    if digits == 32 { Ok(uuid) } else { Err(GtidFault::Shape) }
+}
+
+fn read_tag(text: &str) -> Result<Box<str>, GtidFault> {
+    let legal = text.len() <= 32 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if legal { Ok(text.to_ascii_lowercase().into()) } else { Err(GtidFault::Shape) }
+}
+
+fn read_interval(text: &str) -> Result<(u64, u64), GtidFault> {
+    let (start, end) = text.split_once('-').unwrap_or((text, text));
+    let (start, end) = (read_number(start.trim())?, read_number(end.trim())?);
+    // MySQL counts from 1 to 2^63 − 2.
+    if start == 0 || end < start || end >= i64::MAX as u64 {
+        Err(GtidFault::Number)
+    } else {
+        Ok((start, end))
+    }
+}
+
+fn read_number(text: &str) -> Result<u64, GtidFault> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(GtidFault::Shape);
+    }
+    text.parse().map_err(|_| GtidFault::Number)
+}
+
+/// As the servers print it, without line ends: sources in order of UUID and tag.
+impl fmt::Display for GtidSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut last_uuid = None;
+        for (source, intervals) in &self.sources {
+            if last_uuid != Some(source.uuid) {
+                if last_uuid.is_some() {
+                    f.write_str(",")?;
+                }
+                write_uuid(f, source.uuid)?;
+                last_uuid = Some(source.uuid);
+            }
+            if !source.tag.is_empty() {
+                write!(f, ":{}", source.tag)?;
+            }
+            for &(start, end) in intervals {
+                if start == end { write!(f, ":{start}")? } else { write!(f, ":{start}-{end}")? }
+            }
+        }
+        for (at, (domain, reached)) in self.domains.iter().enumerate() {
+            let comma = if at > 0 || last_uuid.is_some() { "," } else { "" };
+            write!(f, "{comma}{domain}-{}-{}", reached.server, reached.sequence)?;
+        }
+        Ok(())
+    }
+}
+
+fn write_uuid(f: &mut fmt::Formatter<'_>, uuid: u128) -> fmt::Result {
+    let field = |shift: u32, bits: u32| (uuid >> shift) & ((1 << bits) - 1);
+    write!(
+        f,
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        field(96, 32),
+        field(80, 16),
+        field(64, 16),
+        field(48, 16),
+        field(0, 48)
+    )
+}
+
+#[cfg(test)]
+mod tests;

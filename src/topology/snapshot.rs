@@ -1,0 +1,220 @@
+//! The topology at one moment, and what a floor means in it.
+
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use super::{GtidSet, Incarnation, Lsn, Node, NodeId, Position, ProbeNumber, Timelines, gtid::read_uuid};
+use crate::route::Floor;
+
+/// The topology at one moment. Immutable; published whole.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub version: u64,
+    pub taken: Instant,
+    pub nodes: Arc<[Node]>,
+    /// The node that gets writes.
+    pub primary: Option<NodeId>,
+    /// Since when there is no primary, and the wall clock then, for the refusal's text.
+    pub without_primary_since: Option<(Instant, SystemTime)>,
+    /// Recent positions of the primary, oldest first: what turns "after that write" into a floor.
+    pub samples: Arc<[Sample]>,
+    /// What failovers and restarts did to positions known from before.
+    pub history: Arc<History>,
+}
+
+/// A primary's position by one probe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    pub number: ProbeNumber,
+    pub sent: Instant,
+    pub incarnation: Incarnation,
+    pub written: Position,
+}
+
+/// What became of positions over failovers and crashes (hard case 5).
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    pub timelines: Timelines,
+    /// The last time the primary's position fell on its timeline.
+    pub fall: Option<Fall>,
+    /// MySQL and MariaDB: what the primary had executed when it was elected, and who it is.
+    pub elected: Option<ElectedSet>,
+}
+
+/// A primary that crashed and came back with less than it had acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fall {
+    pub timeline: u32,
+    /// The highest position seen before; up to here positions of before may be lost.
+    pub from: Lsn,
+    /// The first position seen after.
+    pub to: Lsn,
+}
+
+/// What a MySQL or MariaDB primary had executed when it was elected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ElectedSet {
+    pub executed: Arc<GtidSet>,
+    /// `server_uuid`, by which it numbers its own transactions (MySQL).
+    pub uuid: Option<u128>,
+    /// `server_id`, the same for MariaDB.
+    pub server_id: Option<u64>,
+}
+
+impl ElectedSet {
+    pub(super) fn new(executed: Arc<GtidSet>, incarnation: &Incarnation, server_id: Option<u64>) -> Self {
+        Self { executed, uuid: read_uuid(&incarnation.system).ok(), server_id }
+    }
+}
+
+/// What a floor means at the moment of a snapshot.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Resolved<'a> {
+    /// Nothing to wait for.
+    None,
+    /// This position; keep it in place of an unsampled floor.
+    At(Cow<'a, Position>),
+    /// Not sampled yet: only the primary is known to meet it.
+    Pending,
+    /// The floor lay in history that a failover or crash threw away; this is what is left of it.
+    /// Log it, count it, and keep `At(left)` in its place.
+    Lost { left: Position },
+}
+
+impl Snapshot {
+    /// A cluster of which nothing is known yet.
+    pub fn empty(now: Instant) -> Self {
+        Self {
+            version: 0,
+            taken: now,
+            nodes: Arc::new([]),
+            primary: None,
+            without_primary_since: None,
+            samples: Arc::new([]),
+            history: Arc::default(),
+        }
+    }
+
+    /// # Panics
+    /// If `id` is of another snapshot with more nodes.
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0]
+    }
+
+    /// As [`Self::node`], for ids that were kept while the configuration may have changed.
+    pub fn get(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(id.0)
+    }
+
+    pub fn primary(&self) -> Option<&Node> {
+        self.primary.and_then(|id| self.get(id))
+    }
+
+    pub fn find(&self, address: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| &*node.address == address)
+    }
+
+    /// The newest position known of any primary.
+    pub fn newest(&self) -> Option<&Position> {
+        self.samples.last().map(|sample| &sample.written)
+    }
+
+    /// Whether a server at `position` has all that `floor` asks for; `None` where that cannot be
+    /// told.
+    pub fn covers(&self, position: &Position, floor: &Position) -> Option<bool> {
+        self.history.timelines.covers(position, floor)
+    }
+
+    /// What `floor` means now. A binary search at most, and no allocation unless the floor was
+    /// lost.
+    pub fn resolve<'a>(&'a self, floor: &'a Floor) -> Resolved<'a> {
+        match floor {
+            Floor::None => Resolved::None,
+            Floor::At(position) => self.survives(position),
+            Floor::Unsampled { after, .. } => {
+                // The first later sample of the same incarnation bounds the write from above. If
+                // that incarnation is gone, the first later sample is its successor's, and all
+                // that survived of the write is below it. A floor older than the ring gets the
+                // oldest sample there is: too high, never too low.
+                let next = self.samples.partition_point(|sample| sample.number <= *after);
+                match self.samples.get(next) {
+                    Some(sample) => self.survives(&sample.written),
+                    None => Resolved::Pending,
+                }
+            }
+        }
+    }
+
+    /// A position as it stands after all failovers since.
+    fn survives<'a>(&'a self, position: &'a Position) -> Resolved<'a> {
+        match (position, self.newest()) {
+            (
+                Position::Postgres { system, timeline, lsn },
+                Some(
+                    newest @ Position::Postgres { system: now_system, timeline: now_timeline, lsn: now_lsn },
+                ),
+            ) if system == now_system => {
+                if timeline == now_timeline {
+                    return match self.history.fall {
+                        Some(fall)
+                            if fall.timeline == *timeline
+                                && lsn > now_lsn
+                                && *lsn <= fall.from
+                                && *lsn > fall.to =>
+                        {
+                            let left =
+                                Position::Postgres { system: *system, timeline: *timeline, lsn: fall.to };
+                            Resolved::Lost { left }
+                        }
+                        _ => Resolved::At(Cow::Borrowed(position)),
+                    };
+                }
+                self.after_failover(position, *timeline, *lsn, newest)
+            }
+            (Position::Mysql(floor), _) => self.after_election(position, floor),
+            _ => Resolved::At(Cow::Borrowed(position)),
+        }
+    }
+
+    /// A position on another timeline than the primary's.
+    fn after_failover<'a>(
+        &'a self,
+        position: &'a Position,
+        timeline: u32,
+        lsn: Lsn,
+        newest: &Position,
+    ) -> Resolved<'a> {
+        let (Position::Postgres { system, timeline: current, .. }, Some(fork)) =
+            (newest, newest.timeline().and_then(|current| self.history.timelines.fork(timeline, current)))
+        else {
+            // A newer timeline than the primary's, or one whose fork is not known.
+            return Resolved::At(Cow::Borrowed(position));
+        };
+        if lsn <= fork.at_least {
+            return Resolved::At(Cow::Borrowed(position));
+        }
+        // What survived of it is below the first position written after the fork.
+        let left = Position::Postgres { system: *system, timeline: *current, lsn: fork.at_most };
+        if lsn > fork.at_most { Resolved::Lost { left } } else { Resolved::At(Cow::Owned(left)) }
+    }
+
+    /// A GTID floor: what others numbered and the primary did not have when it was elected is
+    /// lost, unless it has it by now.
+    fn after_election<'a>(&'a self, position: &'a Position, floor: &Arc<GtidSet>) -> Resolved<'a> {
+        let Some(elected) = &self.history.elected else { return Resolved::At(Cow::Borrowed(position)) };
+        if elected.executed.covers(floor)
+            || matches!(self.newest(), Some(Position::Mysql(have)) if have.covers(floor))
+        {
+            return Resolved::At(Cow::Borrowed(position));
+        }
+        let (own, foreign) = floor.split_by_origin(elected.uuid, elected.server_id);
+        if elected.executed.covers(&foreign) {
+            return Resolved::At(Cow::Borrowed(position)); // only newer than the last probe
+        }
+        let left = foreign.intersection(&elected.executed).union(&own);
+        Resolved::Lost { left: Position::Mysql(Arc::new(left)) }
+    }
+}
