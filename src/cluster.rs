@@ -110,7 +110,9 @@ impl Topology {
     /// Whether somebody has wanted a position lately.
     pub fn is_wanted(&self) -> bool {
         let wanted = self.wanted.load(Ordering::Acquire);
-        wanted > 0 && (self.started.elapsed().as_micros() as u64).saturating_sub(wanted) < WANTED_FOR.as_micros() as u64
+        wanted > 0
+            && (self.started.elapsed().as_micros() as u64).saturating_sub(wanted)
+                < WANTED_FOR.as_micros() as u64
     }
 
     /// Traffic had trouble with a node.
@@ -177,7 +179,12 @@ pub struct Parts<P: Protocol> {
 }
 
 impl<P: Protocol> Cluster<P> {
-    pub fn new(config: config::Cluster, parts: Parts<P>, metrics: Arc<ClusterMetrics>, shutdown: Shutdown) -> Self {
+    pub fn new(
+        config: config::Cluster,
+        parts: Parts<P>,
+        metrics: Arc<ClusterMetrics>,
+        shutdown: Shutdown,
+    ) -> Self {
         let classifier = Classifier::new(
             P::DIALECT,
             config.routing.functions.clone(),
@@ -333,7 +340,11 @@ impl<P: Protocol> AuthQuery<P> {
 }
 
 impl<P: Protocol> VerifierSource for AuthQuery<P> {
-    fn verifier<'a>(&'a self, user: &'a str, _database: &'a str) -> BoxFuture<'a, Result<Option<String>, String>> {
+    fn verifier<'a>(
+        &'a self,
+        user: &'a str,
+        _database: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, String>> {
         Box::pin(self.ask(user))
     }
 }

@@ -109,7 +109,9 @@ async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Op
     let gate = cluster.gate.load_full();
     let login = async {
         match P::Frontend::login(socket, &gate).await {
-            Ok(Greeting::Client { frontend, identity }) => enter(frontend, identity, peer.clone(), cluster).await,
+            Ok(Greeting::Client { frontend, identity }) => {
+                enter(frontend, identity, peer.clone(), cluster).await
+            }
             Ok(Greeting::Cancel { key, until }) => {
                 cancel(cluster, &key).await;
                 drop(until);
@@ -193,7 +195,8 @@ async fn welcome<P: Protocol>(
             return Err(LoginFault::Refused);
         }
         Err(None) => {
-            let refusal = Refusal::fatal(RefusalKind::NoPrimary, "no server can be reached to begin a session");
+            let refusal =
+                Refusal::fatal(RefusalKind::NoPrimary, "no server can be reached to begin a session");
             frontend.farewell(&refusal).await;
             return Err(LoginFault::Unavailable);
         }
@@ -252,9 +255,9 @@ async fn any_server<P: Protocol>(
         let node = snapshot.node(choice.node);
         match pools.checkout(&node.address, choice.node, node.role, &node.load).await {
             Ok(held) => return Ok(held),
-            Err(crate::pool::CheckoutFault::Connect(crate::protocol::ConnectFault::Refused { raw, .. }))
-                if snapshot.primary == Some(choice.node) || snapshot.primary.is_none() =>
-            {
+            Err(crate::pool::CheckoutFault::Connect(crate::protocol::ConnectFault::Refused {
+                raw, ..
+            })) if snapshot.primary == Some(choice.node) || snapshot.primary.is_none() => {
                 return Err(Some(raw));
             }
             Err(_) => exclude.push(choice.node),
@@ -270,7 +273,9 @@ async fn cancel<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
     let link = cluster.link.load_full();
     let identity = cluster.monitor_identity.load_full();
     let timeout = cluster.config.load().monitor.timeout;
-    let sent = tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, &identity, &target.key)).await;
+    let sent =
+        tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, &identity, &target.key))
+            .await;
     if !matches!(sent, Ok(Ok(()))) {
         tracing::info!(cluster = %cluster.name, node = %target.address, "a cancel request could not be handed on");
     }

@@ -140,10 +140,11 @@ impl<P: Protocol> managed::Manager for Manager<P> {
         let identity = self.identity.load_full();
         let link = self.link.load_full();
         let backend = P::Backend::connect(&self.share.address, &link, &identity, self.role).await?;
-        let expires = self.max_lifetime.map(|life| {
-            Instant::now() + life.mul_f64(1.0 - LIFETIME_JITTER * rand::random::<f64>())
-        });
-        let target = Arc::new(CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() });
+        let expires = self
+            .max_lifetime
+            .map(|life| Instant::now() + life.mul_f64(1.0 - LIFETIME_JITTER * rand::random::<f64>()));
+        let target =
+            Arc::new(CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() });
         Ok(Box::new(Pooled { backend, target, expires, _place: place }))
     }
 
@@ -202,7 +203,11 @@ impl<P: Protocol> NodePool<P> {
         self.bounded(&patient, deadline).await
     }
 
-    async fn bounded(&self, timeouts: &Timeouts, deadline: Instant) -> Result<Object<Manager<P>>, CheckoutFault> {
+    async fn bounded(
+        &self,
+        timeouts: &Timeouts,
+        deadline: Instant,
+    ) -> Result<Object<Manager<P>>, CheckoutFault> {
         let attempt = self.pool.timeout_get(timeouts);
         match tokio::time::timeout_at(deadline.into(), attempt).await {
             Ok(result) => result.map_err(|error| match error {
@@ -399,7 +404,15 @@ impl<P: Protocol> Pools<P> {
         let pool = self.node(address, role);
         let mut object = pool.get().await?;
         object.backend.adopt().map_err(|error| CheckoutFault::Connect(ConnectFault::Unreachable(error)))?;
-        Ok(Held { object: Some(object), node: id, role, pool, load: load.clone(), busy: false, cancelled: false })
+        Ok(Held {
+            object: Some(object),
+            node: id,
+            role,
+            pool,
+            load: load.clone(),
+            busy: false,
+            cancelled: false,
+        })
     }
 }
 

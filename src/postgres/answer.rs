@@ -57,7 +57,8 @@ impl Frontend {
             b'E' => put_completion(out, batch, intent, answer),
             _ => {}
         }
-        let defines = matches!((message.tag, &message.subject), (b'P', Subject::Named(_)) | (_, Subject::CloseNamed));
+        let defines =
+            matches!((message.tag, &message.subject), (b'P', Subject::Named(_)) | (_, Subject::CloseNamed));
         if defines {
             self.statements.confirm();
         }

@@ -71,7 +71,12 @@ enum Scan {
 }
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>, kind: Kind) -> Self {
+    pub(super) fn new(
+        backend: &'a mut Backend,
+        frontend: &'a mut Frontend,
+        terms: &Terms<'a>,
+        kind: Kind,
+    ) -> Self {
         Self {
             backend,
             frontend,
@@ -124,7 +129,11 @@ impl<'a> Relay<'a> {
             && self.backend.transaction == Transaction::Idle
             && wanted.may_join(had)
             && request.wire.end == End::Whole
-            && !request.intent.effects.iter().any(|effect| matches!(effect, Effect::Begin(_) | Effect::BeginUnknown));
+            && !request
+                .intent
+                .effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Begin(_) | Effect::BeginUnknown));
         if joins {
             return Ok(());
         }
@@ -137,7 +146,10 @@ impl<'a> Relay<'a> {
     /// A query that is passed on in pieces cannot be followed by a Sync at once: what goes ahead of
     /// it takes a round trip of its own.
     async fn bring_ahead_of_long_query(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
-        if request.wire.kind == Kind::Extended || request.wire.end == End::Whole || self.terms.ahead.is_empty() {
+        if request.wire.kind == Kind::Extended
+            || request.wire.end == End::Whole
+            || self.terms.ahead.is_empty()
+        {
             return Ok(());
         }
         self.backend.execute_all(self.terms.ahead).await?;
@@ -392,7 +404,9 @@ impl<'a> Relay<'a> {
             let data = &self.backend.inbox.data()[self.at..];
             let Some(header) = frame::header(data) else { return Ok(Scan::More) };
             if header.length < HEADER {
-                return Err(self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length")));
+                return Err(
+                    self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length"))
+                );
             }
             if looked_at(header.tag) && header.length <= LOOKED_AT && header.length > data.len() {
                 return Ok(Scan::More);
@@ -462,7 +476,8 @@ impl<'a> Relay<'a> {
             }
             b'H' | b'c' | b'V' | b'W' => self.decided = true,
             other => {
-                let error = io::Error::new(io::ErrorKind::InvalidData, format!("unknown message type {other}"));
+                let error =
+                    io::Error::new(io::ErrorKind::InvalidData, format!("unknown message type {other}"));
                 return Err(self.server_lost(error));
             }
         }
@@ -583,7 +598,10 @@ impl<'a> Relay<'a> {
             b"I" => Transaction::Idle,
             b"T" => Transaction::Open,
             b"E" => Transaction::Failed,
-            _ => return Err(self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "unknown transaction status"))),
+            _ => {
+                return Err(self
+                    .server_lost(io::Error::new(io::ErrorKind::InvalidData, "unknown transaction status")));
+            }
         };
         self.backend.in_unit = false;
         self.backend.skipping = false;
@@ -633,9 +651,11 @@ impl<'a> Relay<'a> {
 
     /// FATAL: nothing follows. The client has its error and is told that it may go on.
     fn end_by_server(&mut self) {
-        let due = self.backend.expect.iter().any(|expect| {
-            matches!(expect, Expect::Sync { .. } | Expect::Query | Expect::FunctionCall)
-        });
+        let due = self
+            .backend
+            .expect
+            .iter()
+            .any(|expect| matches!(expect, Expect::Sync { .. } | Expect::Query | Expect::FunctionCall));
         self.backend.expect.clear();
         self.backend.in_unit = !due;
         if due && self.refused.is_none() {
@@ -691,7 +711,9 @@ impl<'a> Relay<'a> {
                 if let Poll::Ready(read) = backend.inbox.poll_fill(cx, &mut backend.stream) {
                     return Poll::Ready(read.map(Step::Read).map_err(Side::Server));
                 }
-                inbox.poll_fill(cx, &mut self.frontend.stream).map(|read| read.map(Step::Wrote).map_err(Side::Client))
+                inbox
+                    .poll_fill(cx, &mut self.frontend.stream)
+                    .map(|read| read.map(Step::Wrote).map_err(Side::Client))
             })
             .await;
             match step {

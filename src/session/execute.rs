@@ -9,11 +9,7 @@ use std::{
 use rand::Rng;
 use smallvec::SmallVec;
 
-use super::{
-    Session,
-    cancel::Call,
-    state::Run,
-};
+use super::{Session, cancel::Call, state::Run};
 use crate::{
     pool::{CheckoutFault, Fate, Held},
     protocol::{
@@ -98,14 +94,21 @@ impl<P: Protocol> Session<P> {
     /// read.
     fn apply_hint(&self, request: &Request<P::Wire>, run: &mut Run) {
         use crate::sql::hints::Target;
-        if request.intent.hints.target == Some(Target::Primary) && !run.in_transaction && run.access == Access::Read {
+        if request.intent.hints.target == Some(Target::Primary)
+            && !run.in_transaction
+            && run.access == Access::Read
+        {
             run.access = Access::Write;
             run.reason = Reason::Hint;
         }
     }
 
     /// The connection to run on: the kept one, or one from a pool.
-    async fn acquire(&mut self, request: &Request<P::Wire>, attempt: &mut Attempt) -> Result<Held<P>, Refusal> {
+    async fn acquire(
+        &mut self,
+        request: &Request<P::Wire>,
+        attempt: &mut Attempt,
+    ) -> Result<Held<P>, Refusal> {
         if let Some(kept) = self.kept.take() {
             match self.fit(kept, attempt).await? {
                 Ok(held) => return Ok(held),
@@ -116,7 +119,11 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Whether the kept connection serves this attempt. `Err(Some)`: it is kept for later.
-    async fn fit(&mut self, mut kept: Held<P>, attempt: &Attempt) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
+    async fn fit(
+        &mut self,
+        mut kept: Held<P>,
+        attempt: &Attempt,
+    ) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
         let snapshot = self.snapshot();
         let fenced = snapshot.find(kept.address()).is_none_or(|node| matches!(node.state, State::Fenced(_)));
         let demoted = kept.role == Role::Primary
@@ -128,7 +135,10 @@ impl<P: Protocol> Session<P> {
             let pinned = self.state.is_pinned();
             self.state.forget_server();
             return if in_transaction || pinned {
-                Err(Refusal::fatal(RefusalKind::ServerLost, "the server of this session is no longer the primary"))
+                Err(Refusal::fatal(
+                    RefusalKind::ServerLost,
+                    "the server of this session is no longer the primary",
+                ))
             } else {
                 Ok(Err(None))
             };
@@ -141,7 +151,9 @@ impl<P: Protocol> Session<P> {
                 self.state.transaction = Transaction::Idle;
                 Ok(Err(None))
             }
-            Transaction::Idle if attempt.run.access == Access::Read && self.state.reads_roam() => Ok(Err(Some(kept))),
+            Transaction::Idle if attempt.run.access == Access::Read && self.state.reads_roam() => {
+                Ok(Err(Some(kept)))
+            }
             Transaction::Idle if kept.role != Role::Primary && attempt.run.access == Access::Write => {
                 kept.release(Fate::Reset);
                 Ok(Err(None))
@@ -152,7 +164,11 @@ impl<P: Protocol> Session<P> {
 
     /// A connection from a pool of the node that routing chooses, waiting for a node as long as
     /// statements may wait.
-    async fn checkout(&mut self, request: &Request<P::Wire>, attempt: &mut Attempt) -> Result<Held<P>, Refusal> {
+    async fn checkout(
+        &mut self,
+        request: &Request<P::Wire>,
+        attempt: &mut Attempt,
+    ) -> Result<Held<P>, Refusal> {
         let cluster = self.cluster.clone();
         let mut hold: Option<Hold<'_>> = None;
         loop {
@@ -165,7 +181,10 @@ impl<P: Protocol> Session<P> {
                     Err(TakeFault::Refusal(refusal)) => return Err(refusal),
                 },
                 Err(Nowhere::UnknownNode) => {
-                    return Err(Refusal::new(RefusalKind::UnknownNode, "the hint names no node that may be used"));
+                    return Err(Refusal::new(
+                        RefusalKind::UnknownNode,
+                        "the hint names no node that may be used",
+                    ));
                 }
                 Err(nowhere) => {
                     let hold = match &mut hold {
@@ -284,7 +303,13 @@ impl<P: Protocol> Session<P> {
         taken.map_err(|fault| self.checkout_fault(fault, node.address.clone(), id, attempt))
     }
 
-    fn checkout_fault(&self, fault: CheckoutFault, address: Arc<str>, id: NodeId, attempt: &mut Attempt) -> TakeFault {
+    fn checkout_fault(
+        &self,
+        fault: CheckoutFault,
+        address: Arc<str>,
+        id: NodeId,
+        attempt: &mut Attempt,
+    ) -> TakeFault {
         match fault {
             CheckoutFault::Closed => TakeFault::NextNode,
             CheckoutFault::TimedOut | CheckoutFault::Connect(ConnectFault::TooMany) => {
@@ -326,7 +351,8 @@ impl<P: Protocol> Session<P> {
         };
         self.registered.entry.runs_at(held.cancel_target());
         held.set_busy(true);
-        let terms = Terms { ahead: self.state.held_statements(), may_refuse, session: self.registered.entry.id };
+        let terms =
+            Terms { ahead: self.state.held_statements(), may_refuse, session: self.registered.entry.id };
         let result = held.backend().exchange(request, &mut self.frontend, &terms).await;
         held.set_busy(false);
         if self.registered.entry.runs_no_more() {
@@ -408,7 +434,8 @@ impl<P: Protocol> Session<P> {
     }
 
     async fn keep_or_release(&mut self, mut held: Held<P>) {
-        let keeps = self.state.transaction != Transaction::Idle || (self.state.is_pinned() && self.kept.is_none());
+        let keeps =
+            self.state.transaction != Transaction::Idle || (self.state.is_pinned() && self.kept.is_none());
         if keeps && (self.state.transaction != Transaction::Idle || held.role == Role::Primary) {
             self.kept = Some(held);
             return;
@@ -543,7 +570,9 @@ impl<P: Protocol> Session<P> {
         drop(held);
         self.cluster.topology.report(node, Traffic::Broken);
         tracing::debug!(%address, error = %loss.error, "lost a server connection");
-        let alone = !attempt.run.in_transaction && self.state.transaction == Transaction::Idle && !self.state.is_pinned();
+        let alone = !attempt.run.in_transaction
+            && self.state.transaction == Transaction::Idle
+            && !self.state.is_pinned();
         let harmless = attempt.run.access == Access::Read || !loss.sent || role != Role::Primary;
         if alone && harmless && loss.forwarded == Forwarded::Nothing {
             self.cluster.metrics.retry("server_lost");
@@ -553,7 +582,11 @@ impl<P: Protocol> Session<P> {
             *again = Some(request);
             return Next::Again;
         }
-        let commits = request.intent.effects.iter().any(|effect| matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction));
+        let commits = request
+            .intent
+            .effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction));
         let in_doubt = loss.sent && attempt.run.access == Access::Write && (alone || commits);
         let ends_session = self.state.is_pinned() || loss.forwarded == Forwarded::Torn;
         self.state.forget_server();
@@ -584,7 +617,12 @@ impl<P: Protocol> Session<P> {
     }
 
     /// No node could answer: the client gets a server's own error if there was one.
-    async fn give_up(&mut self, request: Request<P::Wire>, attempt: Attempt, refusal: Refusal) -> Result<(), Fault> {
+    async fn give_up(
+        &mut self,
+        request: Request<P::Wire>,
+        attempt: Attempt,
+        refusal: Refusal,
+    ) -> Result<(), Fault> {
         if refusal.fatal {
             self.cluster.metrics.error(refusal.kind.label());
             self.frontend.farewell(&refusal).await;
@@ -613,7 +651,8 @@ impl<P: Protocol> Session<P> {
         }
         if self.state.transaction == Transaction::Open {
             // As a server does after an error in a transaction.
-            self.state.transaction = if self.kept.is_some() { Transaction::Failed } else { Transaction::Idle };
+            self.state.transaction =
+                if self.kept.is_some() { Transaction::Failed } else { Transaction::Idle };
         }
         self.frontend.refuse(request, &refusal, self.state.transaction).await
     }
@@ -651,13 +690,21 @@ struct Hold<'a> {
 }
 
 impl<'a> Hold<'a> {
-    fn begin<P: Protocol>(cluster: &'a crate::cluster::Cluster<P>, nowhere: Nowhere) -> Result<Self, Refusal> {
+    fn begin<P: Protocol>(
+        cluster: &'a crate::cluster::Cluster<P>,
+        nowhere: Nowhere,
+    ) -> Result<Self, Refusal> {
         let config = cluster.config.load();
         let wait = match nowhere {
             Nowhere::NoReplica => config.pool.checkout_timeout,
             _ => config.failover.hold,
         };
-        let hold = Self { until: Instant::now() + wait, nowhere, count: &cluster.held, gauge: &cluster.metrics.held };
+        let hold = Self {
+            until: Instant::now() + wait,
+            nowhere,
+            count: &cluster.held,
+            gauge: &cluster.metrics.held,
+        };
         hold.gauge.inc();
         if hold.count.fetch_add(1, Ordering::Relaxed) >= config.failover.hold_limit {
             return Err(hold.refusal(&cluster.topology.load()));
@@ -672,9 +719,13 @@ impl<'a> Hold<'a> {
                 "no replica may serve this read, and reads do not use the primary",
             );
         }
-        let since = snapshot.without_primary_since.map(|(_, wall)| humantime::format_rfc3339_millis(wall).to_string());
+        let since = snapshot
+            .without_primary_since
+            .map(|(_, wall)| humantime::format_rfc3339_millis(wall).to_string());
         match since {
-            Some(since) => Refusal::new(RefusalKind::NoPrimary, format!("there has been no primary since {since}")),
+            Some(since) => {
+                Refusal::new(RefusalKind::NoPrimary, format!("there has been no primary since {since}"))
+            }
             None => Refusal::new(RefusalKind::NoPrimary, "no node may run this statement"),
         }
     }

@@ -202,8 +202,10 @@ impl<P: Protocol> Session<P> {
     async fn heed(&mut self) -> Option<End> {
         let entry = self.registered.entry.clone();
         if entry.is_called(Call::Kill) {
-            let refusal =
-                Refusal::fatal(RefusalKind::ShuttingDown, "terminating connection due to administrator command");
+            let refusal = Refusal::fatal(
+                RefusalKind::ShuttingDown,
+                "terminating connection due to administrator command",
+            );
             self.frontend.farewell(&refusal).await;
             return Some(End::Ended);
         }
@@ -236,7 +238,8 @@ impl<P: Protocol> Session<P> {
         match fault {
             Fault::Refused(refused) => self.frontend.farewell_raw(&refused.raw).await,
             _ => {
-                let refusal = Refusal::fatal(RefusalKind::ServerLost, "the server closed the connection unexpectedly");
+                let refusal =
+                    Refusal::fatal(RefusalKind::ServerLost, "the server closed the connection unexpectedly");
                 self.frontend.farewell(&refusal).await;
             }
         }
