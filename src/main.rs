@@ -9,7 +9,7 @@ use std::{
 
 use pointsman::{
     cli::{self, Cli, Command, Exit},
-    config::{Config, Engine},
+    config::Config,
     demo,
     logging,
     serve::Proxy,
@@ -81,7 +81,7 @@ async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown) -> Exi
 }
 
 fn demo(demo: &cli::Demo) -> Exit {
-    if demo.engine != Engine::Postgres {
+    if demo.engine != cli::DialectName::Postgres {
         return not_available("demo --engine mysql");
     }
     let shutdown = Shutdown::new();
