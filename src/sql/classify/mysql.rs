@@ -1,7 +1,7 @@
 //! MySQL's and MariaDB's statements other than queries, recognised by their tokens.
 
 use super::{
-    Cx, classify_phrase, mysql_set, query, relations,
+    Cx, classify_inner, mysql_set, query, relations,
     survey::Named,
     transaction,
     verdict::{Touched, Verdict},
@@ -213,6 +213,9 @@ fn show(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
 }
 
 fn explain(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
+    if leading == "analyze" && phrase.is_any(1, &["table", "tables", "local", "no_write_to_binlog"]) {
+        return definition(phrase, leading, cx);
+    }
     let mut at = 1;
     while phrase.is_any(at, &["extended", "partitions", "analyze", "format"]) {
         at += if phrase.is(at, "format") { 3 } else { 1 };
@@ -225,12 +228,9 @@ fn explain(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
     let is_query = inner.punct(0, b'(')
         || inner.is_any(0, &["select", "insert", "update", "delete", "replace", "with", "values", "table"]);
     if is_query {
-        return Verdict { plain: false, ..classify_phrase(&inner, cx) };
+        return Verdict { plain: false, ..classify_inner(&inner, cx) };
     }
-    if leading == "analyze" {
-        return definition(phrase, leading, cx);
-    }
-    match phrase.qualified(1) {
+    match phrase.qualified(1).filter(|_| leading != "analyze") {
         Some((name, end)) => {
             let schema = if end > 2 { phrase.name(end - 3) } else { None };
             let mut verdict = Verdict::read();

@@ -1,7 +1,7 @@
 //! PostgreSQL's statements other than queries, recognised by their tokens.
 
 use super::{
-    Cx, classify_phrase, postgres_set, query, relations,
+    Cx, classify_inner, postgres_set, query, relations,
     survey::Named,
     transaction,
     verdict::{Touched, Verdict},
@@ -82,7 +82,7 @@ fn query_only(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "refresh",
     ];
     if phrase.punct(0, b'(') || phrase.is_any(0, &ALLOWED) {
-        classify_phrase(phrase, cx)
+        classify_inner(phrase, cx)
     } else {
         Verdict::write(Reason::Unparsed)
     }

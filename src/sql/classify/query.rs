@@ -135,7 +135,12 @@ fn tokens_of_interest(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>, w
 /// A statement that was not parsed: judged by its leading keyword and by the names before `(`.
 pub(super) fn unparsed(phrase: &Phrase<'_>, cx: &Cx<'_>, reason: Reason) -> Verdict {
     let is_dml = phrase.is_any(0, &["insert", "update", "delete", "merge", "replace"]);
-    let mut verdict = Verdict::write(if is_dml { Reason::Dml } else { reason });
+    let locks = ["update", "share", "no", "key"].iter().any(|strength| phrase.contains(&["for", strength]));
+    let mut verdict = Verdict::write(match reason {
+        _ if is_dml => Reason::Dml,
+        Reason::Unparsed if locks => Reason::Lock,
+        reason => reason,
+    });
     verdict.effect(Effect::DrawsSequence);
     calls::weigh_tokens(&mut verdict, phrase, cx);
     relations::weigh_tokens(&mut verdict, phrase, cx);
