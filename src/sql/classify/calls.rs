@@ -158,6 +158,20 @@ pub(super) fn weigh_attribute(verdict: &mut Verdict, phrase: &Phrase<'_>, at: us
     }
 }
 
+/// In case the tree hides a call: names before a `(` that are known to do more than read.
+pub(super) fn weigh_unlisted(verdict: &mut Verdict, listed: &[Call], phrase: &Phrase<'_>, cx: &Cx<'_>) {
+    for at in (0..phrase.len()).filter(|&at| phrase.punct(at + 1, b'(')) {
+        let Some(name) = phrase.name(at) else { continue };
+        let harmful = cx.catalog.functions.get(name.as_str()).is_some_and(|user| user.writes || user.touches)
+            || builtin(cx.dialect, &name).is_some_and(|known| known != Builtin::Pure)
+            || cx.rules.write.contains(name.as_str());
+        if harmful && !listed.iter().any(|call| call.function.name == name) {
+            let call = Call { function: Named { schema: None, name }, ends_in_true: false };
+            weigh(verdict, &call, phrase, cx);
+        }
+    }
+}
+
 /// For a statement that was not parsed: every name before a `(` may be a call.
 pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
     for at in 0..phrase.len() {

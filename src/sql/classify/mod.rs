@@ -120,10 +120,10 @@ fn classify_inner(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     classify_phrase(phrase, &Cx { depth: cx.depth + 1, ..*cx })
 }
 
-/// The intent of a statement inside another one.
+/// The intent of a statement that another one prepares.
 fn intent_of(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Intent {
     let fingerprint = stripped(phrase.source(), cx.dialect, cx.modes).hash as u64;
-    Intent { fingerprint, ..publish(classify_inner(phrase, cx), Hints::default(), 1) }
+    Intent { fingerprint, ..publish(classify_phrase(phrase, cx), Hints::default(), 1) }
 }
 
 /// Judges one statement.

@@ -26,11 +26,11 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "start" if phrase.is(1, "transaction") => {
             transaction::command(phrase).unwrap_or_else(|| Verdict::write(Reason::Unparsed).apart())
         }
-        "select" => match shown_variable(phrase) {
+        "select" if cx.depth == 0 => match shown_variable(phrase) {
             Some(verdict) => verdict,
             None => select(phrase, cx),
         },
-        "with" | "values" | "table" | "" => select(phrase, cx),
+        "select" | "with" | "values" | "table" | "" => select(phrase, cx),
         "insert" | "update" | "delete" | "replace" => query::judge(phrase, cx),
         "set" => mysql_set::set(phrase, cx),
         "show" => show(phrase, cx),
@@ -155,8 +155,9 @@ fn shown_variable(phrase: &Phrase<'_>) -> Option<Verdict> {
     }
     let alone = match phrase.len() {
         2 => true,
+        4 if phrase.is(2, "limit") => true,
         4 => phrase.is(2, "as") && phrase.name(3).is_some(),
-        4.. => phrase.is(2, "limit"),
+        5.. => phrase.is(2, "limit"),
         _ => false,
     };
     let name = mysql_set::proxy_variable(phrase.raw(1)).filter(|_| alone)?;

@@ -41,6 +41,7 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         return unparsed(phrase, cx, Reason::Unparsed);
     }
     let mut verdict = weigh(&survey, phrase, cx);
+    calls::weigh_unlisted(&mut verdict, &survey.calls, phrase, cx);
     tokens_of_interest(&mut verdict, phrase, cx, survey.writes);
     verdict
 }
@@ -117,6 +118,12 @@ fn tokens_of_interest(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>, w
         let after_dot = at > 0 && phrase.punct(at - 1, b'.');
         match phrase.kind(at) {
             Some(Kind::Word | Kind::Quoted) if after_dot => calls::weigh_attribute(verdict, phrase, at, cx),
+            // The tree does not name the relation of `… UNION TABLE t`.
+            Some(Kind::Word) if at > 0 && phrase.is(at, "table") && !phrase.is(at - 1, "as") => {
+                verdict.raise(Reason::Unparsed);
+                verdict.tables = Touched::All;
+                verdict.plain = false;
+            }
             Some(Kind::Word) if !writes && !phrase.punct(at + 1, b'(') => {
                 let suspicious = phrase.is_any(at, &["insert", "update", "delete", "merge", "into"]);
                 let named = at > 0 && phrase.is(at - 1, "as");

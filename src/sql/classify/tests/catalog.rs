@@ -67,6 +67,8 @@ fn relations_that_need_the_primary_are_known() {
         ("SELECT * FROM public.unlogged u", Access::Write),
         ("SELECT * FROM t JOIN v ON true", Access::Write),
         ("TABLE v", Access::Write),
+        ("SELECT 1 UNION TABLE v", Access::Write),
+        ("SELECT * FROM (TABLE v) x", Access::Write),
         ("COPY v TO STDOUT", Access::Write),
         ("SELECT * FROM simple_view", Access::Read),
         ("WITH unlogged AS (SELECT 1) SELECT * FROM unlogged", Access::Read),
