@@ -37,7 +37,14 @@ pub(super) fn weigh(verdict: &mut Verdict, call: &Call, phrase: &Phrase<'_>, cx:
         (Dialect::Postgres, Some(schema)) => schema == "pg_catalog",
         (Dialect::Mysql, Some(_)) => false,
     };
-    let known = builtin(cx.dialect, name).filter(|_| may_be_builtin);
+    // The helpers of its views (`_pg_expandarray` …), which JDBC calls: none is volatile.
+    let of_information_schema = cx.dialect == Dialect::Postgres
+        && schema.as_deref() == Some("information_schema")
+        && name.starts_with("_pg_");
+    let known = match of_information_schema {
+        true => Some(Builtin::Pure),
+        false => builtin(cx.dialect, name).filter(|_| may_be_builtin),
+    };
     if let Some(known) = known {
         weigh_builtin(verdict, known, call, phrase);
     }
@@ -197,7 +204,7 @@ pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'
 }
 
 /// Keywords that stand before a parenthesis without being called.
-const NOT_CALLS: [&str; 42] = [
+const NOT_CALLS: [&str; 43] = [
     "in",
     "values",
     "as",
@@ -240,4 +247,5 @@ const NOT_CALLS: [&str; 42] = [
     "materialized",
     "with",
     "conflict",
+    "columns",
 ];

@@ -95,7 +95,8 @@ fn weigh(survey: &Survey, phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     for call in &survey.calls {
         calls::weigh(&mut verdict, call, phrase, cx);
     }
-    if survey.unknown_operator {
+    // What the operators of a relation's column types do is part of a loaded catalog.
+    if survey.foreign_operator || (survey.added_operator && !cx.catalog.loaded) {
         verdict.raise(Reason::Function);
         calls::unknown_code(&mut verdict);
     }
