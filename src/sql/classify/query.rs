@@ -41,6 +41,7 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         return unparsed(phrase, cx, Reason::Unparsed);
     }
     let mut verdict = weigh(&survey, phrase, cx);
+    calls::weigh_unlisted(&mut verdict, &survey.calls, phrase, cx);
     tokens_of_interest(&mut verdict, phrase, cx, survey.writes);
     verdict
 }
@@ -94,7 +95,8 @@ fn weigh(survey: &Survey, phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     for call in &survey.calls {
         calls::weigh(&mut verdict, call, phrase, cx);
     }
-    if survey.unknown_operator {
+    // What the operators of a relation's column types do is part of a loaded catalog.
+    if survey.foreign_operator || (survey.added_operator && !cx.catalog.loaded) {
         verdict.raise(Reason::Function);
         calls::unknown_code(&mut verdict);
     }
@@ -117,6 +119,12 @@ fn tokens_of_interest(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>, w
         let after_dot = at > 0 && phrase.punct(at - 1, b'.');
         match phrase.kind(at) {
             Some(Kind::Word | Kind::Quoted) if after_dot => calls::weigh_attribute(verdict, phrase, at, cx),
+            // The tree does not name the relation of `… UNION TABLE t`.
+            Some(Kind::Word) if at > 0 && phrase.is(at, "table") && !phrase.is(at - 1, "as") => {
+                verdict.raise(Reason::Unparsed);
+                verdict.tables = Touched::All;
+                verdict.plain = false;
+            }
             Some(Kind::Word) if !writes && !phrase.punct(at + 1, b'(') => {
                 let suspicious = phrase.is_any(at, &["insert", "update", "delete", "merge", "into"]);
                 let named = at > 0 && phrase.is(at - 1, "as");
@@ -135,7 +143,12 @@ fn tokens_of_interest(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>, w
 /// A statement that was not parsed: judged by its leading keyword and by the names before `(`.
 pub(super) fn unparsed(phrase: &Phrase<'_>, cx: &Cx<'_>, reason: Reason) -> Verdict {
     let is_dml = phrase.is_any(0, &["insert", "update", "delete", "merge", "replace"]);
-    let mut verdict = Verdict::write(if is_dml { Reason::Dml } else { reason });
+    let locks = ["update", "share", "no", "key"].iter().any(|strength| phrase.contains(&["for", strength]));
+    let mut verdict = Verdict::write(match reason {
+        _ if is_dml => Reason::Dml,
+        Reason::Unparsed if locks => Reason::Lock,
+        reason => reason,
+    });
     verdict.effect(Effect::DrawsSequence);
     calls::weigh_tokens(&mut verdict, phrase, cx);
     relations::weigh_tokens(&mut verdict, phrase, cx);

@@ -272,7 +272,8 @@ impl Scanner<'_> {
                 matches!(self.peek(0), Some(b'e' | b'E')) && matches!(self.peek(1), Some(b'+' | b'-'));
             self.at += if signed { 2 } else { 0 };
             self.skip_while(|b| CONTINUES[usize::from(b)]);
-            if !is_number_tail(&self.text[start..tail], &self.text[tail..self.at], digits) {
+            let (head, rest) = (&self.text[start..tail], &self.text[tail..self.at]);
+            if !is_number_tail(head, rest, digits, self.mysql) {
                 // MySQL lets an identifier begin with a digit; PostgreSQL refuses it.
                 self.escape_string = false;
                 sink.token(Kind::Word, self.text, start, self.at);
@@ -440,8 +441,8 @@ enum Was {
 }
 
 /// Whether letters right behind digits still belong to a number: an exponent, or `0x1f`, `0b01`,
-/// `0o17`, `1_000`.
-fn is_number_tail(head: &[u8], tail: &[u8], digits: usize) -> bool {
+/// `0o17` and, in PostgreSQL, `1_000`.
+fn is_number_tail(head: &[u8], tail: &[u8], digits: usize, mysql: bool) -> bool {
     let decimal = |bytes: &[u8]| !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit);
     match tail {
         [b'e' | b'E', b'+' | b'-', exponent @ ..] => decimal(exponent),
@@ -449,6 +450,11 @@ fn is_number_tail(head: &[u8], tail: &[u8], digits: usize) -> bool {
         [b'x' | b'X' | b'b' | b'B' | b'o' | b'O', hex @ ..] => {
             digits == 1 && head == b"0" && !hex.is_empty() && hex.iter().all(u8::is_ascii_hexdigit)
         }
+        // An identifier to MySQL.
+        [b'_', ..] => !mysql && tail.iter().all(|b| b.is_ascii_digit() || *b == b'_'),
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -203,7 +203,8 @@ pub(in crate::sql) fn unquote(literal: &str, backslashes: bool) -> Option<Cow<'_
     };
     let quote = literal.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
     let inside = literal.get(1..literal.len().checked_sub(1)?)?;
-    if !inside.contains(quote) && !(backslashes && inside.contains('\\')) {
+    let has_escapes = inside.contains(quote) || (backslashes && inside.contains('\\'));
+    if !has_escapes {
         return Some(Cow::Borrowed(inside));
     }
     let mut value = String::with_capacity(inside.len());
