@@ -2,10 +2,10 @@
 //! out. Pure; the monitor brings the times and does the talking.
 
 mod events;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod node;
 mod publish;
-#[cfg(test)]
-mod simulation;
 #[cfg(test)]
 mod tests;
 
@@ -159,8 +159,8 @@ impl Board {
             self.hear_incumbent(id, facts);
         }
         self.hold_election(now);
-        if self.primary == Some(id) {
-            self.record(&probe);
+        if self.primary == Some(id) && probe.outcome.is_ok() {
+            self.record(id);
         }
         self.fence_diverged();
         self.note_changes(now);
@@ -369,6 +369,8 @@ impl Board {
         let failover = previous.is_some_and(|previous| previous.address != address);
         self.counters.elected(failover, without, now);
         self.push_event(Event::Elected { address, timeline: facts.timeline, without, failover });
+        // The answer that the election went by may have come a while before it.
+        self.record(id);
     }
 
     /// Notes what the change of primary means for positions known from before.
@@ -398,35 +400,36 @@ impl Board {
         self.history = Arc::new(history);
     }
 
-    /// Keeps the primary's positions: the lag clock's history and the samples that floors are
-    /// made of.
-    fn record(&mut self, probe: &Probe) {
-        let Ok(facts) = &probe.outcome else { return };
+    /// Keeps what the primary's last answer said of its position: the lag clock's history and the
+    /// samples that floors are made of.
+    fn record(&mut self, id: NodeId) {
+        let node = &self.nodes[id.0];
+        let (Some(answer), Some(facts)) = (node.answer, node.facts.clone()) else { return };
         if facts.claim != Claim::Primary {
             return;
         }
         if let Some(flushed) = &facts.flushed {
-            self.clock.record(probe.sent, probe.answered, &replayable(flushed), &self.history.timelines);
+            self.clock.record(answer.sent, answer.came, &replayable(flushed), &self.history.timelines);
         }
         let Some(written) = facts.written.as_ref().map(replayable) else { return };
+        if self.samples.back().is_some_and(|last| answer.number <= last.number) {
+            return;
+        }
         self.note_fall(&facts.incarnation, &written);
-        if let Some(last) = self.samples.back_mut() {
-            if probe.number <= last.number {
-                return;
-            }
-            if last.incarnation == facts.incarnation && last.written == written {
-                // What a floor between the two would resolve to is the same.
-                (last.number, last.sent) = (probe.number, probe.sent);
-                self.samples_shared = None;
-                return;
-            }
-        }
-        if self.samples.len() == SAMPLES {
-            self.samples.pop_front();
-        }
-        let incarnation = facts.incarnation.clone();
-        self.samples.push_back(Sample { number: probe.number, sent: probe.sent, incarnation, written });
         self.samples_shared = None;
+        match self.samples.back_mut() {
+            // What a floor between the two would resolve to is the same.
+            Some(last) if last.incarnation == facts.incarnation && last.written == written => {
+                (last.number, last.sent) = (answer.number, answer.sent);
+            }
+            _ => {
+                if self.samples.len() == SAMPLES {
+                    self.samples.pop_front();
+                }
+                let (number, sent) = (answer.number, answer.sent);
+                self.samples.push_back(Sample { number, sent, incarnation: facts.incarnation, written });
+            }
+        }
     }
 
     /// A primary that restarted with less than it had said before: what lies between is lost.

@@ -25,6 +25,14 @@ pub(super) enum Duty {
     Banned,
 }
 
+/// A probe that was answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer {
+    pub(super) number: ProbeNumber,
+    pub(super) sent: Instant,
+    pub(super) came: Instant,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Tracked {
@@ -42,7 +50,8 @@ pub(super) struct Tracked {
     pub(super) asked: Option<Instant>,
     /// Its timeline, kept while a replica of the same incarnation cannot tell.
     timeline: Option<u32>,
-    answered: ProbeNumber,
+    /// The probe behind `facts`.
+    pub(super) answer: Option<Answer>,
     claimed: Option<ProbeNumber>,
     pub(super) followed: bool,
     /// The last position replayed by this incarnation as a replica.
@@ -66,7 +75,7 @@ impl Tracked {
             last_probe: ProbeNumber::default(),
             asked: None,
             timeline: None,
-            answered: ProbeNumber::default(),
+            answer: None,
             claimed: None,
             followed: false,
             replayed: None,
@@ -100,7 +109,7 @@ impl Tracked {
         if !same {
             (self.timeline, self.replayed, self.claimed) = (None, None, None);
         }
-        self.answered = probe.number;
+        self.answer = Some(Answer { number: probe.number, sent: probe.sent, came: probe.answered });
         // Nothing but a promotion moves a running replica to a timeline that its own primary does
         // not have, so one that lost its WAL receiver is still on the timeline it had.
         self.timeline = facts.timeline.or(self.timeline);
@@ -142,7 +151,7 @@ impl Tracked {
             facts: self.facts.as_ref(),
             timeline: self.timeline,
             claimed: self.claimed,
-            answered: self.answered,
+            answered: self.answer.map_or(ProbeNumber::default(), |answer| answer.number),
             followed: self.followed,
             replayed: self.replayed.as_ref(),
         }
