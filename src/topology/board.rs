@@ -7,6 +7,8 @@ pub(crate) mod fixture;
 mod node;
 mod publish;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -360,13 +362,15 @@ impl Board {
         if self.settings.engine == Engine::Postgres {
             self.system.get_or_insert_with(|| Arc::clone(&facts.incarnation.system));
         }
-        for node in &mut self.nodes {
-            node.followed = node.is_replica() && node.health.usable();
-        }
         self.primary = Some(id);
         self.nobody = None;
         let without = self.without_since.take().map(|since| now.saturating_duration_since(since));
-        let failover = previous.is_some_and(|previous| previous.address != address);
+        let failover = previous.as_ref().is_some_and(|previous| previous.address != address);
+        if failover || previous.is_none() {
+            for node in &mut self.nodes {
+                node.followed = node.is_replica() && node.health.usable();
+            }
+        }
         self.counters.elected(failover, without, now);
         self.push_event(Event::Elected { address, timeline: facts.timeline, without, failover });
         // The answer that the election went by may have come a while before it.

@@ -110,8 +110,6 @@ impl Tracked {
             (self.timeline, self.replayed, self.claimed) = (None, None, None);
         }
         self.answer = Some(Answer { number: probe.number, sent: probe.sent, came: probe.answered });
-        // Nothing but a promotion moves a running replica to a timeline that its own primary does
-        // not have, so one that lost its WAL receiver is still on the timeline it had.
         self.timeline = facts.timeline.or(self.timeline);
         match facts.claim {
             Claim::Primary => self.claimed = self.claimed.or(Some(probe.number)),
@@ -133,11 +131,15 @@ impl Tracked {
         restarted
     }
 
+    /// A replica without WAL receiver does not know its timeline. What it had replayed while it
+    /// did is on the one it had; what came since may be of another.
     fn with_timeline(&self, position: &Position) -> Position {
-        match (position, self.timeline) {
-            (Position::Postgres { system, timeline: 0, lsn }, Some(timeline)) => {
-                Position::Postgres { system: *system, timeline, lsn: *lsn }
-            }
+        match (position, &self.replayed, self.timeline) {
+            (
+                Position::Postgres { timeline: 0, lsn, .. },
+                Some(Position::Postgres { system, timeline: had, lsn: seen }),
+                Some(timeline),
+            ) if *had == timeline => Position::Postgres { system: *system, timeline, lsn: *lsn.min(seen) },
             _ => position.clone(),
         }
     }
