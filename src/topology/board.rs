@@ -4,6 +4,7 @@
 mod events;
 #[cfg(test)]
 pub(crate) mod fixture;
+mod memory;
 mod node;
 mod publish;
 #[cfg(test)]
@@ -17,8 +18,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-pub use self::events::{Counters, Event};
 use self::node::{Duty, Tracked};
+pub use self::{
+    events::{Counters, Event},
+    memory::Remembered,
+};
 use super::{
     Claim, Engine, Facts, History, Incarnation, NodeId, Position, Probe, Sample,
     election::{self, Ballot, Candidate, Fence, Incumbent, Nobody},
@@ -77,14 +81,6 @@ pub enum Traffic {
     ReadOnly,
     /// A new connection turned out to belong to this incarnation.
     Opened(Incarnation),
-}
-
-/// The last election, for the state file: what a restarted proxy must know to refuse an old
-/// primary (hard case 8).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Remembered {
-    pub system: Option<Arc<str>>,
-    pub incumbent: Incumbent,
 }
 
 /// See the module.
@@ -164,7 +160,6 @@ impl Board {
         if self.primary == Some(id) && probe.outcome.is_ok() {
             self.record(id);
         }
-        self.fence_diverged();
         self.note_changes(now);
     }
 
@@ -191,7 +186,6 @@ impl Board {
     pub fn set_leader(&mut self, leader: Option<Option<Arc<str>>>, now: Instant) {
         self.leader = leader;
         self.hold_election(now);
-        self.fence_diverged();
         self.note_changes(now);
     }
 
@@ -231,6 +225,8 @@ impl Board {
     /// known of those that stay is kept, though their ids may change.
     pub fn reconfigure(&mut self, nodes: Vec<NodeConfig>, settings: Settings, now: Instant) {
         let primary = self.primary.map(|id| Arc::clone(&self.nodes[id.0].config.address));
+        // Discovery's first list is the start, not an addition.
+        let late = !self.nodes.is_empty();
         let mut old: Vec<Option<Tracked>> = self.nodes.drain(..).map(Some).collect();
         for config in nodes {
             let kept = old
@@ -242,7 +238,7 @@ impl Board {
                     node.config = config;
                     node
                 }
-                None => Tracked::new(config, now, true),
+                None => Tracked::new(config, now, late),
             });
         }
         self.settings = settings;
@@ -333,6 +329,7 @@ impl Board {
             Ok(id) => self.install(id, now),
             Err(nobody) => self.lose_primary(now, nobody),
         }
+        self.fence_diverged();
     }
 
     fn lose_primary(&mut self, now: Instant, why: Nobody) {
@@ -457,9 +454,7 @@ impl Board {
 
     /// Fences replicas that replayed what the primary's history does not have.
     fn fence_diverged(&mut self) {
-        let (Some(_), Some(Sample { written: newest, .. })) = (self.primary, self.samples.back()) else {
-            return;
-        };
+        let Some(Sample { written: newest, .. }) = self.samples.back() else { return };
         let Some(primary) = newest.timeline() else { return };
         for node in self.nodes.iter_mut().filter(|node| node.is_replica() && node.fence.is_none()) {
             let Some(position) = &node.position else { continue };

@@ -98,6 +98,8 @@ fn the_old_primary_is_fenced_until_it_is_a_replica() {
     world.answers(1, pg(Primary, 2, 2, 140));
     world.answers(0, pg(Replica, 10, 1, 999));
     assert!(world.fence(0).contains("past the fork"), "{}", world.fence(0));
+    world.board.report(NodeId(2), Traffic::Broken, world.now);
+    assert!(world.fence(0).contains("past the fork"), "a report on another node changes nothing");
 
     world.answers(0, pg(Replica, 11, 2, 140));
     assert_eq!((world.node(0).state, world.fence(0)), (State::Up, String::new()));
