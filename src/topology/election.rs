@@ -452,3 +452,6 @@ impl fmt::Display for Fence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
