@@ -4,8 +4,10 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use super::*;
-use crate::topology::board::fixture::{at, ms};
-use crate::topology::{Load, Sample};
+use crate::topology::{
+    Claim, Engine, Load, Sample,
+    board::fixture::{World, at, ms, pg},
+};
 
 /// Node 0 is the primary at 100; the replicas are at 100 as well. Made a second ago.
 fn cluster(replicas: usize) -> Snapshot {
@@ -261,6 +263,29 @@ fn twice_the_weight_is_twice_the_share() {
     let shares = shares(&snapshot, 20_000, 7);
 
     assert!((shares[1] - 2.0 / 3.0).abs() < 0.02 && shares[0] == 0.0, "{shares:?}");
+}
+
+/// Two replicas, one of them behind by `lag`, as probes tell it.
+fn lagging_by(lag: u64) -> Snapshot {
+    let mut world = World::new(Engine::Postgres, 3);
+    for lsn in [100, 200] {
+        world.answers(0, pg(Claim::Primary, 1, 1, lsn));
+        world.answers(1, pg(Claim::Replica, 2, 1, lsn));
+        world.answers(2, pg(Claim::Replica, 3, 1, 100));
+    }
+    // From the sending of the probe that saw 200 to that of the one that sees 100 again.
+    world.pass(lag - 8);
+    world.answers(1, pg(Claim::Replica, 2, 1, 200));
+    world.answers(2, pg(Claim::Replica, 3, 1, 100));
+    world.snapshot()
+}
+
+#[test]
+fn lag_moves_reads_to_the_replica_that_is_not_behind() {
+    for (lag, share) in [(1_000, 2.0 / 3.0), (2_000, 0.8), (10_000, 1.0), (60_000, 1.0)] {
+        let shares = shares(&lagging_by(lag), 20_000, lag);
+        assert!((shares[1] - share).abs() < 0.02, "{lag} ms behind: {shares:?}");
+    }
 }
 
 #[test]

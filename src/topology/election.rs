@@ -1,9 +1,9 @@
 //! Who is primary when the servers' own words disagree: at most one node, and nobody rather than
 //! the wrong one (hard cases 5, 8, 9, 10).
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Instant};
 
-use super::{Claim, Engine, Facts, Incarnation, NodeId, Position, ProbeNumber, Timelines};
+use super::{Claim, Engine, Facts, Incarnation, NodeId, Position, Timelines};
 
 /// One node, as the election sees it.
 #[derive(Clone, Debug)]
@@ -18,10 +18,10 @@ pub struct Candidate<'a> {
     pub facts: Option<&'a Facts>,
     /// Its timeline, also where only an earlier answer told it.
     pub timeline: Option<u32>,
-    /// The probe that first found it claiming to be primary, of an unbroken row of such answers.
-    pub claimed: Option<ProbeNumber>,
-    /// The probe that it last answered.
-    pub answered: ProbeNumber,
+    /// When it was first heard claiming to be primary, of an unbroken row of such answers.
+    pub claimed: Option<Instant>,
+    /// When the probe that it last answered was sent, and when its answer came.
+    pub answered: Option<(Instant, Instant)>,
     /// Was seen as a replica since the incumbent was elected.
     pub followed: bool,
     /// The last position it reported as a replica.
@@ -168,6 +168,11 @@ impl Candidate<'_> {
         incumbent.is_some_and(|incumbent| incumbent.address == *self.address)
     }
 
+    /// Whether its last answer is to a question sent after `then`.
+    fn was_asked_after(&self, then: Instant) -> bool {
+        self.answered.is_some_and(|(sent, _)| sent > then)
+    }
+
     /// All that it has executed, by its last answer as a primary.
     fn executed(&self) -> Option<&Position> {
         self.facts.and_then(|facts| facts.written.as_ref().or(facts.flushed.as_ref()))
@@ -308,7 +313,7 @@ fn beside_the_living(
     fences: &mut Vec<(NodeId, Fence)>,
 ) -> Result<(), Nobody> {
     let names = (Arc::clone(incumbent.address), Arc::clone(rival.address));
-    if rival.claimed.is_none_or(|claimed| incumbent.answered <= claimed) {
+    if !rival.claimed.is_some_and(|claimed| incumbent.was_asked_after(claimed)) {
         return Err(Nobody::Undecided { incumbent: names.0, rival: names.1 });
     }
     if has_all {
@@ -368,7 +373,7 @@ fn challenge(
         if rival.followed {
             beside_the_living(rival, incumbent, has_all, fences)?;
             winner = rival;
-        } else if has_more && incumbent.answered > rival.answered {
+        } else if has_more && rival.answered.is_some_and(|(_, came)| incumbent.was_asked_after(came)) {
             winner = rival;
         }
     }

@@ -105,6 +105,7 @@ impl World {
 
     fn probe(&mut self, node: usize, outcome: Result<Facts, ProbeFault>) {
         self.number += 1;
+        self.now += ms(1);
         let sent = self.now;
         self.now += ms(1);
         let number = ProbeNumber(self.number);

@@ -52,7 +52,7 @@ pub(super) struct Tracked {
     timeline: Option<u32>,
     /// The probe behind `facts`.
     pub(super) answer: Option<Answer>,
-    claimed: Option<ProbeNumber>,
+    claimed: Option<Instant>,
     pub(super) followed: bool,
     /// The last position replayed by this incarnation as a replica.
     pub(super) replayed: Option<Position>,
@@ -112,7 +112,7 @@ impl Tracked {
         self.answer = Some(Answer { number: probe.number, sent: probe.sent, came: probe.answered });
         self.timeline = facts.timeline.or(self.timeline);
         match facts.claim {
-            Claim::Primary => self.claimed = self.claimed.or(Some(probe.number)),
+            Claim::Primary => self.claimed = self.claimed.or(Some(probe.answered)),
             Claim::Replica => self.claimed = None,
         }
         let position = match facts.claim {
@@ -153,7 +153,7 @@ impl Tracked {
             facts: self.facts.as_ref(),
             timeline: self.timeline,
             claimed: self.claimed,
-            answered: self.answer.map_or(ProbeNumber::default(), |answer| answer.number),
+            answered: self.answer.map(|answer| (answer.sent, answer.came)),
             followed: self.followed,
             replayed: self.replayed.as_ref(),
         }

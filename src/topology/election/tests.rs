@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::topology::board::fixture::{at, gtids, my, pg};
+use crate::topology::board::fixture::{at, gtids, ms, my, pg};
 
 /// One generated node.
 #[derive(Clone, Debug)]
@@ -51,6 +51,7 @@ fn addresses() -> Vec<Arc<str>> {
 }
 
 fn candidates<'a>(addresses: &'a [Arc<str>], drawn: &'a [Drawn]) -> Vec<Candidate<'a>> {
+    let start = Instant::now();
     drawn
         .iter()
         .zip(addresses)
@@ -62,8 +63,8 @@ fn candidates<'a>(addresses: &'a [Arc<str>], drawn: &'a [Drawn]) -> Vec<Candidat
             probed: true,
             facts: drawn.facts.as_ref(),
             timeline: drawn.facts.as_ref().and_then(|facts| facts.timeline),
-            claimed: Some(ProbeNumber(drawn.claimed.min(drawn.answered))),
-            answered: ProbeNumber(drawn.answered),
+            claimed: Some(start + ms(drawn.claimed.min(drawn.answered))),
+            answered: Some((start + ms(drawn.answered), start + ms(drawn.answered + 1))),
             followed: drawn.followed,
             replayed: drawn.replayed.as_ref(),
         })
