@@ -2,6 +2,9 @@
 //! out. Pure; the monitor brings the times and does the talking.
 
 mod events;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod memory;
 mod node;
 mod publish;
 #[cfg(test)]
@@ -15,8 +18,11 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-pub use self::events::{Counters, Event};
 use self::node::{Duty, Tracked};
+pub use self::{
+    events::{Counters, Event},
+    memory::Remembered,
+};
 use super::{
     Claim, Engine, Facts, History, Incarnation, NodeId, Position, Probe, Sample,
     election::{self, Ballot, Candidate, Fence, Incumbent, Nobody},
@@ -75,14 +81,6 @@ pub enum Traffic {
     ReadOnly,
     /// A new connection turned out to belong to this incarnation.
     Opened(Incarnation),
-}
-
-/// The last election, for the state file: what a restarted proxy must know to refuse an old
-/// primary (hard case 8).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Remembered {
-    pub system: Option<Arc<str>>,
-    pub incumbent: Incumbent,
 }
 
 /// See the module.
@@ -159,10 +157,9 @@ impl Board {
             self.hear_incumbent(id, facts);
         }
         self.hold_election(now);
-        if self.primary == Some(id) {
-            self.record(&probe);
+        if self.primary == Some(id) && probe.outcome.is_ok() {
+            self.record(id);
         }
-        self.fence_diverged();
         self.note_changes(now);
     }
 
@@ -189,7 +186,6 @@ impl Board {
     pub fn set_leader(&mut self, leader: Option<Option<Arc<str>>>, now: Instant) {
         self.leader = leader;
         self.hold_election(now);
-        self.fence_diverged();
         self.note_changes(now);
     }
 
@@ -229,6 +225,8 @@ impl Board {
     /// known of those that stay is kept, though their ids may change.
     pub fn reconfigure(&mut self, nodes: Vec<NodeConfig>, settings: Settings, now: Instant) {
         let primary = self.primary.map(|id| Arc::clone(&self.nodes[id.0].config.address));
+        // Discovery's first list is the start, not an addition.
+        let late = !self.nodes.is_empty();
         let mut old: Vec<Option<Tracked>> = self.nodes.drain(..).map(Some).collect();
         for config in nodes {
             let kept = old
@@ -240,7 +238,7 @@ impl Board {
                     node.config = config;
                     node
                 }
-                None => Tracked::new(config, now, true),
+                None => Tracked::new(config, now, late),
             });
         }
         self.settings = settings;
@@ -331,6 +329,7 @@ impl Board {
             Ok(id) => self.install(id, now),
             Err(nobody) => self.lose_primary(now, nobody),
         }
+        self.fence_diverged();
     }
 
     fn lose_primary(&mut self, now: Instant, why: Nobody) {
@@ -360,15 +359,19 @@ impl Board {
         if self.settings.engine == Engine::Postgres {
             self.system.get_or_insert_with(|| Arc::clone(&facts.incarnation.system));
         }
-        for node in &mut self.nodes {
-            node.followed = node.is_replica() && node.health.usable();
-        }
         self.primary = Some(id);
         self.nobody = None;
         let without = self.without_since.take().map(|since| now.saturating_duration_since(since));
-        let failover = previous.is_some_and(|previous| previous.address != address);
+        let failover = previous.as_ref().is_some_and(|previous| previous.address != address);
+        if failover || previous.is_none() {
+            for node in &mut self.nodes {
+                node.followed = node.is_replica() && node.health.usable();
+            }
+        }
         self.counters.elected(failover, without, now);
         self.push_event(Event::Elected { address, timeline: facts.timeline, without, failover });
+        // The answer that the election went by may have come a while before it.
+        self.record(id);
     }
 
     /// Notes what the change of primary means for positions known from before.
@@ -398,35 +401,36 @@ impl Board {
         self.history = Arc::new(history);
     }
 
-    /// Keeps the primary's positions: the lag clock's history and the samples that floors are
-    /// made of.
-    fn record(&mut self, probe: &Probe) {
-        let Ok(facts) = &probe.outcome else { return };
+    /// Keeps what the primary's last answer said of its position: the lag clock's history and the
+    /// samples that floors are made of.
+    fn record(&mut self, id: NodeId) {
+        let node = &self.nodes[id.0];
+        let (Some(answer), Some(facts)) = (node.answer, node.facts.clone()) else { return };
         if facts.claim != Claim::Primary {
             return;
         }
         if let Some(flushed) = &facts.flushed {
-            self.clock.record(probe.sent, probe.answered, &replayable(flushed), &self.history.timelines);
+            self.clock.record(answer.sent, answer.came, &replayable(flushed), &self.history.timelines);
         }
         let Some(written) = facts.written.as_ref().map(replayable) else { return };
+        if self.samples.back().is_some_and(|last| answer.number <= last.number) {
+            return;
+        }
         self.note_fall(&facts.incarnation, &written);
-        if let Some(last) = self.samples.back_mut() {
-            if probe.number <= last.number {
-                return;
-            }
-            if last.incarnation == facts.incarnation && last.written == written {
-                // What a floor between the two would resolve to is the same.
-                (last.number, last.sent) = (probe.number, probe.sent);
-                self.samples_shared = None;
-                return;
-            }
-        }
-        if self.samples.len() == SAMPLES {
-            self.samples.pop_front();
-        }
-        let incarnation = facts.incarnation.clone();
-        self.samples.push_back(Sample { number: probe.number, sent: probe.sent, incarnation, written });
         self.samples_shared = None;
+        match self.samples.back_mut() {
+            // What a floor between the two would resolve to is the same.
+            Some(last) if last.incarnation == facts.incarnation && last.written == written => {
+                (last.number, last.sent) = (answer.number, answer.sent);
+            }
+            _ => {
+                if self.samples.len() == SAMPLES {
+                    self.samples.pop_front();
+                }
+                let (number, sent) = (answer.number, answer.sent);
+                self.samples.push_back(Sample { number, sent, incarnation: facts.incarnation, written });
+            }
+        }
     }
 
     /// A primary that restarted with less than it had said before: what lies between is lost.
@@ -450,9 +454,7 @@ impl Board {
 
     /// Fences replicas that replayed what the primary's history does not have.
     fn fence_diverged(&mut self) {
-        let (Some(_), Some(Sample { written: newest, .. })) = (self.primary, self.samples.back()) else {
-            return;
-        };
+        let Some(Sample { written: newest, .. }) = self.samples.back() else { return };
         let Some(primary) = newest.timeline() else { return };
         for node in self.nodes.iter_mut().filter(|node| node.is_replica() && node.fence.is_none()) {
             let Some(position) = &node.position else { continue };

@@ -185,13 +185,18 @@ impl Snapshot {
         position: &'a Position,
         timeline: u32,
         lsn: Lsn,
-        newest: &Position,
+        newest: &'a Position,
     ) -> Resolved<'a> {
-        let (Position::Postgres { system, timeline: current, .. }, Some(fork)) =
-            (newest, newest.timeline().and_then(|current| self.history.timelines.fork(timeline, current)))
-        else {
-            // A newer timeline than the primary's, or one whose fork is not known.
+        let Position::Postgres { system, timeline: current, .. } = newest else {
             return Resolved::At(Cow::Borrowed(position));
+        };
+        if timeline == 0 || timeline > *current {
+            // Of a promotion that this proxy has not seen: wait for a probe.
+            return Resolved::At(Cow::Borrowed(position));
+        }
+        let Some(fork) = self.history.timelines.fork(timeline, *current) else {
+            // Whatever survived of it, the primary has it by now.
+            return Resolved::At(Cow::Borrowed(newest));
         };
         if lsn <= fork.at_least {
             return Resolved::At(Cow::Borrowed(position));
