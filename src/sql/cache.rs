@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -63,13 +64,20 @@ pub struct Counts {
     pub learned: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
     text: u128,
     database: u64,
     catalog: u64,
     exact: bool,
     modes: LexModes,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The text's hash is one already; equality compares all fields.
+        state.write_u64(self.text as u64 ^ self.database.rotate_left(32) ^ self.catalog);
+    }
 }
 
 #[derive(Clone, Debug)]

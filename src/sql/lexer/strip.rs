@@ -25,20 +25,21 @@ pub(in crate::sql) struct Stripped {
 
 /// Hashes `text` without its literals. Does not allocate.
 pub(in crate::sql) fn stripped(text: &[u8], dialect: Dialect, modes: LexModes) -> Stripped {
-    let mut sink = Strip::new(Chained(SmallVec::new()), dialect, modes);
+    let mut out = Chained(SmallVec::new());
+    let mut sink = Strip::new(&mut out, text, dialect, modes);
     let scan = scan(text, dialect, modes, &mut sink);
-    let exact = sink.exact || scan.hint || !scan.clean;
-    let mut chained = sink.out;
-    chained.0.push(0);
-    chained.0.push(u8::from(scan.executable));
-    Stripped { hash: xxh3_128(&chained.0), scan, exact }
+    let exact = sink.finish() || scan.hint || !scan.clean;
+    out.0.extend_from_slice(&[0, u8::from(scan.executable)]);
+    Stripped { hash: xxh3_128(&out.0), scan, exact }
 }
 
 /// The stripped text itself.
 pub(in crate::sql) fn strip(text: &[u8], dialect: Dialect, modes: LexModes) -> Vec<u8> {
-    let mut sink = Strip::new(Vec::with_capacity(text.len().min(4096)), dialect, modes);
+    let mut out = Vec::with_capacity(text.len().min(4096));
+    let mut sink = Strip::new(&mut out, text, dialect, modes);
     scan(text, dialect, modes, &mut sink);
-    sink.out
+    sink.finish();
+    out
 }
 
 /// Where stripped bytes go.
@@ -75,7 +76,7 @@ impl Output for Chained {
         &self.0
     }
     fn push(&mut self, bytes: &[u8]) {
-        // Longer tokens than a chunk (a giant identifier) go in as their hash.
+        // A long run goes in as its hash.
         if bytes.len() >= CHUNK / 2 {
             self.0.extend_from_slice(&xxh3_128(bytes).to_le_bytes());
         } else {
@@ -95,8 +96,11 @@ impl Output for Chained {
     }
 }
 
-struct Strip<O> {
-    out: O,
+struct Strip<'a, O> {
+    out: &'a mut O,
+    text: &'a [u8],
+    /// What is to be taken over as it is, but has not been copied yet.
+    pending: (usize, usize),
     mysql: bool,
     modes: LexModes,
     exact: bool,
@@ -110,10 +114,12 @@ struct Strip<O> {
     row_end: Option<usize>,
 }
 
-impl<O: Output> Strip<O> {
-    fn new(out: O, dialect: Dialect, modes: LexModes) -> Self {
+impl<'a, O: Output> Strip<'a, O> {
+    fn new(out: &'a mut O, text: &'a [u8], dialect: Dialect, modes: LexModes) -> Self {
         Self {
             out,
+            text,
+            pending: (0, 0),
             mysql: dialect == Dialect::Mysql,
             modes,
             exact: false,
@@ -124,6 +130,32 @@ impl<O: Output> Strip<O> {
         }
     }
 
+    /// Writes what is pending; whether the text has to be keyed exactly.
+    fn finish(&mut self) -> bool {
+        self.flush();
+        self.exact
+    }
+
+    /// Takes over a token as it is.
+    #[inline]
+    fn keep(&mut self, start: usize, end: usize) {
+        if start != self.pending.1 {
+            self.flush();
+            self.pending.0 = start;
+        }
+        self.pending.1 = end;
+    }
+
+    #[inline]
+    fn flush(&mut self) {
+        let (start, end) = self.pending;
+        if start < end {
+            self.push(&self.text[start..end]);
+        }
+        self.pending = (end, end);
+    }
+
+    /// Writes bytes; nothing may be pending.
     fn push(&mut self, bytes: &[u8]) {
         if self.out.would_turn(bytes.len()) {
             self.out.turn();
@@ -134,7 +166,14 @@ impl<O: Output> Strip<O> {
         self.out.push(bytes);
     }
 
+    /// The last byte so far.
+    fn last(&self) -> Option<u8> {
+        let (start, end) = self.pending;
+        if start < end { Some(self.text[end - 1]) } else { self.out.bytes().last().copied() }
+    }
+
     fn literal(&mut self, stands_for: &'static [u8]) {
+        self.flush();
         self.leave_rows();
         if stands_for == b"0" {
             self.drop_sign();
@@ -171,7 +210,9 @@ impl<O: Output> Strip<O> {
         }
     }
 
-    fn word(&mut self, word: &[u8]) {
+    #[inline]
+    fn word(&mut self, start: usize, end: usize) {
+        let word = &self.text[start..end];
         if self.leading {
             self.leading = false;
             self.exact |= !is_strippable(word);
@@ -182,33 +223,42 @@ impl<O: Output> Strip<O> {
         }
         self.literal_end = None;
         self.leave_rows();
-        self.push(word);
+        self.keep(start, end);
     }
 
-    fn punct(&mut self, byte: u8) {
+    #[inline]
+    fn punct(&mut self, byte: u8, start: usize) {
         match byte {
             b'(' => {
+                self.flush();
                 let begins = self.out.bytes().len();
                 self.push(b"(");
+                self.pending = (start + 1, start + 1);
                 self.literal_end = None;
                 // After a chunk was turned the position is not the one taken above.
                 self.row_start = (self.out.bytes().len() == begins + 1).then_some(begins);
                 return;
             }
             b')' => {
+                self.flush();
                 self.literal_end = None;
                 self.close_row();
+                self.pending = (start + 1, start + 1);
                 return;
             }
             b',' => {}
             b'-' => self.leave_rows(),
-            _ => {
-                self.literal_end = None;
-                self.row_start = None;
-                self.row_end = None;
-            }
+            _ => self.leave_lists(),
         }
-        self.push(&[byte]);
+        self.keep(start, start + 1);
+    }
+
+    /// A token that neither a list of literals nor a row may hold.
+    #[inline]
+    fn leave_lists(&mut self) {
+        self.literal_end = None;
+        self.row_start = None;
+        self.row_end = None;
     }
 
     fn close_row(&mut self) {
@@ -227,65 +277,68 @@ impl<O: Output> Strip<O> {
         }
     }
 
-    /// MySQL's `"x"` under ANSI_QUOTES, in the backticks that the parser knows.
-    fn quoted(&mut self, quoted: &[u8]) {
+    fn quoted(&mut self, start: usize, end: usize) {
         self.leading = false;
-        self.literal_end = None;
-        self.row_start = None;
-        self.row_end = None;
-        self.exact |= carries_name_in_literal(&quoted[1..quoted.len() - 1]);
-        if self.mysql && self.modes.ansi_quotes && quoted[0] == b'"' {
-            let inside = &quoted[1..quoted.len() - 1];
-            self.push(b"`");
-            for part in inside.split_inclusive(|&b| b == b'`') {
-                self.push(part);
-                if part.ends_with(b"`") {
-                    self.push(b"`");
-                }
-            }
-            self.push(b"`");
+        self.leave_lists();
+        let inside = &self.text[start + 1..end - 1];
+        self.exact |= carries_name_in_literal(inside);
+        if self.mysql && self.modes.ansi_quotes && self.text[start] == b'"' {
+            self.backticks(inside);
+            self.pending = (end, end);
         } else {
-            self.push(quoted);
+            self.keep(start, end);
         }
+    }
+
+    /// MySQL's `"x"` under ANSI_QUOTES, in the backticks that the parser knows.
+    fn backticks(&mut self, inside: &[u8]) {
+        self.flush();
+        self.push(b"`");
+        for part in inside.split_inclusive(|&b| b == b'`') {
+            self.push(part);
+            if part.ends_with(b"`") {
+                self.push(b"`");
+            }
+        }
+        self.push(b"`");
     }
 }
 
-impl<O: Output> Sink for Strip<O> {
-    fn token(&mut self, kind: Kind, text: &[u8], start: usize, end: usize) {
-        let token = &text[start..end];
+impl<O: Output> Sink for Strip<'_, O> {
+    #[inline]
+    fn token(&mut self, kind: Kind, start: usize, end: usize) {
         match kind {
-            Kind::Word => self.word(token),
-            Kind::Punct => self.punct(token[0]),
+            Kind::Word => return self.word(start, end),
+            Kind::Punct => return self.punct(self.text[start], start),
+            Kind::Quoted => return self.quoted(start, end),
             Kind::Text => self.literal(b"''"),
-            Kind::Number => {
-                // `db.1`: part of a name in MySQL.
-                if self.mysql && self.out.bytes().last() == Some(&b'.') {
-                    self.push(token);
-                } else {
-                    self.literal(b"0");
-                }
-            }
+            // `db.1`: part of a name in MySQL.
+            Kind::Number if self.mysql && self.last() == Some(b'.') => return self.keep(start, end),
+            Kind::Number => self.literal(b"0"),
             Kind::Param => self.literal(if self.mysql { b"?" } else { b"$1" }),
-            Kind::Quoted => self.quoted(token),
             Kind::UserVariable | Kind::SystemVariable => {
-                self.literal_end = None;
-                self.row_start = None;
-                self.row_end = None;
-                self.push(token);
+                self.leading = false;
+                self.leave_lists();
+                return self.keep(start, end);
             }
             Kind::Semicolon => {
-                self.punct(b';');
+                self.leave_lists();
                 self.leading = true;
+                return self.keep(start, end);
             }
         }
-        // A statement that begins with a parenthesis is a query.
-        self.leading &= matches!(kind, Kind::Semicolon | Kind::Punct);
+        self.leading = false;
+        self.pending = (end, end);
     }
 
-    fn gap(&mut self) {
-        if !matches!(self.out.bytes().last(), None | Some(b' ')) {
-            // No turn: a space fits behind every token, and positions stay valid.
-            self.out.push(b" ");
+    #[inline]
+    fn gap(&mut self, start: usize, end: usize) {
+        if end == start + 1 && self.text[start] == b' ' && start == self.pending.1 && start > self.pending.0 {
+            self.pending.1 = end;
+        } else if !matches!(self.last(), None | Some(b' ')) {
+            self.flush();
+            self.push(b" ");
+            self.pending = (end, end);
         }
     }
 
