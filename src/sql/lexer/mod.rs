@@ -37,6 +37,14 @@ pub(super) enum Kind {
 /// Takes the tokens of a text, in order.
 pub(super) trait Sink {
     fn token(&mut self, kind: Kind, start: usize, end: usize);
+    /// A token of the commonest kind.
+    fn word(&mut self, start: usize, end: usize) {
+        self.token(Kind::Word, start, end);
+    }
+    /// A token of the second commonest kind: one byte.
+    fn punct(&mut self, start: usize) {
+        self.token(Kind::Punct, start, start + 1);
+    }
     /// White space or a comment.
     fn gap(&mut self, start: usize, end: usize);
     /// The inside of a comment that begins with `pointsman:`.
@@ -112,9 +120,6 @@ const CONTINUES: [bool; 256] = {
     table
 };
 
-/// Bytes of a literal that are looked at one by one.
-const SHORT: usize = 24;
-
 struct Scanner<'a> {
     text: &'a [u8],
     at: usize,
@@ -146,7 +151,9 @@ impl Scanner<'_> {
                         sink.gap(self.at - 2, self.at);
                         continue;
                     }
-                    self.emit(Kind::Punct, 1, sink);
+                    self.escape_string = false;
+                    sink.punct(self.at);
+                    self.at += 1;
                 }
                 Class::Digit => self.number(sink),
                 Class::Quote => {
@@ -216,7 +223,7 @@ impl Scanner<'_> {
             }
         }
         self.escape_string = false;
-        sink.token(Kind::Word, start, self.at);
+        sink.word(start, self.at);
         Some(())
     }
 
@@ -251,10 +258,10 @@ impl Scanner<'_> {
     /// The position behind the quote that closes a literal whose inside begins at `from`.
     fn close_quote(&self, from: usize, quote: u8, backslashes: bool) -> Option<usize> {
         let mut at = from;
-        // Most literals and identifiers are short: a call of memchr would cost more than they do.
-        let special = |byte: u8| byte == quote || byte == 0 || (byte == b'\\' && backslashes);
-        let short = self.text.get(at..)?.iter().take(SHORT).position(|&byte| special(byte));
-        at += short.unwrap_or(0);
+        // Most of them are short words: a call of memchr would cost more than they do.
+        while self.text.get(at).is_some_and(|&byte| CONTINUES[usize::from(byte)]) {
+            at += 1;
+        }
         loop {
             let rest = self.text.get(at..)?;
             let found = match backslashes {

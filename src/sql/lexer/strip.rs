@@ -5,14 +5,17 @@
 //! `VALUES (1, 'a'), (2, NULL)` read the same for any length. The parser reads the very text that
 //! is hashed here, so whatever shares a key also shares its classification.
 
-use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Kind, Scan, Sink, scan};
 use crate::sql::{Dialect, LexModes};
 
 /// Stripped bytes that are gathered on the stack before they are hashed.
-const CHUNK: usize = 1024;
+const CHUNK: usize = 768;
+/// Bytes from which on a run that is taken over as it is counts as long.
+const LONG_RUN: usize = 256;
+/// Room that is always left for what is written without asking: the flags at the end.
+const SPARE: usize = 16;
 
 /// The key of one text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,12 +28,12 @@ pub(in crate::sql) struct Stripped {
 
 /// Hashes `text` without its literals. Does not allocate.
 pub(in crate::sql) fn stripped(text: &[u8], dialect: Dialect, modes: LexModes) -> Stripped {
-    let mut out = Chained(SmallVec::new());
+    let mut out = Chained { buffer: [0; CHUNK], length: 0 };
     let mut sink = Strip::new(&mut out, text, dialect, modes);
     let scan = scan(text, dialect, modes, &mut sink);
     let exact = sink.finish() || scan.hint || !scan.clean;
-    out.0.extend_from_slice(&[0, u8::from(scan.executable)]);
-    Stripped { hash: xxh3_128(&out.0), scan, exact }
+    out.append(&[0, u8::from(scan.executable)]);
+    Stripped { hash: xxh3_128(out.bytes()), scan, exact }
 }
 
 /// The stripped text itself.
@@ -69,30 +72,66 @@ impl Output for Vec<u8> {
 }
 
 /// A buffer that is hashed whenever it is full; the hash then begins the next one.
-struct Chained(SmallVec<[u8; CHUNK]>);
+struct Chained {
+    buffer: [u8; CHUNK],
+    length: usize,
+}
+
+impl Chained {
+    #[inline]
+    fn append(&mut self, bytes: &[u8]) {
+        let end = self.length + bytes.len();
+        self.buffer[self.length..end].copy_from_slice(bytes);
+        self.length = end;
+    }
+}
 
 impl Output for Chained {
+    #[inline]
     fn bytes(&self) -> &[u8] {
-        &self.0
+        &self.buffer[..self.length]
     }
+    #[inline]
     fn push(&mut self, bytes: &[u8]) {
         // A long run goes in as its hash.
-        if bytes.len() >= CHUNK / 2 {
-            self.0.extend_from_slice(&xxh3_128(bytes).to_le_bytes());
+        if bytes.len() >= LONG_RUN {
+            self.append(&xxh3_128(bytes).to_le_bytes());
         } else {
-            self.0.extend_from_slice(bytes);
+            self.append(bytes);
         }
     }
     fn truncate(&mut self, length: usize) {
-        self.0.truncate(length);
+        self.length = self.length.min(length);
     }
+    #[inline]
     fn would_turn(&self, more: usize) -> bool {
-        self.0.len() + more.min(CHUNK / 2) + 4 > CHUNK
+        self.length + more.min(LONG_RUN) + SPARE > CHUNK
     }
+    #[cold]
     fn turn(&mut self) {
-        let hash = xxh3_128(&self.0);
-        self.0.clear();
-        self.0.extend_from_slice(&hash.to_le_bytes());
+        let hash = xxh3_128(self.bytes());
+        self.length = 0;
+        self.append(&hash.to_le_bytes());
+    }
+}
+
+/// What stands for a literal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Placeholder {
+    Text,
+    Number,
+    Dollar,
+    QuestionMark,
+}
+
+impl Placeholder {
+    const fn bytes(self) -> &'static [u8] {
+        match self {
+            Self::Text => b"''",
+            Self::Number => b"0",
+            Self::Dollar => b"$1",
+            Self::QuestionMark => b"?",
+        }
     }
 }
 
@@ -107,7 +146,7 @@ struct Strip<'a, O> {
     /// The next token begins a statement.
     leading: bool,
     /// Behind the last emitted literal.
-    literal_end: Option<(usize, &'static [u8])>,
+    literal_end: Option<(usize, Placeholder)>,
     /// Where a parenthesis was opened that has held nothing but literals since.
     row_start: Option<usize>,
     /// Behind the last such parenthesis that was closed.
@@ -172,23 +211,23 @@ impl<'a, O: Output> Strip<'a, O> {
         if start < end { Some(self.text[end - 1]) } else { self.out.bytes().last().copied() }
     }
 
-    fn literal(&mut self, stands_for: &'static [u8]) {
+    fn literal(&mut self, stands_for: Placeholder) {
         self.flush();
         self.leave_rows();
-        if stands_for == b"0" {
+        if stands_for == Placeholder::Number {
             self.drop_sign();
         }
         if let Some((end, before)) = self.literal_end
             && before == stands_for
         {
             let between = &self.out.bytes()[end..];
-            let is_string = stands_for == b"''";
+            let is_string = stands_for == Placeholder::Text;
             if is_list_separator(between) || (is_string && between == b" ") {
                 self.out.truncate(end);
                 return;
             }
         }
-        self.push(stands_for);
+        self.push(stands_for.bytes());
         self.literal_end = Some((self.out.bytes().len(), stands_for));
     }
 
@@ -210,8 +249,8 @@ impl<'a, O: Output> Strip<'a, O> {
         }
     }
 
-    #[inline]
-    fn word(&mut self, start: usize, end: usize) {
+    #[inline(always)]
+    fn take_word(&mut self, start: usize, end: usize) {
         let word = &self.text[start..end];
         if self.leading {
             self.leading = false;
@@ -226,9 +265,9 @@ impl<'a, O: Output> Strip<'a, O> {
         self.keep(start, end);
     }
 
-    #[inline]
-    fn punct(&mut self, byte: u8, start: usize) {
-        match byte {
+    #[inline(always)]
+    fn take_punct(&mut self, start: usize) {
+        match self.text[start] {
             b'(' => {
                 self.flush();
                 let begins = self.out.bytes().len();
@@ -306,16 +345,26 @@ impl<'a, O: Output> Strip<'a, O> {
 
 impl<O: Output> Sink for Strip<'_, O> {
     #[inline]
+    fn word(&mut self, start: usize, end: usize) {
+        self.take_word(start, end);
+    }
+
+    #[inline]
+    fn punct(&mut self, start: usize) {
+        self.take_punct(start);
+    }
+
     fn token(&mut self, kind: Kind, start: usize, end: usize) {
         match kind {
-            Kind::Word => return self.word(start, end),
-            Kind::Punct => return self.punct(self.text[start], start),
+            Kind::Word => return self.take_word(start, end),
+            Kind::Punct => return self.take_punct(start),
             Kind::Quoted => return self.quoted(start, end),
-            Kind::Text => self.literal(b"''"),
+            Kind::Text => self.literal(Placeholder::Text),
             // `db.1`: part of a name in MySQL.
             Kind::Number if self.mysql && self.last() == Some(b'.') => return self.keep(start, end),
-            Kind::Number => self.literal(b"0"),
-            Kind::Param => self.literal(if self.mysql { b"?" } else { b"$1" }),
+            Kind::Number => self.literal(Placeholder::Number),
+            Kind::Param if self.mysql => self.literal(Placeholder::QuestionMark),
+            Kind::Param => self.literal(Placeholder::Dollar),
             Kind::UserVariable | Kind::SystemVariable => {
                 self.leading = false;
                 self.leave_lists();
@@ -346,7 +395,7 @@ impl<O: Output> Sink for Strip<'_, O> {
 }
 
 fn is_list_separator(between: &[u8]) -> bool {
-    between.trim_ascii() == b","
+    matches!(between, b"," | b", ") || between.trim_ascii() == b","
 }
 
 /// Words that may stand in a row of literals.
@@ -380,6 +429,7 @@ fn is_strippable(word: &[u8]) -> bool {
 }
 
 /// Functions whose first argument decides what a call does.
+#[inline]
 fn carries_name_in_literal(word: &[u8]) -> bool {
     match word.len() {
         10 => word.eq_ignore_ascii_case(b"set_config"),
