@@ -132,7 +132,12 @@ fn by_prefix(name: &str) -> Option<Builtin> {
 /// what only the server itself calls (`internal`, `cstring`, `_send`, operator support); the
 /// volatile ones that do not write (`random`, `clock_timestamp`, `pg_sleep`, `gen_random_uuid`,
 /// sizes …); the grammar's own (`coalesce`, `current_user` …); and what the release notes of 16,
-/// 17 and 18 added. Sorted by bytes.
+/// 17 and 18 added. Sorted by bytes. The first part comes from
+///
+/// ```sql
+/// SELECT proname FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace
+/// GROUP BY proname HAVING NOT bool_or(provolatile = 'v') ORDER BY proname COLLATE "C"
+/// ```
 #[rustfmt::skip]
 static READS: &[&str] = &[
     "abbrev", "abs", "acldefault", "aclexplode", "acos", "acosd", "acosh", "age", "any_value", "area",
