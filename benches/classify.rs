@@ -29,7 +29,7 @@ fn text(name: &str) -> &'static str {
 }
 
 /// The usual case of simple-protocol traffic: the text is new, its shape is known.
-#[divan::bench(args = NAMED)]
+#[divan::bench(args = NAMED, sample_size = 500)]
 fn hit(bencher: Bencher<'_, '_>, name: &str) {
     let classifier = Classifier::new(Dialect::Postgres, FunctionRules::default(), DEFAULT_CAPACITY);
     let (catalog, modes, now) = (loaded(), LexModes::default_of(Dialect::Postgres), Instant::now());
