@@ -53,11 +53,18 @@ impl GtidSet {
 
     /// Whether every transaction of `other` is in `self`.
     pub fn covers(&self, other: &GtidSet) -> bool {
-        other.sources.iter().all(|(source, wanted)| {
+        self.covers_foreign(other, None, None)
+    }
+
+    /// As [`Self::covers`], without looking at what the server `uuid` (MySQL) or `server_id`
+    /// (MariaDB) numbered itself.
+    pub(super) fn covers_foreign(&self, other: &GtidSet, uuid: Option<u128>, server_id: Option<u64>) -> bool {
+        other.sources.iter().filter(|(source, _)| Some(source.uuid) != uuid).all(|(source, wanted)| {
             self.sources.get(source).is_some_and(|have| wanted.iter().all(|&want| contains(have, want)))
         }) && other
             .domains
             .iter()
+            .filter(|(_, want)| Some(u64::from(want.server)) != server_id)
             .all(|(domain, want)| self.domains.get(domain).is_some_and(|have| have.sequence >= want.sequence))
     }
 
