@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
 };
@@ -10,6 +10,7 @@ use std::{
 use pointsman::{
     cli::{self, Cli, Command, Exit},
     config::Config,
+    demo,
     logging,
     serve::Proxy,
     shutdown::{Shutdown, Signals},
@@ -30,7 +31,7 @@ fn command(command: &Command) -> Exit {
         Command::Check(check) => self::check(check),
         Command::Doctor(_) => not_available("doctor"),
         Command::Route(_) => not_available("route"),
-        Command::Demo(_) => not_available("demo"),
+        Command::Demo(demo) => self::demo(demo),
     }
 }
 
@@ -50,7 +51,7 @@ fn run(run: &cli::Run) -> Exit {
         cli::Source::File(path) => Some(path),
         cli::Source::Url => None,
     };
-    let served = one_thread().map(|runtime| runtime.block_on(serve(config, file)));
+    let served = one_thread().map(|runtime| runtime.block_on(serve(config, file, Shutdown::new())));
     served.unwrap_or_else(|error| {
         say(&format!("pointsman: {error}"));
         Exit::Unavailable
@@ -58,7 +59,7 @@ fn run(run: &cli::Run) -> Exit {
 }
 
 /// Serves until a signal ends it. The control plane lives on this thread.
-async fn serve(config: Config, file: Option<PathBuf>) -> Exit {
+async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown) -> Exit {
     let signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => {
@@ -66,7 +67,6 @@ async fn serve(config: Config, file: Option<PathBuf>) -> Exit {
             return Exit::Unavailable;
         }
     };
-    let shutdown = Shutdown::new();
     let reload = Arc::new(Notify::new());
     let proxy = match Proxy::start(config, shutdown.clone()).await {
         Ok(proxy) => proxy,
@@ -78,6 +78,31 @@ async fn serve(config: Config, file: Option<PathBuf>) -> Exit {
     let (ending, ()) = tokio::join!(proxy.run(file, reload.clone()), signals.serve(&shutdown, &reload));
     tracing::info!(?ending, "stopped");
     Exit::Done
+}
+
+fn demo(demo: &cli::Demo) -> Exit {
+    if demo.engine != cli::DialectName::Postgres {
+        return not_available("demo --engine mysql");
+    }
+    let shutdown = Shutdown::new();
+    let proxy = demo::Proxy {
+        serve: |text: &str| {
+            let config = Config::parse(text, Path::new("demo"), &|_| None).map_err(|faults| faults.to_string())?;
+            logging::init(&config.log).map_err(|error| error.to_string())?;
+            match one_thread().map_err(|error| error.to_string())?.block_on(serve(config, None, shutdown.clone())) {
+                Exit::Done => Ok(()),
+                exit => Err(format!("exit code {exit:?}")),
+            }
+        },
+        stop: || shutdown.stop(),
+    };
+    match demo::run(demo.once, proxy, &mut io::stdout()) {
+        Ok(()) => Exit::Done,
+        Err(error) => {
+            say(&format!("pointsman: {error}"));
+            Exit::Unavailable
+        }
+    }
 }
 
 fn check(check: &cli::Check) -> Exit {

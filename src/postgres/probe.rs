@@ -56,7 +56,7 @@ fn read(row: &[Option<String>]) -> Option<Facts> {
     };
     let lsn = |column: usize| text(column).map(|text| text.parse::<Lsn>().ok());
     let written = match lsn(1) {
-        Some(lsn) => Some(position(lsn?.replayable())),
+        Some(lsn) => Some(position(lsn?)),
         None => None,
     };
     let flushed = match lsn(2) {

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use quick_cache::{Weighter, sync::Cache};
 use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
@@ -41,7 +42,7 @@ pub struct Classifier {
     dialect: Dialect,
     rules: FunctionRules,
     cache: Cache<Key, Arc<Intent>, ByFootprint>,
-    learned: Mutex<HashMap<u128, Instant>>,
+    learned: RwLock<HashMap<u128, Instant>>,
     /// Length of `learned`, so that the usual empty one costs no lock.
     learned_count: AtomicUsize,
     hits: AtomicU64,
@@ -63,13 +64,20 @@ pub struct Counts {
     pub learned: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
     text: u128,
     database: u64,
     catalog: u64,
     exact: bool,
     modes: LexModes,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The text's hash is one already; equality compares all fields.
+        state.write_u64(self.text as u64 ^ self.database.rotate_left(32) ^ self.catalog);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -89,7 +97,7 @@ impl Classifier {
             dialect,
             rules,
             cache: Cache::with_weighter(items, capacity, ByFootprint),
-            learned: Mutex::new(HashMap::new()),
+            learned: RwLock::new(HashMap::new()),
             learned_count: AtomicUsize::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -146,7 +154,7 @@ impl Classifier {
 
     /// Remembers that a replica refused this very text in this database because it writes.
     pub fn learn(&self, database: u64, text: &[u8], now: Instant) {
-        let mut learned = self.learned.lock();
+        let mut learned = self.learned.write();
         learned.retain(|_, until| *until > now);
         if learned.len() >= MAX_LEARNED
             && let Some(oldest) = learned.iter().min_by_key(|(_, until)| **until).map(|(&text, _)| text)
@@ -158,17 +166,14 @@ impl Classifier {
     }
 
     fn is_learned(&self, database: u64, text: &[u8], now: Instant) -> bool {
-        let key = exact_key(database, text);
-        let mut learned = self.learned.lock();
-        match learned.get(&key) {
-            Some(&until) if until > now => true,
-            Some(_) => {
-                learned.remove(&key);
-                self.learned_count.store(learned.len(), Relaxed);
-                false
-            }
-            None => false,
+        let until = self.learned.read().get(&exact_key(database, text)).copied();
+        let Some(until) = until else { return false };
+        if until <= now {
+            let mut learned = self.learned.write();
+            learned.retain(|_, until| *until > now);
+            self.learned_count.store(learned.len(), Relaxed);
         }
+        until > now
     }
 
     pub fn counts(&self) -> Counts {

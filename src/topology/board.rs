@@ -2,7 +2,11 @@
 //! out. Pure; the monitor brings the times and does the talking.
 
 mod events;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod memory;
 mod node;
+mod past;
 mod publish;
 #[cfg(test)]
 mod simulation;
@@ -15,15 +19,19 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-pub use self::events::{Counters, Event};
-use self::node::{Duty, Tracked};
+pub use self::{
+    events::{Counters, Event},
+    memory::Remembered,
+};
+use self::{
+    node::{Duty, Tracked},
+    past::replayable,
+};
 use super::{
-    Claim, Engine, Facts, History, Incarnation, NodeId, Position, Probe, Sample,
-    election::{self, Ballot, Candidate, Fence, Incumbent, Nobody},
+    Claim, Engine, Facts, History, Incarnation, NodeId, Probe, Sample,
+    election::{self, Ballot, Candidate, Incumbent, Nobody},
     health::{self, Signal},
     lag::LagClock,
-    snapshot::{ElectedSet, Fall},
-    timelines::Fork,
 };
 
 /// Positions of the primary kept for floors: 13 s at 25 ms, 100 s at 200 ms; an idle primary's
@@ -69,20 +77,13 @@ pub struct Settings {
 pub enum Traffic {
     /// A server connection was reset, or closed with `57P01`.
     Broken,
-    /// A new server connection could not be made.
+    /// A new server connection could not be made. Not for a login that was refused, nor for
+    /// `53300`/1040: the server is there.
     Refused,
     /// A write was refused as read-only though the client had not asked for that.
     ReadOnly,
     /// A new connection turned out to belong to this incarnation.
     Opened(Incarnation),
-}
-
-/// The last election, for the state file: what a restarted proxy must know to refuse an old
-/// primary (hard case 8).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Remembered {
-    pub system: Option<Arc<str>>,
-    pub incumbent: Incumbent,
 }
 
 /// See the module.
@@ -159,10 +160,9 @@ impl Board {
             self.hear_incumbent(id, facts);
         }
         self.hold_election(now);
-        if self.primary == Some(id) {
-            self.record(&probe);
+        if self.primary == Some(id) && probe.outcome.is_ok() {
+            self.record(id);
         }
-        self.fence_diverged();
         self.note_changes(now);
     }
 
@@ -189,7 +189,6 @@ impl Board {
     pub fn set_leader(&mut self, leader: Option<Option<Arc<str>>>, now: Instant) {
         self.leader = leader;
         self.hold_election(now);
-        self.fence_diverged();
         self.note_changes(now);
     }
 
@@ -229,6 +228,8 @@ impl Board {
     /// known of those that stay is kept, though their ids may change.
     pub fn reconfigure(&mut self, nodes: Vec<NodeConfig>, settings: Settings, now: Instant) {
         let primary = self.primary.map(|id| Arc::clone(&self.nodes[id.0].config.address));
+        // Discovery's first list is the start, not an addition.
+        let late = !self.nodes.is_empty();
         let mut old: Vec<Option<Tracked>> = self.nodes.drain(..).map(Some).collect();
         for config in nodes {
             let kept = old
@@ -240,7 +241,7 @@ impl Board {
                     node.config = config;
                     node
                 }
-                None => Tracked::new(config, now, true),
+                None => Tracked::new(config, now, late),
             });
         }
         self.settings = settings;
@@ -327,10 +328,17 @@ impl Board {
             node.set_fence(fence);
         }
         match verdict.primary {
-            Ok(id) if self.primary == Some(id) => {}
+            // A new timeline is a promotion, even of the node that had the role before.
+            Ok(id) if self.primary == Some(id) && !self.on_new_timeline(id) => {}
             Ok(id) => self.install(id, now),
             Err(nobody) => self.lose_primary(now, nobody),
         }
+        self.fence_diverged();
+    }
+
+    fn on_new_timeline(&self, id: NodeId) -> bool {
+        let now = self.nodes[id.0].facts.as_ref().and_then(|facts| facts.timeline);
+        self.incumbent.as_ref().is_some_and(|incumbent| incumbent.timeline != now)
     }
 
     fn lose_primary(&mut self, now: Instant, why: Nobody) {
@@ -360,117 +368,19 @@ impl Board {
         if self.settings.engine == Engine::Postgres {
             self.system.get_or_insert_with(|| Arc::clone(&facts.incarnation.system));
         }
-        for node in &mut self.nodes {
-            node.followed = node.is_replica() && node.health.usable();
-        }
         self.primary = Some(id);
         self.nobody = None;
         let without = self.without_since.take().map(|since| now.saturating_duration_since(since));
-        let failover = previous.is_some_and(|previous| previous.address != address);
+        let failover = previous.as_ref().is_some_and(|previous| previous.address != address);
+        if failover || previous.is_none() {
+            for node in &mut self.nodes {
+                node.followed = node.is_replica() && node.health.usable();
+            }
+        }
         self.counters.elected(failover, without, now);
         self.push_event(Event::Elected { address, timeline: facts.timeline, without, failover });
-    }
-
-    /// Notes what the change of primary means for positions known from before.
-    fn learn_history(&mut self, id: NodeId, facts: &Facts) {
-        let node = &self.nodes[id.0];
-        let mut history = History::clone(&self.history);
-        match (&facts.written, self.incumbent.as_ref().and_then(|incumbent| incumbent.timeline)) {
-            (Some(Position::Postgres { timeline, lsn, .. }), Some(parent)) if *timeline > parent => {
-                // What the node had replayed in this very life, it still has.
-                let at_least = match &node.replayed {
-                    Some(Position::Postgres { timeline, lsn, .. }) if *timeline == parent => *lsn,
-                    _ => super::Lsn(0),
-                };
-                history.timelines.learn(Fork {
-                    parent,
-                    child: *timeline,
-                    at_least,
-                    at_most: lsn.replayable(),
-                });
-            }
-            (Some(Position::Mysql(executed)), _) => {
-                history.elected =
-                    Some(ElectedSet::new(Arc::clone(executed), &facts.incarnation, facts.server_id));
-            }
-            _ => {}
-        }
-        self.history = Arc::new(history);
-    }
-
-    /// Keeps the primary's positions: the lag clock's history and the samples that floors are
-    /// made of.
-    fn record(&mut self, probe: &Probe) {
-        let Ok(facts) = &probe.outcome else { return };
-        if facts.claim != Claim::Primary {
-            return;
-        }
-        if let Some(flushed) = &facts.flushed {
-            self.clock.record(probe.sent, probe.answered, &replayable(flushed), &self.history.timelines);
-        }
-        let Some(written) = facts.written.as_ref().map(replayable) else { return };
-        self.note_fall(&facts.incarnation, &written);
-        if let Some(last) = self.samples.back_mut() {
-            if probe.number <= last.number {
-                return;
-            }
-            if last.incarnation == facts.incarnation && last.written == written {
-                // What a floor between the two would resolve to is the same.
-                (last.number, last.sent) = (probe.number, probe.sent);
-                self.samples_shared = None;
-                return;
-            }
-        }
-        if self.samples.len() == SAMPLES {
-            self.samples.pop_front();
-        }
-        let incarnation = facts.incarnation.clone();
-        self.samples.push_back(Sample { number: probe.number, sent: probe.sent, incarnation, written });
-        self.samples_shared = None;
-    }
-
-    /// A primary that restarted with less than it had said before: what lies between is lost.
-    fn note_fall(&mut self, incarnation: &Incarnation, written: &Position) {
-        let Some(last) = self.samples.back().filter(|last| last.incarnation != *incarnation) else { return };
-        let (
-            Position::Postgres { timeline, lsn: from, .. },
-            Position::Postgres { timeline: now_on, lsn: to, .. },
-        ) = (&last.written, written)
-        else {
-            return;
-        };
-        if timeline == now_on && to < from {
-            let fall = Fall { timeline: *timeline, from: *from, to: *to };
-            Arc::make_mut(&mut self.history).fall = Some(fall);
-            let address =
-                self.primary.map(|id| Arc::clone(&self.nodes[id.0].config.address)).unwrap_or_default();
-            self.push_event(Event::PositionFell { address, from: fall.from, to: fall.to });
-        }
-    }
-
-    /// Fences replicas that replayed what the primary's history does not have.
-    fn fence_diverged(&mut self) {
-        let (Some(_), Some(Sample { written: newest, .. })) = (self.primary, self.samples.back()) else {
-            return;
-        };
-        let Some(primary) = newest.timeline() else { return };
-        for node in self.nodes.iter_mut().filter(|node| node.is_replica() && node.fence.is_none()) {
-            let Some(position) = &node.position else { continue };
-            if self.history.timelines.lost(position, newest) {
-                let own = position.timeline().unwrap_or_default();
-                node.set_fence(Some(&Fence::Diverged { own, primary }));
-            }
-        }
-    }
-}
-
-/// PostgreSQL's insert and flush positions may stand behind the header of a page without records.
-fn replayable(position: &Position) -> Position {
-    match position {
-        Position::Postgres { system, timeline, lsn } => {
-            Position::Postgres { system: *system, timeline: *timeline, lsn: lsn.replayable() }
-        }
-        Position::Mysql(_) => position.clone(),
+        // The answer that the election went by may have come a while before it.
+        self.record(id);
     }
 }
 

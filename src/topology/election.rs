@@ -1,9 +1,9 @@
 //! Who is primary when the servers' own words disagree: at most one node, and nobody rather than
 //! the wrong one (hard cases 5, 8, 9, 10).
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Instant};
 
-use super::{Claim, Engine, Facts, NodeId, Position, ProbeNumber, Timelines};
+use super::{Claim, Engine, Facts, Incarnation, NodeId, Position, Timelines};
 
 /// One node, as the election sees it.
 #[derive(Clone, Debug)]
@@ -18,10 +18,10 @@ pub struct Candidate<'a> {
     pub facts: Option<&'a Facts>,
     /// Its timeline, also where only an earlier answer told it.
     pub timeline: Option<u32>,
-    /// The probe that first found it claiming to be primary, of an unbroken row of such answers.
-    pub claimed: Option<ProbeNumber>,
-    /// The probe that it last answered.
-    pub answered: ProbeNumber,
+    /// When it was first heard claiming to be primary, of an unbroken row of such answers.
+    pub claimed: Option<Instant>,
+    /// When the probe that it last answered was sent, and when its answer came.
+    pub answered: Option<(Instant, Instant)>,
     /// Was seen as a replica since the incumbent was elected.
     pub followed: bool,
     /// The last position it reported as a replica.
@@ -68,7 +68,9 @@ pub enum Nobody {
     AllFenced,
     /// Several do, and none can be told to be the older.
     Tie,
-    /// A replica was promoted beside a primary that still answers.
+    /// A replica says that it was promoted; whether the primary still answers is being asked.
+    Undecided { incumbent: Arc<str>, rival: Arc<str> },
+    /// A replica was promoted beside a primary that still answers and has more.
     Contested { incumbent: Arc<str>, rival: Arc<str> },
     /// Patroni's leader does not say yet that it is primary, or there is none.
     Patroni,
@@ -166,6 +168,11 @@ impl Candidate<'_> {
         incumbent.is_some_and(|incumbent| incumbent.address == *self.address)
     }
 
+    /// Whether its last answer is to a question sent after `then`.
+    fn was_asked_after(&self, then: Instant) -> bool {
+        self.answered.is_some_and(|(sent, _)| sent > then)
+    }
+
     /// All that it has executed, by its last answer as a primary.
     fn executed(&self) -> Option<&Position> {
         self.facts.and_then(|facts| facts.written.as_ref().or(facts.flushed.as_ref()))
@@ -178,23 +185,12 @@ fn strangers(
     established: Option<&str>,
     fences: &mut Vec<(NodeId, Fence)>,
 ) -> Result<(), Nobody> {
-    let of = |node: &Candidate<'_>| node.facts.map(|facts| facts.incarnation.clone());
-    let known: Vec<_> = nodes.iter().filter_map(|node| Some((node, of(node)?))).collect();
-    let votes = |system: &str| known.iter().filter(|(_, own)| &*own.system == system).count();
-    let cluster = match established {
-        Some(system) => Some(system),
-        None => {
-            let best = known.iter().map(|(_, own)| &*own.system).max_by_key(|system| votes(system));
-            best.filter(|best| {
-                known.iter().all(|(_, own)| &*own.system == *best || votes(&own.system) < votes(best))
-            })
-        }
-    };
-    let Some(cluster) = cluster else {
-        let other = known.first().map_or("".into(), |(_, own)| Arc::clone(&own.system));
+    let known: Vec<(&Candidate<'_>, &Incarnation)> =
+        nodes.iter().filter_map(|node| Some((node, &node.facts?.incarnation))).collect();
+    let Some(cluster) = established.or_else(|| majority(&known)) else {
         for (node, own) in &known {
-            let (own, cluster) = (Arc::clone(&own.system), Arc::clone(&other));
-            fences.push((node.id, Fence::OtherSystem { own, cluster }));
+            let own = Arc::clone(&own.system);
+            fences.push((node.id, Fence::OtherSystem { own, cluster: "not known".into() }));
         }
         return if known.is_empty() { Ok(()) } else { Err(Nobody::SystemsDiffer) };
     };
@@ -209,6 +205,17 @@ fn strangers(
         }
     }
     Ok(())
+}
+
+/// The system that most nodes are of; in a tie, the one that has a primary if only one has.
+fn majority<'a>(known: &[(&Candidate<'_>, &'a Incarnation)]) -> Option<&'a str> {
+    let votes = |system: &str| {
+        let members = || known.iter().filter(|(_, own)| &*own.system == system);
+        (members().count(), members().any(|(node, _)| node.claims_primary()))
+    };
+    let best = known.iter().map(|(_, own)| &*own.system).max_by_key(|system| votes(system))?;
+    let others = || known.iter().filter(|(_, own)| &*own.system != best);
+    others().all(|(_, own)| votes(&own.system) < votes(best)).then_some(best)
 }
 
 /// Fences MySQL and MariaDB servers that share an identity with another: their GTIDs and
@@ -279,11 +286,12 @@ fn by_timeline(
     };
     let incumbent = nodes.iter().find(|node| node.is_incumbent(ballot.incumbent));
     if let (Some(incumbent), Some(last)) = (incumbent, ballot.incumbent) {
-        if incumbent.claims_primary()
-            && rival.followed
-            && !had_replayed_all(rival, incumbent, last, ballot.timelines)
-        {
-            return Err(contested(rival, incumbent, fences));
+        if incumbent.claims_primary() && rival.followed {
+            let all = match (rival.replayed, &last.written) {
+                (Some(replayed), Some(written)) => ballot.timelines.covers(replayed, written) == Some(true),
+                _ => false,
+            };
+            beside_the_living(rival, incumbent, all, fences)?;
         }
         let yielded = incumbent.reachable && !incumbent.claims_primary();
         if elected_on == Some(newest) && !rival.followed && !yielded {
@@ -295,28 +303,26 @@ fn by_timeline(
     Ok(rival.id)
 }
 
-/// Whether a rival that turned from replica to primary beside a living incumbent may take over:
-/// only if the incumbent, asked after the rival's claim was seen, had nothing more than the rival
-/// had replayed by then.
-fn had_replayed_all(
+/// A rival that turned from replica to primary beside a living incumbent takes over only if the
+/// incumbent, asked after the rival's claim was seen, has nothing that the rival lacks. Until the
+/// incumbent has answered or is down nobody gets writes; that takes a few fast probes.
+fn beside_the_living(
     rival: &Candidate<'_>,
     incumbent: &Candidate<'_>,
-    last: &Incumbent,
-    timelines: &Timelines,
-) -> bool {
-    let asked_since = rival.claimed.is_some_and(|claimed| incumbent.answered > claimed);
-    asked_since
-        && match (rival.replayed, &last.written) {
-            (Some(replayed), Some(written)) => timelines.covers(replayed, written) == Some(true),
-            _ => false,
-        }
-}
-
-fn contested(rival: &Candidate<'_>, incumbent: &Candidate<'_>, fences: &mut Vec<(NodeId, Fence)>) -> Nobody {
+    has_all: bool,
+    fences: &mut Vec<(NodeId, Fence)>,
+) -> Result<(), Nobody> {
+    let names = (Arc::clone(incumbent.address), Arc::clone(rival.address));
+    if !rival.claimed.is_some_and(|claimed| incumbent.was_asked_after(claimed)) {
+        return Err(Nobody::Undecided { incumbent: names.0, rival: names.1 });
+    }
+    if has_all {
+        return Ok(());
+    }
     fences.retain(|(id, _)| *id != incumbent.id && *id != rival.id);
-    fences.push((rival.id, Fence::Contested { other: Arc::clone(incumbent.address) }));
-    fences.push((incumbent.id, Fence::Contested { other: Arc::clone(rival.address) }));
-    Nobody::Contested { incumbent: Arc::clone(incumbent.address), rival: Arc::clone(rival.address) }
+    fences.push((rival.id, Fence::Contested { other: Arc::clone(&names.0) }));
+    fences.push((incumbent.id, Fence::Contested { other: Arc::clone(&names.1) }));
+    Err(Nobody::Contested { incumbent: names.0, rival: names.1 })
 }
 
 /// MySQL and MariaDB: whose history contains the other's, with the incumbent keeping the role.
@@ -358,22 +364,17 @@ fn challenge(
 ) -> Result<NodeId, Nobody> {
     let mut winner = incumbent;
     for rival in claimers.iter().filter(|node| node.id != incumbent.id) {
-        let asked_since = rival.claimed.is_some_and(|claimed| incumbent.answered > claimed);
-        let contains = |strictly: bool| match (rival.executed(), &last.written) {
-            (Some(Position::Mysql(own)), Some(Position::Mysql(theirs))) if asked_since => {
-                if strictly {
-                    own.strictly_covers(theirs)
-                } else {
-                    own.covers(theirs)
-                }
+        let (has_all, has_more) = match (rival.executed(), &last.written) {
+            (Some(Position::Mysql(own)), Some(Position::Mysql(theirs))) => {
+                (own.covers(theirs), own.strictly_covers(theirs))
             }
-            _ => false,
+            _ => (false, false),
         };
-        match rival.followed {
-            true if !contains(false) => return Err(contested(rival, incumbent, fences)),
-            true => winner = rival,
-            false if contains(true) => winner = rival,
-            false => {}
+        if rival.followed {
+            beside_the_living(rival, incumbent, has_all, fences)?;
+            winner = rival;
+        } else if has_more && rival.answered.is_some_and(|(_, came)| incumbent.was_asked_after(came)) {
+            winner = rival;
         }
     }
     for node in claimers.iter().filter(|node| node.id != winner.id) {
@@ -408,6 +409,9 @@ impl fmt::Display for Nobody {
             Self::NoClaimer => f.write_str("no reachable node says that it is primary"),
             Self::AllFenced => f.write_str("every node that says it is primary was refused"),
             Self::Tie => f.write_str("several nodes say they are primary and none is known to be the older"),
+            Self::Undecided { incumbent, rival } => {
+                write!(f, "{rival} was promoted, asking whether {incumbent} still answers")
+            }
             Self::Contested { incumbent, rival } => write!(
                 f,
                 "{rival} was promoted while {incumbent} still answers as primary and lacks writes acknowledged \
@@ -453,3 +457,6 @@ impl fmt::Display for Fence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,3 +177,116 @@ fn fallen(health: Health, now: Instant) -> Health {
     // The sheet is wiped by time spent up, counted from here.
     Health { falls, benched_until, came_up: Some(now), ..health }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RULES: Rules = Rules { failures: 3 };
+
+    fn after(signals: &[(u64, Signal)], start: Instant) -> Health {
+        signals.iter().fold(Health::new(start), |health, &(when, signal)| {
+            step(health, signal, start + Duration::from_millis(when), RULES)
+        })
+    }
+
+    #[test]
+    fn a_status_changes_as_probes_and_traffic_say() {
+        let start = Instant::now();
+        let ok = |sent| Signal::Answered { sent: start + Duration::from_millis(sent) };
+        let miss = Signal::Missed(ProbeFault::TimedOut);
+        let table: [(&[(u64, Signal)], Status); 9] = [
+            (&[], Status::New),
+            (&[(1, ok(0))], Status::Up),
+            (&[(1, miss)], Status::Down), // nobody relied on it
+            (&[(1, ok(0)), (2, miss), (3, miss)], Status::Suspect),
+            (&[(1, ok(0)), (2, miss), (3, miss), (4, ok(3))], Status::Up),
+            (&[(1, ok(0)), (2, miss), (3, miss), (4, miss)], Status::Down),
+            (&[(1, ok(0)), (2, miss), (3, miss), (4, ok(3)), (5, miss)], Status::Suspect),
+            (&[(1, ok(0)), (5, Signal::Broke), (6, ok(4))], Status::Suspect), // asked before it broke
+            (&[(1, ok(0)), (5, Signal::Broke), (7, ok(6))], Status::Up),
+        ];
+        for (signals, status) in table {
+            assert_eq!(after(signals, start).status, status, "{signals:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_that_comes_and_goes_is_kept_from_reads_longer_each_time() {
+        let start = Instant::now();
+        let mut health = after(&[(0, Signal::Answered { sent: start })], start);
+        let mut now = start;
+        let mut benches = Vec::new();
+        for _ in 0..9 {
+            for _ in 0..3 {
+                health = step(health, Signal::Missed(ProbeFault::Unreachable), now, RULES);
+            }
+            benches
+                .push(health.benched_until.map_or(0, |until| until.saturating_duration_since(now).as_secs()));
+            now += Duration::from_secs(1);
+            health = step(health, Signal::Answered { sent: now }, now, RULES);
+        }
+        assert_eq!(benches, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+
+        now += FORGIVEN_AFTER;
+        health = step(health, Signal::Answered { sent: now }, now, RULES);
+        for _ in 0..3 {
+            health = step(health, Signal::Missed(ProbeFault::Unreachable), now, RULES);
+        }
+        assert!(!health.benched(now), "two good minutes and all is forgiven");
+    }
+
+    #[test]
+    fn refused_connections_bench_a_node_that_answers_probes() {
+        let start = Instant::now();
+        let mut health = after(&[(0, Signal::Answered { sent: start })], start);
+        for second in 1..=2 * u64::from(REFUSALS_PER_FALL) {
+            let now = start + Duration::from_secs(second);
+            health = step(health, Signal::Refused, now, RULES);
+            let later = now + Duration::from_millis(1);
+            health = step(health, Signal::Answered { sent: later }, later, RULES);
+        }
+        assert_eq!(health.status, Status::Up);
+        assert!(health.benched(start + Duration::from_secs(6)));
+    }
+
+    fn signals() -> impl Strategy<Value = Vec<(u64, u8)>> {
+        prop::collection::vec((1..500u64, 0..5u8), 1..200)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_down_means_enough_misses_and_up_means_an_answer(history in signals()) {
+            let start = Instant::now();
+            let (mut now, mut health) = (start, Health::new(start));
+            let mut misses = 0;
+            for (gap, kind) in history {
+                now += Duration::from_millis(gap);
+                let before = health.status;
+                let signal = match kind {
+                    0 | 1 => Signal::Answered { sent: now },
+                    2 => Signal::Missed(ProbeFault::TimedOut),
+                    3 => Signal::Broke,
+                    _ => Signal::Refused,
+                };
+                health = step(health, signal, now, RULES);
+                match signal {
+                    Signal::Answered { .. } => misses = 0,
+                    Signal::Missed(_) => misses += 1,
+                    Signal::Broke | Signal::Refused => {}
+                }
+                if health.status == Status::Down && before != Status::Down {
+                    prop_assert!(misses >= RULES.failures || before == Status::New);
+                }
+                if health.status == Status::Up {
+                    prop_assert!(misses == 0 && health.trouble.is_none());
+                }
+                prop_assert!(health.since <= now);
+                let bench = health.benched_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+                prop_assert!(bench <= LONGEST_BENCH);
+            }
+        }
+    }
+}

@@ -165,7 +165,21 @@ fn decimal(text: &str) -> Result<u64, PositionFault> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_readers_panic(text in "[0-9A-Fa-f/:,\\-]{0,60}|\\PC{0,60}") {
+            if let Ok(position) = text.parse::<Position>() {
+                prop_assert_eq!(position.to_string().parse(), Ok(position));
+            }
+            if let Ok(lsn) = text.parse::<Lsn>() {
+                prop_assert_eq!(lsn.to_string().parse(), Ok(lsn));
+            }
+        }
+    }
 
     #[test]
     fn locations_read_and_print_as_the_server_writes_them() {

@@ -185,13 +185,18 @@ impl Snapshot {
         position: &'a Position,
         timeline: u32,
         lsn: Lsn,
-        newest: &Position,
+        newest: &'a Position,
     ) -> Resolved<'a> {
-        let (Position::Postgres { system, timeline: current, .. }, Some(fork)) =
-            (newest, newest.timeline().and_then(|current| self.history.timelines.fork(timeline, current)))
-        else {
-            // A newer timeline than the primary's, or one whose fork is not known.
+        let Position::Postgres { system, timeline: current, .. } = newest else {
             return Resolved::At(Cow::Borrowed(position));
+        };
+        if timeline == 0 || timeline > *current {
+            // Of a promotion that this proxy has not seen: wait for a probe.
+            return Resolved::At(Cow::Borrowed(position));
+        }
+        let Some(fork) = self.history.timelines.fork(timeline, *current) else {
+            // Whatever survived of it, the primary has it by now.
+            return Resolved::At(Cow::Borrowed(newest));
         };
         if lsn <= fork.at_least {
             return Resolved::At(Cow::Borrowed(position));
@@ -205,15 +210,14 @@ impl Snapshot {
     /// lost, unless it has it by now.
     fn after_election<'a>(&'a self, position: &'a Position, floor: &Arc<GtidSet>) -> Resolved<'a> {
         let Some(elected) = &self.history.elected else { return Resolved::At(Cow::Borrowed(position)) };
-        if elected.executed.covers(floor)
-            || matches!(self.newest(), Some(Position::Mysql(have)) if have.covers(floor))
+        let has_it = |position: &Position| matches!(position, Position::Mysql(have) if have.covers(floor));
+        // What it numbered itself may be newer than the last probe.
+        if elected.executed.covers_foreign(floor, elected.uuid, elected.server_id)
+            || self.newest().is_some_and(has_it)
         {
             return Resolved::At(Cow::Borrowed(position));
         }
         let (own, foreign) = floor.split_by_origin(elected.uuid, elected.server_id);
-        if elected.executed.covers(&foreign) {
-            return Resolved::At(Cow::Borrowed(position)); // only newer than the last probe
-        }
         let left = foreign.intersection(&elected.executed).union(&own);
         Resolved::Lost { left: Position::Mysql(Arc::new(left)) }
     }

@@ -37,7 +37,14 @@ pub(super) fn weigh(verdict: &mut Verdict, call: &Call, phrase: &Phrase<'_>, cx:
         (Dialect::Postgres, Some(schema)) => schema == "pg_catalog",
         (Dialect::Mysql, Some(_)) => false,
     };
-    let known = builtin(cx.dialect, name).filter(|_| may_be_builtin);
+    // The helpers of its views (`_pg_expandarray` …), which JDBC calls: none is volatile.
+    let of_information_schema = cx.dialect == Dialect::Postgres
+        && schema.as_deref() == Some("information_schema")
+        && name.starts_with("_pg_");
+    let known = match of_information_schema {
+        true => Some(Builtin::Pure),
+        false => builtin(cx.dialect, name).filter(|_| may_be_builtin),
+    };
     if let Some(known) = known {
         weigh_builtin(verdict, known, call, phrase);
     }
@@ -158,6 +165,20 @@ pub(super) fn weigh_attribute(verdict: &mut Verdict, phrase: &Phrase<'_>, at: us
     }
 }
 
+/// In case the tree hides a call: names before a `(` that are known to do more than read.
+pub(super) fn weigh_unlisted(verdict: &mut Verdict, listed: &[Call], phrase: &Phrase<'_>, cx: &Cx<'_>) {
+    for at in (0..phrase.len()).filter(|&at| phrase.punct(at + 1, b'(')) {
+        let Some(name) = phrase.name(at) else { continue };
+        let harmful = cx.catalog.functions.get(name.as_str()).is_some_and(|user| user.writes || user.touches)
+            || builtin(cx.dialect, &name).is_some_and(|known| known != Builtin::Pure)
+            || cx.rules.write.contains(name.as_str());
+        if harmful && !listed.iter().any(|call| call.function.name == name) {
+            let call = Call { function: Named { schema: None, name }, ends_in_true: false };
+            weigh(verdict, &call, phrase, cx);
+        }
+    }
+}
+
 /// For a statement that was not parsed: every name before a `(` may be a call.
 pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
     for at in 0..phrase.len() {
@@ -183,7 +204,7 @@ pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'
 }
 
 /// Keywords that stand before a parenthesis without being called.
-const NOT_CALLS: [&str; 42] = [
+const NOT_CALLS: [&str; 43] = [
     "in",
     "values",
     "as",
@@ -226,4 +247,5 @@ const NOT_CALLS: [&str; 42] = [
     "materialized",
     "with",
     "conflict",
+    "columns",
 ];

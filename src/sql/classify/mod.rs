@@ -39,7 +39,12 @@ pub(super) struct Cx<'a> {
     modes: LexModes,
     catalog: &'a Catalog,
     rules: &'a FunctionRules,
+    /// Statements around the one that is judged (EXPLAIN, PREPARE, DECLARE …).
+    depth: u8,
 }
+
+/// Statements inside statements that are followed at most; the grammars know three.
+const MAX_DEPTH: u8 = 4;
 
 /// Reads `text` as `dialect` under `modes`; what it calls and touches is judged by `catalog` and
 /// `rules`. Never fails: what cannot be understood is a write.
@@ -52,7 +57,7 @@ pub fn classify(
 ) -> Intent {
     let modes = modes.for_text(text, dialect);
     let fingerprint = stripped(text, dialect, modes).hash as u64;
-    let cx = Cx { dialect, modes, catalog, rules };
+    let cx = Cx { dialect, modes, catalog, rules, depth: 0 };
     let shortened = (text.len() > MAX_EXACT_BYTES).then(|| strip(text, dialect, modes));
     let intent = match &shortened {
         Some(short) if short.len() > MAX_EXACT_BYTES => too_long(text),
@@ -107,7 +112,15 @@ fn publish(verdict: Verdict, hints: Hints, statements: usize) -> Intent {
     }
 }
 
-/// The intent of a statement inside another one.
+/// Judges a statement inside another one.
+fn classify_inner(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    if cx.depth == MAX_DEPTH {
+        return opaque(Reason::Unparsed);
+    }
+    classify_phrase(phrase, &Cx { depth: cx.depth + 1, ..*cx })
+}
+
+/// The intent of a statement that another one prepares.
 fn intent_of(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Intent {
     let fingerprint = stripped(phrase.source(), cx.dialect, cx.modes).hash as u64;
     Intent { fingerprint, ..publish(classify_phrase(phrase, cx), Hints::default(), 1) }

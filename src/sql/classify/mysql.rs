@@ -1,7 +1,7 @@
 //! MySQL's and MariaDB's statements other than queries, recognised by their tokens.
 
 use super::{
-    Cx, classify_phrase, mysql_set, query, relations,
+    Cx, classify_inner, mysql_set, query, relations,
     survey::Named,
     transaction,
     verdict::{Touched, Verdict},
@@ -26,11 +26,11 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "start" if phrase.is(1, "transaction") => {
             transaction::command(phrase).unwrap_or_else(|| Verdict::write(Reason::Unparsed).apart())
         }
-        "select" => match shown_variable(phrase) {
+        "select" if cx.depth == 0 => match shown_variable(phrase) {
             Some(verdict) => verdict,
             None => select(phrase, cx),
         },
-        "with" | "values" | "table" | "" => select(phrase, cx),
+        "select" | "with" | "values" | "table" | "" => select(phrase, cx),
         "insert" | "update" | "delete" | "replace" => query::judge(phrase, cx),
         "set" => mysql_set::set(phrase, cx),
         "show" => show(phrase, cx),
@@ -129,6 +129,8 @@ fn weigh_system_variable(verdict: &mut Verdict, raw: &[u8]) {
         | "transaction_read_only"
         | "tx_read_only"
         | "in_transaction" => verdict.raise(Reason::Server),
+        // `@@global . name`: the name stands apart.
+        "" | "global" | "session" | "local" | "persist" => verdict.raise(Reason::Server),
         "last_insert_id" | "identity" | "warning_count" | "error_count" | "insert_id" => {
             verdict.raise(Reason::State);
             verdict.effect(Effect::NeedsPrevious);
@@ -155,8 +157,9 @@ fn shown_variable(phrase: &Phrase<'_>) -> Option<Verdict> {
     }
     let alone = match phrase.len() {
         2 => true,
+        4 if phrase.is(2, "limit") => true,
         4 => phrase.is(2, "as") && phrase.name(3).is_some(),
-        4.. => phrase.is(2, "limit"),
+        5.. => phrase.is(2, "limit"),
         _ => false,
     };
     let name = mysql_set::proxy_variable(phrase.raw(1)).filter(|_| alone)?;
@@ -213,6 +216,9 @@ fn show(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
 }
 
 fn explain(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
+    if leading == "analyze" && phrase.is_any(1, &["table", "tables", "local", "no_write_to_binlog"]) {
+        return definition(phrase, leading, cx);
+    }
     let mut at = 1;
     while phrase.is_any(at, &["extended", "partitions", "analyze", "format"]) {
         at += if phrase.is(at, "format") { 3 } else { 1 };
@@ -225,12 +231,9 @@ fn explain(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
     let is_query = inner.punct(0, b'(')
         || inner.is_any(0, &["select", "insert", "update", "delete", "replace", "with", "values", "table"]);
     if is_query {
-        return Verdict { plain: false, ..classify_phrase(&inner, cx) };
+        return Verdict { plain: false, ..classify_inner(&inner, cx) };
     }
-    if leading == "analyze" {
-        return definition(phrase, leading, cx);
-    }
-    match phrase.qualified(1) {
+    match phrase.qualified(1).filter(|_| leading != "analyze") {
         Some((name, end)) => {
             let schema = if end > 2 { phrase.name(end - 3) } else { None };
             let mut verdict = Verdict::read();

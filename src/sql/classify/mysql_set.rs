@@ -1,6 +1,6 @@
 //! MySQL's and MariaDB's SET.
 
-use super::{Cx, classify_phrase, mysql::system_variable, transaction, verdict::Verdict};
+use super::{Cx, classify_inner, mysql::system_variable, transaction, verdict::Verdict};
 use crate::sql::{
     Access, Reason,
     effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, TransactionModes},
@@ -43,7 +43,7 @@ fn set_statement(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     let Some(at) = (2..phrase.len()).find(|&at| phrase.is(at, "for")) else {
         return Verdict::write(Reason::Unparsed).with(Effect::Touches);
     };
-    let mut verdict = classify_phrase(&phrase.from(at + 1), cx);
+    let mut verdict = classify_inner(&phrase.from(at + 1), cx);
     verdict.raise(Reason::Command);
     Verdict { plain: false, ..verdict }
 }

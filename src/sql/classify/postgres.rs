@@ -1,7 +1,7 @@
 //! PostgreSQL's statements other than queries, recognised by their tokens.
 
 use super::{
-    Cx, classify_phrase, postgres_set, query, relations,
+    Cx, calls, classify_inner, postgres_set, query, relations,
     survey::Named,
     transaction,
     verdict::{Touched, Verdict},
@@ -19,11 +19,11 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "begin" | "start" | "commit" | "end" | "rollback" | "abort" | "savepoint" | "release" => {
             transaction::command(phrase).unwrap_or_else(|| Verdict::write(Reason::Unparsed).apart())
         }
-        "select" => match postgres_set::set_config(phrase) {
-            Some(verdict) => verdict,
-            None => query::judge(phrase, cx),
-        },
-        "insert" | "update" | "delete" | "merge" | "with" | "values" | "table" | "" => {
+        // Inside EXPLAIN, DECLARE or COPY it may not run, or not now.
+        "select" if cx.depth == 0 => {
+            postgres_set::set_config(phrase).unwrap_or_else(|| query::judge(phrase, cx))
+        }
+        "select" | "insert" | "update" | "delete" | "merge" | "with" | "values" | "table" | "" => {
             query::judge(phrase, cx)
         }
         "set" => postgres_set::set(phrase),
@@ -82,7 +82,7 @@ fn query_only(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "refresh",
     ];
     if phrase.punct(0, b'(') || phrase.is_any(0, &ALLOWED) {
-        classify_phrase(phrase, cx)
+        classify_inner(phrase, cx)
     } else {
         Verdict::write(Reason::Unparsed)
     }
@@ -97,7 +97,9 @@ fn prepared(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
         "prepare" => prepare(phrase, cx).unwrap_or_else(odd),
         "execute" => match phrase.name(1) {
             Some(name) if phrase.len() == 2 || phrase.closing(2) == Some(phrase.len() - 1) => {
-                Verdict::session().with(Effect::Execute { name: name.into() })
+                let mut verdict = Verdict::session().with(Effect::Execute { name: name.into() });
+                calls::weigh_tokens(&mut verdict, &phrase.from(3), cx);
+                verdict
             }
             _ => odd(),
         },
@@ -118,7 +120,13 @@ fn prepare(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<Verdict> {
     if !phrase.is(at, "as") || phrase.ends_at(at + 1) {
         return None;
     }
-    let inner = Box::new(super::intent_of(&phrase.from(at + 1), cx));
+    let inner = phrase.from(at + 1);
+    if !inner.punct(0, b'(')
+        && !inner.is_any(0, &["select", "insert", "update", "delete", "merge", "with", "values", "table"])
+    {
+        return None;
+    }
+    let inner = Box::new(super::intent_of(&inner, cx));
     let statement = phrase.source_text()?.into();
     Some(Verdict::session().with(Effect::Prepare { name, statement, inner }))
 }
@@ -238,7 +246,7 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
     if leading == "alter" {
         verdict.effect(Effect::DrawsSequence);
         if phrase.contains(&["default"]) || phrase.contains(&["using"]) {
-            super::calls::weigh_tokens(&mut verdict, phrase, cx);
+            calls::weigh_tokens(&mut verdict, phrase, cx);
         }
     }
     verdict.joins = !is_apart(phrase, leading);

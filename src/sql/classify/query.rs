@@ -1,5 +1,7 @@
 //! Queries and INSERT, UPDATE, DELETE, MERGE: parsed, surveyed, judged by the catalog.
 
+use std::borrow::Cow;
+
 use sqlparser::{
     ast::Statement,
     dialect::{MySqlDialect, PostgreSqlDialect},
@@ -41,13 +43,17 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         return unparsed(phrase, cx, Reason::Unparsed);
     }
     let mut verdict = weigh(&survey, phrase, cx);
+    calls::weigh_unlisted(&mut verdict, &survey.calls, phrase, cx);
     tokens_of_interest(&mut verdict, phrase, cx, survey.writes);
     verdict
 }
 
 /// What the parser gets to read. `None`: not text.
 fn parser_text(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<String> {
-    let stripped = strip(phrase.source(), cx.dialect, cx.modes);
+    let stripped = match cx.dialect {
+        Dialect::Postgres => strip(&without_only(phrase), cx.dialect, cx.modes),
+        Dialect::Mysql => strip(phrase.source(), cx.dialect, cx.modes),
+    };
     let mut text = match (cx.dialect, String::from_utf8(stripped)) {
         (_, Ok(text)) => text,
         // Bytes of a single-byte encoding in an identifier: a letter to PostgreSQL, possibly white
@@ -59,6 +65,20 @@ fn parser_text(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<String> {
         text.replace_range(..5, "SELECT * FROM");
     }
     Some(text)
+}
+
+/// Blanks the ONLY of `FROM ONLY t`, which the parser takes for the name of a table.
+fn without_only<'a>(phrase: &Phrase<'a>) -> Cow<'a, [u8]> {
+    let mut source = Cow::Borrowed(phrase.source());
+    for at in (1..phrase.len()).filter(|&at| phrase.is(at, "only")) {
+        let names_relation = phrase.is_any(at - 1, &["from", "join", "update", "into", "table", "using"])
+            || phrase.punct(at - 1, b',');
+        if names_relation && matches!(phrase.kind(at + 1), Some(Kind::Word | Kind::Quoted)) {
+            let start = phrase.tokens[at].start - phrase.tokens[0].start;
+            source.to_mut()[start..start + "only".len()].fill(b' ');
+        }
+    }
+    source
 }
 
 fn parse(source: &str, dialect: Dialect) -> Option<Statement> {
@@ -80,7 +100,7 @@ fn weigh(survey: &Survey, phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         }
     }
     if let Some(into) = survey.into {
-        verdict.raise(Reason::Ddl);
+        verdict.raise(if cx.dialect == Dialect::Mysql { Reason::State } else { Reason::Ddl });
         verdict.plain = false;
         match (into, cx.dialect) {
             (Into::Temporary, _) => verdict.pin(PinReason::TempTable),
@@ -94,7 +114,8 @@ fn weigh(survey: &Survey, phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     for call in &survey.calls {
         calls::weigh(&mut verdict, call, phrase, cx);
     }
-    if survey.unknown_operator {
+    // What the operators of a relation's column types do is part of a loaded catalog.
+    if survey.foreign_operator || (survey.added_operator && !cx.catalog.loaded) {
         verdict.raise(Reason::Function);
         calls::unknown_code(&mut verdict);
     }
@@ -117,6 +138,12 @@ fn tokens_of_interest(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>, w
         let after_dot = at > 0 && phrase.punct(at - 1, b'.');
         match phrase.kind(at) {
             Some(Kind::Word | Kind::Quoted) if after_dot => calls::weigh_attribute(verdict, phrase, at, cx),
+            // The tree does not name the relation of `… UNION TABLE t`.
+            Some(Kind::Word) if at > 0 && phrase.is(at, "table") && !phrase.is(at - 1, "as") => {
+                verdict.raise(Reason::Unparsed);
+                verdict.tables = Touched::All;
+                verdict.plain = false;
+            }
             Some(Kind::Word) if !writes && !phrase.punct(at + 1, b'(') => {
                 let suspicious = phrase.is_any(at, &["insert", "update", "delete", "merge", "into"]);
                 let named = at > 0 && phrase.is(at - 1, "as");
@@ -135,13 +162,18 @@ fn tokens_of_interest(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>, w
 /// A statement that was not parsed: judged by its leading keyword and by the names before `(`.
 pub(super) fn unparsed(phrase: &Phrase<'_>, cx: &Cx<'_>, reason: Reason) -> Verdict {
     let is_dml = phrase.is_any(0, &["insert", "update", "delete", "merge", "replace"]);
-    let mut verdict = Verdict::write(if is_dml { Reason::Dml } else { reason });
+    let locks = ["update", "share", "no", "key"].iter().any(|strength| phrase.contains(&["for", strength]));
+    let mut verdict = Verdict::write(match reason {
+        _ if is_dml => Reason::Dml,
+        Reason::Unparsed if locks => Reason::Lock,
+        reason => reason,
+    });
     verdict.effect(Effect::DrawsSequence);
     calls::weigh_tokens(&mut verdict, phrase, cx);
     relations::weigh_tokens(&mut verdict, phrase, cx);
     if phrase.contains(&["into", "temp"]) || phrase.contains(&["into", "temporary"]) {
         verdict.pin(PinReason::TempTable);
-    } else if phrase.contains(&["into"]) && !is_dml {
+    } else if cx.dialect == Dialect::Postgres && phrase.contains(&["into"]) && !is_dml {
         verdict.effect(Effect::Ddl);
     }
     if cx.dialect == Dialect::Mysql {

@@ -44,8 +44,10 @@ pub(super) struct Survey {
     pub inserts: bool,
     /// Something that a query should not hold, or a name that is not plain.
     pub strange: bool,
-    /// An operator that is not built in.
-    pub unknown_operator: bool,
+    /// `OPERATOR(schema.op)`, not of `pg_catalog`.
+    pub foreign_operator: bool,
+    /// An operator that is not PostgreSQL's own; an extension's, most likely.
+    pub added_operator: bool,
     dialect: Dialect,
     scopes: Vec<Scope>,
     /// The name of a table function that is about to be visited as a relation.
@@ -74,7 +76,8 @@ impl Survey {
             writes: false,
             inserts: false,
             strange: false,
-            unknown_operator: false,
+            foreign_operator: false,
+            added_operator: false,
             dialect,
             scopes: Vec::new(),
             function_in_from: None,
@@ -230,9 +233,9 @@ impl Visitor for Survey {
         match expr {
             Expr::Function(Function { name, args, .. }) => self.call(name, Some(args)),
             Expr::BinaryOp { op: BinaryOperator::PGCustomBinaryOperator(parts), .. } => {
-                self.unknown_operator |= !matches!(parts.as_slice(), [schema, _] if schema == "pg_catalog");
+                self.foreign_operator |= !matches!(parts.as_slice(), [schema, _] if schema == "pg_catalog");
             }
-            Expr::BinaryOp { op: BinaryOperator::Custom(_), .. } => self.unknown_operator = true,
+            Expr::BinaryOp { op: BinaryOperator::Custom(_), .. } => self.added_operator = true,
             _ => {}
         }
         ControlFlow::Continue(())

@@ -132,7 +132,13 @@ impl Verdict {
             (false, Reason::Session, other) | (false, other, Reason::Session) => other,
             (false, ..) => Reason::Read,
         };
-        self.effects.extend(next.effects);
+        for effect in next.effects {
+            // Said once is enough for what has no order.
+            match effect {
+                Effect::DrawsSequence | Effect::Touches | Effect::Ddl => self.effect(effect),
+                effect => self.effects.push(effect),
+            }
+        }
         self.tables.union(next.tables);
         Self {
             access: if writes { Access::Write } else { Access::Read },

@@ -14,94 +14,57 @@ fn special(name: &str) -> Option<Builtin> {
         "currval" | "lastval" => Builtin::Previous,
         "set_config" => Builtin::SetConfig,
         "current_setting" => Builtin::CurrentSetting,
-        "setseed" => Builtin::State,
         "pg_advisory_lock"
         | "pg_advisory_lock_shared"
         | "pg_try_advisory_lock"
         | "pg_try_advisory_lock_shared" => Builtin::AdvisoryLock,
         "pg_advisory_unlock_all" => Builtin::AdvisoryUnlockAll,
         "pg_prepared_statement" | "pg_cursor" => Builtin::ShowsPrepared,
-        "pg_listening_channels" | "pg_my_temp_schema" | "pg_is_other_temp_schema" => Builtin::State,
-        "table_to_xml"
-        | "table_to_xml_and_xmlschema"
-        | "schema_to_xml"
-        | "schema_to_xml_and_xmlschema"
-        | "database_to_xml"
-        | "database_to_xml_and_xmlschema" => Builtin::ReadsAll,
-        "pg_is_in_recovery"
-        | "pg_show_all_settings"
-        | "pg_get_replication_slots"
-        | "pg_walfile_name"
-        | "pg_walfile_name_offset"
-        | "pg_lock_status"
-        | "pg_blocking_pids"
-        | "pg_safe_snapshot_blocking_pids"
-        | "pg_isolation_test_session_is_blocked"
-        | "pg_get_backend_memory_contexts"
-        | "pg_get_shmem_allocations"
-        | "pg_hba_file_rules"
-        | "pg_ident_file_mappings"
-        | "pg_show_all_file_settings"
-        | "pg_prepared_xact"
-        | "pg_notification_queue_usage"
-        | "pg_xact_status"
-        | "txid_status"
-        | "pg_last_committed_xact"
-        | "pg_xact_commit_timestamp"
-        | "pg_xact_commit_timestamp_origin"
-        | "pg_sequence_last_value"
-        | "pg_get_sequence_data"
-        | "pg_is_wal_replay_paused"
-        | "pg_get_wal_replay_pause_state"
-        | "pg_get_wal_resource_managers"
-        | "pg_current_logfile"
-        | "pg_stat_file"
-        | "pg_stat_have_stats"
-        | "pg_current_snapshot"
-        | "pg_current_xact_id_if_assigned"
-        | "txid_current_if_assigned"
-        | "txid_current_snapshot"
-        | "pg_show_replication_origin_status" => Builtin::Server,
+        "setseed" | "pg_listening_channels" | "pg_my_temp_schema" | "pg_is_other_temp_schema" => {
+            Builtin::State
+        }
         "pg_advisory_unlock"
         | "pg_advisory_unlock_shared"
         | "pg_advisory_xact_lock"
         | "pg_advisory_xact_lock_shared"
         | "pg_try_advisory_xact_lock"
         | "pg_try_advisory_xact_lock_shared" => Builtin::State,
-        "pg_notify"
-        | "pg_current_xact_id"
-        | "txid_current"
-        | "pg_export_snapshot"
-        | "loread"
-        | "lowrite"
-        | "query_to_xml"
-        | "query_to_xml_and_xmlschema"
-        | "query_to_xmlschema"
-        | "cursor_to_xml"
-        | "cursor_to_xmlschema"
-        | "ts_stat"
-        | "ts_rewrite"
-        | "pg_cancel_backend"
-        | "pg_terminate_backend"
-        | "pg_reload_conf"
-        | "pg_rotate_logfile"
-        | "pg_promote"
-        | "pg_switch_wal"
-        | "pg_create_restore_point"
-        | "pg_backup_start"
-        | "pg_backup_stop"
-        | "pg_wal_replay_pause"
-        | "pg_wal_replay_resume"
-        | "pg_log_backend_memory_contexts"
-        | "pg_import_system_collations"
-        | "pg_nextoid"
-        | "brin_summarize_range"
-        | "brin_summarize_new_values"
-        | "brin_desummarize_range"
-        | "gin_clean_pending_list" => Builtin::Writes,
+        "table_to_xml" | "table_to_xml_and_xmlschema" | "schema_to_xml" | "schema_to_xml_and_xmlschema" => {
+            Builtin::ReadsAll
+        }
+        "database_to_xml" | "database_to_xml_and_xmlschema" => Builtin::ReadsAll,
+        _ if SERVER.contains(&name) => Builtin::Server,
+        _ if WRITES.contains(&name) => Builtin::Writes,
         _ => return by_prefix(name),
     })
 }
+
+/// Questions about the server itself.
+#[rustfmt::skip]
+static SERVER: &[&str] = &[
+    "pg_blocking_pids", "pg_current_logfile", "pg_current_snapshot", "pg_current_xact_id_if_assigned",
+    "pg_get_backend_memory_contexts", "pg_get_replication_slots", "pg_get_sequence_data",
+    "pg_get_shmem_allocations", "pg_get_wal_replay_pause_state", "pg_get_wal_resource_managers",
+    "pg_hba_file_rules", "pg_ident_file_mappings", "pg_is_in_recovery", "pg_is_wal_replay_paused",
+    "pg_isolation_test_session_is_blocked", "pg_last_committed_xact", "pg_lock_status",
+    "pg_notification_queue_usage", "pg_prepared_xact", "pg_safe_snapshot_blocking_pids",
+    "pg_sequence_last_value", "pg_show_all_file_settings", "pg_show_all_settings",
+    "pg_show_replication_origin_status", "pg_stat_file", "pg_stat_have_stats", "pg_walfile_name",
+    "pg_walfile_name_offset", "pg_xact_commit_timestamp", "pg_xact_commit_timestamp_origin",
+    "pg_xact_status", "txid_current_if_assigned", "txid_current_snapshot", "txid_status",
+];
+
+/// What changes data or the server, acts on other sessions, or runs SQL given as text.
+#[rustfmt::skip]
+static WRITES: &[&str] = &[
+    "brin_desummarize_range", "brin_summarize_new_values", "brin_summarize_range", "cursor_to_xml",
+    "cursor_to_xmlschema", "gin_clean_pending_list", "loread", "lowrite", "pg_backup_start",
+    "pg_backup_stop", "pg_cancel_backend", "pg_create_restore_point", "pg_current_xact_id",
+    "pg_export_snapshot", "pg_import_system_collations", "pg_log_backend_memory_contexts", "pg_nextoid",
+    "pg_notify", "pg_promote", "pg_reload_conf", "pg_rotate_logfile", "pg_switch_wal",
+    "pg_terminate_backend", "pg_wal_replay_pause", "pg_wal_replay_resume", "query_to_xml",
+    "query_to_xml_and_xmlschema", "query_to_xmlschema", "ts_rewrite", "ts_stat", "txid_current",
+];
 
 fn by_prefix(name: &str) -> Option<Builtin> {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
@@ -132,67 +95,73 @@ fn by_prefix(name: &str) -> Option<Builtin> {
 /// what only the server itself calls (`internal`, `cstring`, `_send`, operator support); the
 /// volatile ones that do not write (`random`, `clock_timestamp`, `pg_sleep`, `gen_random_uuid`,
 /// sizes …); the grammar's own (`coalesce`, `current_user` …); and what the release notes of 16,
-/// 17 and 18 added. Sorted by bytes.
+/// 17 and 18 added. Sorted by bytes. The first part comes from
+///
+/// ```sql
+/// SELECT proname FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace
+/// GROUP BY proname HAVING NOT bool_or(provolatile = 'v') ORDER BY proname COLLATE "C"
+/// ```
 #[rustfmt::skip]
 static READS: &[&str] = &[
     "abbrev", "abs", "acldefault", "aclexplode", "acos", "acosd", "acosh", "age", "any_value", "area",
-    "array_agg", "array_dims", "array_fill", "array_length", "array_lower", "array_ndims", "array_position",
-    "array_positions", "array_remove", "array_replace", "array_reverse", "array_sample", "array_shuffle",
-    "array_sort", "array_to_json", "array_to_string", "array_to_tsvector", "array_upper", "ascii", "asin",
-    "asind", "asinh", "atan", "atan2", "atan2d", "atand", "atanh", "avg", "bigint", "bit", "bit_and",
-    "bit_count", "bit_length", "bit_or", "bit_xor", "bool", "bool_and", "bool_or", "bound_box", "box",
-    "bpchar", "broadcast", "btrim", "cardinality", "casefold", "cash_words", "cast", "cbrt", "ceil",
+    "array", "array_agg", "array_dims", "array_fill", "array_length", "array_lower", "array_ndims",
+    "array_position", "array_positions", "array_remove", "array_replace", "array_reverse", "array_sample",
+    "array_shuffle", "array_sort", "array_to_json", "array_to_string", "array_to_tsvector", "array_upper",
+    "ascii", "asin", "asind", "asinh", "atan", "atan2", "atan2d", "atand", "atanh", "avg", "bigint", "bit",
+    "bit_and", "bit_count", "bit_length", "bit_or", "bit_xor", "bool", "bool_and", "bool_or", "bound_box",
+    "box", "bpchar", "broadcast", "btrim", "cardinality", "casefold", "cash_words", "cast", "cbrt", "ceil",
     "ceiling", "center", "char", "char_length", "character", "character_length", "chr", "cidr", "circle",
-    "clock_timestamp", "coalesce", "col_description", "concat", "concat_ws", "convert", "convert_from",
-    "convert_to", "corr", "cos", "cosd", "cosh", "cot", "cotd", "count", "covar_pop", "covar_samp", "crc32",
-    "crc32c", "cume_dist", "current_catalog", "current_database", "current_date", "current_query",
-    "current_role", "current_schema", "current_schemas", "current_time", "current_timestamp", "current_user",
-    "database_to_xmlschema", "date", "date_add", "date_bin", "date_cmp_timestamp", "date_cmp_timestamptz",
-    "date_part", "date_subtract", "date_trunc", "datemultirange", "daterange", "dec", "decimal", "decode",
-    "degrees", "dense_rank", "diagonal", "diameter", "div", "encode", "enum_first", "enum_last",
-    "enum_range", "erf", "erfc", "every", "exists", "exp", "extract", "factorial", "family", "first_value",
-    "float4", "float8", "floor", "format", "format_type", "gamma", "gcd", "gen_random_uuid",
-    "generate_series", "generate_subscripts", "get_bit", "get_byte", "get_current_ts_config",
-    "getdatabaseencoding", "greatest", "grouping", "has_any_column_privilege", "has_column_privilege",
-    "has_database_privilege", "has_foreign_data_wrapper_privilege", "has_function_privilege",
-    "has_language_privilege", "has_largeobject_privilege", "has_parameter_privilege", "has_schema_privilege",
-    "has_sequence_privilege", "has_server_privilege", "has_table_privilege", "has_tablespace_privilege",
-    "has_type_privilege", "hashtext", "hashtextextended", "height", "host", "hostmask",
-    "icu_unicode_version", "in_range", "inet_client_addr", "inet_client_port", "inet_merge",
-    "inet_same_family", "inet_server_addr", "inet_server_port", "initcap", "int2", "int4", "int4multirange",
-    "int4range", "int8", "int8multirange", "int8range", "integer", "interval", "is_normalized", "isclosed",
-    "isempty", "isfinite", "ishorizontal", "isopen", "isparallel", "isperp", "isvertical", "json",
-    "json_agg", "json_agg_strict", "json_array", "json_array_elements", "json_array_elements_text",
-    "json_array_length", "json_arrayagg", "json_build_array", "json_build_object", "json_each",
-    "json_each_text", "json_exists", "json_object", "json_object_agg", "json_object_agg_strict",
-    "json_object_agg_unique", "json_object_agg_unique_strict", "json_object_keys", "json_objectagg",
-    "json_populate_record", "json_populate_recordset", "json_query", "json_scalar", "json_serialize",
-    "json_strip_nulls", "json_table", "json_to_record", "json_to_recordset", "json_to_tsvector",
-    "json_typeof", "json_value", "jsonb", "jsonb_agg", "jsonb_agg_strict", "jsonb_array_elements",
-    "jsonb_array_elements_text", "jsonb_array_length", "jsonb_build_array", "jsonb_build_object",
-    "jsonb_delete", "jsonb_each", "jsonb_each_text", "jsonb_insert", "jsonb_object", "jsonb_object_agg",
-    "jsonb_object_agg_strict", "jsonb_object_agg_unique", "jsonb_object_agg_unique_strict",
-    "jsonb_object_keys", "jsonb_path_exists", "jsonb_path_exists_tz", "jsonb_path_match",
-    "jsonb_path_match_tz", "jsonb_path_query", "jsonb_path_query_array", "jsonb_path_query_array_tz",
-    "jsonb_path_query_first", "jsonb_path_query_first_tz", "jsonb_path_query_tz", "jsonb_populate_record",
-    "jsonb_populate_recordset", "jsonb_pretty", "jsonb_set", "jsonb_set_lax", "jsonb_strip_nulls",
-    "jsonb_to_record", "jsonb_to_recordset", "jsonb_to_tsvector", "jsonb_typeof", "justify_days",
-    "justify_hours", "justify_interval", "lag", "last_value", "lcm", "lead", "least", "left", "length",
-    "lgamma", "like", "line", "ln", "localtime", "localtimestamp", "log", "log10", "lower", "lower_inc",
-    "lower_inf", "lpad", "lseg", "ltrim", "macaddr", "macaddr8", "macaddr8_set7bit", "make_date",
-    "make_interval", "make_time", "make_timestamp", "make_timestamptz", "makeaclitem", "masklen", "max",
-    "md5", "merge_action", "min", "min_scale", "mod", "mode", "money", "multirange", "mxid_age", "name",
-    "nameconcatoid", "nchar", "netmask", "network", "normalize", "now", "npoints", "nth_value", "ntile",
-    "nullif", "num_nonnulls", "num_nulls", "numeric", "nummultirange", "numnode", "numrange",
-    "obj_description", "octet_length", "oid", "oidvectortypes", "overlaps", "overlay", "parse_ident", "path",
-    "pclose", "percent_rank", "percentile_cont", "percentile_disc", "pg_available_extension_versions",
-    "pg_available_extensions", "pg_backend_pid", "pg_basetype", "pg_char_to_encoding", "pg_client_encoding",
-    "pg_collation_actual_version", "pg_collation_for", "pg_collation_is_visible", "pg_column_compression",
-    "pg_column_is_updatable", "pg_column_size", "pg_column_toast_chunk_id", "pg_conf_load_time", "pg_config",
-    "pg_conversion_is_visible", "pg_database_collation_actual_version", "pg_database_size",
-    "pg_describe_object", "pg_encoding_max_length", "pg_encoding_to_char", "pg_extension_update_paths",
-    "pg_filenode_relation", "pg_function_is_visible", "pg_get_acl", "pg_get_catalog_foreign_keys",
-    "pg_get_constraintdef", "pg_get_expr", "pg_get_function_arg_default", "pg_get_function_arguments",
+    "clock_timestamp", "coalesce", "col_description", "collation", "concat", "concat_ws", "convert",
+    "convert_from", "convert_to", "corr", "cos", "cosd", "cosh", "cot", "cotd", "count", "covar_pop",
+    "covar_samp", "crc32", "crc32c", "cume_dist", "current_catalog", "current_database", "current_date",
+    "current_query", "current_role", "current_schema", "current_schemas", "current_time",
+    "current_timestamp", "current_user", "database_to_xmlschema", "date", "date_add", "date_bin",
+    "date_cmp_timestamp", "date_cmp_timestamptz", "date_part", "date_subtract", "date_trunc",
+    "datemultirange", "daterange", "dec", "decimal", "decode", "degrees", "dense_rank", "diagonal",
+    "diameter", "div", "encode", "enum_first", "enum_last", "enum_range", "erf", "erfc", "every", "exists",
+    "exp", "extract", "factorial", "family", "first_value", "float4", "float8", "floor", "format",
+    "format_type", "gamma", "gcd", "gen_random_uuid", "generate_series", "generate_subscripts", "get_bit",
+    "get_byte", "get_current_ts_config", "getdatabaseencoding", "greatest", "grouping",
+    "has_any_column_privilege", "has_column_privilege", "has_database_privilege",
+    "has_foreign_data_wrapper_privilege", "has_function_privilege", "has_language_privilege",
+    "has_largeobject_privilege", "has_parameter_privilege", "has_schema_privilege", "has_sequence_privilege",
+    "has_server_privilege", "has_table_privilege", "has_tablespace_privilege", "has_type_privilege",
+    "hashtext", "hashtextextended", "height", "host", "hostmask", "icu_unicode_version", "in_range",
+    "inet_client_addr", "inet_client_port", "inet_merge", "inet_same_family", "inet_server_addr",
+    "inet_server_port", "initcap", "int2", "int4", "int4multirange", "int4range", "int8", "int8multirange",
+    "int8range", "integer", "interval", "is_normalized", "isclosed", "isempty", "isfinite", "ishorizontal",
+    "isopen", "isparallel", "isperp", "isvertical", "json", "json_agg", "json_agg_strict", "json_array",
+    "json_array_elements", "json_array_elements_text", "json_array_length", "json_arrayagg",
+    "json_build_array", "json_build_object", "json_each", "json_each_text", "json_exists", "json_object",
+    "json_object_agg", "json_object_agg_strict", "json_object_agg_unique", "json_object_agg_unique_strict",
+    "json_object_keys", "json_objectagg", "json_populate_record", "json_populate_recordset", "json_query",
+    "json_scalar", "json_serialize", "json_strip_nulls", "json_table", "json_to_record", "json_to_recordset",
+    "json_to_tsvector", "json_typeof", "json_value", "jsonb", "jsonb_agg", "jsonb_agg_strict",
+    "jsonb_array_elements", "jsonb_array_elements_text", "jsonb_array_length", "jsonb_build_array",
+    "jsonb_build_object", "jsonb_delete", "jsonb_each", "jsonb_each_text", "jsonb_insert", "jsonb_object",
+    "jsonb_object_agg", "jsonb_object_agg_strict", "jsonb_object_agg_unique",
+    "jsonb_object_agg_unique_strict", "jsonb_object_keys", "jsonb_path_exists", "jsonb_path_exists_tz",
+    "jsonb_path_match", "jsonb_path_match_tz", "jsonb_path_query", "jsonb_path_query_array",
+    "jsonb_path_query_array_tz", "jsonb_path_query_first", "jsonb_path_query_first_tz",
+    "jsonb_path_query_tz", "jsonb_populate_record", "jsonb_populate_recordset", "jsonb_pretty", "jsonb_set",
+    "jsonb_set_lax", "jsonb_strip_nulls", "jsonb_to_record", "jsonb_to_recordset", "jsonb_to_tsvector",
+    "jsonb_typeof", "justify_days", "justify_hours", "justify_interval", "lag", "last_value", "lcm", "lead",
+    "least", "left", "length", "lgamma", "like", "line", "ln", "localtime", "localtimestamp", "log", "log10",
+    "lower", "lower_inc", "lower_inf", "lpad", "lseg", "ltrim", "macaddr", "macaddr8", "macaddr8_set7bit",
+    "make_date", "make_interval", "make_time", "make_timestamp", "make_timestamptz", "makeaclitem",
+    "masklen", "max", "md5", "merge_action", "min", "min_scale", "mod", "mode", "money", "multirange",
+    "mxid_age", "name", "nameconcatoid", "nchar", "netmask", "network", "normalize", "now", "npoints",
+    "nth_value", "ntile", "nullif", "num_nonnulls", "num_nulls", "numeric", "nummultirange", "numnode",
+    "numrange", "obj_description", "octet_length", "oid", "oidvectortypes", "overlaps", "overlay",
+    "parse_ident", "path", "pclose", "percent_rank", "percentile_cont", "percentile_disc",
+    "pg_available_extension_versions", "pg_available_extensions", "pg_backend_pid", "pg_basetype",
+    "pg_char_to_encoding", "pg_client_encoding", "pg_collation_actual_version", "pg_collation_for",
+    "pg_collation_is_visible", "pg_column_compression", "pg_column_is_updatable", "pg_column_size",
+    "pg_column_toast_chunk_id", "pg_conf_load_time", "pg_config", "pg_conversion_is_visible",
+    "pg_database_collation_actual_version", "pg_database_size", "pg_describe_object",
+    "pg_encoding_max_length", "pg_encoding_to_char", "pg_extension_update_paths", "pg_filenode_relation",
+    "pg_function_is_visible", "pg_get_acl", "pg_get_catalog_foreign_keys", "pg_get_constraintdef",
+    "pg_get_expr", "pg_get_function_arg_default", "pg_get_function_arguments",
     "pg_get_function_identity_arguments", "pg_get_function_result", "pg_get_function_sqlbody",
     "pg_get_functiondef", "pg_get_indexdef", "pg_get_keywords", "pg_get_object_address",
     "pg_get_partition_constraintdef", "pg_get_partkeydef", "pg_get_publication_tables",

@@ -36,9 +36,17 @@ pub(super) enum Kind {
 
 /// Takes the tokens of a text, in order.
 pub(super) trait Sink {
-    fn token(&mut self, kind: Kind, text: &[u8], start: usize, end: usize);
+    fn token(&mut self, kind: Kind, start: usize, end: usize);
+    /// A token of the commonest kind.
+    fn word(&mut self, start: usize, end: usize) {
+        self.token(Kind::Word, start, end);
+    }
+    /// A token of the second commonest kind: one byte.
+    fn punct(&mut self, start: usize) {
+        self.token(Kind::Punct, start, start + 1);
+    }
     /// White space or a comment.
-    fn gap(&mut self);
+    fn gap(&mut self, start: usize, end: usize);
     /// The inside of a comment that begins with `pointsman:`.
     fn hint(&mut self, start: usize, end: usize);
 }
@@ -129,8 +137,10 @@ impl Scanner<'_> {
         while let Some(&byte) = self.text.get(self.at) {
             match CLASS[usize::from(byte)] {
                 Class::Space => {
+                    let start = self.at;
+                    self.at += 1;
                     self.skip_while(|b| CLASS[usize::from(b)] == Class::Space);
-                    sink.gap();
+                    sink.gap(start, self.at);
                     continue;
                 }
                 Class::Letter => self.word(sink)?,
@@ -138,10 +148,12 @@ impl Scanner<'_> {
                     if self.open_executables > 0 && byte == b'*' && self.peek(1) == Some(b'/') {
                         self.at += 2;
                         self.open_executables -= 1;
-                        sink.gap();
+                        sink.gap(self.at - 2, self.at);
                         continue;
                     }
-                    self.emit(Kind::Punct, 1, sink);
+                    self.escape_string = false;
+                    sink.punct(self.at);
+                    self.at += 1;
                 }
                 Class::Digit => self.number(sink),
                 Class::Quote => {
@@ -166,21 +178,25 @@ impl Scanner<'_> {
         self.text.get(self.at + ahead).copied()
     }
 
+    #[inline(always)]
     fn skip_while(&mut self, belongs: impl Fn(u8) -> bool) {
         while self.text.get(self.at).is_some_and(|&byte| belongs(byte)) {
             self.at += 1;
         }
     }
 
+    #[inline]
     fn emit<S: Sink>(&mut self, kind: Kind, length: usize, sink: &mut S) {
         let start = self.at;
         self.at += length;
         self.escape_string = false;
-        sink.token(kind, self.text, start, self.at);
+        sink.token(kind, start, self.at);
     }
 
+    #[inline]
     fn word<S: Sink>(&mut self, sink: &mut S) -> Option<()> {
         let start = self.at;
+        self.at += 1;
         self.skip_while(|b| CONTINUES[usize::from(b)]);
         if self.at - start == 1 {
             let quote = self.at;
@@ -207,7 +223,7 @@ impl Scanner<'_> {
             }
         }
         self.escape_string = false;
-        sink.token(Kind::Word, self.text, start, self.at);
+        sink.word(start, self.at);
         Some(())
     }
 
@@ -220,7 +236,7 @@ impl Scanner<'_> {
         }
         self.at += 1;
         self.escape_string = false;
-        sink.token(Kind::Text, self.text, start, self.at);
+        sink.token(Kind::Text, start, self.at);
         Some(())
     }
 
@@ -235,13 +251,17 @@ impl Scanner<'_> {
     ) -> Option<()> {
         self.at = self.close_quote(open + 1, quote, backslashes)?;
         self.escape_string = false;
-        sink.token(Kind::Text, self.text, start, self.at);
+        sink.token(Kind::Text, start, self.at);
         Some(())
     }
 
     /// The position behind the quote that closes a literal whose inside begins at `from`.
     fn close_quote(&self, from: usize, quote: u8, backslashes: bool) -> Option<usize> {
         let mut at = from;
+        // Most of them are short words: a call of memchr would cost more than they do.
+        while self.text.get(at).is_some_and(|&byte| CONTINUES[usize::from(byte)]) {
+            at += 1;
+        }
         loop {
             let rest = self.text.get(at..)?;
             let found = match backslashes {
@@ -272,15 +292,16 @@ impl Scanner<'_> {
                 matches!(self.peek(0), Some(b'e' | b'E')) && matches!(self.peek(1), Some(b'+' | b'-'));
             self.at += if signed { 2 } else { 0 };
             self.skip_while(|b| CONTINUES[usize::from(b)]);
-            if !is_number_tail(&self.text[start..tail], &self.text[tail..self.at], digits) {
+            let (head, rest) = (&self.text[start..tail], &self.text[tail..self.at]);
+            if !is_number_tail(head, rest, digits, self.mysql) {
                 // MySQL lets an identifier begin with a digit; PostgreSQL refuses it.
                 self.escape_string = false;
-                sink.token(Kind::Word, self.text, start, self.at);
+                sink.token(Kind::Word, start, self.at);
                 return;
             }
         }
         self.escape_string = false;
-        sink.token(Kind::Number, self.text, start, self.at);
+        sink.token(Kind::Number, start, self.at);
     }
 
     fn special<S: Sink>(&mut self, byte: u8, sink: &mut S) -> Option<Was> {
@@ -359,7 +380,7 @@ impl Scanner<'_> {
             }
         };
         self.escape_string = false;
-        sink.token(kind, self.text, start, self.at);
+        sink.token(kind, start, self.at);
         Some(())
     }
 
@@ -389,9 +410,10 @@ impl Scanner<'_> {
             if mark > 0 {
                 self.seen.executable = true;
                 self.open_executables += 1;
+                let start = self.at;
                 self.at += mark;
                 self.skip_while(|b| b.is_ascii_digit());
-                sink.gap();
+                sink.gap(start, self.at);
                 return Some(Was::Gap);
             }
         }
@@ -429,7 +451,7 @@ impl Scanner<'_> {
             self.seen.hint = true;
             sink.hint(end - inside.len(), end);
         }
-        sink.gap();
+        sink.gap(start, end);
     }
 }
 
@@ -440,8 +462,8 @@ enum Was {
 }
 
 /// Whether letters right behind digits still belong to a number: an exponent, or `0x1f`, `0b01`,
-/// `0o17`, `1_000`.
-fn is_number_tail(head: &[u8], tail: &[u8], digits: usize) -> bool {
+/// `0o17` and, in PostgreSQL, `1_000`.
+fn is_number_tail(head: &[u8], tail: &[u8], digits: usize, mysql: bool) -> bool {
     let decimal = |bytes: &[u8]| !bytes.is_empty() && bytes.iter().all(u8::is_ascii_digit);
     match tail {
         [b'e' | b'E', b'+' | b'-', exponent @ ..] => decimal(exponent),
@@ -449,6 +471,11 @@ fn is_number_tail(head: &[u8], tail: &[u8], digits: usize) -> bool {
         [b'x' | b'X' | b'b' | b'B' | b'o' | b'O', hex @ ..] => {
             digits == 1 && head == b"0" && !hex.is_empty() && hex.iter().all(u8::is_ascii_hexdigit)
         }
+        // An identifier to MySQL.
+        [b'_', ..] => !mysql && tail.iter().all(|b| b.is_ascii_digit() || *b == b'_'),
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,11 +29,11 @@ impl Tokens {
 }
 
 impl Sink for Tokens {
-    fn token(&mut self, kind: Kind, _text: &[u8], start: usize, end: usize) {
+    fn token(&mut self, kind: Kind, start: usize, end: usize) {
         self.list.push(Token { kind, start, end });
     }
 
-    fn gap(&mut self) {}
+    fn gap(&mut self, _start: usize, _end: usize) {}
 
     fn hint(&mut self, start: usize, end: usize) {
         self.hints.push(start..end);
@@ -203,7 +203,8 @@ pub(in crate::sql) fn unquote(literal: &str, backslashes: bool) -> Option<Cow<'_
     };
     let quote = literal.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
     let inside = literal.get(1..literal.len().checked_sub(1)?)?;
-    if !inside.contains(quote) && !(backslashes && inside.contains('\\')) {
+    let has_escapes = inside.contains(quote) || (backslashes && inside.contains('\\'));
+    if !has_escapes {
         return Some(Cow::Borrowed(inside));
     }
     let mut value = String::with_capacity(inside.len());

@@ -25,6 +25,14 @@ pub(super) enum Duty {
     Banned,
 }
 
+/// A probe that was answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer {
+    pub(super) number: ProbeNumber,
+    pub(super) sent: Instant,
+    pub(super) came: Instant,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Tracked {
@@ -42,8 +50,9 @@ pub(super) struct Tracked {
     pub(super) asked: Option<Instant>,
     /// Its timeline, kept while a replica of the same incarnation cannot tell.
     timeline: Option<u32>,
-    answered: ProbeNumber,
-    claimed: Option<ProbeNumber>,
+    /// The probe behind `facts`.
+    pub(super) answer: Option<Answer>,
+    claimed: Option<Instant>,
     pub(super) followed: bool,
     /// The last position replayed by this incarnation as a replica.
     pub(super) replayed: Option<Position>,
@@ -66,7 +75,7 @@ impl Tracked {
             last_probe: ProbeNumber::default(),
             asked: None,
             timeline: None,
-            answered: ProbeNumber::default(),
+            answer: None,
             claimed: None,
             followed: false,
             replayed: None,
@@ -100,16 +109,14 @@ impl Tracked {
         if !same {
             (self.timeline, self.replayed, self.claimed) = (None, None, None);
         }
-        self.answered = probe.number;
-        // Nothing but a promotion moves a running replica to a timeline that its own primary does
-        // not have, so one that lost its WAL receiver is still on the timeline it had.
+        self.answer = Some(Answer { number: probe.number, sent: probe.sent, came: probe.answered });
         self.timeline = facts.timeline.or(self.timeline);
         match facts.claim {
-            Claim::Primary => self.claimed = self.claimed.or(Some(probe.number)),
+            Claim::Primary => self.claimed = self.claimed.or(Some(probe.answered)),
             Claim::Replica => self.claimed = None,
         }
         let position = match facts.claim {
-            Claim::Primary => facts.written.as_ref().map(super::replayable),
+            Claim::Primary => facts.written.as_ref().map(super::past::replayable),
             Claim::Replica => facts.replayed.as_ref().map(|position| self.with_timeline(position)),
         };
         if facts.claim == Claim::Replica {
@@ -124,11 +131,15 @@ impl Tracked {
         restarted
     }
 
+    /// A replica without WAL receiver does not know its timeline. What it had replayed while it
+    /// did is on the one it had; what came since may be of another.
     fn with_timeline(&self, position: &Position) -> Position {
-        match (position, self.timeline) {
-            (Position::Postgres { system, timeline: 0, lsn }, Some(timeline)) => {
-                Position::Postgres { system: *system, timeline, lsn: *lsn }
-            }
+        match (position, &self.replayed, self.timeline) {
+            (
+                Position::Postgres { timeline: 0, lsn, .. },
+                Some(Position::Postgres { system, timeline: had, lsn: seen }),
+                Some(timeline),
+            ) if *had == timeline => Position::Postgres { system: *system, timeline, lsn: *lsn.min(seen) },
             _ => position.clone(),
         }
     }
@@ -142,7 +153,7 @@ impl Tracked {
             facts: self.facts.as_ref(),
             timeline: self.timeline,
             claimed: self.claimed,
-            answered: self.answered,
+            answered: self.answer.map(|answer| (answer.sent, answer.came)),
             followed: self.followed,
             replayed: self.replayed.as_ref(),
         }

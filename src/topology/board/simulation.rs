@@ -1,1 +1,507 @@
+//! A PostgreSQL cluster in miniature, driven through generated histories: whatever crashes,
+//! promotions, lost and late probes do, the board keeps its promises.
 
+use std::{collections::HashMap, time::Instant};
+
+use proptest::{prelude::*, strategy::ValueTree};
+
+use super::{fixture::*, *};
+use crate::{
+    route::{self, Consistency, Floor, Policy, PrimaryReads, Question},
+    sql::Access,
+    topology::{ProbeFault, ProbeNumber, Resolved, Role, Snapshot, State},
+};
+
+const NODES: usize = 3;
+const SESSIONS: usize = 3;
+/// Never an offset at which an insert position is rounded down.
+const RECORD: u64 = 16;
+
+/// A server as it really is.
+#[derive(Clone, Debug)]
+struct Server {
+    alive: bool,
+    started: i64,
+    claim: Claim,
+    timeline: u32,
+    /// What it has received, by unique record.
+    wal: Vec<u64>,
+    /// How much of it is visible.
+    visible: usize,
+    /// Where it would open after a crash.
+    consistent: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Session {
+    floor: Option<Floor>,
+    written: Vec<u64>,
+}
+
+/// A probe on its way back.
+#[derive(Debug)]
+struct Pending {
+    number: ProbeNumber,
+    sent: Instant,
+    outcome: Result<Facts, ProbeFault>,
+}
+
+#[derive(Debug)]
+struct Sim {
+    board: Board,
+    servers: Vec<Server>,
+    sessions: Vec<Session>,
+    pending: Vec<Option<Pending>>,
+    now: Instant,
+    number: u64,
+    /// When each probe's answer was heard.
+    heard: HashMap<ProbeNumber, Instant>,
+    next_record: u64,
+    top_timeline: u32,
+    /// The server elected last and its timeline then.
+    elected: Option<(usize, u32)>,
+    /// Its history, as long as it was primary there.
+    official: Vec<u64>,
+    counts: Counts,
+}
+
+/// So that a run can be seen to have tested something.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    writes: usize,
+    replica_reads: usize,
+    elections: usize,
+    lost: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    Pass(u64),
+    Probe(usize),
+    Ask { node: usize, lost: bool },
+    Hear(usize),
+    Write(usize),
+    Read(usize),
+    Stream { node: usize, records: usize },
+    Replay { node: usize, records: usize },
+    Crash(usize),
+    Restart(usize),
+    Promote(usize),
+    Rejoin(usize),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let node = || 0..NODES;
+    let op = prop_oneof![
+        12 => (1..120u64).prop_map(Op::Pass),
+        30 => node().prop_map(Op::Probe),
+        8 => (node(), prop::bool::weighted(0.1)).prop_map(|(node, lost)| Op::Ask { node, lost }),
+        8 => node().prop_map(Op::Hear),
+        12 => (0..SESSIONS).prop_map(Op::Write),
+        16 => (0..SESSIONS).prop_map(Op::Read),
+        16 => (node(), 1..6usize).prop_map(|(node, records)| Op::Stream { node, records }),
+        16 => (node(), 1..6usize).prop_map(|(node, records)| Op::Replay { node, records }),
+        3 => node().prop_map(Op::Crash),
+        3 => node().prop_map(Op::Restart),
+        2 => node().prop_map(Op::Promote),
+        3 => node().prop_map(Op::Rejoin),
+    ];
+    prop::collection::vec(op, 50..500)
+}
+
+impl Server {
+    fn facts(&self, node: usize, receiving: bool) -> Facts {
+        let primary = self.claim == Claim::Primary;
+        let known = if primary || receiving { self.timeline } else { 0 };
+        pg(self.claim, self.started * 10 + node as i64, known, self.visible as u64 * RECORD)
+    }
+
+    fn shows(&self, record: u64) -> bool {
+        self.wal[..self.visible].contains(&record)
+    }
+
+    fn serves_writes(&self) -> bool {
+        self.alive && self.claim == Claim::Primary
+    }
+}
+
+impl Sim {
+    fn new() -> Self {
+        let now = Instant::now();
+        let configs = ["a:1", "b:1", "c:1"].map(config).to_vec();
+        let server = |claim| Server {
+            alive: true,
+            started: 1,
+            claim,
+            timeline: 1,
+            wal: vec![0; 10],
+            visible: 10,
+            consistent: 10,
+        };
+        let mut sim = Self {
+            board: Board::new(configs, settings(Engine::Postgres), now, SystemTime::UNIX_EPOCH),
+            servers: vec![server(Claim::Primary), server(Claim::Replica), server(Claim::Replica)],
+            sessions: vec![Session::default(); SESSIONS],
+            pending: (0..NODES).map(|_| None).collect(),
+            now,
+            number: 0,
+            heard: HashMap::new(),
+            next_record: 1,
+            top_timeline: 1,
+            elected: None,
+            official: Vec::new(),
+            counts: Counts::default(),
+        };
+        for node in 0..NODES {
+            sim.ask(node, false);
+            sim.hear(node);
+        }
+        sim.check();
+        sim
+    }
+
+    fn run(&mut self, op: Op) {
+        self.now += ms(1);
+        match op {
+            Op::Pass(by) => self.now += ms(by),
+            Op::Probe(node) => {
+                self.hear(node);
+                self.ask(node, false);
+                self.hear(node);
+            }
+            Op::Ask { node, lost } => self.ask(node, lost),
+            Op::Hear(node) => self.hear(node),
+            Op::Write(session) => self.write(session),
+            Op::Read(session) => self.read(session),
+            Op::Stream { node, records } => self.stream(node, records),
+            Op::Replay { node, records } => self.replay(node, records),
+            Op::Crash(node) => self.crash(node),
+            Op::Restart(node) => {
+                let server = &mut self.servers[node];
+                if !server.alive {
+                    (server.alive, server.started) = (true, server.started + 1);
+                }
+            }
+            Op::Promote(node) => self.promote(node),
+            Op::Rejoin(node) => self.rejoin(node),
+        }
+        self.check();
+    }
+
+    /// A probe looks at the server now and is heard of later.
+    fn ask(&mut self, node: usize, lost: bool) {
+        if self.pending[node].is_some() {
+            return;
+        }
+        self.number += 1;
+        let server = &self.servers[node];
+        let outcome = match (server.alive, lost) {
+            (false, _) => Err(ProbeFault::Unreachable),
+            (true, true) => Err(ProbeFault::TimedOut),
+            (true, false) => Ok(server.facts(node, self.source(node).is_some())),
+        };
+        let sent = self.now;
+        self.pending[node] = Some(Pending { number: ProbeNumber(self.number), sent, outcome });
+    }
+
+    fn hear(&mut self, node: usize) {
+        let Some(Pending { number, sent, outcome }) = self.pending[node].take() else { return };
+        self.now += ms(1);
+        self.heard.insert(number, self.now);
+        self.board.observe(NodeId(node), Probe { number, sent, answered: self.now, outcome });
+    }
+
+    fn snapshot(&mut self) -> Snapshot {
+        self.board.snapshot(self.now)
+    }
+
+    fn choose(&mut self, access: Access, floor: &Floor) -> Option<(usize, Snapshot)> {
+        let snapshot = self.snapshot();
+        let policy = Policy {
+            consistency: Consistency::Session,
+            max_lag: ms(10_000),
+            primary_reads: PrimaryReads::Fallback,
+            fresh_for: ms(600),
+        };
+        let consistency = Consistency::Session;
+        let question = Question { access, target: None, consistency, floor, max_lag: None, exclude: &[] };
+        let mut dice = [0.1, 0.7].into_iter().cycle().skip(self.number as usize % 2);
+        let mut throw = || dice.next().expect("endless");
+        let choice = route::choose(&question, &snapshot, &policy, self.now, &mut throw).ok()?;
+        Some((choice.node.0, snapshot))
+    }
+
+    /// Reaches a server as a session does: a dead one is reported, and a connection of another
+    /// incarnation than the snapshot's is not used.
+    fn reach(&mut self, node: usize, snapshot: &Snapshot) -> bool {
+        assert!(!matches!(snapshot.nodes[node].state, State::Fenced(_)), "a fenced node was chosen");
+        let server = &self.servers[node];
+        if !server.alive {
+            self.board.report(NodeId(node), Traffic::Refused, self.now);
+            return false;
+        }
+        let incarnation = server.facts(node, true).incarnation;
+        let same = snapshot.nodes[node].incarnation.as_ref() == Some(&incarnation);
+        if !same {
+            self.board.report(NodeId(node), Traffic::Opened(incarnation), self.now);
+        }
+        same
+    }
+
+    fn write(&mut self, session: usize) {
+        let Some((node, snapshot)) = self.choose(Access::Write, &Floor::None) else { return };
+        if !self.reach(node, &snapshot) {
+            return;
+        }
+        if !self.servers[node].serves_writes() {
+            self.board.report(NodeId(node), Traffic::ReadOnly, self.now);
+            return;
+        }
+        let record = self.append(node);
+        self.counts.writes += 1;
+        let incarnation = self.servers[node].facts(node, true).incarnation;
+        let session = &mut self.sessions[session];
+        session.written.push(record);
+        session.floor = Some(Floor::Unsampled { incarnation, after: ProbeNumber(self.number) });
+    }
+
+    fn append(&mut self, node: usize) -> u64 {
+        let record = self.next_record;
+        self.next_record += 1;
+        let server = &mut self.servers[node];
+        server.wal.push(record);
+        (server.visible, server.consistent) = (server.wal.len(), server.wal.len());
+        record
+    }
+
+    fn read(&mut self, session: usize) {
+        let floor = self.sessions[session].floor.clone().unwrap_or_default();
+        match self.snapshot().resolve(&floor) {
+            Resolved::At(position) => self.sessions[session].floor = Some(Floor::At(position.into_owned())),
+            Resolved::Lost { left } => {
+                self.counts.lost += 1;
+                self.sessions[session].floor = Some(Floor::At(left));
+            }
+            Resolved::None | Resolved::Pending => {}
+        }
+        let floor = self.sessions[session].floor.clone().unwrap_or_default();
+        let Some((node, snapshot)) = self.choose(Access::Read, &floor) else { return };
+        if !self.reach(node, &snapshot) {
+            return;
+        }
+        self.counts.replica_reads += usize::from(snapshot.nodes[node].role == Role::Replica);
+        // Every write of the session is there, or lost with the history it was in.
+        for &record in &self.sessions[session].written {
+            let survives = self.official.contains(&record);
+            assert!(
+                self.servers[node].shows(record) || !survives,
+                "session {session} does not see its write {record} on {node}"
+            );
+        }
+    }
+
+    /// The server that a replica streams from: a live primary whose history its own leads into.
+    fn source(&self, node: usize) -> Option<usize> {
+        let server = &self.servers[node];
+        (0..NODES).filter(|&other| other != node && self.servers[other].serves_writes()).find(|&other| {
+            let source = &self.servers[other];
+            source.timeline >= server.timeline && source.wal.starts_with(&server.wal)
+        })
+    }
+
+    fn stream(&mut self, node: usize, records: usize) {
+        if !self.servers[node].alive || self.servers[node].claim == Claim::Primary {
+            return;
+        }
+        let Some(source) = self.source(node) else { return };
+        let have = self.servers[node].wal.len();
+        let upto = (have + records).min(self.servers[source].wal.len());
+        let more = self.servers[source].wal[have..upto].to_vec();
+        let timeline = self.servers[source].timeline;
+        let server = &mut self.servers[node];
+        server.wal.extend(more);
+        server.timeline = timeline;
+    }
+
+    fn replay(&mut self, node: usize, records: usize) {
+        let server = &mut self.servers[node];
+        if server.alive && server.claim == Claim::Replica {
+            server.visible = (server.visible + records).min(server.wal.len());
+            if records > 3 {
+                server.consistent = server.visible;
+            }
+        }
+    }
+
+    fn crash(&mut self, node: usize) {
+        let server = &mut self.servers[node];
+        if server.alive && server.claim == Claim::Replica {
+            // It opens again at an earlier point (hard case 4).
+            server.visible = server.consistent.min(server.visible);
+        }
+        server.alive = false;
+    }
+
+    /// Promotes a live replica; the end-of-recovery record makes its history its own.
+    fn promote(&mut self, node: usize) {
+        if !self.servers[node].alive || self.servers[node].claim == Claim::Primary {
+            return;
+        }
+        self.top_timeline += 1;
+        let server = &mut self.servers[node];
+        (server.claim, server.timeline) = (Claim::Primary, self.top_timeline);
+        self.append(node);
+    }
+
+    /// Rewinds a dead server to be a replica of the newest live primary.
+    fn rejoin(&mut self, node: usize) {
+        let newest = (0..NODES)
+            .filter(|&other| other != node && self.servers[other].serves_writes())
+            .max_by_key(|&other| self.servers[other].timeline);
+        let Some(source) = newest.filter(|_| !self.servers[node].alive) else { return };
+        let source = self.servers[source].clone();
+        let started = self.servers[node].started + 1;
+        let visible = source.wal.len();
+        self.servers[node] =
+            Server { alive: true, started, claim: Claim::Replica, visible, consistent: visible, ..source };
+    }
+
+    /// Somebody mends the cluster: node 0 is promoted with the official history, the others follow.
+    fn mend(&mut self) {
+        self.top_timeline += 1;
+        let wal = self.official.clone();
+        for node in 0..NODES {
+            self.pending[node] = None;
+            self.servers[node] = Server {
+                alive: true,
+                started: self.servers[node].started + 1,
+                claim: if node == 0 { Claim::Primary } else { Claim::Replica },
+                timeline: self.top_timeline,
+                visible: wal.len(),
+                consistent: wal.len(),
+                wal: wal.clone(),
+            };
+        }
+        self.append(0);
+        for _ in 0..700 {
+            self.now += ms(200);
+            for node in 0..NODES {
+                self.ask(node, false);
+                self.hear(node);
+                self.stream(node, 1);
+                self.replay(node, 1);
+            }
+        }
+    }
+
+    fn check_mended(&mut self) {
+        self.check();
+        let snapshot = self.snapshot();
+        assert_eq!(snapshot.primary, Some(NodeId(0)), "{:?}", self.board.nobody());
+        for node in &snapshot.nodes[1..] {
+            assert_eq!(
+                (&node.state, node.lag, node.weight),
+                (&State::Up, Some(ms(0)), 1.0),
+                "{}",
+                node.address
+            );
+        }
+        for session in 0..SESSIONS {
+            let before = self.counts.replica_reads;
+            self.read(session);
+            assert_eq!(self.counts.replica_reads, before + 1, "{:?}", self.sessions[session]);
+        }
+    }
+
+    fn check(&mut self) {
+        self.follow_official();
+        let snapshot = self.snapshot();
+        for node in snapshot.nodes.iter() {
+            assert!(node.weight == 0.0 || matches!(node.state, State::Up | State::Suspect));
+            assert!(node.weight == 0.0 || node.role == Role::Primary || node.lag.is_some());
+            assert!(node.lag.is_none() || node.position.is_some(), "a lag without a position");
+            assert_eq!(node.role == Role::Primary, snapshot.primary == Some(node.id));
+            self.check_lag(node);
+        }
+        let Some(primary) = snapshot.primary() else {
+            assert!(snapshot.without_primary_since.is_some());
+            return;
+        };
+        let timeline = primary.timeline.expect("nobody is elected without a timeline");
+        if self.elected.is_none_or(|elected| elected != (primary.id.0, timeline)) {
+            self.counts.elections += 1;
+            let before = self.elected.map_or(0, |(_, timeline)| timeline);
+            assert!(timeline >= before, "elected on timeline {timeline} after {before}");
+        }
+        self.elected = Some((primary.id.0, timeline));
+        self.follow_official();
+        assert!(!matches!(primary.state, State::Fenced(_) | State::Down));
+    }
+
+    fn follow_official(&mut self) {
+        let Some((node, timeline)) = self.elected else { return };
+        let server = &self.servers[node];
+        if server.claim == Claim::Primary && server.timeline == timeline {
+            self.official.clone_from(&server.wal);
+        }
+    }
+
+    /// A lag of zero is said only of a replica that was seen to have replayed all that the primary
+    /// was seen to have written before.
+    fn check_lag(&self, node: &crate::topology::Node) {
+        let (Some(lag), Some((measured, _)), Some(position)) = (node.lag, node.measured, &node.position)
+        else {
+            return;
+        };
+        let Some(newest) = self.board.samples.back().map(|sample| &sample.written) else { return };
+        let timelines = &self.board.history.timelines;
+        let missed = self.board.samples.iter().find(|sample| {
+            self.heard[&sample.number] < measured
+                && timelines.covers(newest, &sample.written) == Some(true)
+                && timelines.covers(position, &sample.written) == Some(false)
+        });
+        assert!(
+            missed.is_none() || !lag.is_zero() || self.board.without_since.is_some(),
+            "{position} {missed:?}"
+        );
+    }
+}
+
+fn run(ops: impl IntoIterator<Item = Op>) -> Counts {
+    let mut sim = Sim::new();
+    ops.into_iter().for_each(|op| sim.run(op));
+    sim.counts
+}
+
+#[test]
+fn the_simulation_elects_writes_and_reads_from_replicas() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let mut total = Counts::default();
+    for _ in 0..40 {
+        let history = ops().new_tree(&mut runner).expect("a history").current();
+        let counts = run(history);
+        total.writes += counts.writes;
+        total.replica_reads += counts.replica_reads;
+        total.elections += counts.elections;
+        total.lost += counts.lost;
+    }
+    assert!(total.writes > 100 && total.replica_reads > 50, "{total:?}");
+    assert!(total.elections > 60, "{total:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_mended_cluster_serves_from_all_its_nodes_again_whatever_came_before(history in ops()) {
+        let mut sim = Sim::new();
+        history.into_iter().for_each(|op| sim.run(op));
+        sim.mend();
+        sim.check_mended();
+    }
+
+    #[test]
+    fn no_history_makes_the_board_break_its_promises(history in ops()) {
+        run(history);
+    }
+}

@@ -1,6 +1,6 @@
 //! Servers that do not know the password, or do not speak the protocol.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{BufMut, BytesMut};
 use pgwire::messages::startup::Authentication;
@@ -8,7 +8,7 @@ use tokio::{io::AsyncWriteExt, net::TcpListener};
 
 use crate::{
     postgres::{
-        login::{ConnectError, Credentials, Password, Startup, connect},
+        login::{ConnectError, Credentials, Password, Startup, connect_within},
         message::{put_authentication, read_frame, read_startup, take_cstring},
     },
     tls::ServerTls,
@@ -42,7 +42,10 @@ fn message(message: Authentication) -> Vec<u8> {
 async fn attempt(address: SocketAddr) -> ConnectError {
     let credentials = Credentials::Plain(Arc::new(Password::new("secret".to_owned())));
     let startup = Startup { user: "app".into(), database: "shop".into(), ..Startup::default() };
-    let result = connect(&address.to_string(), &ServerTls::disabled(), &startup, &credentials).await;
+    // A login that believes the server waits for more: better a failure than a hanging test.
+    let deadline = Duration::from_secs(10);
+    let tls = ServerTls::disabled();
+    let result = connect_within(deadline, &address.to_string(), &tls, &startup, &credentials).await;
     result.expect_err("nobody should believe this server")
 }
 

@@ -1,0 +1,151 @@
+//! What the catalog and the configuration say of names.
+
+use super::{super::*, loaded, postgres_in};
+use crate::sql::{
+    Tables,
+    catalog::{Relation, UserFunction},
+};
+
+fn catalog() -> Catalog {
+    let mut catalog = loaded();
+    let function = |writes, touches| UserFunction { writes, touches };
+    for (name, user) in [
+        ("reads", function(false, false)),
+        ("writes", function(true, false)),
+        ("set_tenant", function(true, true)),
+        ("sneaks", function(false, true)),
+        ("lower", function(true, false)),
+    ] {
+        catalog.functions.insert(name.into(), user);
+    }
+    let plain = Relation::default();
+    for (name, relation) in [
+        ("unlogged", Relation { primary_only: true, ..plain.clone() }),
+        ("v", Relation { writes_on_read: true, reads_all: true, ..plain.clone() }),
+        ("simple_view", Relation { reads_all: true, writes_all: true, ..plain.clone() }),
+        ("triggered", Relation { writes_all: true, touches: true, ..plain.clone() }),
+        ("parent", Relation { relatives: vec!["child".into()], ..plain }),
+    ] {
+        catalog.relations.insert(name.into(), relation);
+    }
+    catalog
+}
+
+fn tables(names: &[&str]) -> Tables {
+    Tables::Some(names.iter().map(|&name| name.into()).collect())
+}
+
+#[test]
+fn user_functions_are_judged_by_the_catalog() {
+    for (text, access, effects) in [
+        ("SELECT reads(1)", Access::Read, vec![]),
+        ("SELECT public.reads(1)", Access::Read, vec![]),
+        ("SELECT * FROM reads(1) AS r(a)", Access::Read, vec![]),
+        ("SELECT writes(1)", Access::Write, vec![Effect::DrawsSequence]),
+        ("SELECT \"writes\"(1)", Access::Write, vec![Effect::DrawsSequence]),
+        ("SELECT a FROM t WHERE writes(b)", Access::Write, vec![Effect::DrawsSequence]),
+        ("SELECT a FROM t ORDER BY writes(b)", Access::Write, vec![Effect::DrawsSequence]),
+        ("SELECT a FROM t, LATERAL writes(b) x", Access::Write, vec![Effect::DrawsSequence]),
+        ("SELECT (SELECT max(writes(b)) FROM u) FROM t", Access::Write, vec![Effect::DrawsSequence]),
+        ("SELECT t.writes FROM t", Access::Write, vec![Effect::DrawsSequence]),
+        ("SELECT (t).writes FROM t", Access::Write, vec![Effect::DrawsSequence]),
+        ("SELECT t.reads FROM t", Access::Read, vec![]),
+        ("SELECT lower(a) FROM t", Access::Write, vec![Effect::DrawsSequence]),
+        ("SELECT set_tenant(1)", Access::Write, vec![Effect::DrawsSequence, Effect::Touches]),
+        ("SELECT sneaks(1)", Access::Read, vec![Effect::Touches]),
+        ("SELECT \"Reads\"(1)", Access::Write, vec![Effect::DrawsSequence, Effect::Touches]),
+    ] {
+        let intent = postgres_in(text, &catalog());
+        assert_eq!((intent.access, intent.effects), (access, effects), "{text}");
+    }
+}
+
+#[test]
+fn relations_that_need_the_primary_are_known() {
+    for (text, access) in [
+        ("SELECT * FROM unlogged", Access::Write),
+        ("SELECT * FROM public.unlogged u", Access::Write),
+        ("SELECT * FROM t JOIN v ON true", Access::Write),
+        ("TABLE v", Access::Write),
+        ("TABLE ONLY v", Access::Write),
+        ("SELECT * FROM ONLY unlogged", Access::Write),
+        ("SELECT * FROM t, ONLY unlogged u", Access::Write),
+        ("SELECT * FROM ONLY (unlogged)", Access::Write),
+        ("SELECT 1 UNION TABLE v", Access::Write),
+        ("SELECT * FROM (TABLE v) x", Access::Write),
+        ("COPY v TO STDOUT", Access::Write),
+        ("SELECT * FROM simple_view", Access::Read),
+        ("WITH unlogged AS (SELECT 1) SELECT * FROM unlogged", Access::Read),
+        ("WITH unlogged AS (SELECT * FROM unlogged) SELECT * FROM unlogged", Access::Write),
+        ("WITH unlogged AS (SELECT 1) SELECT * FROM public.unlogged", Access::Write),
+        ("SELECT * FROM (WITH unlogged AS (SELECT 1) SELECT * FROM unlogged) x, unlogged", Access::Write),
+        (
+            "WITH RECURSIVE unlogged AS (SELECT 1 UNION SELECT * FROM unlogged) SELECT * FROM unlogged",
+            Access::Read,
+        ),
+    ] {
+        assert_eq!(postgres_in(text, &catalog()).access, access, "{text}");
+    }
+}
+
+#[test]
+fn tables_are_named_bare_and_folded() {
+    for (text, expected) in [
+        ("SELECT * FROM Shop.Orders o JOIN \"Users\" u ON true", tables(&["Users", "orders"])),
+        ("SELECT 1", tables(&[])),
+        ("SELECT a FROM ONLY t FETCH FIRST 5 ROWS ONLY", tables(&["t"])),
+        ("DELETE FROM ONLY t", tables(&["t"])),
+        ("UPDATE ONLY s.t SET a = 1", tables(&["t"])),
+        ("INSERT INTO t SELECT * FROM u", tables(&["t", "u"])),
+        ("WITH x AS (SELECT * FROM a) SELECT * FROM x", tables(&["a"])),
+        ("UPDATE parent SET a = 1", tables(&["child", "parent"])),
+        ("SELECT * FROM parent", tables(&["parent"])),
+        ("SELECT * FROM simple_view", Tables::All),
+        ("UPDATE triggered SET a = 1", Tables::All),
+        ("SELECT reads(1)", Tables::All),
+        ("TRUNCATE t", Tables::All),
+        ("COPY s.t TO STDOUT", tables(&["t"])),
+        ("SELECT 1 FROM a; SELECT 1 FROM b", tables(&["a", "b"])),
+        ("COMMIT PREPARED 'x'", Tables::All),
+    ] {
+        assert_eq!(postgres_in(text, &catalog()).tables, expected, "{text}");
+    }
+    assert_eq!(postgres_in("SELECT 1 FROM t", &Catalog::empty()).tables, Tables::All);
+}
+
+#[test]
+fn writes_to_tables_with_triggers_touch_the_session() {
+    let touches =
+        |text: &str, catalog: &Catalog| postgres_in(text, catalog).effects.contains(&Effect::Touches);
+    assert!(touches("DELETE FROM triggered", &catalog()));
+    assert!(touches("WITH x AS (DELETE FROM triggered RETURNING 1) SELECT * FROM x", &catalog()));
+    assert!(touches("COPY triggered FROM STDIN", &catalog()));
+    assert!(!touches("SELECT * FROM triggered", &catalog()));
+    assert!(!touches("DELETE FROM t", &catalog()));
+    assert!(touches("DELETE FROM t", &Catalog::empty()));
+    assert!(!postgres_in("DELETE FROM triggered", &catalog()).plain);
+}
+
+#[test]
+fn an_unloaded_catalog_makes_unknown_functions_writes_and_nothing_plain() {
+    let intent = postgres_in("SELECT reads(1)", &Catalog::empty());
+    assert_eq!((intent.access, intent.reason), (Access::Write, Reason::Function));
+    assert_eq!(postgres_in("SELECT lower('A')", &Catalog::empty()).access, Access::Read);
+    assert!(!postgres_in("DELETE FROM t", &Catalog::empty()).plain);
+}
+
+#[test]
+fn the_configuration_overrides_the_catalog() {
+    let set = |name: &str| [Box::<str>::from(name)].into();
+    let modes = LexModes::default_of(Dialect::Postgres);
+    let judge = |text: &str, rules: &FunctionRules| {
+        let intent = classify(text.as_bytes(), Dialect::Postgres, modes, &catalog(), rules);
+        (intent.access, intent.effects)
+    };
+    let read = FunctionRules { read: set("writes"), ..FunctionRules::default() };
+    assert_eq!(judge("SELECT writes(1)", &read), (Access::Read, vec![]));
+    let write = FunctionRules { write: set("reads"), ..FunctionRules::default() };
+    assert_eq!(judge("SELECT reads(1)", &write).0, Access::Write);
+    let clean = FunctionRules { clean: set("set_tenant"), ..FunctionRules::default() };
+    assert_eq!(judge("SELECT set_tenant(1)", &clean), (Access::Write, vec![Effect::DrawsSequence]));
+}

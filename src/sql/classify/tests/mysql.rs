@@ -1,0 +1,231 @@
+//! MySQL and MariaDB statements.
+
+use super::{super::*, mysql, set};
+use crate::sql::effects::{Isolation, ProxyCommand, TransactionModes};
+
+#[test]
+fn mysql_reads_go_to_a_replica() {
+    for text in [
+        "SELECT 1",
+        "SELECT `a` FROM `t` WHERE `id` = 5 LIMIT 1, 2",
+        "SELECT \"it's\", 'it\\'s' # comment",
+        "SELECT a FROM t -- comment",
+        "SELECT 1--1",
+        "SELECT @@version, @@session.sql_mode, @@port, @@server_id, @@hostname",
+        "SELECT now(), rand(), uuid(), version(), connection_id(), database()",
+        "SELECT IF(a, b, c), IFNULL(a, 0), GROUP_CONCAT(a ORDER BY b SEPARATOR ',') FROM t GROUP BY c",
+        "SELECT DATE_ADD(now(), INTERVAL 1 DAY)",
+        "SELECT * FROM t WHERE a IN (1, 2, 3)",
+        "SELECT replace(a, 'x', 'y'), insert(a, 1, 2, 'x') FROM t",
+        "SELECT * FROM information_schema.tables",
+        "WITH x AS (SELECT 1) SELECT * FROM x",
+        "EXPLAIN SELECT 1",
+        "EXPLAIN FORMAT=JSON SELECT 1",
+        "DESCRIBE t",
+        "SHOW TABLES",
+        "SHOW FULL COLUMNS FROM t",
+        "SHOW CREATE TABLE t",
+        "SHOW DATABASES LIKE 'a%'",
+    ] {
+        let intent = mysql(text);
+        assert_eq!((intent.access, intent.reason), (Access::Read, Reason::Read), "{text}");
+        assert_eq!(intent.effects, [], "{text}");
+    }
+}
+
+#[test]
+fn mysql_writes_go_to_the_primary() {
+    for (text, reason) in [
+        ("INSERT INTO t VALUES (1)", Reason::Dml),
+        ("INSERT INTO t SET a = 1 ON DUPLICATE KEY UPDATE a = 2", Reason::Dml),
+        ("REPLACE INTO t VALUES (1)", Reason::Dml),
+        ("UPDATE t JOIN u USING (a) SET t.b = 1", Reason::Dml),
+        ("DELETE t FROM t JOIN u USING (a)", Reason::Dml),
+        ("LOAD DATA LOCAL INFILE 'x' INTO TABLE t", Reason::Dml),
+        ("SELECT * FROM t FOR UPDATE", Reason::Lock),
+        ("SELECT * FROM t LOCK IN SHARE MODE", Reason::Lock),
+        ("SELECT * FROM t FOR SHARE SKIP LOCKED", Reason::Lock),
+        ("LOCK TABLES t READ", Reason::Lock),
+        ("SELECT f(1)", Reason::Function),
+        ("SELECT db.lower('A')", Reason::Function),
+        ("CALL p()", Reason::Command),
+        ("DO sleep(1)", Reason::Command),
+        ("SELECT /*! SQL_NO_CACHE */ 1", Reason::Command),
+        ("SELECT 1 /*!50000 FOR UPDATE */", Reason::Lock),
+        ("SELECT 1 /*M!100100 + 1 */", Reason::Command),
+        ("SELECT 1 INTO OUTFILE '/tmp/x'", Reason::Unparsed),
+        ("XA COMMIT 'x'", Reason::Command),
+        ("SET GLOBAL max_connections = 5", Reason::Command),
+        ("SET STATEMENT max_statement_time = 1 FOR SELECT 1", Reason::Command),
+        ("FLUSH PRIVILEGES", Reason::Command),
+        ("CREATE TABLE t (a int)", Reason::Ddl),
+        ("GRANT SELECT ON t TO x", Reason::Ddl),
+        ("ANALYZE TABLE t", Reason::Ddl),
+        ("HANDLER t READ FIRST", Reason::State),
+        ("SELECT @v", Reason::State),
+        ("SELECT @v := 1", Reason::State),
+        ("SELECT LAST_INSERT_ID()", Reason::State),
+        ("SELECT GET_LOCK('a', 1)", Reason::State),
+        ("SELECT SQL_CALC_FOUND_ROWS * FROM t", Reason::State),
+        ("SHOW WARNINGS", Reason::State),
+        ("SELECT @@read_only", Reason::Server),
+        ("SELECT @@global.super_read_only", Reason::Server),
+        ("SELECT @@gtid_executed", Reason::Server),
+        ("SELECT @@GLOBAL . read_only", Reason::Server),
+        ("SELECT 1 INTO @v", Reason::State),
+        ("WITH x AS (SELECT 1) DELETE FROM t", Reason::Dml),
+        ("SELECT 1 --x; DELETE FROM t", Reason::Command),
+        ("SHOW MASTER STATUS", Reason::Server),
+        ("SHOW REPLICA STATUS", Reason::Server),
+        ("SHOW VARIABLES LIKE 'read_only'", Reason::Server),
+        ("SHOW PROCESSLIST", Reason::Server),
+        ("SELECT * FROM performance_schema.threads", Reason::Server),
+        ("SELECT 1; DELETE FROM t", Reason::Command),
+        ("SELECT 'open", Reason::Unparsed),
+    ] {
+        let intent = mysql(text);
+        assert_eq!((intent.access, intent.reason), (Access::Write, reason), "{text}");
+    }
+}
+
+#[test]
+fn mysql_transaction_control_is_recognised_in_exact_forms_only() {
+    let plain = TransactionModes::default();
+    let read_only = TransactionModes { read_only: Some(true), ..plain };
+    for (text, effect) in [
+        ("BEGIN", Effect::Begin(plain)),
+        ("BEGIN WORK", Effect::Begin(plain)),
+        ("START TRANSACTION", Effect::Begin(plain)),
+        ("START TRANSACTION READ ONLY", Effect::Begin(read_only)),
+        ("START TRANSACTION WITH CONSISTENT SNAPSHOT", Effect::BeginUnknown),
+        ("XA START 'x'", Effect::BeginUnknown),
+        ("XA COMMIT 'x' ONE PHASE", Effect::Commit { chain: false }),
+        ("COMMIT AND NO CHAIN NO RELEASE", Effect::Commit { chain: false }),
+        ("ROLLBACK", Effect::Rollback { chain: false }),
+        ("ROLLBACK TO a", Effect::RollbackTo("a".into())),
+        ("SAVEPOINT a", Effect::Savepoint("a".into())),
+    ] {
+        assert_eq!(mysql(text).effects, [effect], "{text}");
+    }
+    assert_eq!(mysql("XA PREPARE 'x'").effects, [Effect::PrepareTransaction]);
+}
+
+#[test]
+fn mysql_settings_carry_the_statement_that_sets_them_again() {
+    let next = TransactionModes { isolation: Some(Isolation::Serializable), ..TransactionModes::default() };
+    for (text, effects) in [
+        ("SET autocommit=0", vec![set("autocommit", "0", "SET SESSION autocommit = 0")]),
+        ("SET @@session.sql_mode = 'ANSI'", vec![set("sql_mode", "'ANSI'", "SET SESSION sql_mode = 'ANSI'")]),
+        ("SET NAMES utf8mb4", vec![set("names", "utf8mb4", "SET NAMES utf8mb4")]),
+        (
+            "SET NAMES utf8mb4 COLLATE utf8mb4_bin, time_zone = '+00:00'",
+            vec![
+                set("names", "utf8mb4 COLLATE utf8mb4_bin", "SET NAMES utf8mb4 COLLATE utf8mb4_bin"),
+                set("time_zone", "'+00:00'", "SET SESSION time_zone = '+00:00'"),
+            ],
+        ),
+        ("SET @v = 5, @W := 'x'", vec![set("@v", "5", "SET @v = 5"), set("@w", "'x'", "SET @W := 'x'")]),
+        ("SET sql_mode = DEFAULT", vec![Effect::Reset { name: "sql_mode".into() }]),
+        (
+            "SET SESSION TRANSACTION READ ONLY",
+            vec![set("transaction_read_only", "1", "SET SESSION TRANSACTION READ ONLY")],
+        ),
+        (
+            "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            vec![set(
+                "transaction_isolation",
+                "'READ-COMMITTED'",
+                "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+            )],
+        ),
+        ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", vec![Effect::SetTransaction(next)]),
+        ("SET @@transaction_isolation = 'SERIALIZABLE'", vec![Effect::SetTransaction(next)]),
+        (
+            "SET tx_isolation = 'SERIALIZABLE'",
+            vec![set(
+                "transaction_isolation",
+                "'SERIALIZABLE'",
+                "SET SESSION transaction_isolation = 'SERIALIZABLE'",
+            )],
+        ),
+        ("USE `Shop`", vec![Effect::UseDatabase("Shop".into())]),
+        ("KILL 5", vec![Effect::Kill { id: 5, query_only: false }]),
+        ("KILL QUERY 5", vec![Effect::Kill { id: 5, query_only: true }]),
+        ("EXECUTE s USING @a", vec![Effect::Execute { name: "s".into() }]),
+        ("DROP PREPARE s", vec![Effect::Deallocate { name: Some("s".into()) }]),
+        (
+            "SET @pointsman_consistency = 'global'",
+            vec![Effect::Proxy(ProxyCommand::Set { name: "consistency".into(), value: "global".into() })],
+        ),
+        ("SELECT @pointsman_route", vec![Effect::Proxy(ProxyCommand::Show { name: "route".into() })]),
+    ] {
+        let intent = mysql(text);
+        assert_eq!(intent.effects, effects, "{text}");
+        assert_eq!((intent.access, intent.reason), (Access::Read, Reason::Session), "{text}");
+    }
+}
+
+#[test]
+fn mysql_state_that_cannot_be_carried_pins() {
+    for (text, pin) in [
+        ("SET sql_mode = CONCAT(@@sql_mode, ',ANSI')", PinReason::Setting),
+        ("SET @v = (SELECT 1)", PinReason::UserVariable),
+        ("SELECT @v := 1", PinReason::UserVariable),
+        ("SELECT 1 INTO @v", PinReason::UserVariable),
+        ("SELECT 1, 2 INTO @v, @w", PinReason::UserVariable),
+        ("CALL p(@out)", PinReason::UserVariable),
+        ("LOCK TABLES t READ", PinReason::TableLock),
+        ("FLUSH TABLES WITH READ LOCK", PinReason::TableLock),
+        ("SELECT GET_LOCK('a', 1)", PinReason::NamedLock),
+        ("HANDLER t OPEN", PinReason::Cursor),
+        ("CREATE TEMPORARY TABLE t (a int)", PinReason::TempTable),
+        ("PREPARE s FROM @v", PinReason::Setting),
+        ("/*!40101 SET NAMES utf8 */", PinReason::Setting),
+    ] {
+        let intent = mysql(text);
+        assert_eq!(intent.access, Access::Write, "{text}");
+        assert!(intent.effects.contains(&Effect::Pin(pin)), "{text}: {:?}", intent.effects);
+    }
+    assert!(mysql("UNLOCK TABLES").effects.contains(&Effect::Unpin(PinReason::TableLock)));
+    assert!(mysql("SELECT RELEASE_ALL_LOCKS()").effects.contains(&Effect::Unpin(PinReason::NamedLock)));
+}
+
+#[test]
+fn what_the_previous_statement_left_is_asked_of_its_connection() {
+    for text in [
+        "SELECT LAST_INSERT_ID()",
+        "SELECT FOUND_ROWS()",
+        "SELECT ROW_COUNT()",
+        "SHOW WARNINGS",
+        "SHOW COUNT(*) ERRORS",
+        "SELECT @@warning_count",
+        "INSERT INTO t VALUES (LAST_INSERT_ID())",
+    ] {
+        assert!(mysql(text).effects.contains(&Effect::NeedsPrevious), "{text}");
+    }
+}
+
+#[test]
+fn prepare_from_a_literal_knows_what_is_behind_it() {
+    let intent = mysql("PREPARE s FROM 'DELETE FROM t WHERE a = ''x'''");
+    let [Effect::Prepare { inner, .. }] = intent.effects.as_slice() else { panic!("{intent:?}") };
+    assert_eq!((inner.access, inner.reason), (Access::Write, Reason::Dml));
+}
+
+#[test]
+fn modes_change_how_quotes_are_read() {
+    let judge = |text: &str, modes| {
+        classify(text.as_bytes(), Dialect::Mysql, modes, &super::loaded(), &FunctionRules::default())
+    };
+    let default = LexModes::default_of(Dialect::Mysql);
+    let ansi = LexModes { ansi_quotes: true, ..default };
+    let no_backslash = LexModes { standard_strings: true, ..default };
+    // Under NO_BACKSLASH_ESCAPES the string ends at the second quote and a DELETE follows.
+    let hidden = r"SELECT '\'; DELETE FROM t; -- '";
+    assert_eq!(judge(hidden, default).statements, 1);
+    assert_eq!(judge(hidden, no_backslash).access, Access::Write);
+    assert_eq!(judge("SELECT \"f\"(1)", ansi).reason, Reason::Function);
+    assert_eq!(judge("SELECT a FROM \"t\"", ansi).access, Access::Read);
+    let unreadable = LexModes { unreadable: true, ..default };
+    assert_eq!(judge("SELECT 1", unreadable).reason, Reason::Unreadable);
+}
