@@ -219,7 +219,6 @@ fn configuration(nodes: &[String], port: u16, http: u16, settings: &[&str]) -> t
         [cluster.monitor]
         user = "{monitor}"
         password = "{monitor_password}"
-        interval = "50ms"
         "#,
         nodes = nodes.join(", "),
         app = APP.name,
