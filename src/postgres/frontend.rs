@@ -75,14 +75,6 @@ impl Told {
         self.changed.push((name.into(), value.into()));
         true
     }
-
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.changed
-            .iter()
-            .chain(self.base.iter())
-            .find(|(other, _)| &**other == name)
-            .map(|(_, value)| &**value)
-    }
 }
 
 impl Frontend {

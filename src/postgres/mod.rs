@@ -166,7 +166,7 @@ impl protocol::Backend<Postgres> for Backend {
             self.execute_all(&["DISCARD SEQUENCES".into()]).await?;
             self.cleared();
         }
-        Relay::new(self, frontend, terms, request.wire.kind).run(request).await
+        Relay::new(self, frontend, terms).run(request).await
     }
 
     async fn stirred(&mut self) {

@@ -33,7 +33,6 @@ pub(super) struct Relay<'a> {
     backend: &'a mut Backend,
     frontend: &'a mut Frontend,
     terms: Terms<'a>,
-    kind: Kind,
     /// End of what has been looked at in the backend's inbox.
     at: usize,
     /// Start of what has been looked at and not handed on.
@@ -71,17 +70,11 @@ enum Scan {
 }
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(
-        backend: &'a mut Backend,
-        frontend: &'a mut Frontend,
-        terms: &Terms<'a>,
-        kind: Kind,
-    ) -> Self {
+    pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>) -> Self {
         Self {
             backend,
             frontend,
             terms: *terms,
-            kind,
             at: 0,
             from: 0,
             rest: 0,
