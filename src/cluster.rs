@@ -136,6 +136,7 @@ pub struct Database {
     /// lastval and its like were asked for here: sessions keep connections that drew a value.
     pub sequences_matter: AtomicBool,
     read_at: AtomicU64,
+    read: Notify,
 }
 
 impl Database {
@@ -147,6 +148,7 @@ impl Database {
             stale: AtomicBool::new(true),
             sequences_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
+            read: Notify::new(),
         }
     }
 
@@ -163,6 +165,18 @@ impl Database {
             self.catalog.store(Arc::new(catalog));
         }
         self.read_at.fetch_add(1, Ordering::Release);
+        self.read.notify_waiters();
+    }
+
+    /// Resolves when the catalog has been read at least once.
+    pub async fn loaded(&self) {
+        loop {
+            let read = self.read.notified();
+            if self.catalog.load().loaded {
+                return;
+            }
+            read.await;
+        }
     }
 
     /// Grows with every reading of the catalog.
@@ -179,11 +193,13 @@ pub struct Parts<P: Protocol> {
 }
 
 impl<P: Protocol> Cluster<P> {
+    /// `workers`: threads of the data plane.
     pub fn new(
         config: config::Cluster,
         parts: Parts<P>,
         metrics: Arc<ClusterMetrics>,
         shutdown: Shutdown,
+        workers: usize,
     ) -> Self {
         let classifier = Classifier::new(
             P::DIALECT,
@@ -197,7 +213,7 @@ impl<P: Protocol> Cluster<P> {
             link: Arc::new(ArcSwap::from_pointee(parts.link)),
             monitor_identity: ArcSwap::from_pointee(parts.monitor_identity),
             topology: Topology::default(),
-            shares: Arc::new(Shares::new(pool_limits(&config.pool))),
+            shares: Arc::new(Shares::new(pool_limits(&config.pool), workers)),
             config: ArcSwap::from_pointee(config),
             pools: Mutex::default(),
             databases: Mutex::default(),
@@ -324,10 +340,10 @@ impl<P: Protocol> AuthQuery<P> {
         let primary = snapshot.primary().filter(up);
         let mut failure = "no server is up".to_owned();
         for node in primary.into_iter().chain(snapshot.nodes.iter().filter(up)) {
-            match pools.checkout(&node.address, node.id, node.role, &node.load).await {
+            match pools.checkout(node).await {
                 Ok(mut held) => match held.backend().verifier(&self.query, user).await {
                     Ok(found) => {
-                        held.release(Fate::Reuse);
+                        held.release(Fate::Reuse, Instant::now());
                         return Ok(found);
                     }
                     Err(fault) => failure = format!("{}: {fault:?}", node.address),

@@ -150,10 +150,12 @@ async fn enter<P: Protocol>(
     }
     let registered =
         cluster.sessions.enter(&identity.user, &identity.database, peer, frontend.cancel_key_length());
-    let context = ReaderContext {
-        classifier: cluster.classifier.load_full(),
-        database: cluster.database(&identity.database),
-    };
+    // Until the catalog is known, every call of a function is a write that may leave state behind:
+    // a session that began in that moment would be pinned by its first statement.
+    let database = cluster.database(&identity.database);
+    let patience = cluster.config.load().monitor.timeout;
+    let _ = tokio::time::timeout(patience, database.loaded()).await;
+    let context = ReaderContext { classifier: cluster.classifier.load_full(), database };
     let welcomed = welcome(&mut frontend, &identity, &registered, context, cluster).await?;
     let mut session = Session::new(frontend, cluster.clone(), &identity, registered);
     match session.start(welcomed) {
@@ -203,7 +205,7 @@ async fn welcome<P: Protocol>(
     };
     let welcomed = frontend.welcome(context, &registered.key, Some(held.backend())).await;
     let fate = if welcomed.is_ok() { crate::pool::Fate::Reuse } else { crate::pool::Fate::Close };
-    held.release(fate);
+    held.release(fate, std::time::Instant::now());
     welcomed.map_err(told)?.ok_or(LoginFault::Unavailable)
 }
 
@@ -253,7 +255,7 @@ async fn any_server<P: Protocol>(
             continue;
         };
         let node = snapshot.node(choice.node);
-        match pools.checkout(&node.address, choice.node, node.role, &node.load).await {
+        match pools.checkout(node).await {
             Ok(held) => return Ok(held),
             Err(crate::pool::CheckoutFault::Connect(crate::protocol::ConnectFault::Refused {
                 raw, ..

@@ -280,7 +280,7 @@ async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
         let mut per_node: HashMap<Arc<str>, crate::pool::Status> = HashMap::new();
         for (_, pools) in cluster.all_pools() {
             for ((address, _), pool) in pools.all() {
-                pool.reap();
+                pool.reap(Instant::now());
                 pool.warm().await;
                 let status = pool.status();
                 let sum = per_node.entry(address).or_default();

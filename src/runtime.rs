@@ -50,6 +50,10 @@ impl Workers {
         Ok(Self { workers, next: AtomicUsize::new(0) })
     }
 
+    pub fn count(&self) -> usize {
+        self.workers.len()
+    }
+
     /// The runtime whose turn it is to take a new connection.
     pub fn next(&self) -> &Handle {
         let turn = self.next.fetch_add(1, Ordering::Relaxed);

@@ -270,8 +270,13 @@ where
         parts(config).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })?;
     let listeners = bind_all(&config.listen).await?;
     let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-    let cluster =
-        Arc::new(Cluster::new(config.clone(), made, metrics.cluster(&config.name), shutdown.clone()));
+    let cluster = Arc::new(Cluster::new(
+        config.clone(),
+        made,
+        metrics.cluster(&config.name),
+        shutdown.clone(),
+        workers.count(),
+    ));
     if let Some(query) = query {
         query.attach(&cluster);
     }

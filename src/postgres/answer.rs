@@ -16,7 +16,7 @@ const TEXT_OID: u32 = 25;
 impl Frontend {
     pub(super) async fn answer_here(
         &mut self,
-        request: &Request<Batch>,
+        request: &Request<Box<Batch>>,
         answer: Answer<'_>,
         transaction: Transaction,
     ) -> Result<(), Fault> {

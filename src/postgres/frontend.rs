@@ -75,14 +75,6 @@ impl Told {
         self.changed.push((name.into(), value.into()));
         true
     }
-
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.changed
-            .iter()
-            .chain(self.base.iter())
-            .find(|(other, _)| &**other == name)
-            .map(|(_, value)| &**value)
-    }
 }
 
 impl Frontend {
@@ -111,7 +103,7 @@ impl Frontend {
     }
 
     /// Waits for the next request.
-    pub(super) async fn read_request(&mut self) -> Result<Option<Request<Batch>>, Fault> {
+    pub(super) async fn read_request(&mut self) -> Result<Option<Request<Box<Batch>>>, Fault> {
         loop {
             if self.skip > 0 {
                 let part = self.skip.min(self.inbox.len());
@@ -245,9 +237,9 @@ impl Frontend {
         }
     }
 
-    fn request(&mut self, kind: Kind, length: usize, end: End) -> Request<Batch> {
+    fn request(&mut self, kind: Kind, length: usize, end: End) -> Request<Box<Batch>> {
         self.unconsumed = length;
-        let batch = Batch {
+        let batch = Box::new(Batch {
             kind,
             length,
             end,
@@ -256,7 +248,7 @@ impl Frontend {
             executes: 0,
             previous_unnamed: None,
             own: SmallVec::new(),
-        };
+        });
         match kind {
             Kind::Query => self.query(batch),
             Kind::FunctionCall => Request { intent: Arc::new(function_call()), wire: batch },
@@ -264,7 +256,7 @@ impl Frontend {
         }
     }
 
-    fn query(&mut self, mut batch: Batch) -> Request<Batch> {
+    fn query(&mut self, mut batch: Box<Batch>) -> Request<Box<Batch>> {
         let body = batch::body(self.inbox.data(), 0, batch.length);
         let text = frame::split_cstring(body).map_or(body, |(text, _)| text);
         let intent = self.classify(text);
@@ -279,7 +271,7 @@ impl Frontend {
     fn classify(&self, text: &[u8]) -> Arc<Intent> {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
         let catalog = reader.database.catalog();
-        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now())
+        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now)
     }
 
     /// Replaces EXECUTE by what the statement behind the name does.
@@ -302,7 +294,7 @@ impl Frontend {
         found
     }
 
-    fn unit(&mut self, mut batch: Batch) -> Request<Batch> {
+    fn unit(&mut self, mut batch: Box<Batch>) -> Request<Box<Batch>> {
         let mut unit = Unit::default();
         let mut at = 0;
         // The buffer is lent out for the time of reading it: the methods called change names only.

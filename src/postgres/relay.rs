@@ -33,7 +33,6 @@ pub(super) struct Relay<'a> {
     backend: &'a mut Backend,
     frontend: &'a mut Frontend,
     terms: Terms<'a>,
-    kind: Kind,
     /// End of what has been looked at in the backend's inbox.
     at: usize,
     /// Start of what has been looked at and not handed on.
@@ -71,17 +70,11 @@ enum Scan {
 }
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(
-        backend: &'a mut Backend,
-        frontend: &'a mut Frontend,
-        terms: &Terms<'a>,
-        kind: Kind,
-    ) -> Self {
+    pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>) -> Self {
         Self {
             backend,
             frontend,
             terms: *terms,
-            kind,
             at: 0,
             from: 0,
             rest: 0,
@@ -100,7 +93,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Sends the request, relays the answer, and says how it ended.
-    pub(super) async fn run(mut self, request: &Request<Batch>) -> Result<Reply, Fault> {
+    pub(super) async fn run(mut self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
         self.bring_settings(request).await?;
         self.bring_ahead_of_long_query(request).await?;
         self.send_request(request).await?;
@@ -118,7 +111,7 @@ impl<'a> Relay<'a> {
     ///
     /// # Errors
     /// [`Fault::Refused`] with the server's error when one fails: the request did not run.
-    async fn bring_settings(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
+    async fn bring_settings(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
         let wanted = self.frontend.carried.now().clone();
         if self.backend.carried.now().hash() == wanted.hash() {
             return Ok(());
@@ -145,7 +138,7 @@ impl<'a> Relay<'a> {
 
     /// A query that is passed on in pieces cannot be followed by a Sync at once: what goes ahead of
     /// it takes a round trip of its own.
-    async fn bring_ahead_of_long_query(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
+    async fn bring_ahead_of_long_query(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
         if request.wire.kind == Kind::Extended
             || request.wire.end == End::Whole
             || self.terms.ahead.is_empty()
@@ -157,7 +150,7 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    async fn send_request(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
+    async fn send_request(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
         let batch = &request.wire;
         let mut out = std::mem::take(&mut self.backend.out);
         out.clear();
@@ -186,7 +179,7 @@ impl<'a> Relay<'a> {
 
     /// Writes what goes ahead of the request, and the request itself where it has to be changed.
     /// Returns whether it was; nothing written at all means that it goes out as it lies there.
-    fn encode(&mut self, request: &Request<Batch>, out: &mut Vec<u8>) -> Result<bool, Fault> {
+    fn encode(&mut self, request: &Request<Box<Batch>>, out: &mut Vec<u8>) -> Result<bool, Fault> {
         let batch = &request.wire;
         let backend = &mut *self.backend;
         backend.put_clearing(self.terms.session, &request.intent, out);
@@ -730,7 +723,7 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn finish(self, request: &Request<Batch>) -> Result<Reply, Fault> {
+    fn finish(self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
         let Self { backend, frontend, .. } = self;
         if self.dying {
             backend.closed = true;

@@ -79,10 +79,12 @@ impl<P: Protocol> Session<P> {
                     self.learn(&current, &attempt, &reply, held).await;
                     return Ok(());
                 }
-                Err(fault) => match self.recover(current, &mut attempt, fault, held, &mut request).await {
-                    Next::Again => attempt.again = true,
-                    Next::Over(result) => return result,
-                },
+                Err(fault) => {
+                    match Box::pin(self.recover(current, &mut attempt, fault, held, &mut request)).await {
+                        Next::Again => attempt.again = true,
+                        Next::Over(result) => return result,
+                    }
+                }
             }
         }
         let current = request.take().expect("put back by the last attempt");
@@ -147,7 +149,7 @@ impl<P: Protocol> Session<P> {
             Transaction::Unit if kept.role != Role::Primary && attempt.run.access == Access::Write => {
                 // What this pipeline read is answered; the rest of it writes (hard case 13).
                 let ended = kept.backend().finish_unit().await;
-                kept.release(if ended.is_ok() { Fate::Reuse } else { Fate::Close });
+                kept.release(if ended.is_ok() { Fate::Reuse } else { Fate::Close }, Instant::now());
                 self.state.transaction = Transaction::Idle;
                 Ok(Err(None))
             }
@@ -155,7 +157,7 @@ impl<P: Protocol> Session<P> {
                 Ok(Err(Some(kept)))
             }
             Transaction::Idle if kept.role != Role::Primary && attempt.run.access == Access::Write => {
-                kept.release(Fate::Reset);
+                kept.release(Fate::Reset, Instant::now());
                 Ok(Err(None))
             }
             _ => Ok(Ok(kept)),
@@ -165,6 +167,23 @@ impl<P: Protocol> Session<P> {
     /// A connection from a pool of the node that routing chooses, waiting for a node as long as
     /// statements may wait.
     async fn checkout(
+        &mut self,
+        request: &Request<P::Wire>,
+        attempt: &mut Attempt,
+    ) -> Result<Held<P>, Refusal> {
+        let snapshot = self.snapshot();
+        if let Ok(node) = self.choose(request, attempt, &snapshot) {
+            match self.take_from_pool(&snapshot, node, attempt).await {
+                Ok(held) => return Ok(held),
+                Err(TakeFault::NextNode) => attempt.exclude.push(node),
+                Err(TakeFault::Refusal(refusal)) => return Err(refusal),
+            }
+        }
+        // Rare and long: its state is kept out of every statement's future.
+        Box::pin(self.checkout_patiently(request, attempt)).await
+    }
+
+    async fn checkout_patiently(
         &mut self,
         request: &Request<P::Wire>,
         attempt: &mut Attempt,
@@ -241,8 +260,9 @@ impl<P: Protocol> Session<P> {
             exclude: &attempt.exclude,
         };
         let random = &mut self.random;
-        let choice =
-            route::choose(&question, snapshot, &policy, Instant::now(), &mut || random.random::<f64>())?;
+        // A clock read less for the many that neither waited nor are asked again.
+        let now = if attempt.waited.is_zero() && !attempt.again { attempt.began } else { Instant::now() };
+        let choice = route::choose(&question, snapshot, &policy, now, &mut || random.random::<f64>())?;
         if choice.why == Why::Floor {
             self.cluster.metrics.causal_fallbacks.inc();
         }
@@ -272,8 +292,11 @@ impl<P: Protocol> Session<P> {
     ) -> Result<Held<P>, TakeFault> {
         let node = snapshot.node(id);
         let entry = self.registered.entry.clone();
-        let asked = Instant::now();
-        let checkout = self.pools.checkout(&node.address, id, node.role, &node.load);
+        let asked = if attempt.again || !attempt.waited.is_zero() { Instant::now() } else { attempt.began };
+        let checkout = {
+            let pool = self.known(&node.address, node.role).pool.clone();
+            Held::take(pool, node, asked)
+        };
         let taken = {
             let mut checkout = std::pin::pin!(checkout);
             // The usual case is a connection at once.
@@ -281,11 +304,15 @@ impl<P: Protocol> Session<P> {
                 std::task::Poll::Ready(taken) => taken,
                 std::task::Poll::Pending => {
                     entry.set_waiting(true);
-                    let taken = tokio::select! {
-                        taken = checkout => Some(taken),
-                        () = self.frontend.gone() => None,
-                        () = entry.called(&[Call::Cancel, Call::Kill]) => None,
-                    };
+                    let frontend = &mut self.frontend;
+                    let taken = Box::pin(async {
+                        tokio::select! {
+                            taken = checkout => Some(taken),
+                            () = frontend.gone() => None,
+                            () = entry.called(&[Call::Cancel, Call::Kill]) => None,
+                        }
+                    })
+                    .await;
                     entry.set_waiting(false);
                     let waited = asked.elapsed();
                     attempt.waited = attempt.began.elapsed();
@@ -391,10 +418,11 @@ impl<P: Protocol> Session<P> {
             self.set_floor(&held, reply);
         }
         let reason = attempt.run.reason;
-        self.meter(held.address()).statement(attempt.run.access, reason);
-        self.cluster.metrics.answered(attempt.run.access, attempt.waited, attempt.began.elapsed());
+        let now = Instant::now();
+        self.known(held.address(), held.role).meter.statement(attempt.run.access, reason);
+        self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
-        self.keep_or_release(held).await;
+        self.keep_or_release(held, now).await;
     }
 
     fn learn_effects(&mut self, request: &Request<P::Wire>, failed: bool, pinned_before: bool) {
@@ -433,7 +461,7 @@ impl<P: Protocol> Session<P> {
         self.cluster.topology.want_position();
     }
 
-    async fn keep_or_release(&mut self, mut held: Held<P>) {
+    async fn keep_or_release(&mut self, mut held: Held<P>, now: Instant) {
         let keeps =
             self.state.transaction != Transaction::Idle || (self.state.is_pinned() && self.kept.is_none());
         if keeps && (self.state.transaction != Transaction::Idle || held.role == Role::Primary) {
@@ -442,11 +470,11 @@ impl<P: Protocol> Session<P> {
         }
         let cancelled = held.take_cancelled();
         if cancelled && held.backend().ping().await.is_err() {
-            held.release(Fate::Close);
+            held.release(Fate::Close, now);
             return;
         }
         let fate = if held.backend().is_clean() { Fate::Reuse } else { Fate::Reset };
-        held.release(fate);
+        held.release(fate, now);
     }
 
     /// Decides what a failed attempt means. `again` gets the request back for another one.
@@ -475,8 +503,8 @@ impl<P: Protocol> Session<P> {
         held: Held<P>,
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
-        let on_primary = held.role == Role::Primary;
-        let (node, address) = (held.node, held.address().clone());
+        let (node, address, role) = (held.node, held.address().clone(), held.role);
+        let on_primary = role == Role::Primary;
         let elsewhere = match refused.cause {
             RefusedCause::Stopping => {
                 drop(held);
@@ -484,12 +512,12 @@ impl<P: Protocol> Session<P> {
                 attempt.run.access == Access::Read || self.is_seen_to_stop(&address).await
             }
             cause => {
-                held.release(Fate::Reuse);
+                held.release(Fate::Reuse, Instant::now());
                 !on_primary && self.primary_may_differ(cause, attempt, &address)
             }
         };
         if !elsewhere {
-            self.count(attempt, &address);
+            self.count(attempt, &address, role);
             let transaction = self.after_refusal();
             return Next::Over(self.frontend.deliver(request, refused, transaction).await);
         }
@@ -610,8 +638,8 @@ impl<P: Protocol> Session<P> {
         self.state.transaction
     }
 
-    fn count(&mut self, attempt: &Attempt, address: &Arc<str>) {
-        self.meter(address).statement(attempt.run.access, attempt.run.reason);
+    fn count(&mut self, attempt: &Attempt, address: &Arc<str>, role: Role) {
+        self.known(address, role).meter.statement(attempt.run.access, attempt.run.reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, attempt.began.elapsed());
         self.route.note(address, attempt.why, attempt.run.reason, attempt.waited);
     }

@@ -114,12 +114,12 @@ impl Classifier {
         catalog: &Catalog,
         modes: LexModes,
         text: &[u8],
-        now: Instant,
+        now: impl FnOnce() -> Instant,
     ) -> Arc<Intent> {
         let intent = self.look_up(database, catalog, modes, text);
         if intent.access == Access::Read
             && self.learned_count.load(Relaxed) > 0
-            && self.is_learned(database, text, now)
+            && self.is_learned(database, text, now())
         {
             return Arc::new(Intent { access: Access::Write, reason: Reason::Learned, ..(*intent).clone() });
         }
@@ -230,9 +230,10 @@ mod tests {
     fn statements_that_differ_in_their_literals_share_an_entry() {
         let (classifier, catalog, now) = (classifier(), Catalog::empty(), Instant::now());
 
-        let first = classifier.intent(1, &catalog, MODES, b"SELECT a FROM t WHERE id = 1 AND b = 'x'", now);
+        let first =
+            classifier.intent(1, &catalog, MODES, b"SELECT a FROM t WHERE id = 1 AND b = 'x'", || now);
         let second =
-            classifier.intent(1, &catalog, MODES, b"SELECT a FROM t WHERE id = 22 AND b = 'it''s'", now);
+            classifier.intent(1, &catalog, MODES, b"SELECT a FROM t WHERE id = 22 AND b = 'it''s'", || now);
 
         assert!(Arc::ptr_eq(&first, &second));
         assert_eq!((classifier.counts().hits, classifier.counts().misses), (1, 1));
@@ -247,7 +248,7 @@ mod tests {
         for (database, catalog, modes) in
             [(1, &catalog, MODES), (2, &catalog, MODES), (1, &newer, MODES), (1, &catalog, other)]
         {
-            classifier.intent(database, catalog, modes, b"SELECT 1", now);
+            classifier.intent(database, catalog, modes, b"SELECT 1", || now);
         }
         assert_eq!(classifier.counts().misses, 4);
     }
@@ -255,8 +256,8 @@ mod tests {
     #[test]
     fn settings_are_kept_by_their_exact_text() {
         let (classifier, catalog, now) = (classifier(), Catalog::empty(), Instant::now());
-        let first = classifier.intent(1, &catalog, MODES, b"SET search_path = 'a'", now);
-        let second = classifier.intent(1, &catalog, MODES, b"SET search_path = 'b'", now);
+        let first = classifier.intent(1, &catalog, MODES, b"SET search_path = 'a'", || now);
+        let second = classifier.intent(1, &catalog, MODES, b"SET search_path = 'b'", || now);
         assert_ne!(first.effects, second.effects);
     }
 
@@ -264,17 +265,17 @@ mod tests {
     fn a_refused_text_is_a_write_for_a_limited_time_in_its_database_only() {
         let (classifier, catalog, now) = (classifier(), Catalog::empty(), Instant::now());
         let text = b"SELECT sneaky FROM t WHERE id = 1";
-        assert_eq!(classifier.intent(1, &catalog, MODES, text, now).access, Access::Read);
+        assert_eq!(classifier.intent(1, &catalog, MODES, text, || now).access, Access::Read);
 
         classifier.learn(1, text, now);
 
-        let refused = classifier.intent(1, &catalog, MODES, text, now);
+        let refused = classifier.intent(1, &catalog, MODES, text, || now);
         assert_eq!((refused.access, refused.reason), (Access::Write, Reason::Learned));
-        assert_eq!(classifier.intent(2, &catalog, MODES, text, now).access, Access::Read);
+        assert_eq!(classifier.intent(2, &catalog, MODES, text, || now).access, Access::Read);
         let other = b"SELECT sneaky FROM t WHERE id = 2";
-        assert_eq!(classifier.intent(1, &catalog, MODES, other, now).access, Access::Read);
+        assert_eq!(classifier.intent(1, &catalog, MODES, other, || now).access, Access::Read);
         let later = now + LEARNED_FOR;
-        assert_eq!(classifier.intent(1, &catalog, MODES, text, later).access, Access::Read);
+        assert_eq!(classifier.intent(1, &catalog, MODES, text, || later).access, Access::Read);
     }
 
     #[test]
@@ -292,7 +293,7 @@ mod tests {
         let catalog = Catalog::empty();
         for number in 0..2000 {
             let text = format!("SELECT a{number} FROM t");
-            classifier.intent(1, &catalog, MODES, text.as_bytes(), Instant::now());
+            classifier.intent(1, &catalog, MODES, text.as_bytes(), || Instant::now());
         }
         assert!(classifier.counts().entries < 64 * 1024 / 100);
     }
