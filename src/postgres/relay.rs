@@ -318,6 +318,11 @@ impl<'a> Relay<'a> {
                 Scan::CopyIn => {
                     self.flush().await?;
                     self.copy_in().await?;
+                    if !self.backend.expect.contains(&Expect::Query) {
+                        // In the extended protocol the server keeps its answer until the Sync,
+                        // which the client sends behind its data.
+                        return Ok(());
+                    }
                     continue;
                 }
                 Scan::More => self.hand_on().await?,

@@ -29,6 +29,8 @@ pub struct State {
     pins: u16,
     /// Names of temporary tables, as far as they are known.
     temporary: Tables,
+    /// Cursors declared WITH HOLD and not closed.
+    held_cursors: Vec<Box<str>>,
     /// `default_transaction_read_only` and `default_transaction_isolation` as they apply here.
     pub defaults: TransactionModes,
     /// The defaults the session started with: what RESET goes back to.
@@ -42,6 +44,7 @@ pub struct State {
 struct Held {
     modes: TransactionModes,
     statements: Vec<Box<str>>,
+    savepoint: bool,
 }
 
 /// What to do with a request.
@@ -79,12 +82,16 @@ impl State {
         if self.held.is_some() {
             return self.plan_held(intent, text);
         }
+        if self.transaction == Transaction::Unit {
+            // A pipeline that has only read stays where it is until it writes (hard case 13).
+            return Step::Run(self.run(intent, intent.access, true));
+        }
         if self.transaction != Transaction::Idle {
             return Step::Run(self.run(intent, self.transaction_access(), true));
         }
         match (&intent.effects[..], text) {
             ([Effect::Begin(modes)], Some(text)) if intent.statements == 1 => {
-                self.held = Some(Held { modes: *modes, statements: vec![text.into()] });
+                self.held = Some(Held { modes: *modes, statements: vec![text.into()], savepoint: false });
                 self.transaction = Transaction::Open;
                 Step::Done
             }
@@ -104,7 +111,8 @@ impl State {
                     self.transaction = Transaction::Idle;
                     return Step::Done;
                 }
-                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD => {
+                // Behind a savepoint the server refuses it: that answer is the server's to give.
+                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD && !held.savepoint => {
                     merge(&mut held.modes, *modes);
                     held.statements.push(text.into());
                     return Step::Done;
@@ -112,6 +120,7 @@ impl State {
                 Effect::Savepoint(_) | Effect::SetConstraints | Effect::Set { scope: Scope::Local, .. }
                     if held.statements.len() < MAX_HELD =>
                 {
+                    held.savepoint |= matches!(effect, Effect::Savepoint(_));
                     held.statements.push(text.into());
                     return Step::Done;
                 }
@@ -219,6 +228,13 @@ impl State {
             Effect::Pin(reason) => self.pin(*reason),
             Effect::Touches => self.pin(PinReason::Function),
             Effect::Unpin(reason) if !failed => self.unpin(*reason),
+            Effect::HoldsCursor(name) if !failed => self.held_cursors.push(name.clone()),
+            Effect::ClosesCursor(name) if !failed => {
+                self.held_cursors.retain(|held| held != name);
+                if self.held_cursors.is_empty() {
+                    self.unpin(PinReason::HoldCursor);
+                }
+            }
             Effect::Set { name, value, scope: Scope::Session, .. } if !failed => {
                 self.set_default(name, value)
             }
@@ -232,6 +248,7 @@ impl State {
                 self.defaults = self.startup_defaults;
                 self.pins &= bit(PinReason::SessionMode);
                 self.temporary = Tables::default();
+                self.held_cursors.clear();
             }
             Effect::Discard(Discard::Temp) if !failed => self.unpin(PinReason::TempTable),
             Effect::Discard(Discard::Sequences) if !failed => self.unpin(PinReason::Sequence),
@@ -254,8 +271,10 @@ impl State {
 
     pub fn unpin(&mut self, reason: PinReason) {
         self.pins &= !bit(reason);
-        if reason == PinReason::TempTable {
-            self.temporary = Tables::default();
+        match reason {
+            PinReason::TempTable => self.temporary = Tables::default(),
+            PinReason::HoldCursor => self.held_cursors.clear(),
+            _ => {}
         }
     }
 
@@ -296,11 +315,21 @@ impl State {
         }
     }
 
-    /// Remembers the names of temporary tables, among which those of what they were made from.
+    /// Remembers the names of temporary relations; one whose name is not known stands for all.
     fn note_temporary(&mut self, intent: &Intent) {
-        self.temporary = match (&self.temporary, &intent.tables) {
-            (Tables::Some(known), Tables::Some(new)) if known.len() < MAX_TEMPORARY => {
-                Tables::Some(known.iter().chain(new.iter()).cloned().collect())
+        let new: Vec<_> = intent
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Temporary(name) => Some(name.clone()),
+                _ => None,
+            })
+            .collect();
+        let pins =
+            intent.effects.iter().filter(|effect| **effect == Effect::Pin(PinReason::TempTable)).count();
+        self.temporary = match &self.temporary {
+            Tables::Some(known) if known.len() < MAX_TEMPORARY && new.len() >= pins => {
+                Tables::Some(known.iter().cloned().chain(new).collect())
             }
             _ => Tables::All,
         };
@@ -314,6 +343,7 @@ impl State {
         self.wrote = false;
         self.pins = 0;
         self.temporary = Tables::default();
+        self.held_cursors.clear();
     }
 }
 
