@@ -2,20 +2,26 @@
 
 use std::{
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use rand::Rng;
 
-use super::{Session, cancel::Call, execute::Attempt};
+use super::{
+    Session,
+    cancel::{Call, Entry},
+    execute::Attempt,
+};
 use crate::{
     cluster::Cluster,
     line::Ticket,
-    pool::{CheckoutFault, Fate, Held},
+    pool::{CheckoutFault, Fate, Held, NodePool},
     protocol::{Backend, ConnectFault, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     route::{self, Choice, Consistency, Nowhere, Question, Why},
     sql::{Access, Intent, hints::Target},
+    standing::Watch,
     topology::{Incarnation, Node, NodeId, Role, Snapshot, board::Traffic},
 };
 
@@ -286,21 +292,26 @@ impl<P: Protocol> Session<P> {
         let asked = if attempt.again || !attempt.waited.is_zero() { Instant::now() } else { attempt.began };
         let taken = {
             let pool = self.known(&node.address, node.role).pool.clone();
-            let mut checkout = std::pin::pin!(Held::take(pool, node, asked));
+            let mut checkout = std::pin::pin!(Held::take(pool.clone(), node, asked));
             // The usual case is a connection at once.
             let first = futures_util::poll!(checkout.as_mut());
             if let Some(hold) = hold {
                 hold.ticket = None;
             }
             match first {
-                std::task::Poll::Ready(taken) => taken,
-                std::task::Poll::Pending => {
+                Poll::Ready(taken) => taken,
+                Poll::Pending => {
                     // The pool's own deadline is earlier.
                     let until = asked + self.cluster.config.load().pool.checkout_timeout + GRACE;
+                    let entry = self.registered.entry.clone();
+                    let checkout = while_usable(&pool, &entry, checkout);
                     let taken = Box::pin(self.patiently(until, checkout)).await?;
                     attempt.waited = attempt.began.elapsed();
                     self.cluster.metrics.pool_wait_seconds.observe(asked.elapsed().as_secs_f64());
-                    taken.unwrap_or(Err(CheckoutFault::TimedOut))
+                    match taken {
+                        Some(taken) => taken.unwrap_or(Err(CheckoutFault::Closed)),
+                        None => Err(CheckoutFault::TimedOut),
+                    }
                 }
             }
         };
@@ -324,7 +335,10 @@ impl<P: Protocol> Session<P> {
             return true;
         }
         let known = node.incarnation.as_ref();
-        let vouched = match held.backend().started().await {
+        let (pool, timeout) = (held.pool.clone(), self.cluster.config.load().monitor.timeout);
+        let asked = while_usable(&pool, &self.registered.entry, held.backend().started());
+        let Ok(Some(started)) = tokio::time::timeout(timeout, asked).await else { return false };
+        let vouched = match started {
             Ok(Some(started)) => {
                 if let Some(known) = known.filter(|known| known.started != started) {
                     let other = Incarnation { system: known.system.clone(), started };
@@ -367,6 +381,21 @@ impl<P: Protocol> Session<P> {
             }
         }
     }
+}
+
+/// Waits for what a node does only as long as it may be used and answers probes.
+async fn while_usable<P: Protocol, T>(
+    pool: &NodePool<P>,
+    entry: &Entry,
+    event: impl Future<Output = T>,
+) -> Option<T> {
+    let watch = Watch::new(&pool.standing, entry);
+    let mut event = std::pin::pin!(event);
+    std::future::poll_fn(|context| match event.as_mut().poll(context) {
+        Poll::Ready(happened) => Poll::Ready(Some(happened)),
+        Poll::Pending => watch.poll_over(context, true).map(|()| None),
+    })
+    .await
 }
 
 /// What a wait for a pool may take beyond the pool's own deadline.

@@ -28,7 +28,9 @@ use crate::{
     floors::SharedFloors,
     metrics::NodeMetrics,
     pool::{Fate, Held, NodePool, Pools},
-    protocol::{Answer, Backend, Fault, Frontend, Identity, Protocol, Request, Transaction, Welcomed},
+    protocol::{
+        Answer, Backend, Fault, Frontend, Identity, Protocol, Refused, Request, Transaction, Welcomed,
+    },
     refusal::{Refusal, RefusalKind},
     route::Floor,
     sql::{PinReason, effects::ProxyCommand},
@@ -51,6 +53,8 @@ pub struct Session<P: Protocol> {
     random: SmallRng,
     /// Since when the transaction that is open has been idle or not.
     transaction_since: Option<Instant>,
+    /// What the server of a lost transaction said when it ended.
+    last_words: Option<Refused>,
     /// What the last monotonic read may have seen, until it is sampled.
     seen: Option<consistency::Seen>,
     /// The causal token that the client gave.
@@ -113,6 +117,7 @@ impl<P: Protocol> Session<P> {
             route: LastRoute::default(),
             random: SmallRng::from_os_rng(),
             transaction_since: None,
+            last_words: None,
             seen: None,
             adopted: Floor::None,
             user_floors: cluster.user_floors(identity),
@@ -260,9 +265,15 @@ impl<P: Protocol> Session<P> {
             Err(Fault::Client(_)) => Some(End::Broken),
             Err(fault) => {
                 self.cluster.topology.report(held.address(), Traffic::Broken);
-                if matches!(fault, Fault::Server { .. }) && !self.state.is_pinned() {
+                let stopped = match &fault {
+                    Fault::Refused(refused) => refused.code.starts_with(b"57P"),
+                    _ => true,
+                };
+                if stopped && !self.state.is_pinned() {
+                    // The client hears of it when it goes on.
                     self.kept = None;
                     self.state.lose_transaction(None);
+                    self.last_words = if let Fault::Refused(refused) = fault { Some(refused) } else { None };
                     return None;
                 }
                 self.frontend_hears_of_loss(fault).await;
@@ -319,7 +330,10 @@ impl<P: Protocol> Session<P> {
             Step::RolledBack => {
                 self.frontend.answer(request, Answer::RolledBack, self.state.transaction).await
             }
-            Step::Lost => self.refuse(request, lost_transaction()).await,
+            Step::Lost => match self.last_words.take() {
+                Some(words) => self.frontend.deliver(request, words, self.state.transaction).await,
+                None => self.refuse(request, lost_transaction()).await,
+            },
             Step::Aborted => self.refuse(request, aborted_transaction()).await,
             Step::Run(run) => self.execute(request, run, began).await,
         };

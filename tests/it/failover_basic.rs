@@ -71,7 +71,9 @@ async fn a_transaction_on_a_server_that_dies_ends_with_a_connection_error() {
     let code = session.error("INSERT INTO t VALUES (2)").await;
     let after = session.error("SELECT 1").await;
 
-    assert_eq!((code.as_str(), after.as_str()), ("08006", "25P02"));
+    // The server may find the time to say that its postmaster is gone.
+    assert!(["08006", "57P01"].contains(&code.as_str()), "{code}");
+    assert_eq!(after, "25P02");
     session.run("ROLLBACK").await;
     eventually("the session lives on", async || session.try_run("INSERT INTO t VALUES (3)").await.is_ok())
         .await;
