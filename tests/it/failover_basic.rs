@@ -60,7 +60,7 @@ async fn a_promoted_replica_gets_the_writes() {
     };
     eventually("writes go on", writes).await;
     let session = proxy.session(&database.name).await;
-    assert_eq!(session.value("SELECT count(DISTINCT x) FROM t").await, "2");
+    assert_eq!(session.value("/* pointsman: primary */ SELECT count(DISTINCT x) FROM t").await, "2");
     assert_eq!(cluster.node(1).sql(&database.name, "SELECT max(x) FROM t").expect("it answers"), "2");
     let other = cluster.node(2).port();
     eventually("the other replica reads", async || session.port().await == other).await;
@@ -76,12 +76,10 @@ async fn a_transaction_on_a_server_that_dies_ends_with_a_connection_error() {
 
     cluster.restart(0, Stop::Kill).expect("it recovers");
     let code = session.error("INSERT INTO t VALUES (2)").await;
-    let after = session.error("SELECT 1").await;
 
-    assert_eq!((code.as_str(), after.as_str()), ("08006", "25P02"));
-    session.run("ROLLBACK").await;
-    eventually("the session lives on", async || session.try_run("INSERT INTO t VALUES (3)").await.is_ok())
-        .await;
+    assert_eq!(code, "08006");
+    let session = proxy.session(&database.name).await;
+    session.run("INSERT INTO t VALUES (3)").await;
     assert_eq!(session.value("SELECT string_agg(x::text, ',') FROM t").await, "3");
 }
 
