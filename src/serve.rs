@@ -19,7 +19,9 @@ use crate::{
     config::{self, Config, Engine, HostPort, reload},
     listener,
     metrics::Metrics,
-    monitor, postgres,
+    monitor,
+    observe::{self, Observed},
+    postgres,
     protocol::{Protocol, VerifierSource},
     runtime::Workers,
     session::cancel::Call,
@@ -251,6 +253,21 @@ async fn start_cluster(
                 Ok((postgres::parts(config, &shared, source)?, query))
             };
             start_service::<postgres::Postgres, _>(config, parts, workers, metrics, shutdown).await
+        }
+        Engine::Mysql => Err(StartError::Unsupported(config.name.clone())),
+    }
+}
+
+/// Looks at a cluster's servers for a moment, without serving anybody.
+///
+/// # Errors
+/// When a TLS file cannot be used, or this build does not speak the protocol.
+pub async fn observe(config: &config::Cluster, database: &Arc<str>) -> Result<Observed, StartError> {
+    match config.engine {
+        Engine::Postgres => {
+            let parts = postgres::parts(config, &Arc::default(), None)
+                .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
+            Ok(observe::look::<postgres::Postgres>(config, parts, database).await)
         }
         Engine::Mysql => Err(StartError::Unsupported(config.name.clone())),
     }
