@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::{
     config,
-    metrics::ClusterMetrics,
+    metrics::{ClusterMetrics, Connections},
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
     route::Policy,
@@ -242,7 +242,29 @@ impl<P: Protocol> Cluster<P> {
     pub fn refresh_metrics(&self) {
         let counts = self.classifier.load().counts();
         self.metrics.cache(counts.hits, counts.misses, counts.parse_failures);
-        self.metrics.show(&self.topology.load());
+        let snapshot = self.topology.load_full();
+        self.metrics.show(&snapshot);
+        let connections = self.connections();
+        for node in snapshot.nodes.iter() {
+            let mut of_node = connections.get(&node.address).copied().unwrap_or_default();
+            of_node.limit = self.shares.share(&node.address).limit();
+            self.metrics.pool(&node.address, of_node);
+        }
+    }
+
+    /// Server connections of all users and databases, by node.
+    pub fn connections(&self) -> HashMap<Arc<str>, Connections> {
+        let mut by_node: HashMap<Arc<str>, Connections> = HashMap::new();
+        for (_, pools) in self.all_pools() {
+            for ((address, _), pool) in pools.all() {
+                let status = pool.status();
+                let sum = by_node.entry(address).or_default();
+                sum.idle += status.idle;
+                sum.in_use += status.in_use;
+                sum.waiters += status.waiters;
+            }
+        }
+        by_node
     }
 
     /// Asks something of every session.

@@ -243,6 +243,7 @@ async fn probe<P: Protocol>(monitor: &Monitor<P>, address: &Arc<str>, connection
         }
         Err(fault) => {
             tracing::debug!(cluster = %cluster.name, node = %address, ?fault, "probe failed");
+            cluster.metrics.probe_failed(address);
             *connection = None;
         }
     }
@@ -270,20 +271,11 @@ async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let mut tick = tokio::time::interval(HOUSEKEEPING);
     loop {
         tick.tick().await;
-        let mut per_node: HashMap<Arc<str>, crate::pool::Status> = HashMap::new();
         for (_, pools) in cluster.all_pools() {
-            for ((address, _), pool) in pools.all() {
+            for (_, pool) in pools.all() {
                 pool.reap();
                 pool.warm().await;
-                let status = pool.status();
-                let sum = per_node.entry(address).or_default();
-                sum.idle += status.idle;
-                sum.in_use += status.in_use;
-                sum.waiters += status.waiters;
             }
-        }
-        for (address, status) in per_node {
-            cluster.metrics.pool(&address, status.idle, status.in_use, status.waiters);
         }
         cluster.refresh_metrics();
     }

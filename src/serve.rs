@@ -127,7 +127,7 @@ impl Proxy {
             })?),
             None => None,
         };
-        metrics.reload_success.set(1);
+        metrics.configured();
         Ok(Self { workers, clusters, config, metrics, shutdown, http })
     }
 

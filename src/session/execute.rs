@@ -270,7 +270,7 @@ impl<P: Protocol> Session<P> {
                     entry.set_waiting(false);
                     let waited = asked.elapsed();
                     attempt.waited = attempt.began.elapsed();
-                    self.cluster.metrics.pool_wait_seconds.observe(waited.as_secs_f64());
+                    self.cluster.metrics.pool_wait_seconds.observe(waited);
                     let Some(taken) = taken else {
                         entry.take(Call::Cancel);
                         let refusal =
