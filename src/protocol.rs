@@ -178,10 +178,16 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
 
 /// What a new connection turned out to be.
 pub enum Greeting<P: Protocol> {
-    Client { frontend: P::Frontend, identity: Identity<P> },
+    Client {
+        frontend: P::Frontend,
+        identity: Identity<P>,
+    },
     /// A request to cancel the statement of another connection; `until` is dropped when that is
     /// done.
-    Cancel { key: CancelKey, until: Box<dyn Send> },
+    Cancel {
+        key: CancelKey,
+        until: Box<dyn Send>,
+    },
 }
 
 /// What a session starts with.
@@ -197,7 +203,11 @@ pub struct Welcomed {
 pub trait VerifierSource: Send + Sync {
     /// The verifier of `user` as text, `None` if there is no such user; the error says why nobody
     /// could be asked.
-    fn verifier<'a>(&'a self, user: &'a str, database: &'a str) -> BoxFuture<'a, Result<Option<String>, String>>;
+    fn verifier<'a>(
+        &'a self,
+        user: &'a str,
+        database: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, String>>;
 }
 
 /// Who a session is toward the servers: the key of its pools, and what opens them.
@@ -209,7 +219,11 @@ pub struct Identity<P: Protocol> {
 
 impl<P: Protocol> Clone for Identity<P> {
     fn clone(&self) -> Self {
-        Self { user: self.user.clone(), database: self.database.clone(), credentials: self.credentials.clone() }
+        Self {
+            user: self.user.clone(),
+            database: self.database.clone(),
+            credentials: self.credentials.clone(),
+        }
     }
 }
 

@@ -81,7 +81,11 @@ impl ClientStatements {
     pub fn resolve(&self, name: &[u8]) -> Option<Resolved<'_>> {
         if name.is_empty() {
             let unnamed = self.unnamed.as_ref().filter(|unnamed| unnamed.defined)?;
-            return Some(Resolved::Unnamed { key: unnamed.key, body: &unnamed.body, intent: &unnamed.intent });
+            return Some(Resolved::Unnamed {
+                key: unnamed.key,
+                body: &unnamed.body,
+                intent: &unnamed.intent,
+            });
         }
         for (other, statement) in self.pending.iter().rev() {
             if **other == *name {

@@ -130,7 +130,10 @@ impl Settings {
         }
         if identity_changes {
             statements.extend(
-                IDENTITY.iter().filter_map(|name| self.values.get(*name)).map(|value| value.statement.clone()),
+                IDENTITY
+                    .iter()
+                    .filter_map(|name| self.values.get(*name))
+                    .map(|value| value.statement.clone()),
             );
         }
         statements

@@ -169,7 +169,13 @@ impl State {
 
     /// Takes note of an answered request. Returns whether something was committed that later
     /// reads must see.
-    pub fn learn(&mut self, intent: &Intent, transaction: Transaction, failed: bool, on_primary: bool) -> bool {
+    pub fn learn(
+        &mut self,
+        intent: &Intent,
+        transaction: Transaction,
+        failed: bool,
+        on_primary: bool,
+    ) -> bool {
         let was_open = self.transaction != Transaction::Idle;
         self.held = None;
         self.transaction = transaction;
@@ -205,7 +211,9 @@ impl State {
             Effect::Pin(reason) => self.pin(*reason),
             Effect::Touches => self.pin(PinReason::Function),
             Effect::Unpin(reason) if !failed => self.unpin(*reason),
-            Effect::Set { name, value, scope: Scope::Session, .. } if !failed => self.set_default(name, value),
+            Effect::Set { name, value, scope: Scope::Session, .. } if !failed => {
+                self.set_default(name, value)
+            }
             Effect::Reset { name } if !failed => match &**name {
                 "default_transaction_read_only" => self.defaults.read_only = self.startup_defaults.read_only,
                 "default_transaction_isolation" => self.defaults.isolation = self.startup_defaults.isolation,
@@ -282,7 +290,10 @@ fn merge(into: &mut TransactionModes, from: TransactionModes) {
 /// Whether its success may have changed data that others can see.
 fn may_write(intent: &Intent) -> bool {
     intent.access == Access::Write
-        && !matches!(intent.reason, Reason::Session | Reason::Server | Reason::State | Reason::Transaction | Reason::Hint)
+        && !matches!(
+            intent.reason,
+            Reason::Session | Reason::Server | Reason::State | Reason::Transaction | Reason::Hint
+        )
 }
 
 fn parse_bool(value: &str) -> Option<bool> {
@@ -305,4 +316,3 @@ impl Isolation {
         }
     }
 }
-
