@@ -1,12 +1,12 @@
 //! One cluster wired together: topology, pools, databases, sessions, and how they are configured.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -23,7 +23,10 @@ use crate::{
     session::cancel::{Call, Registry},
     shutdown::Shutdown,
     sql::{cache::Classifier, catalog::Catalog},
-    topology::{self, NodeId, ProbeCounter, Snapshot, board::Traffic},
+    topology::{
+        self, NodeId, ProbeCounter, Snapshot,
+        board::{Event, Traffic},
+    },
 };
 
 /// Everything that the sessions of one cluster share.
@@ -45,7 +48,52 @@ pub struct Cluster<P: Protocol> {
     pub shutdown: Shutdown,
     /// Statements waiting for a primary.
     pub held: AtomicUsize,
+    pub pause: Pause,
 }
+
+/// The console's PAUSE: new statements wait.
+#[derive(Default)]
+pub struct Pause {
+    paused: AtomicBool,
+    /// Wakes who waits for RESUME, in the order of asking.
+    pub resumed: Notify,
+}
+
+impl Pause {
+    /// Sequentially consistent, as is [`crate::session::cancel::Entry::set_activity`].
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    pub fn set(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+        if !paused {
+            self.resumed.notify_waiters();
+        }
+    }
+}
+
+/// What a person wants of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    Drain,
+    Undrain,
+    Ban,
+    Unban,
+}
+
+/// Something that happened, and when.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    pub at: SystemTime,
+    pub event: Event,
+}
+
+/// Events kept for people to look at; the oldest go first.
+const MAX_RECORDED: usize = 256;
+
+/// Orders that the monitor has not taken yet.
+const MAX_ORDERS: usize = 64;
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
 /// position, the replicas until they have replayed it.
@@ -67,6 +115,10 @@ pub struct Topology {
     started: Instant,
     /// Bounded by the number of nodes: one report each, the latest.
     reports: Mutex<HashMap<NodeId, Traffic>>,
+    /// Bounded by [`MAX_ORDERS`].
+    orders: Mutex<Vec<(Arc<str>, Order)>>,
+    /// Bounded by [`MAX_RECORDED`].
+    events: Mutex<VecDeque<Recorded>>,
 }
 
 impl Default for Topology {
@@ -79,6 +131,8 @@ impl Default for Topology {
             wanted: AtomicU64::new(0),
             started: Instant::now(),
             reports: Mutex::default(),
+            orders: Mutex::default(),
+            events: Mutex::default(),
         }
     }
 }
@@ -119,6 +173,36 @@ impl Topology {
     pub fn report(&self, node: NodeId, traffic: Traffic) {
         self.reports.lock().insert(node, traffic);
         self.nudge.notify_one();
+    }
+
+    /// Somebody wants something of a node. `false`: the monitor does not keep up.
+    pub fn order(&self, node: Arc<str>, order: Order) -> bool {
+        let mut orders = self.orders.lock();
+        if orders.len() >= MAX_ORDERS {
+            return false;
+        }
+        orders.push((node, order));
+        drop(orders);
+        self.nudge.notify_one();
+        true
+    }
+
+    pub fn take_orders(&self) -> Vec<(Arc<str>, Order)> {
+        std::mem::take(&mut *self.orders.lock())
+    }
+
+    /// Keeps an event for people to look at.
+    pub fn record(&self, event: Event) {
+        let mut events = self.events.lock();
+        if events.len() >= MAX_RECORDED {
+            events.pop_front();
+        }
+        events.push_back(Recorded { at: SystemTime::now(), event });
+    }
+
+    /// What happened lately, oldest first.
+    pub fn recorded(&self) -> Vec<Recorded> {
+        self.events.lock().iter().cloned().collect()
     }
 
     pub fn take_reports(&self) -> HashMap<NodeId, Traffic> {
@@ -222,6 +306,7 @@ impl<P: Protocol> Cluster<P> {
             metrics,
             shutdown,
             held: AtomicUsize::new(0),
+            pause: Pause::default(),
         }
     }
 

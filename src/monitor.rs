@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle};
 
 use crate::{
-    cluster::{Cluster, Database},
+    cluster::{Cluster, Database, Order},
     config::{self, Engine, Members},
     protocol::{Backend, ConnectFault, Identity, Protocol},
     session::cancel::Call,
@@ -63,6 +63,7 @@ pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
             applied = current;
         }
         monitor.take_reports();
+        monitor.take_orders();
         monitor.hurry.notify_waiters();
     }
     for task in tasks.into_values().chain([housekeeping, catalogs]) {
@@ -134,6 +135,28 @@ impl<P: Protocol> Monitor<P> {
         self.publish();
     }
 
+    /// What people asked for in the console.
+    fn take_orders(&self) {
+        let now = Instant::now();
+        let orders = self.cluster.topology.take_orders();
+        if orders.is_empty() {
+            return;
+        }
+        let mut board = self.board.lock();
+        for (node, order) in &orders {
+            tracing::warn!(cluster = %self.cluster.name, %node, ?order, "ordered by a person");
+            // A node that has gone since needs no order.
+            let _ = match order {
+                Order::Drain => board.drain(node, now),
+                Order::Undrain => board.undrain(node, now),
+                Order::Ban => board.ban(node, now),
+                Order::Unban => board.unban(node, now),
+            };
+        }
+        drop(board);
+        self.publish();
+    }
+
     fn observe(&self, address: &str, probe: Probe) {
         let mut board = self.board.lock();
         if let Some(id) = board.id_of(address) {
@@ -152,6 +175,7 @@ impl<P: Protocol> Monitor<P> {
         drop(board);
         for event in &events {
             self.announce(event);
+            self.cluster.topology.record(event.clone());
         }
         if let Some((_, took)) = counters.last_failover {
             self.cluster.metrics.failover_took(took.as_secs_f64());

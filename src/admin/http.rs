@@ -1,6 +1,6 @@
 //! `/metrics`, `/healthz` and `/readyz`.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr};
 
 use axum::{
     Router,
@@ -10,26 +10,22 @@ use axum::{
     routing::get,
 };
 
-use crate::{
-    config::HostPort,
-    metrics::Metrics,
-    shutdown::{Phase, Shutdown},
-};
+use crate::{admin::control::Control, config::HostPort, shutdown::Phase};
 
 #[derive(Clone)]
 struct Door {
-    metrics: Arc<Metrics>,
-    shutdown: Shutdown,
+    control: Control,
 }
 
 /// Opens the door and serves it until the proxy stops. Returns where it is.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub async fn open(at: &HostPort, metrics: Arc<Metrics>, shutdown: Shutdown) -> io::Result<SocketAddr> {
+pub async fn open(at: &HostPort, control: Control) -> io::Result<SocketAddr> {
     let listener = tokio::net::TcpListener::bind((at.host(), at.port())).await?;
     let address = listener.local_addr()?;
-    let door = Door { metrics, shutdown: shutdown.clone() };
+    let shutdown = control.shutdown().clone();
+    let door = Door { control };
     let router = Router::new()
         .route("/metrics", get(metrics_text))
         .route("/healthz", get(|| async { "ok\n" }))
@@ -46,13 +42,13 @@ pub async fn open(at: &HostPort, metrics: Arc<Metrics>, shutdown: Shutdown) -> i
 }
 
 async fn metrics_text(State(door): State<Door>) -> Response {
-    let text = door.metrics.text();
+    let text = door.control.metrics_text();
     ([(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], text)
         .into_response()
 }
 
 async fn ready(State(door): State<Door>) -> Response {
-    match door.shutdown.phase() {
+    match door.control.shutdown().phase() {
         Phase::Running => "ready\n".into_response(),
         Phase::Draining | Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response(),
     }

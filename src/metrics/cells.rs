@@ -102,8 +102,11 @@ impl Histogram {
     /// lies, to the bucket's upper bound; `None` if nothing was.
     pub fn quantile(&self, before: &[u64], share: f64) -> Option<f64> {
         let (now, _) = self.sums();
-        let grown: Vec<u64> =
-            now.iter().enumerate().map(|(at, count)| count - before.get(at).copied().unwrap_or(0).min(*count)).collect();
+        let grown: Vec<u64> = now
+            .iter()
+            .enumerate()
+            .map(|(at, count)| count - before.get(at).copied().unwrap_or(0).min(*count))
+            .collect();
         let total: u64 = grown.iter().sum();
         let wanted = (total as f64 * share).ceil() as u64;
         let mut seen = 0;

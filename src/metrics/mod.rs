@@ -129,7 +129,11 @@ impl Metrics {
 
     /// The handles of one cluster; the same ones every time.
     pub fn cluster(&self, name: &Arc<str>) -> Arc<ClusterMetrics> {
-        self.clusters.lock().entry(name.clone()).or_insert_with(|| Arc::new(ClusterMetrics::new(self, name))).clone()
+        self.clusters
+            .lock()
+            .entry(name.clone())
+            .or_insert_with(|| Arc::new(ClusterMetrics::new(self, name)))
+            .clone()
     }
 
     /// The configuration the proxy started with is in force.
@@ -168,7 +172,8 @@ struct Own<T> {
 impl<T> Own<T> {
     fn new(of: &'static Family, series: Arc<Mutex<Vec<T>>>) -> Self {
         let labels = of.labels.iter().map(|label| (*label).to_owned()).collect();
-        let desc = Desc::new(of.name.to_owned(), of.meaning.to_owned(), labels, HashMap::new()).expect(DECLARED);
+        let desc =
+            Desc::new(of.name.to_owned(), of.meaning.to_owned(), labels, HashMap::new()).expect(DECLARED);
         Self { of, desc, series }
     }
 
@@ -451,6 +456,11 @@ impl ClusterMetrics {
         &self.seconds[index(access)]
     }
 
+    /// Time statements have waited for a node or a connection, all together, in seconds.
+    pub fn waited_seconds(&self) -> f64 {
+        self.wait_seconds.iter().map(|histogram| histogram.totals().1).sum()
+    }
+
     pub fn probe_failed(&self, node: &str) {
         self.probe_failures.with_label_values(&[&*self.name, node]).inc();
     }
@@ -553,7 +563,10 @@ impl NodeMetrics {
 
     /// Reads or writes counted so far.
     pub fn total(&self, access: Access) -> u64 {
-        self.counts().filter(|(label, _, _)| *label == ACCESSES[index(access)]).map(|(_, _, count)| count).sum()
+        self.counts()
+            .filter(|(label, _, _)| *label == ACCESSES[index(access)])
+            .map(|(_, _, count)| count)
+            .sum()
     }
 
     /// Every access and reason with its count.

@@ -28,7 +28,8 @@ fn page() -> String {
         };
         let labels = family.labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
         let (name, unit, meaning, worry) = (family.name, family.unit, family.meaning, family.worry);
-        writeln!(page, "| `{name}` | {kind} | {unit} | {labels} | {meaning} | {worry} |").expect("a String takes all");
+        writeln!(page, "| `{name}` | {kind} | {unit} | {labels} | {meaning} | {worry} |")
+            .expect("a String takes all");
     }
     page
 }

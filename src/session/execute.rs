@@ -9,7 +9,11 @@ use std::{
 use rand::Rng;
 use smallvec::SmallVec;
 
-use super::{Session, cancel::Call, state::Run};
+use super::{
+    Session,
+    cancel::{Activity, Call},
+    state::Run,
+};
 use crate::{
     pool::{CheckoutFault, Fate, Held},
     protocol::{
@@ -111,6 +115,10 @@ impl<P: Protocol> Session<P> {
         request: &Request<P::Wire>,
         attempt: &mut Attempt,
     ) -> Result<Held<P>, Refusal> {
+        if self.cluster.pause.is_paused() && !self.holds_transaction() {
+            // Rare and long, as below.
+            Box::pin(self.wait_for_resume(attempt)).await?;
+        }
         if let Some(kept) = self.kept.take() {
             match self.fit(kept, attempt).await? {
                 Ok(held) => return Ok(held),
@@ -120,6 +128,27 @@ impl<P: Protocol> Session<P> {
         self.checkout(request, attempt).await
     }
 
+    /// Waits until the console's RESUME, as long as for a primary that is missing.
+    async fn wait_for_resume(&mut self, attempt: &mut Attempt) -> Result<(), Refusal> {
+        let cluster = self.cluster.clone();
+        let entry = self.registered.entry.clone();
+        let hold = Hold::begin(&cluster, Nowhere::NoPrimary)?;
+        loop {
+            entry.set_activity(Activity::Idle);
+            let resumed = cluster.pause.resumed.notified();
+            if cluster.pause.is_paused() {
+                let snapshot = cluster.topology.load_full();
+                self.wait_for_change(resumed, &hold, &snapshot).await?;
+            }
+            entry.set_activity(Activity::Active);
+            // PAUSE waits for whom it sees active: look again after having said so.
+            if !cluster.pause.is_paused() {
+                attempt.waited = attempt.began.elapsed();
+                return Ok(());
+            }
+        }
+    }
+
     /// Whether the kept connection serves this attempt. `Err(Some)`: it is kept for later.
     async fn fit(
         &mut self,
@@ -127,10 +156,14 @@ impl<P: Protocol> Session<P> {
         attempt: &Attempt,
     ) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
         let snapshot = self.snapshot();
-        let fenced = snapshot.find(kept.address()).is_none_or(|node| matches!(node.state, State::Fenced(_)));
+        let node = snapshot.find(kept.address());
+        let fenced = node.is_none_or(|node| matches!(node.state, State::Fenced(_) | State::Banned));
+        // Draining waits for transactions, not for what a session keeps between them.
+        let drained = self.state.transaction == Transaction::Idle
+            && node.is_some_and(|node| matches!(node.state, State::Draining));
         let demoted = kept.role == Role::Primary
             && snapshot.primary().is_some_and(|primary| primary.address != *kept.address());
-        if fenced || demoted {
+        if fenced || demoted || drained {
             // Closed, so that nothing more is written there; what was in it is lost.
             let in_transaction = self.state.transaction != Transaction::Idle;
             drop(kept);
@@ -139,7 +172,7 @@ impl<P: Protocol> Session<P> {
             return if in_transaction || pinned {
                 Err(Refusal::fatal(
                     RefusalKind::ServerLost,
-                    "the server of this session is no longer the primary",
+                    "the server of this session may not be used any more",
                 ))
             } else {
                 Ok(Err(None))
@@ -715,6 +748,7 @@ struct Hold<'a> {
     nowhere: Nowhere,
     count: &'a std::sync::atomic::AtomicUsize,
     gauge: &'a prometheus::IntGauge,
+    pause: &'a crate::cluster::Pause,
 }
 
 impl<'a> Hold<'a> {
@@ -732,6 +766,7 @@ impl<'a> Hold<'a> {
             nowhere,
             count: &cluster.held,
             gauge: &cluster.metrics.held,
+            pause: &cluster.pause,
         };
         hold.gauge.inc();
         if hold.count.fetch_add(1, Ordering::Relaxed) >= config.failover.hold_limit {
@@ -746,6 +781,9 @@ impl<'a> Hold<'a> {
                 RefusalKind::NoReplica,
                 "no replica may serve this read, and reads do not use the primary",
             );
+        }
+        if self.pause.is_paused() {
+            return Refusal::new(RefusalKind::NoPrimary, "the cluster was paused, and not resumed in time");
         }
         let since = snapshot
             .without_primary_since

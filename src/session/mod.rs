@@ -16,7 +16,7 @@ use std::{
 use rand::{SeedableRng, rngs::SmallRng};
 
 use self::{
-    cancel::{Call, Registered},
+    cancel::{Activity, Call, Registered},
     own::LastRoute,
     state::{State, Step},
 };
@@ -195,6 +195,11 @@ impl<P: Protocol> Session<P> {
         self.state.transaction == Transaction::Idle && !self.state.is_holding()
     }
 
+    /// Whether a transaction is open on a server: it is let through where new statements wait.
+    fn holds_transaction(&self) -> bool {
+        self.kept.is_some() && self.state.transaction != Transaction::Idle
+    }
+
     fn idle_timeout(&self) -> Option<(Duration, &'static str)> {
         let config = self.cluster.config.load();
         if self.is_between_transactions() {
@@ -285,7 +290,14 @@ impl<P: Protocol> Session<P> {
         let result = match step {
             Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
             Step::Proxy(command) => self.obey(request, command).await,
-            Step::Run(run) => self.execute(request, run, began).await,
+            Step::Run(run) => {
+                self.registered.entry.set_activity(Activity::Active);
+                let result = self.execute(request, run, began).await;
+                let in_transaction = self.holds_transaction();
+                let activity = if in_transaction { Activity::InTransaction } else { Activity::Idle };
+                self.registered.entry.set_activity(activity);
+                result
+            }
         };
         let is_open = !self.is_between_transactions();
         match (was_open, is_open) {

@@ -102,8 +102,13 @@ impl Proxy {
 
     /// Puts a text into the file as it is and asks for a reload.
     pub fn reload_text(&self, text: &str) {
-        fs::write(self.folder.path().join("pointsman.toml"), text).expect("the folder is ours");
+        self.write_text(text);
         signal(self.pid(), Signal::HangUp);
+    }
+
+    /// Puts a text into the file as it is.
+    pub fn write_text(&self, text: &str) {
+        fs::write(self.folder.path().join("pointsman.toml"), text).expect("the folder is ours");
     }
 
     /// SIGTERM: begin to drain.
