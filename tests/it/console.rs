@@ -42,7 +42,10 @@ impl Console {
 
     fn psql(&self, command: &str) -> Output {
         let dsn = self.dsn("root", "open-sesame");
-        Command::new("psql").args(["-X", "-A", "-F,", &dsn, "-c", command]).output().expect("psql is installed")
+        Command::new("psql")
+            .args(["-X", "-A", "-F,", &dsn, "-c", command])
+            .output()
+            .expect("psql is installed")
     }
 
     fn mysql(&self, password: &str, command: &str) -> Output {
@@ -62,7 +65,10 @@ impl Console {
         let mut lines = text.lines();
         let at = lines.next().and_then(|head| head.split(',').position(|name| name == column));
         let at = at.unwrap_or_else(|| panic!("no column {column} in {text}"));
-        lines.filter(|line| !line.starts_with('(')).map(|line| line.split(',').nth(at).unwrap_or("").to_owned()).collect()
+        lines
+            .filter(|line| !line.starts_with('('))
+            .map(|line| line.split(',').nth(at).unwrap_or("").to_owned())
+            .collect()
     }
 }
 
@@ -70,7 +76,7 @@ fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn both_doors_show_the_same_nodes() {
     let console = Console::open("", &[]).await;
 
@@ -84,25 +90,44 @@ async fn both_doors_show_the_same_nodes() {
     assert_eq!(said(&mysql).matches("\treplica\tup\t").count(), 2, "{}", said(&mysql));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn every_show_answers_on_both_doors() {
     let console = Console::open("CREATE TABLE t (x int)", &[]).await;
     let session = console.stage.session().await;
     session.run("INSERT INTO t VALUES (1)").await;
 
-    for what in
-        ["POOLS", "CLIENTS", "SERVERS", "STATS", "ROUTES", "CONFIG", "DATABASES", "LISTS", "EVENTS", "VERSION", "HELP"]
-    {
-        let (psql, mysql) = (console.psql(&format!("SHOW {what}")), console.mysql("open-sesame", &format!("SHOW {what}")));
-        assert!(psql.status.success() && psql.stdout.iter().filter(|byte| **byte == b'\n').count() > 2, "{what}: {}", said(&psql));
-        assert!(mysql.status.success() && mysql.stdout.iter().filter(|byte| **byte == b'\n').count() > 1, "{what}: {}", said(&mysql));
+    for what in [
+        "POOLS",
+        "CLIENTS",
+        "SERVERS",
+        "STATS",
+        "ROUTES",
+        "CONFIG",
+        "DATABASES",
+        "LISTS",
+        "EVENTS",
+        "VERSION",
+        "HELP",
+    ] {
+        let (psql, mysql) =
+            (console.psql(&format!("SHOW {what}")), console.mysql("open-sesame", &format!("SHOW {what}")));
+        assert!(
+            psql.status.success() && psql.stdout.iter().filter(|byte| **byte == b'\n').count() > 2,
+            "{what}: {}",
+            said(&psql)
+        );
+        assert!(
+            mysql.status.success() && mysql.stdout.iter().filter(|byte| **byte == b'\n').count() > 1,
+            "{what}: {}",
+            said(&mysql)
+        );
         assert!(!said(&psql).contains("open-sesame"), "{what} shows a secret");
     }
     let pools = console.column("POOLS", "user");
     assert!(pools.contains(&"app".to_owned()), "{pools:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn drivers_with_the_extended_protocol_get_typed_columns() {
     let console = Console::open("", &[]).await;
     let client = client::connect(&console.dsn("root", "open-sesame")).await.expect("it lets us in");
@@ -115,7 +140,7 @@ async fn drivers_with_the_extended_protocol_get_typed_columns() {
     assert!(weight > 0.0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn nobody_comes_in_without_the_password() {
     let console = Console::open("", &[]).await;
 
@@ -127,7 +152,7 @@ async fn nobody_comes_in_without_the_password() {
     assert!(!mysql.status.success() && !said(&mysql).contains("primary"), "{}", said(&mysql));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn the_console_is_closed_while_it_has_no_users() {
     let mut console = Console::open("", &[]).await;
     let before = console.psql("SHOW VERSION");
@@ -136,12 +161,13 @@ async fn the_console_is_closed_while_it_has_no_users() {
     console.stage.proxy.reload(&["admin.users = []"]);
 
     eventually("the doors are closed", async || {
-        !console.psql("SHOW VERSION").status.success() && !console.mysql("open-sesame", "SHOW VERSION").status.success()
+        !console.psql("SHOW VERSION").status.success()
+            && !console.mysql("open-sesame", "SHOW VERSION").status.success()
     })
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn the_console_has_no_way_to_the_data() {
     let console = Console::open("CREATE TABLE t (x int)", &[]).await;
 
@@ -151,7 +177,7 @@ async fn the_console_has_no_way_to_the_data() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_drained_or_banned_node_gets_nothing_new_within_a_second() {
     let console = Console::open("", &[]).await;
     let session = console.stage.session().await;
@@ -171,7 +197,7 @@ async fn a_drained_or_banned_node_gets_nothing_new_within_a_second() {
     assert!(!console.psql("DRAIN nowhere:1").status.success());
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn pause_waits_for_transactions_then_holds_and_resume_lets_go() {
     let console = Console::open("CREATE TABLE t (x int)", &[]).await;
     let (busy, other) = (console.stage.session().await, console.stage.session().await);
@@ -200,19 +226,18 @@ async fn pause_waits_for_transactions_then_holds_and_resume_lets_go() {
     assert_eq!(held.await.expect("it goes on"), "3");
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn kill_ends_a_client_and_what_it_runs() {
     let console = Console::open("", &[]).await;
     let session = console.stage.session().await;
     let began = Instant::now();
     let running = tokio::spawn(async move { session.try_run("SELECT pg_sleep(60)").await });
-    let mut id = String::new();
-    eventually("it runs", async || {
+    let id = || {
         let (ids, states) = (console.column("CLIENTS", "id"), console.column("CLIENTS", "state"));
-        id = states.iter().position(|state| state == "active").map(|at| ids[at].clone()).unwrap_or_default();
-        !id.is_empty()
-    })
-    .await;
+        states.iter().position(|state| state == "active").map(|at| ids[at].clone())
+    };
+    eventually("it runs", async || id().is_some()).await;
+    let id = id().expect("it runs for a minute");
 
     let killed = console.mysql("open-sesame", &format!("KILL {id}"));
 
@@ -222,7 +247,7 @@ async fn kill_ends_a_client_and_what_it_runs() {
     assert!(!console.psql("KILL 1").status.success());
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn reload_says_what_is_wrong_with_the_file() {
     let console = Console::open("", &[]).await;
     assert!(console.psql("RELOAD").status.success());
@@ -233,7 +258,7 @@ async fn reload_says_what_is_wrong_with_the_file() {
     assert!(!refused.status.success() && said(&refused).contains("nonsense"), "{}", said(&refused));
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn shutdown_ends_the_proxy() {
     let mut console = Console::open("", &[]).await;
 

@@ -20,6 +20,7 @@ use crate::{
 
 impl Show {
     /// The answer's columns; the same however many rows there are.
+    #[expect(clippy::too_many_lines, reason = "a list of names")]
     pub fn table(self) -> Table {
         Table::new(match self {
             Self::Nodes => &[
