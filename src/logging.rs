@@ -45,7 +45,9 @@ pub fn init(log: &Log) -> Result<LogLevel, LevelError> {
 }
 
 fn filter(log: &Log) -> Result<EnvFilter, LevelError> {
-    EnvFilter::builder().parse(&log.level).map_err(|_| LevelError(log.level.clone()))
+    // The parser logs what it parses, literals and all: never, whatever the level.
+    let quiet = format!("{},sqlparser=off", log.level);
+    EnvFilter::builder().parse(quiet).map_err(|_| LevelError(log.level.clone()))
 }
 
 fn subscriber<W>(

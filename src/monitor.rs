@@ -181,6 +181,9 @@ impl<P: Protocol> Monitor<P> {
             self.cluster.metrics.failover_took(took.as_secs_f64());
         }
         self.cluster.topology.publish(snapshot);
+        if !events.is_empty() {
+            self.cluster.refresh_metrics();
+        }
         if events.iter().any(|event| matches!(event, Event::Elected { .. } | Event::Changed { .. })) {
             // Sessions that hold a connection look whether it may still be used.
             self.cluster.call_all(Call::Look);

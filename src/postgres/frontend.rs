@@ -75,14 +75,6 @@ impl Told {
         self.changed.push((name.into(), value.into()));
         true
     }
-
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.changed
-            .iter()
-            .chain(self.base.iter())
-            .find(|(other, _)| &**other == name)
-            .map(|(_, value)| &**value)
-    }
 }
 
 impl Frontend {
@@ -221,7 +213,7 @@ impl Frontend {
     /// Follows what an answered request did to what the session carries.
     pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome) {
         let open = outcome.transaction != Transaction::Idle;
-        self.carried.learn(&intent.effects, outcome.failed, open, outcome.rolled_back);
+        self.carried.learn(&intent.effects, outcome.failed, outcome.transaction, outcome.rolled_back);
         if !open {
             self.close_portals();
         }
@@ -329,7 +321,19 @@ impl Frontend {
         match tag {
             b'P' => self.parse(body, whole, unit),
             b'B' => self.bind(body, unit),
-            b'D' | b'C' if body.first() == Some(&b'S') => self.describe_or_close(tag, &body[1..], unit),
+            b'D' | b'C' => match body.split_first() {
+                Some((b'S', name)) => self.describe_or_close(tag, name, unit),
+                // Closing a portal needs no server where there is none.
+                Some((b'P', _)) if tag == b'C' => Subject::Plain,
+                Some((b'P', name)) => {
+                    self.describe_portal(name, unit);
+                    Subject::Plain
+                }
+                _ => {
+                    unit.add_unknown();
+                    Subject::Plain
+                }
+            },
             b'E' => {
                 let portal = frame::split_cstring(body).map_or(body, |(portal, _)| portal);
                 unit.executes += 1;
@@ -437,8 +441,18 @@ impl Frontend {
                 unit.add(intent, false);
                 Subject::Unnamed(Some(key))
             }
-            None if name.is_empty() => Subject::Unnamed(None),
-            None => Subject::Plain,
+            None => {
+                unit.add_unknown();
+                if name.is_empty() { Subject::Unnamed(None) } else { Subject::Plain }
+            }
+        }
+    }
+
+    fn describe_portal(&self, name: &[u8], unit: &mut Unit) {
+        let name = frame::split_cstring(name).map_or(name, |(name, _)| name);
+        match self.portals.iter().rev().find(|(other, _)| **other == *name) {
+            Some((_, intent)) => unit.add(intent, false),
+            None => unit.add_unknown(),
         }
     }
 

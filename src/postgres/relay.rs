@@ -33,7 +33,6 @@ pub(super) struct Relay<'a> {
     backend: &'a mut Backend,
     frontend: &'a mut Frontend,
     terms: Terms<'a>,
-    kind: Kind,
     /// End of what has been looked at in the backend's inbox.
     at: usize,
     /// Start of what has been looked at and not handed on.
@@ -71,17 +70,11 @@ enum Scan {
 }
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(
-        backend: &'a mut Backend,
-        frontend: &'a mut Frontend,
-        terms: &Terms<'a>,
-        kind: Kind,
-    ) -> Self {
+    pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>) -> Self {
         Self {
             backend,
             frontend,
             terms: *terms,
-            kind,
             at: 0,
             from: 0,
             rest: 0,
@@ -632,7 +625,7 @@ impl<'a> Relay<'a> {
         let cause = self.refusal_cause(fields, ours);
         match (cause, replaced) {
             (Some(cause), _) if self.refused.is_none() => {
-                let raw = self.backend.inbox.data()[start..start + length].to_vec();
+                let raw = self.kept_back_with(start..start + length);
                 self.refused = Some(Refused { raw, cause, code: fields.code });
                 self.pass_message(header.length, true);
             }
@@ -647,6 +640,13 @@ impl<'a> Relay<'a> {
         if fields.fatal {
             self.end_by_server();
         }
+    }
+
+    /// What the client would have got so far, an error at its end: what it gets if no other server
+    /// is asked.
+    fn kept_back_with(&self, error: Range<usize>) -> Vec<u8> {
+        let data = self.backend.inbox.data();
+        [&self.backend.pending, &data[self.from..error.start], &data[error]].concat()
     }
 
     /// FATAL: nothing follows. The client has its error and is told that it may go on.

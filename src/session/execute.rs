@@ -22,7 +22,7 @@ use crate::{
     },
     refusal::{Refusal, RefusalKind},
     route::{self, Consistency, Floor, Nowhere, Question, Why},
-    sql::{Access, Effect, PinReason, Reason},
+    sql::{Access, Effect, Intent, PinReason, Reason},
     topology::{NodeId, Resolved, Role, Snapshot, State, board::Traffic},
 };
 
@@ -120,7 +120,7 @@ impl<P: Protocol> Session<P> {
             Box::pin(self.wait_for_resume(attempt)).await?;
         }
         if let Some(kept) = self.kept.take() {
-            match self.fit(kept, attempt).await? {
+            match self.fit(kept, attempt, &request.intent).await? {
                 Ok(held) => return Ok(held),
                 Err(kept) => self.kept = kept,
             }
@@ -154,6 +154,7 @@ impl<P: Protocol> Session<P> {
         &mut self,
         mut kept: Held<P>,
         attempt: &Attempt,
+        intent: &Intent,
     ) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
         let snapshot = self.snapshot();
         let node = snapshot.find(kept.address());
@@ -186,7 +187,7 @@ impl<P: Protocol> Session<P> {
                 self.state.transaction = Transaction::Idle;
                 Ok(Err(None))
             }
-            Transaction::Idle if attempt.run.access == Access::Read && self.state.reads_roam() => {
+            Transaction::Idle if attempt.run.access == Access::Read && self.state.roams(intent) => {
                 Ok(Err(Some(kept)))
             }
             Transaction::Idle if kept.role != Role::Primary && attempt.run.access == Access::Write => {
@@ -497,7 +498,8 @@ impl<P: Protocol> Session<P> {
     async fn keep_or_release(&mut self, mut held: Held<P>, now: Instant) {
         let keeps =
             self.state.transaction != Transaction::Idle || (self.state.is_pinned() && self.kept.is_none());
-        if keeps && (self.state.transaction != Transaction::Idle || held.role == Role::Primary) {
+        let belongs = held.role == Role::Primary || self.state.is_pinned_by(PinReason::HoldCursor);
+        if keeps && (self.state.transaction != Transaction::Idle || belongs) {
             self.kept = Some(held);
             return;
         }
@@ -607,10 +609,12 @@ impl<P: Protocol> Session<P> {
             let changed = topology.changed.notified();
             let snapshot = topology.load_full();
             let Some(node) = snapshot.find(address) else { return true };
-            if node.role != Role::Primary || !matches!(node.state, State::Up) {
-                return true;
+            match node.state {
+                // Suspect is what our own report made it: the next probes tell.
+                State::Up | State::Suspect if node.role == Role::Primary => {}
+                _ => return true,
             }
-            if node.measured.is_some_and(|(_, number)| number > before) {
+            if node.state == State::Up && node.measured.is_some_and(|(_, number)| number > before) {
                 return false;
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {

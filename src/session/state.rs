@@ -4,13 +4,16 @@ use crate::{
     protocol::Transaction,
     route::{Consistency, Floor},
     sql::{
-        Access, Effect, Intent, Isolation, PinReason, Reason,
+        Access, Effect, Intent, Isolation, PinReason, Reason, Tables,
         effects::{Discard, ProxyCommand, Scope, TransactionModes},
     },
 };
 
 /// Most statements that are kept back behind a held BEGIN; one more opens the transaction.
 const MAX_HELD: usize = 64;
+
+/// Most temporary tables of a session that are known by name; with more, all reads stay with it.
+const MAX_TEMPORARY: usize = 256;
 
 /// Session state the engine keeps; what a server keeps is tracked by the protocols.
 #[derive(Debug, Default)]
@@ -24,6 +27,8 @@ pub struct State {
     /// A statement of the open transaction may have written.
     wrote: bool,
     pins: u16,
+    /// Names of temporary tables, as far as they are known.
+    temporary: Tables,
     /// `default_transaction_read_only` and `default_transaction_isolation` as they apply here.
     pub defaults: TransactionModes,
     /// The defaults the session started with: what RESET goes back to.
@@ -184,6 +189,9 @@ impl State {
         }
         for effect in &intent.effects {
             self.apply(effect, failed);
+            if *effect == Effect::Pin(PinReason::TempTable) {
+                self.note_temporary(intent);
+            }
         }
         if transaction == Transaction::Idle {
             self.modes = TransactionModes::default();
@@ -223,6 +231,7 @@ impl State {
             Effect::Discard(Discard::All) if !failed => {
                 self.defaults = self.startup_defaults;
                 self.pins &= bit(PinReason::SessionMode);
+                self.temporary = Tables::default();
             }
             Effect::Discard(Discard::Temp) if !failed => self.unpin(PinReason::TempTable),
             Effect::Discard(Discard::Sequences) if !failed => self.unpin(PinReason::Sequence),
@@ -245,6 +254,9 @@ impl State {
 
     pub fn unpin(&mut self, reason: PinReason) {
         self.pins &= !bit(reason);
+        if reason == PinReason::TempTable {
+            self.temporary = Tables::default();
+        }
     }
 
     pub fn is_pinned(&self) -> bool {
@@ -255,16 +267,43 @@ impl State {
         self.pins & bit(reason) != 0
     }
 
-    /// Reads may still use other connections: what is pinned does not show in them.
-    pub fn reads_roam(&self) -> bool {
-        const HARMLESS: [PinReason; 5] = [
+    /// Whether a read may use another connection than the pinned one: what is pinned does not show
+    /// in it.
+    pub fn roams(&self, intent: &Intent) -> bool {
+        const HARMLESS: [PinReason; 6] = [
             PinReason::Listen,
             PinReason::AdvisoryLock,
             PinReason::HoldCursor,
             PinReason::Sequence,
             PinReason::NamedLock,
+            PinReason::SessionMode,
         ];
-        self.pins & !HARMLESS.iter().fold(0, |all, reason| all | bit(*reason)) == 0
+        let asks_for_state = intent.effects.iter().any(|effect| {
+            matches!(effect, Effect::Cursor | Effect::NeedsPrevious | Effect::ShowsPrepared | Effect::Pin(_))
+        });
+        let harmless = HARMLESS.iter().fold(bit(PinReason::TempTable), |all, reason| all | bit(*reason));
+        !asks_for_state && self.pins & !harmless == 0 && !self.may_be_temporary(intent)
+    }
+
+    /// Whether it may read a temporary table of this session's.
+    fn may_be_temporary(&self, intent: &Intent) -> bool {
+        if !self.is_pinned_by(PinReason::TempTable) {
+            return false;
+        }
+        match (&self.temporary, &intent.tables) {
+            (Tables::Some(temporary), Tables::Some(read)) => read.iter().any(|name| temporary.contains(name)),
+            _ => true,
+        }
+    }
+
+    /// Remembers the names of temporary tables, among which those of what they were made from.
+    fn note_temporary(&mut self, intent: &Intent) {
+        self.temporary = match (&self.temporary, &intent.tables) {
+            (Tables::Some(known), Tables::Some(new)) if known.len() < MAX_TEMPORARY => {
+                Tables::Some(known.iter().chain(new.iter()).cloned().collect())
+            }
+            _ => Tables::All,
+        };
     }
 
     /// The server connection is gone, and with it all that it held for this session.
@@ -274,6 +313,7 @@ impl State {
         self.modes = TransactionModes::default();
         self.wrote = false;
         self.pins = 0;
+        self.temporary = Tables::default();
     }
 }
 

@@ -216,3 +216,10 @@ pub enum Tables {
     All,
     Some(Arc<[Box<str>]>),
 }
+
+impl Default for Tables {
+    /// None at all.
+    fn default() -> Self {
+        Self::Some(Arc::new([]))
+    }
+}
