@@ -11,6 +11,7 @@ mod crowd;
 mod drivers;
 mod failover_basic;
 mod freshness;
+mod http;
 mod login;
 mod metrics;
 mod pipelining;

@@ -222,7 +222,7 @@ async fn serve(socket: TcpStream, door: Door, control: &Control) {
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Somebody who may come in, by the configuration in force.
-fn user(control: &Control, name: &str) -> Option<User> {
+pub(super) fn user(control: &Control, name: &str) -> Option<User> {
     control.config().admin.users.iter().find(|user| &*user.name == name).cloned()
 }
 
