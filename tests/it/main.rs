@@ -8,6 +8,7 @@ mod catalog;
 mod console;
 mod copy;
 mod crowd;
+mod dashboard;
 mod drivers;
 mod failover_basic;
 mod freshness;

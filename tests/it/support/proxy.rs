@@ -133,6 +133,20 @@ impl Proxy {
         matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Ends the process at once and starts another with the same configuration.
+    pub fn restart(&mut self) {
+        self.terminate();
+        self.terminate();
+        self.wait();
+        self.child = spawn(&self.keeper, &self.folder);
+        self.wait_until_listening();
+    }
+
+    /// The address of a page of the HTTP door.
+    pub fn http_url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.http.number())
+    }
+
     /// The body of a page of the HTTP door.
     pub fn http(&self, path: &str) -> String {
         let mut stream = TcpStream::connect(("127.0.0.1", self.http.number())).expect("the door is open");
