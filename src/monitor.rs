@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle};
 
 use crate::{
-    cluster::{Cluster, Database},
+    cluster::{Cluster, Database, Order},
     config::{self, Engine, Members},
     protocol::{Backend, ConnectFault, Identity, Protocol},
     topology::{
@@ -68,6 +68,7 @@ pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
             applied = current;
         }
         monitor.take_reports();
+        monitor.take_orders();
         monitor.hurry.notify_waiters();
     }
     for task in tasks.into_values().chain([housekeeping, catalogs]) {
@@ -141,6 +142,28 @@ impl<P: Protocol> Monitor<P> {
         self.publish();
     }
 
+    /// What people asked for in the console.
+    fn take_orders(&self) {
+        let now = Instant::now();
+        let orders = self.cluster.topology.take_orders();
+        if orders.is_empty() {
+            return;
+        }
+        let mut board = self.board.lock();
+        for (node, order) in &orders {
+            tracing::warn!(cluster = %self.cluster.name, %node, ?order, "ordered by a person");
+            // A node that has gone since needs no order.
+            let _ = match order {
+                Order::Drain => board.drain(node, now),
+                Order::Undrain => board.undrain(node, now),
+                Order::Ban => board.ban(node, now),
+                Order::Unban => board.unban(node, now),
+            };
+        }
+        drop(board);
+        self.publish();
+    }
+
     fn observe(&self, address: &str, probe: Probe) {
         let mut board = self.board.lock();
         if let Some(id) = board.id_of(address) {
@@ -160,6 +183,7 @@ impl<P: Protocol> Monitor<P> {
         drop(board);
         for event in &events {
             self.announce(event);
+            self.cluster.topology.record(event.clone());
         }
         if let Some((_, took)) = counters.last_failover {
             self.cluster.metrics.failover_took(took.as_secs_f64());
@@ -257,6 +281,7 @@ async fn probe<P: Protocol>(
         }
         Err(fault) => {
             tracing::debug!(cluster = %cluster.name, node = %address, ?fault, "probe failed");
+            cluster.metrics.probe_failed(address);
             *connection = None;
         }
     }
@@ -285,20 +310,11 @@ async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let mut tick = tokio::time::interval(HOUSEKEEPING);
     loop {
         tick.tick().await;
-        let mut per_node: HashMap<Arc<str>, crate::pool::Status> = HashMap::new();
         for (_, pools) in cluster.all_pools() {
-            for ((address, _), pool) in pools.all() {
+            for (_, pool) in pools.all() {
                 pool.reap(Instant::now());
                 pool.warm().await;
-                let status = pool.status();
-                let sum = per_node.entry(address).or_default();
-                sum.idle += status.idle;
-                sum.in_use += status.in_use;
-                sum.waiters += status.waiters;
             }
-        }
-        for (address, status) in per_node {
-            cluster.metrics.pool(&address, status.idle, status.in_use, status.waiters);
         }
         cluster.refresh_metrics();
     }

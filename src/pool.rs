@@ -335,6 +335,18 @@ impl<P: Protocol> NodePool<P> {
         self.closed.load(Ordering::Relaxed)
     }
 
+    /// Process number and idle time of every idle connection.
+    pub fn idle_connections(&self, now: Instant) -> Vec<(u32, Duration)> {
+        let mut idle = Vec::new();
+        for shelf in &self.idle {
+            let shelf = shelf.0.lock();
+            idle.extend(
+                shelf.iter().map(|pooled| (pooled.target.key.process, now.duration_since(pooled.idle_since))),
+            );
+        }
+        idle
+    }
+
     pub fn status(&self) -> Status {
         let status = self.places.status();
         let waiters = self.waiters.load(Ordering::Relaxed);

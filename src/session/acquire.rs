@@ -10,7 +10,7 @@ use rand::Rng;
 
 use super::{
     Session,
-    cancel::{Call, Entry},
+    cancel::{Activity, Call, Entry},
     execute::Attempt,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     route::{self, Choice, Consistency, Nowhere, Question, Why},
     sql::{Access, Intent, hints::Target},
     standing::Watch,
-    topology::{Incarnation, Node, NodeId, Role, Snapshot, board::Traffic},
+    topology::{self, Incarnation, Node, NodeId, Role, Snapshot, board::Traffic},
 };
 
 /// Why a connection was not to be had.
@@ -47,6 +47,10 @@ impl<P: Protocol> Session<P> {
         attempt: &mut Attempt,
     ) -> Result<Held<P>, Refusal> {
         attempt.kept = false;
+        if self.cluster.pause.is_paused() && !self.holds_transaction() {
+            // Rare and long, as below.
+            Box::pin(self.wait_for_resume(attempt)).await?;
+        }
         if let Some(kept) = self.kept.take() {
             match self.fit(kept, request, attempt).await? {
                 Ok(held) => {
@@ -59,6 +63,27 @@ impl<P: Protocol> Session<P> {
         self.checkout(request, attempt).await
     }
 
+    /// Waits until the console's RESUME, as long as for a primary that is missing.
+    async fn wait_for_resume(&mut self, attempt: &mut Attempt) -> Result<(), Refusal> {
+        let cluster = self.cluster.clone();
+        let entry = self.registered.entry.clone();
+        let hold = Hold::begin(&cluster, Nowhere::NoPrimary)?;
+        loop {
+            entry.set_activity(Activity::Idle);
+            let resumed = cluster.pause.resumed.notified();
+            if cluster.pause.is_paused() && self.patiently(hold.until, resumed).await?.is_none() {
+                let text = "the cluster was paused, and not resumed in time";
+                return Err(Refusal::new(RefusalKind::NoPrimary, text));
+            }
+            entry.set_activity(Activity::Active);
+            // PAUSE waits for whom it sees active: look again after having said so.
+            if !cluster.pause.is_paused() {
+                attempt.waited = attempt.began.elapsed();
+                return Ok(());
+            }
+        }
+    }
+
     /// Whether the kept connection serves this attempt. `Err(Some)`: it is kept for later.
     async fn fit(
         &mut self,
@@ -66,7 +91,11 @@ impl<P: Protocol> Session<P> {
         request: &Request<P::Wire>,
         attempt: &Attempt,
     ) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
-        if self.snapshot().forbids(kept.address(), kept.role) {
+        let snapshot = self.snapshot();
+        // Draining waits for transactions, not for what a session keeps between them.
+        let drained = self.state.transaction == Transaction::Idle
+            && snapshot.find(kept.address()).is_some_and(|node| node.state == topology::State::Draining);
+        if drained || snapshot.forbids(kept.address(), kept.role) {
             drop(kept);
             return Err(self.lose_kept(Some(&request.intent)));
         }
@@ -96,7 +125,7 @@ impl<P: Protocol> Session<P> {
     /// The server of the kept connection, which is closed already, may not be used any more.
     /// `intent`: the request that finds out; the client hears of it with the next one otherwise.
     pub(super) fn lose_kept(&mut self, intent: Option<&Intent>) -> Refusal {
-        let text = "the server of this session is no longer the primary";
+        let text = "the server of this session may not be used any more";
         if self.state.is_pinned() {
             // What was kept for the client there is gone.
             self.state.forget_server();
@@ -307,7 +336,7 @@ impl<P: Protocol> Session<P> {
                     let checkout = while_usable(&pool, &entry, checkout);
                     let taken = Box::pin(self.patiently(until, checkout)).await?;
                     attempt.waited = attempt.began.elapsed();
-                    self.cluster.metrics.pool_wait_seconds.observe(asked.elapsed().as_secs_f64());
+                    self.cluster.metrics.pool_wait_seconds.observe(asked.elapsed());
                     match taken {
                         Some(taken) => taken.unwrap_or(Err(CheckoutFault::Closed)),
                         None => Err(CheckoutFault::TimedOut),

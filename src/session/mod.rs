@@ -19,7 +19,7 @@ use std::{
 use rand::{SeedableRng, rngs::SmallRng};
 
 use self::{
-    cancel::{Call, Registered},
+    cancel::{Activity, Call, Registered},
     own::LastRoute,
     state::{State, Step},
 };
@@ -214,6 +214,11 @@ impl<P: Protocol> Session<P> {
         self.state.transaction == Transaction::Idle && !self.state.is_holding()
     }
 
+    /// Whether a transaction is open on a server: it is let through where new statements wait.
+    fn holds_transaction(&self) -> bool {
+        self.kept.is_some() && self.state.transaction != Transaction::Idle
+    }
+
     fn idle_timeout(&self) -> Option<(Duration, &'static str)> {
         let config = self.cluster.config.load();
         if self.is_between_transactions() {
@@ -337,7 +342,14 @@ impl<P: Protocol> Session<P> {
                 None => self.refuse(request, lost_transaction()).await,
             },
             Step::Aborted => self.refuse(request, aborted_transaction()).await,
-            Step::Run(run) => self.execute(request, run, began).await,
+            Step::Run(run) => {
+                self.registered.entry.set_activity(Activity::Active);
+                let result = self.execute(request, run, began).await;
+                let in_transaction = self.holds_transaction();
+                let activity = if in_transaction { Activity::InTransaction } else { Activity::Idle };
+                self.registered.entry.set_activity(activity);
+                result
+            }
         };
         let is_open = !self.is_between_transactions();
         match (was_open, is_open) {
