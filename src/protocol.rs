@@ -269,6 +269,9 @@ pub struct Terms<'a> {
 pub enum MayRefuse {
     /// The client gets whatever the server says.
     No,
+    /// A statement outside of any transaction: only that a prepared plan is out of date, which is
+    /// said before anything was done.
+    Replan,
     /// A plain statement on the primary: only that the server is stopping, or read-only.
     Stopping,
     /// A read on a replica: also that it writes, or that this copy cannot answer it.
@@ -327,6 +330,8 @@ pub enum RefusedCause {
     MaybeStale,
     /// A carried setting or a statement sent ahead failed: the request did not run.
     Setting,
+    /// The prepared statement has to be prepared anew; nothing was done.
+    Replan,
     /// The server is stopping; a plain statement has provably not been committed.
     Stopping,
 }

@@ -146,7 +146,7 @@ impl<P: Protocol> Session<P> {
         } else if request.intent.plain && !attempt.resent && !ends_transaction(&request.intent) {
             MayRefuse::Stopping
         } else {
-            MayRefuse::No
+            MayRefuse::Replan
         }
     }
 
