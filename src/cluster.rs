@@ -51,8 +51,8 @@ pub struct Cluster<P: Protocol> {
 /// position, the replicas until they have replayed it.
 const WANTED_FOR: Duration = Duration::from_millis(200);
 
-/// User and database.
-type PoolKey = (Arc<str>, Arc<str>);
+/// User, database and flavour.
+type PoolKey = (Arc<str>, Arc<str>, u64);
 
 /// What is known of the nodes, and the ways in which data plane and monitor nudge each other.
 pub struct Topology {
@@ -204,7 +204,7 @@ impl<P: Protocol> Cluster<P> {
 
     /// The pools of a user and database, with the newest credentials.
     pub fn pools(&self, identity: &Identity<P>) -> Arc<Pools<P>> {
-        let key = (identity.user.clone(), identity.database.clone());
+        let key = (identity.user.clone(), identity.database.clone(), identity.flavour);
         let mut pools = self.pools.lock();
         match pools.get(&key) {
             Some(found) => {

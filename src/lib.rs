@@ -12,6 +12,7 @@ pub mod listener;
 pub mod logging;
 pub mod metrics;
 pub mod monitor;
+pub mod mysql;
 pub mod pool;
 pub mod postgres;
 pub mod protocol;

@@ -146,8 +146,8 @@ async fn enter<P: Protocol>(
         frontend.farewell(&refusal).await;
         return Err(LoginFault::Forbidden);
     }
-    let registered =
-        cluster.sessions.enter(&identity.user, &identity.database, peer, frontend.cancel_key_length());
+    let (number, secret_length) = (frontend.session_number(), frontend.cancel_key_length());
+    let registered = cluster.sessions.enter(&identity.user, &identity.database, peer, number, secret_length);
     let context = ReaderContext {
         classifier: cluster.classifier.load_full(),
         database: cluster.database(&identity.database),

@@ -58,6 +58,11 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// Length in bytes of the secret in this client's cancel key.
     fn cancel_key_length(&self) -> usize;
 
+    /// The number of its session, where the protocol tells the client before it logs in.
+    fn session_number(&self) -> Option<u32> {
+        None
+    }
+
     /// The next request, or `None` when the client has left. Dropping the future loses nothing.
     fn next(&mut self) -> impl Future<Output = Result<Option<Request<P::Wire>>, Fault>> + Send;
 
@@ -189,6 +194,8 @@ pub enum Greeting<P: Protocol> {
 pub struct Welcomed {
     /// Effective `default_transaction_isolation` and `_read_only`.
     pub defaults: TransactionModes,
+    /// `autocommit = 0`: every statement begins a transaction if none is open.
+    pub implicit_transactions: bool,
     /// Settings of the proxy's own that the client asked for at startup.
     pub commands: Vec<ProxyCommand>,
 }
@@ -204,12 +211,20 @@ pub trait VerifierSource: Send + Sync {
 pub struct Identity<P: Protocol> {
     pub user: Arc<str>,
     pub database: Arc<str>,
+    /// What else server connections differ in that cannot be changed once they are open: MySQL's
+    /// capability flags. 0 where there is nothing.
+    pub flavour: u64,
     pub credentials: P::Credentials,
 }
 
 impl<P: Protocol> Clone for Identity<P> {
     fn clone(&self) -> Self {
-        Self { user: self.user.clone(), database: self.database.clone(), credentials: self.credentials.clone() }
+        Self {
+            user: self.user.clone(),
+            database: self.database.clone(),
+            flavour: self.flavour,
+            credentials: self.credentials.clone(),
+        }
     }
 }
 

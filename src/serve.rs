@@ -19,7 +19,7 @@ use crate::{
     config::{self, Config, Engine, HostPort, reload},
     listener,
     metrics::Metrics,
-    monitor, postgres,
+    monitor, mysql, postgres,
     protocol::{Protocol, VerifierSource},
     runtime::Workers,
     session::cancel::Call,
@@ -36,8 +36,6 @@ pub enum StartError {
     Tls { cluster: Arc<str>, error: TlsError },
     #[error("cannot start the worker threads: {0}")]
     Workers(io::Error),
-    #[error("cluster {0}: this build does not speak its protocol")]
-    Unsupported(Arc<str>),
 }
 
 /// A proxy that listens and serves.
@@ -250,7 +248,15 @@ async fn start_cluster(
             };
             start_service::<postgres::Postgres, _>(config, parts, workers, metrics, shutdown).await
         }
-        Engine::Mysql => Err(StartError::Unsupported(config.name.clone())),
+        Engine::Mysql => {
+            let shared = Arc::new(mysql::Shared::default());
+            let parts = move |config: &config::Cluster| {
+                let query = config.auth.query.clone().map(AuthQuery::new);
+                let source = query.clone().map(|query| query as Arc<dyn VerifierSource>);
+                Ok((mysql::parts(config, &shared, source)?, query))
+            };
+            start_service::<mysql::Mysql, _>(config, parts, workers, metrics, shutdown).await
+        }
     }
 }
 
