@@ -20,7 +20,7 @@ use crate::{
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
     route::Policy,
-    session::cancel::{Call, Registry},
+    session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
     sql::{cache::Classifier, catalog::Catalog},
     topology::{self, NodeId, ProbeCounter, Snapshot, board::Traffic},
@@ -243,6 +243,19 @@ impl<P: Protocol> Cluster<P> {
         let counts = self.classifier.load().counts();
         self.metrics.cache(counts.hits, counts.misses, counts.parse_failures);
         self.metrics.show(&self.topology.load());
+    }
+
+    /// Ends what a session is waiting for or running, as `identity` where that takes a login.
+    pub async fn interrupt(&self, entry: &Entry, identity: &Identity<P>) {
+        entry.call(Call::Cancel);
+        let Some(target) = entry.begin_cancel() else { return };
+        let link = self.link.load_full();
+        let timeout = self.config.load().monitor.timeout;
+        let sent = tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, identity, &target.key)).await;
+        if !matches!(sent, Ok(Ok(()))) {
+            tracing::info!(cluster = %self.name, node = %target.address, "a cancel request could not be handed on");
+        }
+        entry.end_cancel();
     }
 
     /// Asks something of every session.

@@ -8,13 +8,13 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{
     cluster::Cluster,
     config::HostPort,
-    protocol::{Backend, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, Welcomed},
+    protocol::{Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, Welcomed},
     refusal::{Refusal, RefusalKind},
     route::{self, Consistency, Floor, Question},
     runtime::Workers,
     session::{
         Session,
-        cancel::{Call, CancelKey, Registered},
+        cancel::{CancelKey, Registered},
     },
     sql::Access,
 };
@@ -265,14 +265,6 @@ async fn any_server<P: Protocol>(
 /// Sends a cancel request on to where the named session's statement runs.
 async fn cancel<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
     let Some(entry) = cluster.sessions.find(key) else { return };
-    entry.call(Call::Cancel);
-    let Some(target) = entry.begin_cancel() else { return };
-    let link = cluster.link.load_full();
     let identity = cluster.monitor_identity.load_full();
-    let timeout = cluster.config.load().monitor.timeout;
-    let sent = tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, &identity, &target.key)).await;
-    if !matches!(sent, Ok(Ok(()))) {
-        tracing::info!(cluster = %cluster.name, node = %target.address, "a cancel request could not be handed on");
-    }
-    entry.end_cancel();
+    cluster.interrupt(&entry, &identity).await;
 }

@@ -79,7 +79,7 @@ impl<P: Protocol> Session<P> {
     ) -> Self {
         let pools = cluster.pools(identity);
         let database = cluster.database(&identity.database);
-        let mut state = State::default();
+        let mut state = State::of(P::DIALECT);
         if cluster.config.load().pool.mode == crate::config::PoolMode::Session {
             state.pin(PinReason::SessionMode);
         }
@@ -102,6 +102,8 @@ impl<P: Protocol> Session<P> {
     pub fn start(&mut self, welcomed: Welcomed) -> Result<(), Refusal> {
         self.state.defaults = welcomed.defaults;
         self.state.startup_defaults = welcomed.defaults;
+        self.state.implicit = welcomed.implicit_transactions;
+        self.state.startup_implicit = welcomed.implicit_transactions;
         for command in welcomed.commands {
             if let ProxyCommand::Set { name, value } = command {
                 self.set_own(&name, &value)?;
@@ -274,6 +276,7 @@ impl<P: Protocol> Session<P> {
         let result = match step {
             Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
             Step::Proxy(command) => self.obey(request, command).await,
+            Step::Kill { id, query_only } => self.kill(request, id, query_only).await,
             Step::Run(run) => self.execute(request, run, began).await,
         };
         let is_open = !self.is_between_transactions();
