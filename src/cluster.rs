@@ -110,7 +110,9 @@ impl Topology {
     /// Whether somebody has wanted a position lately.
     pub fn is_wanted(&self) -> bool {
         let wanted = self.wanted.load(Ordering::Acquire);
-        wanted > 0 && (self.started.elapsed().as_micros() as u64).saturating_sub(wanted) < WANTED_FOR.as_micros() as u64
+        wanted > 0
+            && (self.started.elapsed().as_micros() as u64).saturating_sub(wanted)
+                < WANTED_FOR.as_micros() as u64
     }
 
     /// Traffic had trouble with a node.
@@ -134,6 +136,7 @@ pub struct Database {
     /// lastval and its like were asked for here: sessions keep connections that drew a value.
     pub sequences_matter: AtomicBool,
     read_at: AtomicU64,
+    read: Notify,
 }
 
 impl Database {
@@ -145,6 +148,7 @@ impl Database {
             stale: AtomicBool::new(true),
             sequences_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
+            read: Notify::new(),
         }
     }
 
@@ -161,6 +165,18 @@ impl Database {
             self.catalog.store(Arc::new(catalog));
         }
         self.read_at.fetch_add(1, Ordering::Release);
+        self.read.notify_waiters();
+    }
+
+    /// Resolves when the catalog has been read at least once.
+    pub async fn loaded(&self) {
+        loop {
+            let read = self.read.notified();
+            if self.catalog.load().loaded {
+                return;
+            }
+            read.await;
+        }
     }
 
     /// Grows with every reading of the catalog.
@@ -177,7 +193,14 @@ pub struct Parts<P: Protocol> {
 }
 
 impl<P: Protocol> Cluster<P> {
-    pub fn new(config: config::Cluster, parts: Parts<P>, metrics: Arc<ClusterMetrics>, shutdown: Shutdown) -> Self {
+    /// `workers`: threads of the data plane.
+    pub fn new(
+        config: config::Cluster,
+        parts: Parts<P>,
+        metrics: Arc<ClusterMetrics>,
+        shutdown: Shutdown,
+        workers: usize,
+    ) -> Self {
         let classifier = Classifier::new(
             P::DIALECT,
             config.routing.functions.clone(),
@@ -190,7 +213,7 @@ impl<P: Protocol> Cluster<P> {
             link: Arc::new(ArcSwap::from_pointee(parts.link)),
             monitor_identity: ArcSwap::from_pointee(parts.monitor_identity),
             topology: Topology::default(),
-            shares: Arc::new(Shares::new(pool_limits(&config.pool))),
+            shares: Arc::new(Shares::new(pool_limits(&config.pool), workers)),
             config: ArcSwap::from_pointee(config),
             pools: Mutex::default(),
             databases: Mutex::default(),
@@ -330,10 +353,10 @@ impl<P: Protocol> AuthQuery<P> {
         let primary = snapshot.primary().filter(up);
         let mut failure = "no server is up".to_owned();
         for node in primary.into_iter().chain(snapshot.nodes.iter().filter(up)) {
-            match pools.checkout(&node.address, node.id, node.role, &node.load).await {
+            match pools.checkout(node).await {
                 Ok(mut held) => match held.backend().verifier(&self.query, user).await {
                     Ok(found) => {
-                        held.release(Fate::Reuse);
+                        held.release(Fate::Reuse, Instant::now());
                         return Ok(found);
                     }
                     Err(fault) => failure = format!("{}: {fault:?}", node.address),
@@ -346,7 +369,11 @@ impl<P: Protocol> AuthQuery<P> {
 }
 
 impl<P: Protocol> VerifierSource for AuthQuery<P> {
-    fn verifier<'a>(&'a self, user: &'a str, _database: &'a str) -> BoxFuture<'a, Result<Option<String>, String>> {
+    fn verifier<'a>(
+        &'a self,
+        user: &'a str,
+        _database: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, String>> {
         Box::pin(self.ask(user))
     }
 }

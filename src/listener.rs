@@ -109,7 +109,9 @@ async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Op
     let gate = cluster.gate.load_full();
     let login = async {
         match P::Frontend::login(socket, &gate).await {
-            Ok(Greeting::Client { frontend, identity }) => enter(frontend, identity, peer.clone(), cluster).await,
+            Ok(Greeting::Client { frontend, identity }) => {
+                enter(frontend, identity, peer.clone(), cluster).await
+            }
             Ok(Greeting::Cancel { key, until }) => {
                 cancel(cluster, &key).await;
                 drop(until);
@@ -148,10 +150,12 @@ async fn enter<P: Protocol>(
     }
     let (number, secret_length) = (frontend.session_number(), frontend.cancel_key_length());
     let registered = cluster.sessions.enter(&identity.user, &identity.database, peer, number, secret_length);
-    let context = ReaderContext {
-        classifier: cluster.classifier.load_full(),
-        database: cluster.database(&identity.database),
-    };
+    // Until the catalog is known, every call of a function is a write that may leave state behind:
+    // a session that began in that moment would be pinned by its first statement.
+    let database = cluster.database(&identity.database);
+    let patience = cluster.config.load().monitor.timeout;
+    let _ = tokio::time::timeout(patience, database.loaded()).await;
+    let context = ReaderContext { classifier: cluster.classifier.load_full(), database };
     let welcomed = welcome(&mut frontend, &identity, &registered, context, cluster).await?;
     let mut session = Session::new(frontend, cluster.clone(), &identity, registered);
     match session.start(welcomed) {
@@ -193,14 +197,15 @@ async fn welcome<P: Protocol>(
             return Err(LoginFault::Refused);
         }
         Err(None) => {
-            let refusal = Refusal::fatal(RefusalKind::NoPrimary, "no server can be reached to begin a session");
+            let refusal =
+                Refusal::fatal(RefusalKind::NoPrimary, "no server can be reached to begin a session");
             frontend.farewell(&refusal).await;
             return Err(LoginFault::Unavailable);
         }
     };
     let welcomed = frontend.welcome(context, &registered.key, Some(held.backend())).await;
     let fate = if welcomed.is_ok() { crate::pool::Fate::Reuse } else { crate::pool::Fate::Close };
-    held.release(fate);
+    held.release(fate, std::time::Instant::now());
     welcomed.map_err(told)?.ok_or(LoginFault::Unavailable)
 }
 
@@ -250,11 +255,11 @@ async fn any_server<P: Protocol>(
             continue;
         };
         let node = snapshot.node(choice.node);
-        match pools.checkout(&node.address, choice.node, node.role, &node.load).await {
+        match pools.checkout(node).await {
             Ok(held) => return Ok(held),
-            Err(crate::pool::CheckoutFault::Connect(crate::protocol::ConnectFault::Refused { raw, .. }))
-                if snapshot.primary == Some(choice.node) || snapshot.primary.is_none() =>
-            {
+            Err(crate::pool::CheckoutFault::Connect(crate::protocol::ConnectFault::Refused {
+                raw, ..
+            })) if snapshot.primary == Some(choice.node) || snapshot.primary.is_none() => {
                 return Err(Some(raw));
             }
             Err(_) => exclude.push(choice.node),

@@ -10,8 +10,7 @@ use std::{
 use pointsman::{
     cli::{self, Cli, Command, Exit},
     config::Config,
-    demo,
-    logging,
+    demo, logging,
     serve::Proxy,
     shutdown::{Shutdown, Signals},
 };
@@ -87,9 +86,14 @@ fn demo(demo: &cli::Demo) -> Exit {
     let shutdown = Shutdown::new();
     let proxy = demo::Proxy {
         serve: |text: &str| {
-            let config = Config::parse(text, Path::new("demo"), &|_| None).map_err(|faults| faults.to_string())?;
+            let config =
+                Config::parse(text, Path::new("demo"), &|_| None).map_err(|faults| faults.to_string())?;
             logging::init(&config.log).map_err(|error| error.to_string())?;
-            match one_thread().map_err(|error| error.to_string())?.block_on(serve(config, None, shutdown.clone())) {
+            match one_thread().map_err(|error| error.to_string())?.block_on(serve(
+                config,
+                None,
+                shutdown.clone(),
+            )) {
                 Exit::Done => Ok(()),
                 exit => Err(format!("exit code {exit:?}")),
             }

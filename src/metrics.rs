@@ -24,7 +24,8 @@ use crate::{
 
 /// Upper bounds of the latency histograms, in seconds: 50 µs to 10 s.
 const BUCKETS: [f64; 16] = [
-    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    10.0,
 ];
 
 /// All families, on one registry.
@@ -97,34 +98,163 @@ impl Metrics {
         let version = gauge(&r, "pointsman_build_info", "Always 1; the version is a label.", &["version"]);
         version.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Self {
-            statements: counter(&r, "pointsman_statements_total", "Statements by node, access and reason.", &["cluster", "node", "access", "reason"]),
-            statement_seconds: histogram(&r, "pointsman_statement_seconds", "Time from a statement's arrival to the end of its answer.", &["cluster", "access"]),
-            statement_wait_seconds: histogram(&r, "pointsman_statement_wait_seconds", "Part of that spent waiting for a node or a connection.", &["cluster", "access"]),
-            statement_server_seconds: histogram(&r, "pointsman_statement_server_seconds", "Part of that spent on the server's answer.", &["cluster", "access"]),
-            errors: counter(&r, "pointsman_errors_total", "Errors that the proxy itself gave to clients.", &["cluster", "kind"]),
-            replica_lag_seconds: float(&r, "pointsman_replica_lag_seconds", "Age of the oldest primary position not replayed; absent when unknown.", &["cluster", "node"]),
-            replica_lag_bytes: float(&r, "pointsman_replica_lag_bytes", "WAL bytes (MySQL: transactions) not replayed; absent when unknown.", &["cluster", "node"]),
-            node_weight: float(&r, "pointsman_node_weight", "Share of reads a node is drawn with, relative to the others.", &["cluster", "node"]),
-            node_role: gauge(&r, "pointsman_node_role", "1 for the role a node has.", &["cluster", "node", "role"]),
-            node_state: gauge(&r, "pointsman_node_state", "1 for the state a node is in.", &["cluster", "node", "state"]),
-            failovers: counter(&r, "pointsman_failovers_total", "Times another node became primary.", &["cluster"]),
-            failover_seconds: float(&r, "pointsman_failover_seconds", "How long the last failover left the cluster without primary.", &["cluster"]),
+            statements: counter(
+                &r,
+                "pointsman_statements_total",
+                "Statements by node, access and reason.",
+                &["cluster", "node", "access", "reason"],
+            ),
+            statement_seconds: histogram(
+                &r,
+                "pointsman_statement_seconds",
+                "Time from a statement's arrival to the end of its answer.",
+                &["cluster", "access"],
+            ),
+            statement_wait_seconds: histogram(
+                &r,
+                "pointsman_statement_wait_seconds",
+                "Part of that spent waiting for a node or a connection.",
+                &["cluster", "access"],
+            ),
+            statement_server_seconds: histogram(
+                &r,
+                "pointsman_statement_server_seconds",
+                "Part of that spent on the server's answer.",
+                &["cluster", "access"],
+            ),
+            errors: counter(
+                &r,
+                "pointsman_errors_total",
+                "Errors that the proxy itself gave to clients.",
+                &["cluster", "kind"],
+            ),
+            replica_lag_seconds: float(
+                &r,
+                "pointsman_replica_lag_seconds",
+                "Age of the oldest primary position not replayed; absent when unknown.",
+                &["cluster", "node"],
+            ),
+            replica_lag_bytes: float(
+                &r,
+                "pointsman_replica_lag_bytes",
+                "WAL bytes (MySQL: transactions) not replayed; absent when unknown.",
+                &["cluster", "node"],
+            ),
+            node_weight: float(
+                &r,
+                "pointsman_node_weight",
+                "Share of reads a node is drawn with, relative to the others.",
+                &["cluster", "node"],
+            ),
+            node_role: gauge(
+                &r,
+                "pointsman_node_role",
+                "1 for the role a node has.",
+                &["cluster", "node", "role"],
+            ),
+            node_state: gauge(
+                &r,
+                "pointsman_node_state",
+                "1 for the state a node is in.",
+                &["cluster", "node", "state"],
+            ),
+            failovers: counter(
+                &r,
+                "pointsman_failovers_total",
+                "Times another node became primary.",
+                &["cluster"],
+            ),
+            failover_seconds: float(
+                &r,
+                "pointsman_failover_seconds",
+                "How long the last failover left the cluster without primary.",
+                &["cluster"],
+            ),
             held: gauge(&r, "pointsman_held_statements", "Statements waiting for a primary.", &["cluster"]),
-            retries: counter(&r, "pointsman_retries_total", "Statements run again on another node.", &["cluster", "reason"]),
-            reroutes: counter(&r, "pointsman_reroutes_total", "Statements a replica refused that the primary ran.", &["cluster", "reason"]),
-            causal_fallbacks: counter(&r, "pointsman_causal_fallbacks_total", "Reads the primary served because no replica had caught up with the session.", &["cluster"]),
-            lost_positions: counter(&r, "pointsman_lost_positions_total", "Floors that lay in history a failover threw away.", &["cluster"]),
-            pool_connections: gauge(&r, "pointsman_pool_connections", "Server connections by node and state.", &["cluster", "node", "state"]),
-            pool_waiters: gauge(&r, "pointsman_pool_waiters", "Sessions waiting for a server connection.", &["cluster", "node"]),
-            pool_wait_seconds: histogram(&r, "pointsman_pool_wait_seconds", "Time sessions waited for a server connection when none was free.", &["cluster"]),
+            retries: counter(
+                &r,
+                "pointsman_retries_total",
+                "Statements run again on another node.",
+                &["cluster", "reason"],
+            ),
+            reroutes: counter(
+                &r,
+                "pointsman_reroutes_total",
+                "Statements a replica refused that the primary ran.",
+                &["cluster", "reason"],
+            ),
+            causal_fallbacks: counter(
+                &r,
+                "pointsman_causal_fallbacks_total",
+                "Reads the primary served because no replica had caught up with the session.",
+                &["cluster"],
+            ),
+            lost_positions: counter(
+                &r,
+                "pointsman_lost_positions_total",
+                "Floors that lay in history a failover threw away.",
+                &["cluster"],
+            ),
+            pool_connections: gauge(
+                &r,
+                "pointsman_pool_connections",
+                "Server connections by node and state.",
+                &["cluster", "node", "state"],
+            ),
+            pool_waiters: gauge(
+                &r,
+                "pointsman_pool_waiters",
+                "Sessions waiting for a server connection.",
+                &["cluster", "node"],
+            ),
+            pool_wait_seconds: histogram(
+                &r,
+                "pointsman_pool_wait_seconds",
+                "Time sessions waited for a server connection when none was free.",
+                &["cluster"],
+            ),
             clients: gauge(&r, "pointsman_clients", "Client connections.", &["cluster"]),
-            pins: counter(&r, "pointsman_pins_total", "Times a session had to keep its server connection.", &["cluster", "reason"]),
-            statement_cache: counter(&r, "pointsman_statement_cache_total", "Look-ups in the cache of classified statements.", &["cluster", "result"]),
-            parse_failures: counter(&r, "pointsman_parse_failures_total", "Statements that were not understood and so went to the primary.", &["cluster"]),
-            logins: counter(&r, "pointsman_logins_total", "Logins of clients by result.", &["cluster", "result"]),
-            reloads: counter(&r, "pointsman_config_reloads_total", "Reloads of the configuration by result.", &["result"]),
-            reload_success: register(&r, IntGauge::new("pointsman_config_last_reload_success", "1 if the last reload was applied.")),
-            reload_time: register(&r, Gauge::new("pointsman_config_last_reload_success_timestamp_seconds", "When the configuration was last applied, in Unix time.")),
+            pins: counter(
+                &r,
+                "pointsman_pins_total",
+                "Times a session had to keep its server connection.",
+                &["cluster", "reason"],
+            ),
+            statement_cache: counter(
+                &r,
+                "pointsman_statement_cache_total",
+                "Look-ups in the cache of classified statements.",
+                &["cluster", "result"],
+            ),
+            parse_failures: counter(
+                &r,
+                "pointsman_parse_failures_total",
+                "Statements that were not understood and so went to the primary.",
+                &["cluster"],
+            ),
+            logins: counter(
+                &r,
+                "pointsman_logins_total",
+                "Logins of clients by result.",
+                &["cluster", "result"],
+            ),
+            reloads: counter(
+                &r,
+                "pointsman_config_reloads_total",
+                "Reloads of the configuration by result.",
+                &["result"],
+            ),
+            reload_success: register(
+                &r,
+                IntGauge::new("pointsman_config_last_reload_success", "1 if the last reload was applied."),
+            ),
+            reload_time: register(
+                &r,
+                Gauge::new(
+                    "pointsman_config_last_reload_success_timestamp_seconds",
+                    "When the configuration was last applied, in Unix time.",
+                ),
+            ),
             clusters: Mutex::new(HashMap::new()),
             registry: r,
         }
@@ -132,7 +262,11 @@ impl Metrics {
 
     /// The handles of one cluster; the same ones every time.
     pub fn cluster(&self, name: &Arc<str>) -> Arc<ClusterMetrics> {
-        self.clusters.lock().entry(name.clone()).or_insert_with(|| Arc::new(ClusterMetrics::new(self, name))).clone()
+        self.clusters
+            .lock()
+            .entry(name.clone())
+            .or_insert_with(|| Arc::new(ClusterMetrics::new(self, name)))
+            .clone()
     }
 
     pub fn reloaded(&self, applied: bool) {
@@ -254,7 +388,9 @@ impl ClusterMetrics {
 
     fn make_node(&self, address: &str) -> NodeMetrics {
         let counters = |access: &str| {
-            Reason::ALL.map(|reason| self.statements.with_label_values(&[&self.name, address, access, reason.label()]))
+            Reason::ALL.map(|reason| {
+                self.statements.with_label_values(&[&self.name, address, access, reason.label()])
+            })
         };
         NodeMetrics { statements: [counters("read"), counters("write")] }
     }

@@ -42,7 +42,8 @@ struct Monitor<P: Protocol> {
 pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let config = cluster.config.load_full();
     let board = Board::new(nodes(&config), settings(&config), Instant::now(), SystemTime::now());
-    let monitor = Arc::new(Monitor { cluster: cluster.clone(), board: Mutex::new(board), hurry: Notify::new() });
+    let monitor =
+        Arc::new(Monitor { cluster: cluster.clone(), board: Mutex::new(board), hurry: Notify::new() });
     monitor.publish();
     let mut tasks: HashMap<Arc<str>, JoinHandle<()>> = HashMap::new();
     let housekeeping = tokio::spawn(housekeeping(cluster.clone()));
@@ -212,7 +213,11 @@ struct Connection<P: Protocol> {
 }
 
 /// One probe, on a connection that is kept for the next.
-async fn probe<P: Protocol>(monitor: &Monitor<P>, address: &Arc<str>, connection: &mut Option<Connection<P>>) {
+async fn probe<P: Protocol>(
+    monitor: &Monitor<P>,
+    address: &Arc<str>,
+    connection: &mut Option<Connection<P>>,
+) {
     let cluster = &monitor.cluster;
     let timeout = cluster.config.load().monitor.timeout;
     let identity = cluster.monitor_identity.load_full();
@@ -224,7 +229,8 @@ async fn probe<P: Protocol>(monitor: &Monitor<P>, address: &Arc<str>, connection
     let outcome = tokio::time::timeout(timeout, async {
         if connection.is_none() {
             let link = cluster.link.load_full();
-            let backend = P::Backend::connect(address, &link, &identity, Role::Unknown).await.map_err(probe_fault)?;
+            let backend =
+                P::Backend::connect(address, &link, &identity, Role::Unknown).await.map_err(probe_fault)?;
             *connection = Some(Connection { backend, identity: identity.clone(), incarnation: None });
             // What counts is when the question is asked, not when the connection was begun.
             sent = Instant::now();
@@ -251,7 +257,8 @@ async fn probe<P: Protocol>(monitor: &Monitor<P>, address: &Arc<str>, connection
 
 fn set_node_limit<P: Protocol>(cluster: &Cluster<P>, address: &Arc<str>, available: Option<u32>) {
     let configured = cluster.config.load().pool.node_connections;
-    let limit = configured.or_else(|| available.map(|count| (f64::from(count) * SHARE_OF_CONNECTIONS) as usize));
+    let limit =
+        configured.or_else(|| available.map(|count| (f64::from(count) * SHARE_OF_CONNECTIONS) as usize));
     if let Some(limit) = limit {
         cluster.shares.share(address).set_limit(limit);
     }
@@ -273,7 +280,7 @@ async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
         let mut per_node: HashMap<Arc<str>, crate::pool::Status> = HashMap::new();
         for (_, pools) in cluster.all_pools() {
             for ((address, _), pool) in pools.all() {
-                pool.reap();
+                pool.reap(Instant::now());
                 pool.warm().await;
                 let status = pool.status();
                 let sum = per_node.entry(address).or_default();
@@ -304,7 +311,9 @@ async fn catalogs<P: Protocol>(cluster: Arc<Cluster<P>>) {
                 (Some(age), Some(refresh)) => age >= refresh,
                 (Some(_), None) => false,
             };
-            if (database.stale.swap(false, Ordering::AcqRel) || due) && !read_catalog(&cluster, &database).await {
+            if (database.stale.swap(false, Ordering::AcqRel) || due)
+                && !read_catalog(&cluster, &database).await
+            {
                 database.stale.store(age.is_none(), Ordering::Release);
             }
             read.insert(database.name.clone(), Instant::now());
@@ -341,4 +350,3 @@ async fn read_catalog<P: Protocol>(cluster: &Cluster<P>, database: &Database) ->
 
 /// How many times `monitor.timeout` the reading of a whole catalog may take.
 const CATALOG_PATIENCE: u32 = 10;
-

@@ -1,6 +1,6 @@
 //! Server connections for reuse: one pool per node, user and database.
 //!
-//! deadpool counts and queues; what is reused, and what becomes of a connection whose session
+//! deadpool bounds and queues; which connection is used, and what becomes of one whose session
 //! left it in a state, is decided here.
 
 use std::{
@@ -13,14 +13,15 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, Timeouts};
+use deadpool::managed::{self, Metrics, Object, RecycleResult, Timeouts};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     protocol::{Backend, ConnectFault, Identity, Protocol},
+    runtime,
     session::cancel::CancelTarget,
-    topology::{Load, NodeId, Role},
+    topology::{Load, Node, NodeId, Role},
 };
 
 /// Shares of its lifetime by which a connection's end is spread, so that connections opened
@@ -102,66 +103,157 @@ impl NodeShare {
 }
 
 /// One node's connections of one user and database.
+///
+/// deadpool hands out places, in the order of asking and no more than `size` of them. Which
+/// connection fills a place is chosen here: one that is registered with the asking worker, then
+/// another worker's, then a new one. A wake-up that crosses threads, or a registration that moves,
+/// costs more than all the rest of a checkout. Whoever holds a place holds one connection, and
+/// takes an idle one before opening another: so there are never more connections than places.
 pub struct NodePool<P: Protocol> {
     pub share: Arc<NodeShare>,
-    pool: managed::Pool<Manager<P>>,
-    waiters: AtomicUsize,
-    limits: Limits,
-}
-
-/// How a pool makes connections.
-pub struct Manager<P: Protocol> {
-    share: Arc<NodeShare>,
+    places: managed::Pool<Places>,
+    idle: Vec<Shelf<P>>,
     identity: Arc<ArcSwap<Identity<P>>>,
     link: Arc<ArcSwap<P::Link>>,
     role: Role,
-    max_lifetime: Option<Duration>,
     siblings: Siblings<P>,
+    waiters: AtomicUsize,
+    limits: Limits,
+    closed: AtomicBool,
+}
+
+/// One worker's idle connections, the one used last on top. On a cache line of its own.
+#[repr(align(128))]
+struct Shelf<P: Protocol>(Mutex<Vec<Box<Pooled<P>>>>);
+
+/// What deadpool manages: the right to one connection.
+struct Places;
+
+/// One such right.
+struct Place;
+
+impl managed::Manager for Places {
+    type Type = Place;
+    type Error = std::convert::Infallible;
+
+    async fn create(&self) -> Result<Place, Self::Error> {
+        Ok(Place)
+    }
+
+    async fn recycle(&self, _: &mut Place, _: &Metrics) -> RecycleResult<Self::Error> {
+        Ok(())
+    }
 }
 
 /// The other pools of the same node, which may have to give up an idle connection.
 type Siblings<P> = Arc<Mutex<Vec<std::sync::Weak<NodePool<P>>>>>;
 
-/// A pooled connection and its place among the node's.
-pub struct Pooled<P: Protocol> {
+/// A server connection and its share of the node's.
+struct Pooled<P: Protocol> {
     backend: P::Backend,
     /// What a cancel request needs to know.
     target: Arc<CancelTarget>,
     expires: Option<Instant>,
-    _place: OwnedSemaphorePermit,
+    idle_since: Instant,
+    _share: OwnedSemaphorePermit,
 }
 
-impl<P: Protocol> managed::Manager for Manager<P> {
-    type Type = Box<Pooled<P>>;
-    type Error = ConnectFault;
+impl<P: Protocol> Pooled<P> {
+    /// A look at flags: whatever needs a round trip was done when the connection came back.
+    fn is_usable(&mut self, now: Instant) -> bool {
+        self.expires.is_none_or(|expires| now < expires) && self.backend.is_fresh()
+    }
+}
 
-    async fn create(&self) -> Result<Self::Type, ConnectFault> {
-        let place = self.place().await?;
+impl<P: Protocol> NodePool<P> {
+    fn new(
+        share: Arc<NodeShare>,
+        identity: Arc<ArcSwap<Identity<P>>>,
+        link: Arc<ArcSwap<P::Link>>,
+        role: Role,
+        siblings: Siblings<P>,
+        shared: &Shares<P>,
+    ) -> Self {
+        let limits = Limits::clone(&shared.limits());
+        let places = managed::Pool::builder(Places)
+            .max_size(limits.size)
+            .runtime(deadpool::Runtime::Tokio1)
+            .build()
+            .expect("a runtime is named, which is all that building asks for");
+        // One more for the control plane's thread.
+        let idle = (0..=shared.workers).map(|_| Shelf(Mutex::new(Vec::new()))).collect();
+        Self {
+            share,
+            places,
+            idle,
+            identity,
+            link,
+            role,
+            siblings,
+            waiters: AtomicUsize::new(0),
+            limits,
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes a connection, or waits for one in the order of asking.
+    async fn get(&self, now: Instant) -> Result<(Object<Places>, Box<Pooled<P>>), CheckoutFault> {
+        const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
+        if let Ok(place) = self.places.timeout_get(&AT_ONCE).await
+            && let Some(pooled) = self.take_idle(now)
+        {
+            return Ok((place, pooled));
+        }
+        // Rare and long: its state is kept out of every statement's future.
+        Box::pin(self.wait(now)).await
+    }
+
+    async fn wait(&self, now: Instant) -> Result<(Object<Places>, Box<Pooled<P>>), CheckoutFault> {
+        let _waiting = Count::up(&self.waiters);
+        let deadline = now + self.limits.checkout_timeout;
+        let attempt = async {
+            let place = self.places.get().await.map_err(|_| CheckoutFault::Closed)?;
+            let pooled = match self.take_idle(Instant::now()) {
+                Some(pooled) => pooled,
+                None => self.open().await.map_err(CheckoutFault::Connect)?,
+            };
+            Ok((place, pooled))
+        };
+        tokio::time::timeout_at(deadline.into(), attempt).await.unwrap_or(Err(CheckoutFault::TimedOut))
+    }
+
+    /// An idle connection that may still be used: this worker's first.
+    fn take_idle(&self, now: Instant) -> Option<Box<Pooled<P>>> {
+        let count = self.idle.len();
+        let here = runtime::worker().min(count - 1);
+        for turn in 0..count {
+            let shelf = &self.idle[(here + turn) % count];
+            loop {
+                let Some(mut pooled) = shelf.0.lock().pop() else { break };
+                if pooled.is_usable(now) && pooled.backend.adopt().is_ok() {
+                    return Some(pooled);
+                }
+            }
+        }
+        None
+    }
+
+    async fn open(&self) -> Result<Box<Pooled<P>>, ConnectFault> {
+        let share = self.take_share().await?;
         let identity = self.identity.load_full();
         let link = self.link.load_full();
         let backend = P::Backend::connect(&self.share.address, &link, &identity, self.role).await?;
-        let expires = self.max_lifetime.map(|life| {
-            Instant::now() + life.mul_f64(1.0 - LIFETIME_JITTER * rand::random::<f64>())
-        });
-        let target = Arc::new(CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() });
-        Ok(Box::new(Pooled { backend, target, expires, _place: place }))
+        let target = CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() };
+        let now = Instant::now();
+        let expires = self
+            .limits
+            .max_lifetime
+            .map(|life| now + life.mul_f64(1.0 - LIFETIME_JITTER * rand::random::<f64>()));
+        Ok(Box::new(Pooled { backend, target: Arc::new(target), expires, idle_since: now, _share: share }))
     }
 
-    /// A look at flags: whatever needs a round trip was done when the connection came back.
-    async fn recycle(&self, pooled: &mut Self::Type, _: &Metrics) -> RecycleResult<ConnectFault> {
-        if pooled.expires.is_some_and(|expires| Instant::now() >= expires) {
-            return Err(RecycleError::message("old"));
-        }
-        if !pooled.backend.is_fresh() {
-            return Err(RecycleError::message("stale"));
-        }
-        Ok(())
-    }
-}
-
-impl<P: Protocol> Manager<P> {
-    /// A place among the node's connections: a free one, or that of another pool's idle one.
-    async fn place(&self) -> Result<OwnedSemaphorePermit, ConnectFault> {
+    /// A share of the node's connections: a free one, or that of another pool's idle connection.
+    async fn take_share(&self) -> Result<OwnedSemaphorePermit, ConnectFault> {
         if let Ok(permit) = self.share.permits.clone().try_acquire_owned() {
             return Ok(permit);
         }
@@ -174,86 +266,74 @@ impl<P: Protocol> Manager<P> {
         // Whoever gives one back first; the caller's deadline bounds the wait.
         self.share.permits.clone().acquire_owned().await.map_err(|_| ConnectFault::TooMany)
     }
-}
 
-impl<P: Protocol> NodePool<P> {
-    fn new(manager: Manager<P>, limits: Limits) -> Self {
-        let share = manager.share.clone();
-        let pool = managed::Pool::builder(manager)
-            .max_size(limits.size)
-            .runtime(deadpool::Runtime::Tokio1)
-            // The one used last is the one whose caches are warm, and the others may age out.
-            .queue_mode(managed::QueueMode::Lifo)
-            .build()
-            .expect("a runtime is named, which is all that building asks for");
-        Self { share, pool, waiters: AtomicUsize::new(0), limits }
-    }
-
-    /// Takes a connection, or waits for one in the order of asking.
-    async fn get(&self) -> Result<Object<Manager<P>>, CheckoutFault> {
-        const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
-        let deadline = Instant::now() + self.limits.checkout_timeout;
-        match self.bounded(&AT_ONCE, deadline).await {
-            Err(CheckoutFault::TimedOut) => {}
-            other => return other,
+    fn put_back(&self, mut pooled: Box<Pooled<P>>, now: Instant) {
+        if self.closed.load(Ordering::Acquire) {
+            return;
         }
-        let _waiting = Count::up(&self.waiters);
-        let patient = Timeouts { wait: Some(self.limits.checkout_timeout), create: None, recycle: None };
-        self.bounded(&patient, deadline).await
-    }
-
-    async fn bounded(&self, timeouts: &Timeouts, deadline: Instant) -> Result<Object<Manager<P>>, CheckoutFault> {
-        let attempt = self.pool.timeout_get(timeouts);
-        match tokio::time::timeout_at(deadline.into(), attempt).await {
-            Ok(result) => result.map_err(|error| match error {
-                PoolError::Backend(fault) => CheckoutFault::Connect(fault),
-                PoolError::Closed => CheckoutFault::Closed,
-                _ => CheckoutFault::TimedOut,
-            }),
-            Err(_) => Err(CheckoutFault::TimedOut),
-        }
+        pooled.idle_since = now;
+        let here = runtime::worker().min(self.idle.len() - 1);
+        self.idle[here].0.lock().push(pooled);
     }
 
     /// Closes one idle connection for another pool's sake.
     fn give_up_idle(&self) -> bool {
-        let mut given = false;
-        self.pool.retain(|_, _| std::mem::replace(&mut given, true));
-        given
+        self.idle.iter().any(|shelf| {
+            let mut shelf = shelf.0.lock();
+            !shelf.is_empty() && {
+                drop(shelf.remove(0));
+                true
+            }
+        })
+    }
+
+    fn idle_count(&self) -> usize {
+        self.idle.iter().map(|shelf| shelf.0.lock().len()).sum()
     }
 
     /// Closes connections that were idle for too long, but for `min_idle`.
-    pub fn reap(&self) {
+    pub fn reap(&self, now: Instant) {
         let Some(timeout) = self.limits.idle_timeout else { return };
-        let status = self.pool.status();
-        let mut spare = status.available.saturating_sub(self.limits.min_idle);
-        self.pool.retain(|_, metrics| {
-            let expired = spare > 0 && metrics.last_used() >= timeout;
-            spare -= usize::from(expired);
-            !expired
-        });
+        let mut spare = self.idle_count().saturating_sub(self.limits.min_idle);
+        for shelf in &self.idle {
+            let mut shelf = shelf.0.lock();
+            // The ones idle for longest lie at the bottom.
+            let old =
+                shelf.iter().take_while(|pooled| now.duration_since(pooled.idle_since) >= timeout).count();
+            let closed: Vec<_> = shelf.drain(..old.min(spare)).collect();
+            drop(shelf);
+            spare -= closed.len();
+        }
     }
 
     /// Opens connections up to `min_idle`.
     pub async fn warm(&self) {
-        let missing = self.limits.min_idle.saturating_sub(self.pool.status().size);
-        let mut opened = Vec::with_capacity(missing);
-        for _ in 0..missing {
-            match self.get().await {
-                Ok(object) => opened.push(object),
+        while self.status().total() < self.limits.min_idle.min(self.limits.size) {
+            match self.open().await {
+                Ok(pooled) => self.put_back(pooled, Instant::now()),
                 Err(_) => return,
             }
         }
     }
 
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
     pub fn status(&self) -> Status {
-        let status = self.pool.status();
+        let status = self.places.status();
         let waiters = self.waiters.load(Ordering::Relaxed);
-        Status { idle: status.available, in_use: status.size - status.available, waiters }
+        Status { idle: self.idle_count(), in_use: status.size - status.available, waiters }
     }
 
     /// Closes every idle connection; those in use are closed when they come back.
     pub fn close(&self) {
-        self.pool.close();
+        self.closed.store(true, Ordering::Release);
+        self.places.close();
+        for shelf in &self.idle {
+            let idle = std::mem::take(&mut *shelf.0.lock());
+            drop(idle);
+        }
     }
 }
 
@@ -263,6 +343,12 @@ pub struct Status {
     pub idle: usize,
     pub in_use: usize,
     pub waiters: usize,
+}
+
+impl Status {
+    pub const fn total(self) -> usize {
+        self.idle + self.in_use
+    }
 }
 
 struct Count<'a>(&'a AtomicUsize);
@@ -292,12 +378,14 @@ pub struct Pools<P: Protocol> {
 /// What the pools of all users share.
 pub struct Shares<P: Protocol> {
     limits: ArcSwap<Limits>,
+    /// Threads that connections are kept apart by.
+    workers: usize,
     nodes: Mutex<HashMap<Arc<str>, (Arc<NodeShare>, Siblings<P>)>>,
 }
 
 impl<P: Protocol> Shares<P> {
-    pub fn new(limits: Limits) -> Self {
-        Self { limits: ArcSwap::from_pointee(limits), nodes: Mutex::new(HashMap::new()) }
+    pub fn new(limits: Limits, workers: usize) -> Self {
+        Self { limits: ArcSwap::from_pointee(limits), workers, nodes: Mutex::new(HashMap::new()) }
     }
 
     pub fn set_limits(&self, limits: Limits) {
@@ -338,16 +426,14 @@ impl<P: Protocol> Pools<P> {
             return pool.clone();
         }
         let (share, siblings) = self.shared.entry(address);
-        let limits = Limits::clone(&self.shared.limits());
-        let manager = Manager {
+        let made = Arc::new(NodePool::new(
             share,
-            identity: self.identity.clone(),
-            link: self.link.clone(),
+            self.identity.clone(),
+            self.link.clone(),
             role,
-            max_lifetime: limits.max_lifetime,
-            siblings: siblings.clone(),
-        };
-        let made = Arc::new(NodePool::new(manager, limits));
+            siblings.clone(),
+            &self.shared,
+        ));
         self.nodes.rcu(|nodes| {
             let mut nodes = HashMap::clone(nodes);
             nodes.entry(key.clone()).or_insert_with(|| made.clone());
@@ -389,24 +475,17 @@ impl<P: Protocol> Pools<P> {
     /// # Errors
     /// When none was to be had within `checkout_timeout`. Dropping the future gives up the place
     /// in the queue.
-    pub async fn checkout(
-        &self,
-        address: &Arc<str>,
-        id: NodeId,
-        role: Role,
-        load: &Arc<Load>,
-    ) -> Result<Held<P>, CheckoutFault> {
-        let pool = self.node(address, role);
-        let mut object = pool.get().await?;
-        object.backend.adopt().map_err(|error| CheckoutFault::Connect(ConnectFault::Unreachable(error)))?;
-        Ok(Held { object: Some(object), node: id, role, pool, load: load.clone(), busy: false, cancelled: false })
+    pub async fn checkout(&self, node: &Node) -> Result<Held<P>, CheckoutFault> {
+        let pool = self.node(&node.address, node.role);
+        Held::take(pool, node, Instant::now()).await
     }
 }
 
 /// A checked-out connection. Dropped without being released it is closed: whatever it was in the
 /// middle of, nobody else gets to see it.
 pub struct Held<P: Protocol> {
-    object: Option<Object<Manager<P>>>,
+    pooled: Option<Box<Pooled<P>>>,
+    place: Option<Object<Places>>,
     pub node: NodeId,
     pub role: Role,
     pub pool: Arc<NodePool<P>>,
@@ -417,9 +496,30 @@ pub struct Held<P: Protocol> {
 }
 
 impl<P: Protocol> Held<P> {
+    /// Takes a connection from `pool`, which is that of `node`.
+    ///
+    /// # Errors
+    /// As [`Pools::checkout`].
+    pub async fn take(pool: Arc<NodePool<P>>, node: &Node, now: Instant) -> Result<Self, CheckoutFault> {
+        let (place, pooled) = pool.get(now).await?;
+        Ok(Self {
+            pooled: Some(pooled),
+            place: Some(place),
+            node: node.id,
+            role: node.role,
+            pool,
+            load: node.load.clone(),
+            busy: false,
+            cancelled: false,
+        })
+    }
+
+    fn pooled(&self) -> &Pooled<P> {
+        self.pooled.as_ref().expect("held until released")
+    }
+
     pub fn backend(&mut self) -> &mut P::Backend {
-        let object = self.object.as_mut().expect("held until released");
-        &mut object.backend
+        &mut self.pooled.as_mut().expect("held until released").backend
     }
 
     pub fn address(&self) -> &Arc<str> {
@@ -427,7 +527,7 @@ impl<P: Protocol> Held<P> {
     }
 
     pub fn cancel_target(&self) -> Arc<CancelTarget> {
-        self.object.as_ref().expect("held until released").target.clone()
+        self.pooled().target.clone()
     }
 
     /// A statement begins, or has ended, on it: what node selection calls in flight.
@@ -447,33 +547,37 @@ impl<P: Protocol> Held<P> {
     }
 
     /// Gives the connection back.
-    pub fn release(mut self, fate: Fate) {
+    pub fn release(mut self, fate: Fate, now: Instant) {
         self.set_busy(false);
-        let Some(object) = self.object.take() else { return };
+        let Some(pooled) = self.pooled.take() else { return };
         match fate {
-            Fate::Reuse => drop(object),
-            Fate::Close => drop(Object::take(object)),
+            Fate::Reuse => self.pool.put_back(pooled, now),
+            Fate::Close => drop(pooled),
             Fate::Reset => {
                 // The task holds the connection's place: nobody waits for less than it has.
-                tokio::spawn(reset(object));
+                tokio::spawn(reset(pooled, self.place.take(), self.pool.clone()));
             }
         }
     }
 }
 
-async fn reset<P: Protocol>(mut object: Object<Manager<P>>) {
-    let done = tokio::time::timeout(RESET_TIMEOUT, object.backend.reset()).await;
-    match done {
-        Ok(Ok(())) => drop(object),
-        _ => drop(Object::take(object)),
+async fn reset<P: Protocol>(
+    mut pooled: Box<Pooled<P>>,
+    place: Option<Object<Places>>,
+    pool: Arc<NodePool<P>>,
+) {
+    let done = tokio::time::timeout(RESET_TIMEOUT, pooled.backend.reset()).await;
+    if matches!(done, Ok(Ok(()))) {
+        pool.put_back(pooled, Instant::now());
     }
+    drop(place);
 }
 
 impl<P: Protocol> Drop for Held<P> {
     fn drop(&mut self) {
         self.set_busy(false);
-        if let Some(object) = self.object.take() {
-            drop(Object::take(object));
-        }
+        // The connection goes before its place does, so that there are never more than places.
+        drop(self.pooled.take());
+        drop(self.place.take());
     }
 }

@@ -183,10 +183,16 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
 
 /// What a new connection turned out to be.
 pub enum Greeting<P: Protocol> {
-    Client { frontend: P::Frontend, identity: Identity<P> },
+    Client {
+        frontend: P::Frontend,
+        identity: Identity<P>,
+    },
     /// A request to cancel the statement of another connection; `until` is dropped when that is
     /// done.
-    Cancel { key: CancelKey, until: Box<dyn Send> },
+    Cancel {
+        key: CancelKey,
+        until: Box<dyn Send>,
+    },
 }
 
 /// What a session starts with.
@@ -204,7 +210,11 @@ pub struct Welcomed {
 pub trait VerifierSource: Send + Sync {
     /// The verifier of `user` as text, `None` if there is no such user; the error says why nobody
     /// could be asked.
-    fn verifier<'a>(&'a self, user: &'a str, database: &'a str) -> BoxFuture<'a, Result<Option<String>, String>>;
+    fn verifier<'a>(
+        &'a self,
+        user: &'a str,
+        database: &'a str,
+    ) -> BoxFuture<'a, Result<Option<String>, String>>;
 }
 
 /// Who a session is toward the servers: the key of its pools, and what opens them.

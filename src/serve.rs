@@ -120,9 +120,11 @@ impl Proxy {
             clusters.push(start_cluster(cluster, &workers, &metrics, &shutdown).await?);
         }
         let http = match &config.admin.http {
-            Some(at) => Some(admin::http::open(at, metrics.clone(), shutdown.clone()).await.map_err(|error| {
-                StartError::Listen { address: at.clone(), error }
-            })?),
+            Some(at) => Some(
+                admin::http::open(at, metrics.clone(), shutdown.clone())
+                    .await
+                    .map_err(|error| StartError::Listen { address: at.clone(), error })?,
+            ),
             None => None,
         };
         metrics.reload_success.set(1);
@@ -270,11 +272,17 @@ async fn start_service<P: Protocol, F>(
 where
     F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync + 'static,
 {
-    let (made, query) = parts(config).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })?;
+    let (made, query) =
+        parts(config).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })?;
     let listeners = bind_all(&config.listen).await?;
     let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-    let cluster =
-        Arc::new(Cluster::new(config.clone(), made, metrics.cluster(&config.name), shutdown.clone()));
+    let cluster = Arc::new(Cluster::new(
+        config.clone(),
+        made,
+        metrics.cluster(&config.name),
+        shutdown.clone(),
+        workers.count(),
+    ));
     if let Some(query) = query {
         query.attach(&cluster);
     }
@@ -293,7 +301,8 @@ fn spawn(future: impl Future<Output = ()> + Send + 'static) {
 async fn bind_all(listen: &[HostPort]) -> Result<Vec<TcpListener>, StartError> {
     let mut listeners = Vec::new();
     for at in listen {
-        let bound = listener::bind(at).await.map_err(|error| StartError::Listen { address: at.clone(), error })?;
+        let bound =
+            listener::bind(at).await.map_err(|error| StartError::Listen { address: at.clone(), error })?;
         for listener in bound {
             if let Ok(address) = listener.local_addr() {
                 tracing::info!(%address, "listening");

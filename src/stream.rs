@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn a_plain_socket_moves_to_another_runtime_with_its_options() {
         let (first, second) = (runtime(), runtime());
-        let (ours, mut theirs) = first.block_on(async {
+        let (mut ours, mut theirs) = first.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             configure(&ours).unwrap();
@@ -171,21 +171,20 @@ mod tests {
         });
         first.block_on(theirs.write_all(b"before")).unwrap();
 
-        let socket = ours.into_std().expect("it is plain").expect("it can be deregistered");
         let moved = second.block_on(async move {
-            let mut moved = Stream::from_std(socket).unwrap();
+            ours.migrate().unwrap();
             let mut text = [0; 6];
-            moved.read_exact(&mut text).await.unwrap();
+            ours.read_exact(&mut text).await.unwrap();
             assert_eq!(&text, b"before");
-            moved.write_all(b"after").await.unwrap();
-            moved
+            ours.write_all(b"after").await.unwrap();
+            ours
         });
 
         let mut text = [0; 5];
         first.block_on(theirs.read_exact(&mut text)).unwrap();
         assert_eq!(&text, b"after");
         let _registered = second.enter();
-        assert!(!moved.is_tls() && moved.socket().nodelay().unwrap());
-        assert!(SockRef::from(moved.socket()).keepalive().unwrap());
+        assert!(!moved.is_tls() && moved.socket().unwrap().nodelay().unwrap());
+        assert!(SockRef::from(moved.socket().unwrap()).keepalive().unwrap());
     }
 }

@@ -35,7 +35,8 @@ pub async fn open(at: &HostPort, metrics: Arc<Metrics>, shutdown: Shutdown) -> i
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(door);
-    let served = axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.stopping().await });
+    let served =
+        axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.stopping().await });
     tokio::spawn(async move {
         if let Err(error) = served.await {
             tracing::error!(%error, "the HTTP door has closed");
@@ -46,7 +47,8 @@ pub async fn open(at: &HostPort, metrics: Arc<Metrics>, shutdown: Shutdown) -> i
 
 async fn metrics_text(State(door): State<Door>) -> Response {
     let text = door.metrics.text();
-    ([(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], text).into_response()
+    ([(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], text)
+        .into_response()
 }
 
 async fn ready(State(door): State<Door>) -> Response {

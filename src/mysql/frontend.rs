@@ -236,7 +236,7 @@ impl Frontend {
     pub(super) fn classify(&self, text: &[u8]) -> Arc<Intent> {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
         let catalog = reader.database.catalog();
-        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now())
+        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now)
     }
 
     /// Replaces EXECUTE by what the statement behind the name does.

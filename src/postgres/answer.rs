@@ -16,7 +16,7 @@ const TEXT_OID: u32 = 25;
 impl Frontend {
     pub(super) async fn answer_here(
         &mut self,
-        request: &Request<Batch>,
+        request: &Request<Box<Batch>>,
         answer: Answer<'_>,
         transaction: Transaction,
     ) -> Result<(), Fault> {
@@ -57,7 +57,8 @@ impl Frontend {
             b'E' => put_completion(out, batch, intent, answer),
             _ => {}
         }
-        let defines = matches!((message.tag, &message.subject), (b'P', Subject::Named(_)) | (_, Subject::CloseNamed));
+        let defines =
+            matches!((message.tag, &message.subject), (b'P', Subject::Named(_)) | (_, Subject::CloseNamed));
         if defines {
             self.statements.confirm();
         }

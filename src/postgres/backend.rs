@@ -112,7 +112,8 @@ impl Backend {
     pub(super) fn put_clearing(&mut self, session: u64, intent: &Intent, out: &mut Vec<u8>) {
         // A read cannot see sequence values: currval and lastval are never classified as one.
         let foreign = self.drew.is_some_and(|drew| drew != session);
-        if foreign && intent.access == Access::Write && intent.joins && self.transaction == Transaction::Idle {
+        if foreign && intent.access == Access::Write && intent.joins && self.transaction == Transaction::Idle
+        {
             encode::put_ahead(&["DISCARD SEQUENCES".into()], out, &mut self.expect);
             self.drew = None;
         }
@@ -131,7 +132,9 @@ impl Backend {
     /// Makes statements known under clients' own names what this client's request means by them.
     pub(super) fn put_named(&mut self, effect: &Effect, frontend: &Frontend, out: &mut Vec<u8>) {
         match effect {
-            Effect::Execute { name } | Effect::Prepare { name, .. } | Effect::Deallocate { name: Some(name) } => {
+            Effect::Execute { name }
+            | Effect::Prepare { name, .. }
+            | Effect::Deallocate { name: Some(name) } => {
                 self.put_own_name(name.as_bytes(), frontend, out);
             }
             Effect::ShowsPrepared => {
@@ -162,7 +165,9 @@ impl Backend {
             // The query itself failed; what stands behind it is not skipped.
             Some(Expect::Query | Expect::FunctionCall) => return false,
             Some(Expect::Execute(whose)) => *whose == encode::Whose::Ours,
-            Some(Expect::Parse { forward, .. } | Expect::Bind { forward } | Expect::Close { forward }) => !forward,
+            Some(Expect::Parse { forward, .. } | Expect::Bind { forward } | Expect::Close { forward }) => {
+                !forward
+            }
             _ => false,
         };
         while !matches!(self.expect.front(), None | Some(Expect::Sync { .. })) {
@@ -371,7 +376,9 @@ impl Backend {
                 _ => {}
             }
             self.inbox.consume(header.length);
-            if self.closed && let Some(refused) = error.take() {
+            if self.closed
+                && let Some(refused) = error.take()
+            {
                 return Err(refused.into());
             }
         }
@@ -395,7 +402,10 @@ impl Backend {
         loop {
             if let Some(header) = frame::header(self.inbox.data()) {
                 if !(HEADER..=LONGEST_OWN_ANSWER).contains(&header.length) {
-                    return Err(lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length")));
+                    return Err(lost(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "impossible message length",
+                    )));
                 }
                 if header.length <= self.inbox.len() {
                     return Ok(Some(header));

@@ -86,7 +86,11 @@ pub enum Cut {
     /// A message that means nothing outside of COPY, of that many bytes (not all may be there).
     Skip(usize),
     Terminate,
-    Unit { kind: Kind, length: usize, end: End },
+    Unit {
+        kind: Kind,
+        length: usize,
+        end: End,
+    },
 }
 
 /// Finds the first unit of `data` by its headers alone.

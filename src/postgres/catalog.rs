@@ -90,7 +90,8 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     for row in &relatives {
         read_relative(row, &mut catalog);
     }
-    catalog.writing_operators = operators.first().and_then(|row| text(row, 0)).is_some_and(|count| count != "0");
+    catalog.writing_operators =
+        operators.first().and_then(|row| text(row, 0)).is_some_and(|count| count != "0");
     catalog.version = version(&[&functions, &relations, &relatives, &operators]);
     Ok(catalog)
 }
@@ -122,8 +123,19 @@ struct Bodies<'a> {
 
 /// Words in a body that may leave state in the connection, or hide what would.
 const TELLTALES: [&str; 13] = [
-    "set_config", "set ", "reset", "advisory", "temp", "listen", "prepare", "currval", "lastval", "execute",
-    "discard", "load", "declare",
+    "set_config",
+    "set ",
+    "reset",
+    "advisory",
+    "temp",
+    "listen",
+    "prepare",
+    "currval",
+    "lastval",
+    "execute",
+    "discard",
+    "load",
+    "declare",
 ];
 
 impl<'a> Bodies<'a> {
@@ -199,10 +211,8 @@ fn words(source: &str) -> impl Iterator<Item = &str> {
 
 fn read_function(row: &Row, bodies: &Bodies<'_>, catalog: &mut Catalog) {
     let (Some(name), Some(oid), false) = (text(row, 0), text(row, 5), is_true(row, 4)) else { return };
-    let entry = catalog
-        .functions
-        .entry(name.into())
-        .or_insert(UserFunction { writes: false, touches: false });
+    let entry =
+        catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
     entry.writes |= bodies.writes.contains(oid);
     entry.touches |= bodies.touches.contains(oid);
 }
@@ -219,7 +229,8 @@ fn read_relations(rows: &[Row], bodies: &Bodies<'_>, catalog: &mut Catalog) {
     loop {
         let mut changed = false;
         for row in rows {
-            let (Some(oid), Some(below), true) = (text(row, 9), text(row, 10), text(row, 1) != Some("m")) else {
+            let (Some(oid), Some(below), true) = (text(row, 9), text(row, 10), text(row, 1) != Some("m"))
+            else {
                 continue;
             };
             let below: Vec<_> = below.split(',').filter_map(|oid| by_oid.get(oid)).collect();
@@ -250,7 +261,9 @@ fn read_relation(row: &Row, bodies: &Bodies<'_>) -> Relation {
         writes_on_read: Bodies::any(&bodies.writes, text(row, 6)),
         reads_all: kind == "v" || security,
         writes_all: code || matches!(kind, "v" | "f") || security,
-        touches: Bodies::any(&bodies.touches, text(row, 7)) || Bodies::any(&bodies.touches, text(row, 6)) || is_true(row, 8),
+        touches: Bodies::any(&bodies.touches, text(row, 7))
+            || Bodies::any(&bodies.touches, text(row, 6))
+            || is_true(row, 8),
         relatives: Vec::new(),
     }
 }

@@ -13,9 +13,17 @@ use super::{
 #[derive(Debug, PartialEq, Eq)]
 pub enum Expect {
     /// ParseComplete. `key`: forget that statement if it fails. `named`: the client defined a name.
-    Parse { forward: bool, key: Option<u128>, named: bool },
-    Bind { forward: bool },
-    Close { forward: bool },
+    Parse {
+        forward: bool,
+        key: Option<u128>,
+        named: bool,
+    },
+    Bind {
+        forward: bool,
+    },
+    Close {
+        forward: bool,
+    },
     /// ParameterDescription, then RowDescription or NoData.
     DescribeStatement,
     /// RowDescription or NoData.
@@ -23,12 +31,17 @@ pub enum Expect {
     /// Rows and CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute(Whose),
     /// ReadyForQuery.
-    Sync { forward: bool },
+    Sync {
+        forward: bool,
+    },
     /// Everything up to ReadyForQuery.
     Query,
     FunctionCall,
     /// Comes from us, not from the server. `named`: a name of the client's changes with it.
-    Inject { bytes: [u8; 5], named: bool },
+    Inject {
+        bytes: [u8; 5],
+        named: bool,
+    },
     /// The server is made to fail here; the client gets this error instead of the server's.
     FailAs(Box<crate::refusal::Refusal>),
 }
@@ -52,7 +65,13 @@ pub fn put_ahead(statements: &[Box<str>], out: &mut Vec<u8>, expect: &mut VecDeq
 }
 
 /// Prepares under a client's own name what its next statement will call by that name.
-pub fn put_own(statement: &Statement, name: &[u8], server: &mut ServerStatements, out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
+pub fn put_own(
+    statement: &Statement,
+    name: &[u8],
+    server: &mut ServerStatements,
+    out: &mut Vec<u8>,
+    expect: &mut VecDeque<Expect>,
+) {
     if server.own(name) == Some(statement.key) {
         return;
     }
@@ -263,7 +282,8 @@ impl BatchWriter<'_> {
         let announced = frame::header(&self.data[message.at..]).expect("the message is in the batch").length;
         let missing = announced - message.length;
         if missing > 0 {
-            let length = u32::try_from(self.out.len() - start - 1 + missing).expect("the client's was within bounds");
+            let length =
+                u32::try_from(self.out.len() - start - 1 + missing).expect("the client's was within bounds");
             self.out[start + 1..start + HEADER].copy_from_slice(&length.to_be_bytes());
         }
         self.expect.push_back(Expect::Bind { forward: true });

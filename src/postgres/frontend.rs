@@ -10,8 +10,8 @@ use super::{
     batch::{self, Batch, Cut, End, Kind, Message, Subject},
     frame::{self, HEADER},
     gate::Origins,
-    relay::Outcome,
     prepared::{ClientStatements, Origin, Resolved, Statement},
+    relay::Outcome,
     settings::Carried,
 };
 use crate::{
@@ -75,10 +75,6 @@ impl Told {
         self.changed.push((name.into(), value.into()));
         true
     }
-
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.changed.iter().chain(self.base.iter()).find(|(other, _)| &**other == name).map(|(_, value)| &**value)
-    }
 }
 
 impl Frontend {
@@ -107,7 +103,7 @@ impl Frontend {
     }
 
     /// Waits for the next request.
-    pub(super) async fn read_request(&mut self) -> Result<Option<Request<Batch>>, Fault> {
+    pub(super) async fn read_request(&mut self) -> Result<Option<Request<Box<Batch>>>, Fault> {
         loop {
             if self.skip > 0 {
                 let part = self.skip.min(self.inbox.len());
@@ -228,7 +224,8 @@ impl Frontend {
         for effect in &intent.effects {
             match effect {
                 Effect::Prepare { name, statement, inner } => {
-                    let statement = Statement::new(statement.as_bytes(), Origin::Sql, Arc::new(Intent::clone(inner)));
+                    let statement =
+                        Statement::new(statement.as_bytes(), Origin::Sql, Arc::new(Intent::clone(inner)));
                     self.statements.define(name.as_bytes(), Arc::new(statement));
                 }
                 Effect::Deallocate { name: Some(name) } => {
@@ -240,9 +237,18 @@ impl Frontend {
         }
     }
 
-    fn request(&mut self, kind: Kind, length: usize, end: End) -> Request<Batch> {
+    fn request(&mut self, kind: Kind, length: usize, end: End) -> Request<Box<Batch>> {
         self.unconsumed = length;
-        let batch = Batch { kind, length, end, messages: SmallVec::new(), text: None, executes: 0, previous_unnamed: None, own: SmallVec::new() };
+        let batch = Box::new(Batch {
+            kind,
+            length,
+            end,
+            messages: SmallVec::new(),
+            text: None,
+            executes: 0,
+            previous_unnamed: None,
+            own: SmallVec::new(),
+        });
         match kind {
             Kind::Query => self.query(batch),
             Kind::FunctionCall => Request { intent: Arc::new(function_call()), wire: batch },
@@ -250,7 +256,7 @@ impl Frontend {
         }
     }
 
-    fn query(&mut self, mut batch: Batch) -> Request<Batch> {
+    fn query(&mut self, mut batch: Box<Batch>) -> Request<Box<Batch>> {
         let body = batch::body(self.inbox.data(), 0, batch.length);
         let text = frame::split_cstring(body).map_or(body, |(text, _)| text);
         let intent = self.classify(text);
@@ -265,7 +271,7 @@ impl Frontend {
     fn classify(&self, text: &[u8]) -> Arc<Intent> {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
         let catalog = reader.database.catalog();
-        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now())
+        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now)
     }
 
     /// Replaces EXECUTE by what the statement behind the name does.
@@ -278,7 +284,8 @@ impl Frontend {
                     // Nobody knows it: the primary says so.
                     None => with_access(&found, Access::Write),
                 };
-                let keeps_read = self.statements.get(name.as_bytes()).is_some_and(|s| s.intent.access == Access::Read);
+                let keeps_read =
+                    self.statements.get(name.as_bytes()).is_some_and(|s| s.intent.access == Access::Read);
                 if keeps_read && intent.statements == 1 {
                     found = with_access(&found, Access::Read);
                 }
@@ -287,7 +294,7 @@ impl Frontend {
         found
     }
 
-    fn unit(&mut self, mut batch: Batch) -> Request<Batch> {
+    fn unit(&mut self, mut batch: Box<Batch>) -> Request<Box<Batch>> {
         let mut unit = Unit::default();
         let mut at = 0;
         // The buffer is lent out for the time of reading it: the methods called change names only.
@@ -348,7 +355,9 @@ impl Frontend {
             return Subject::Plain;
         }
         if name.is_empty() {
-            if std::mem::take(&mut unit.used_unnamed) && let Some(Resolved::Unnamed { key, body, .. }) = self.statements.resolve(b"") {
+            if std::mem::take(&mut unit.used_unnamed)
+                && let Some(Resolved::Unnamed { key, body, .. }) = self.statements.resolve(b"")
+            {
                 unit.previous_unnamed.get_or_insert_with(|| (key, body.into()));
             }
             unit.defined_unnamed = true;
@@ -592,7 +601,8 @@ fn nothing() -> Intent {
 
 /// Encodings in which a byte of ASCII's range may be part of another character.
 fn is_unreadable(encoding: &[u8]) -> bool {
-    const UNREADABLE: [&[u8]; 7] = [b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB18030", b"JOHAB", b"SHIFT_JIS_2004"];
+    const UNREADABLE: [&[u8]; 7] =
+        [b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB18030", b"JOHAB", b"SHIFT_JIS_2004"];
     UNREADABLE.contains(&encoding)
 }
 

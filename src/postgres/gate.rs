@@ -12,7 +12,9 @@ use parking_lot::Mutex;
 use super::{
     backend::Backend,
     frontend::Frontend,
-    login::{self, ConnectError, Credentials, Login, LoginContext, LoginFailure, Secret, SecretError, client::Door},
+    login::{
+        self, ConnectError, Credentials, Login, LoginContext, LoginFailure, Secret, SecretError, client::Door,
+    },
     prepared::{Origin, Statement},
     welcome::{Greeting as Known, StartupRequest, fatal},
 };
@@ -198,7 +200,8 @@ fn connect_fault(error: ConnectError) -> ConnectFault {
         ConnectError::Unreachable(error) | ConnectError::Io(error) => ConnectFault::Unreachable(error),
         ConnectError::TimedOut(_) => ConnectFault::Unreachable(io::ErrorKind::TimedOut.into()),
         other @ (ConnectError::Tls(_) | ConnectError::Credentials(_) | ConnectError::Protocol(_)) => {
-            let refusal = Refusal::new(RefusalKind::ServerLost, format!("cannot log in to a server: {other}"));
+            let refusal =
+                Refusal::new(RefusalKind::ServerLost, format!("cannot log in to a server: {other}"));
             let mut raw = Vec::new();
             super::refusal::put_error(&mut raw, &refusal);
             ConnectFault::Refused { raw, code: *b"08006" }

@@ -44,7 +44,8 @@ pub struct Postgres;
 
 impl Protocol for Postgres {
     const DIALECT: Dialect = Dialect::Postgres;
-    type Wire = Batch;
+    /// Boxed: a request is moved a dozen times on its way.
+    type Wire = Box<Batch>;
     type Credentials = login::Credentials;
     type Gate = Gate;
     type Link = Link;
@@ -90,21 +91,21 @@ impl protocol::Frontend<Postgres> for Frontend {
         if self.startup.as_ref().is_some_and(|startup| startup.minor >= 2) { 32 } else { 4 }
     }
 
-    async fn next(&mut self) -> Result<Option<Request<Batch>>, Fault> {
+    async fn next(&mut self) -> Result<Option<Request<Box<Batch>>>, Fault> {
         self.read_request().await
     }
 
-    fn text<'a>(&'a self, request: &'a Request<Batch>) -> Option<&'a str> {
+    fn text<'a>(&'a self, request: &'a Request<Box<Batch>>) -> Option<&'a str> {
         request.wire.text.as_deref()
     }
 
-    fn raw_text<'a>(&'a self, request: &'a Request<Batch>) -> &'a [u8] {
+    fn raw_text<'a>(&'a self, request: &'a Request<Box<Batch>>) -> &'a [u8] {
         self.statement_text(&request.wire)
     }
 
     async fn answer(
         &mut self,
-        request: Request<Batch>,
+        request: Request<Box<Batch>>,
         answer: Answer<'_>,
         transaction: Transaction,
     ) -> Result<(), Fault> {
@@ -113,7 +114,7 @@ impl protocol::Frontend<Postgres> for Frontend {
 
     async fn refuse(
         &mut self,
-        request: Request<Batch>,
+        request: Request<Box<Batch>>,
         refusal: &Refusal,
         transaction: Transaction,
     ) -> Result<(), Fault> {
@@ -124,7 +125,7 @@ impl protocol::Frontend<Postgres> for Frontend {
 
     async fn deliver(
         &mut self,
-        request: Request<Batch>,
+        request: Request<Box<Batch>>,
         refused: Refused,
         transaction: Transaction,
     ) -> Result<(), Fault> {
@@ -157,7 +158,7 @@ impl protocol::Backend<Postgres> for Backend {
 
     async fn exchange(
         &mut self,
-        request: &Request<Batch>,
+        request: &Request<Box<Batch>>,
         frontend: &mut Frontend,
         terms: &Terms<'_>,
     ) -> Result<Reply, Fault> {
@@ -165,7 +166,7 @@ impl protocol::Backend<Postgres> for Backend {
             self.execute_all(&["DISCARD SEQUENCES".into()]).await?;
             self.cleared();
         }
-        Relay::new(self, frontend, terms, request.wire.kind).run(request).await
+        Relay::new(self, frontend, terms).run(request).await
     }
 
     async fn stirred(&mut self) {

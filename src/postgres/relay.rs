@@ -33,7 +33,6 @@ pub(super) struct Relay<'a> {
     backend: &'a mut Backend,
     frontend: &'a mut Frontend,
     terms: Terms<'a>,
-    kind: Kind,
     /// End of what has been looked at in the backend's inbox.
     at: usize,
     /// Start of what has been looked at and not handed on.
@@ -71,12 +70,11 @@ enum Scan {
 }
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>, kind: Kind) -> Self {
+    pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>) -> Self {
         Self {
             backend,
             frontend,
             terms: *terms,
-            kind,
             at: 0,
             from: 0,
             rest: 0,
@@ -95,7 +93,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Sends the request, relays the answer, and says how it ended.
-    pub(super) async fn run(mut self, request: &Request<Batch>) -> Result<Reply, Fault> {
+    pub(super) async fn run(mut self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
         self.bring_settings(request).await?;
         self.bring_ahead_of_long_query(request).await?;
         self.send_request(request).await?;
@@ -113,7 +111,7 @@ impl<'a> Relay<'a> {
     ///
     /// # Errors
     /// [`Fault::Refused`] with the server's error when one fails: the request did not run.
-    async fn bring_settings(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
+    async fn bring_settings(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
         let wanted = self.frontend.carried.now().clone();
         if self.backend.carried.now().hash() == wanted.hash() {
             return Ok(());
@@ -124,7 +122,11 @@ impl<'a> Relay<'a> {
             && self.backend.transaction == Transaction::Idle
             && wanted.may_join(had)
             && request.wire.end == End::Whole
-            && !request.intent.effects.iter().any(|effect| matches!(effect, Effect::Begin(_) | Effect::BeginUnknown));
+            && !request
+                .intent
+                .effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Begin(_) | Effect::BeginUnknown));
         if joins {
             return Ok(());
         }
@@ -136,8 +138,11 @@ impl<'a> Relay<'a> {
 
     /// A query that is passed on in pieces cannot be followed by a Sync at once: what goes ahead of
     /// it takes a round trip of its own.
-    async fn bring_ahead_of_long_query(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
-        if request.wire.kind == Kind::Extended || request.wire.end == End::Whole || self.terms.ahead.is_empty() {
+    async fn bring_ahead_of_long_query(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
+        if request.wire.kind == Kind::Extended
+            || request.wire.end == End::Whole
+            || self.terms.ahead.is_empty()
+        {
             return Ok(());
         }
         self.backend.execute_all(self.terms.ahead).await?;
@@ -145,7 +150,7 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    async fn send_request(&mut self, request: &Request<Batch>) -> Result<(), Fault> {
+    async fn send_request(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
         let batch = &request.wire;
         let mut out = std::mem::take(&mut self.backend.out);
         out.clear();
@@ -174,7 +179,7 @@ impl<'a> Relay<'a> {
 
     /// Writes what goes ahead of the request, and the request itself where it has to be changed.
     /// Returns whether it was; nothing written at all means that it goes out as it lies there.
-    fn encode(&mut self, request: &Request<Batch>, out: &mut Vec<u8>) -> Result<bool, Fault> {
+    fn encode(&mut self, request: &Request<Box<Batch>>, out: &mut Vec<u8>) -> Result<bool, Fault> {
         let batch = &request.wire;
         let backend = &mut *self.backend;
         backend.put_clearing(self.terms.session, &request.intent, out);
@@ -392,7 +397,9 @@ impl<'a> Relay<'a> {
             let data = &self.backend.inbox.data()[self.at..];
             let Some(header) = frame::header(data) else { return Ok(Scan::More) };
             if header.length < HEADER {
-                return Err(self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length")));
+                return Err(
+                    self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length"))
+                );
             }
             if looked_at(header.tag) && header.length <= LOOKED_AT && header.length > data.len() {
                 return Ok(Scan::More);
@@ -462,7 +469,8 @@ impl<'a> Relay<'a> {
             }
             b'H' | b'c' | b'V' | b'W' => self.decided = true,
             other => {
-                let error = io::Error::new(io::ErrorKind::InvalidData, format!("unknown message type {other}"));
+                let error =
+                    io::Error::new(io::ErrorKind::InvalidData, format!("unknown message type {other}"));
                 return Err(self.server_lost(error));
             }
         }
@@ -583,7 +591,10 @@ impl<'a> Relay<'a> {
             b"I" => Transaction::Idle,
             b"T" => Transaction::Open,
             b"E" => Transaction::Failed,
-            _ => return Err(self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "unknown transaction status"))),
+            _ => {
+                return Err(self
+                    .server_lost(io::Error::new(io::ErrorKind::InvalidData, "unknown transaction status")));
+            }
         };
         self.backend.in_unit = false;
         self.backend.skipping = false;
@@ -633,9 +644,11 @@ impl<'a> Relay<'a> {
 
     /// FATAL: nothing follows. The client has its error and is told that it may go on.
     fn end_by_server(&mut self) {
-        let due = self.backend.expect.iter().any(|expect| {
-            matches!(expect, Expect::Sync { .. } | Expect::Query | Expect::FunctionCall)
-        });
+        let due = self
+            .backend
+            .expect
+            .iter()
+            .any(|expect| matches!(expect, Expect::Sync { .. } | Expect::Query | Expect::FunctionCall));
         self.backend.expect.clear();
         self.backend.in_unit = !due;
         if due && self.refused.is_none() {
@@ -691,7 +704,9 @@ impl<'a> Relay<'a> {
                 if let Poll::Ready(read) = backend.inbox.poll_fill(cx, &mut backend.stream) {
                     return Poll::Ready(read.map(Step::Read).map_err(Side::Server));
                 }
-                inbox.poll_fill(cx, &mut self.frontend.stream).map(|read| read.map(Step::Wrote).map_err(Side::Client))
+                inbox
+                    .poll_fill(cx, &mut self.frontend.stream)
+                    .map(|read| read.map(Step::Wrote).map_err(Side::Client))
             })
             .await;
             match step {
@@ -708,7 +723,7 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn finish(self, request: &Request<Batch>) -> Result<Reply, Fault> {
+    fn finish(self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
         let Self { backend, frontend, .. } = self;
         if self.dying {
             backend.closed = true;

@@ -41,12 +41,6 @@ impl Settings {
         Self::new(values)
     }
 
-    pub fn without(&self, name: &str) -> Self {
-        let mut values = self.values.clone();
-        values.remove(name);
-        Self::new(values)
-    }
-
     /// Takes `name` from `other`, or drops it where `other` has none.
     pub fn with_from(&self, name: &str, other: &Self) -> Self {
         let mut values = self.values.clone();
@@ -79,10 +73,6 @@ impl Settings {
 
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(|value| &*value.value)
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
     }
 
     /// Equal for equal settings.
@@ -130,7 +120,10 @@ impl Settings {
         }
         if identity_changes {
             statements.extend(
-                IDENTITY.iter().filter_map(|name| self.values.get(*name)).map(|value| value.statement.clone()),
+                IDENTITY
+                    .iter()
+                    .filter_map(|name| self.values.get(*name))
+                    .map(|value| value.statement.clone()),
             );
         }
         statements

@@ -9,11 +9,7 @@ use std::{
 use rand::Rng;
 use smallvec::SmallVec;
 
-use super::{
-    Session,
-    cancel::Call,
-    state::Run,
-};
+use super::{Session, cancel::Call, state::Run};
 use crate::{
     pool::{CheckoutFault, Fate, Held},
     protocol::{
@@ -83,10 +79,12 @@ impl<P: Protocol> Session<P> {
                     self.learn(&current, &attempt, &reply, held).await;
                     return Ok(());
                 }
-                Err(fault) => match self.recover(current, &mut attempt, fault, held, &mut request).await {
-                    Next::Again => attempt.again = true,
-                    Next::Over(result) => return result,
-                },
+                Err(fault) => {
+                    match Box::pin(self.recover(current, &mut attempt, fault, held, &mut request)).await {
+                        Next::Again => attempt.again = true,
+                        Next::Over(result) => return result,
+                    }
+                }
             }
         }
         let current = request.take().expect("put back by the last attempt");
@@ -98,14 +96,21 @@ impl<P: Protocol> Session<P> {
     /// read.
     fn apply_hint(&self, request: &Request<P::Wire>, run: &mut Run) {
         use crate::sql::hints::Target;
-        if request.intent.hints.target == Some(Target::Primary) && !run.in_transaction && run.access == Access::Read {
+        if request.intent.hints.target == Some(Target::Primary)
+            && !run.in_transaction
+            && run.access == Access::Read
+        {
             run.access = Access::Write;
             run.reason = Reason::Hint;
         }
     }
 
     /// The connection to run on: the kept one, or one from a pool.
-    async fn acquire(&mut self, request: &Request<P::Wire>, attempt: &mut Attempt) -> Result<Held<P>, Refusal> {
+    async fn acquire(
+        &mut self,
+        request: &Request<P::Wire>,
+        attempt: &mut Attempt,
+    ) -> Result<Held<P>, Refusal> {
         if let Some(kept) = self.kept.take() {
             match self.fit(kept, attempt).await? {
                 Ok(held) => return Ok(held),
@@ -116,7 +121,11 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Whether the kept connection serves this attempt. `Err(Some)`: it is kept for later.
-    async fn fit(&mut self, mut kept: Held<P>, attempt: &Attempt) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
+    async fn fit(
+        &mut self,
+        mut kept: Held<P>,
+        attempt: &Attempt,
+    ) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
         let snapshot = self.snapshot();
         let fenced = snapshot.find(kept.address()).is_none_or(|node| matches!(node.state, State::Fenced(_)));
         let demoted = kept.role == Role::Primary
@@ -128,7 +137,10 @@ impl<P: Protocol> Session<P> {
             let pinned = self.state.is_pinned();
             self.state.forget_server();
             return if in_transaction || pinned {
-                Err(Refusal::fatal(RefusalKind::ServerLost, "the server of this session is no longer the primary"))
+                Err(Refusal::fatal(
+                    RefusalKind::ServerLost,
+                    "the server of this session is no longer the primary",
+                ))
             } else {
                 Ok(Err(None))
             };
@@ -137,13 +149,15 @@ impl<P: Protocol> Session<P> {
             Transaction::Unit if kept.role != Role::Primary && attempt.run.access == Access::Write => {
                 // What this pipeline read is answered; the rest of it writes (hard case 13).
                 let ended = kept.backend().finish_unit().await;
-                kept.release(if ended.is_ok() { Fate::Reuse } else { Fate::Close });
+                kept.release(if ended.is_ok() { Fate::Reuse } else { Fate::Close }, Instant::now());
                 self.state.transaction = Transaction::Idle;
                 Ok(Err(None))
             }
-            Transaction::Idle if attempt.run.access == Access::Read && self.state.reads_roam() => Ok(Err(Some(kept))),
+            Transaction::Idle if attempt.run.access == Access::Read && self.state.reads_roam() => {
+                Ok(Err(Some(kept)))
+            }
             Transaction::Idle if kept.role != Role::Primary && attempt.run.access == Access::Write => {
-                kept.release(Fate::Reset);
+                kept.release(Fate::Reset, Instant::now());
                 Ok(Err(None))
             }
             _ => Ok(Ok(kept)),
@@ -152,7 +166,28 @@ impl<P: Protocol> Session<P> {
 
     /// A connection from a pool of the node that routing chooses, waiting for a node as long as
     /// statements may wait.
-    async fn checkout(&mut self, request: &Request<P::Wire>, attempt: &mut Attempt) -> Result<Held<P>, Refusal> {
+    async fn checkout(
+        &mut self,
+        request: &Request<P::Wire>,
+        attempt: &mut Attempt,
+    ) -> Result<Held<P>, Refusal> {
+        let snapshot = self.snapshot();
+        if let Ok(node) = self.choose(request, attempt, &snapshot) {
+            match self.take_from_pool(&snapshot, node, attempt).await {
+                Ok(held) => return Ok(held),
+                Err(TakeFault::NextNode) => attempt.exclude.push(node),
+                Err(TakeFault::Refusal(refusal)) => return Err(refusal),
+            }
+        }
+        // Rare and long: its state is kept out of every statement's future.
+        Box::pin(self.checkout_patiently(request, attempt)).await
+    }
+
+    async fn checkout_patiently(
+        &mut self,
+        request: &Request<P::Wire>,
+        attempt: &mut Attempt,
+    ) -> Result<Held<P>, Refusal> {
         let cluster = self.cluster.clone();
         let mut hold: Option<Hold<'_>> = None;
         loop {
@@ -165,7 +200,10 @@ impl<P: Protocol> Session<P> {
                     Err(TakeFault::Refusal(refusal)) => return Err(refusal),
                 },
                 Err(Nowhere::UnknownNode) => {
-                    return Err(Refusal::new(RefusalKind::UnknownNode, "the hint names no node that may be used"));
+                    return Err(Refusal::new(
+                        RefusalKind::UnknownNode,
+                        "the hint names no node that may be used",
+                    ));
                 }
                 Err(nowhere) => {
                     let hold = match &mut hold {
@@ -222,8 +260,9 @@ impl<P: Protocol> Session<P> {
             exclude: &attempt.exclude,
         };
         let random = &mut self.random;
-        let choice =
-            route::choose(&question, snapshot, &policy, Instant::now(), &mut || random.random::<f64>())?;
+        // A clock read less for the many that neither waited nor are asked again.
+        let now = if attempt.waited.is_zero() && !attempt.again { attempt.began } else { Instant::now() };
+        let choice = route::choose(&question, snapshot, &policy, now, &mut || random.random::<f64>())?;
         if choice.why == Why::Floor {
             self.cluster.metrics.causal_fallbacks.inc();
         }
@@ -253,8 +292,11 @@ impl<P: Protocol> Session<P> {
     ) -> Result<Held<P>, TakeFault> {
         let node = snapshot.node(id);
         let entry = self.registered.entry.clone();
-        let asked = Instant::now();
-        let checkout = self.pools.checkout(&node.address, id, node.role, &node.load);
+        let asked = if attempt.again || !attempt.waited.is_zero() { Instant::now() } else { attempt.began };
+        let checkout = {
+            let pool = self.known(&node.address, node.role).pool.clone();
+            Held::take(pool, node, asked)
+        };
         let taken = {
             let mut checkout = std::pin::pin!(checkout);
             // The usual case is a connection at once.
@@ -262,11 +304,15 @@ impl<P: Protocol> Session<P> {
                 std::task::Poll::Ready(taken) => taken,
                 std::task::Poll::Pending => {
                     entry.set_waiting(true);
-                    let taken = tokio::select! {
-                        taken = checkout => Some(taken),
-                        () = self.frontend.gone() => None,
-                        () = entry.called(&[Call::Cancel, Call::Kill]) => None,
-                    };
+                    let frontend = &mut self.frontend;
+                    let taken = Box::pin(async {
+                        tokio::select! {
+                            taken = checkout => Some(taken),
+                            () = frontend.gone() => None,
+                            () = entry.called(&[Call::Cancel, Call::Kill]) => None,
+                        }
+                    })
+                    .await;
                     entry.set_waiting(false);
                     let waited = asked.elapsed();
                     attempt.waited = attempt.began.elapsed();
@@ -284,7 +330,13 @@ impl<P: Protocol> Session<P> {
         taken.map_err(|fault| self.checkout_fault(fault, node.address.clone(), id, attempt))
     }
 
-    fn checkout_fault(&self, fault: CheckoutFault, address: Arc<str>, id: NodeId, attempt: &mut Attempt) -> TakeFault {
+    fn checkout_fault(
+        &self,
+        fault: CheckoutFault,
+        address: Arc<str>,
+        id: NodeId,
+        attempt: &mut Attempt,
+    ) -> TakeFault {
         match fault {
             CheckoutFault::Closed => TakeFault::NextNode,
             CheckoutFault::TimedOut | CheckoutFault::Connect(ConnectFault::TooMany) => {
@@ -326,7 +378,8 @@ impl<P: Protocol> Session<P> {
         };
         self.registered.entry.runs_at(held.cancel_target());
         held.set_busy(true);
-        let terms = Terms { ahead: self.state.held_statements(), may_refuse, session: self.registered.entry.id };
+        let terms =
+            Terms { ahead: self.state.held_statements(), may_refuse, session: self.registered.entry.id };
         let result = held.backend().exchange(request, &mut self.frontend, &terms).await;
         held.set_busy(false);
         if self.registered.entry.runs_no_more() {
@@ -365,10 +418,11 @@ impl<P: Protocol> Session<P> {
             self.set_floor(&held, reply);
         }
         let reason = attempt.run.reason;
-        self.meter(held.address()).statement(attempt.run.access, reason);
-        self.cluster.metrics.answered(attempt.run.access, attempt.waited, attempt.began.elapsed());
+        let now = Instant::now();
+        self.known(held.address(), held.role).meter.statement(attempt.run.access, reason);
+        self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
-        self.keep_or_release(held).await;
+        self.keep_or_release(held, now).await;
     }
 
     fn learn_effects(&mut self, request: &Request<P::Wire>, failed: bool, pinned_before: bool) {
@@ -407,19 +461,20 @@ impl<P: Protocol> Session<P> {
         self.cluster.topology.want_position();
     }
 
-    async fn keep_or_release(&mut self, mut held: Held<P>) {
-        let keeps = self.state.transaction != Transaction::Idle || (self.state.is_pinned() && self.kept.is_none());
+    async fn keep_or_release(&mut self, mut held: Held<P>, now: Instant) {
+        let keeps =
+            self.state.transaction != Transaction::Idle || (self.state.is_pinned() && self.kept.is_none());
         if keeps && (self.state.transaction != Transaction::Idle || held.role == Role::Primary) {
             self.kept = Some(held);
             return;
         }
         let cancelled = held.take_cancelled();
         if cancelled && held.backend().ping().await.is_err() {
-            held.release(Fate::Close);
+            held.release(Fate::Close, now);
             return;
         }
         let fate = if held.backend().is_clean() { Fate::Reuse } else { Fate::Reset };
-        held.release(fate);
+        held.release(fate, now);
     }
 
     /// Decides what a failed attempt means. `again` gets the request back for another one.
@@ -448,8 +503,8 @@ impl<P: Protocol> Session<P> {
         held: Held<P>,
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
-        let on_primary = held.role == Role::Primary;
-        let (node, address) = (held.node, held.address().clone());
+        let (node, address, role) = (held.node, held.address().clone(), held.role);
+        let on_primary = role == Role::Primary;
         let elsewhere = match refused.cause {
             RefusedCause::Stopping => {
                 drop(held);
@@ -457,12 +512,12 @@ impl<P: Protocol> Session<P> {
                 attempt.run.access == Access::Read || self.is_seen_to_stop(&address).await
             }
             cause => {
-                held.release(Fate::Reuse);
+                held.release(Fate::Reuse, Instant::now());
                 !on_primary && self.primary_may_differ(cause, attempt, &address)
             }
         };
         if !elsewhere {
-            self.count(attempt, &address);
+            self.count(attempt, &address, role);
             let transaction = self.after_refusal();
             return Next::Over(self.frontend.deliver(request, refused, transaction).await);
         }
@@ -543,7 +598,9 @@ impl<P: Protocol> Session<P> {
         drop(held);
         self.cluster.topology.report(node, Traffic::Broken);
         tracing::debug!(%address, error = %loss.error, "lost a server connection");
-        let alone = !attempt.run.in_transaction && self.state.transaction == Transaction::Idle && !self.state.is_pinned();
+        let alone = !attempt.run.in_transaction
+            && self.state.transaction == Transaction::Idle
+            && !self.state.is_pinned();
         let harmless = attempt.run.access == Access::Read || !loss.sent || role != Role::Primary;
         if alone && harmless && loss.forwarded == Forwarded::Nothing {
             self.cluster.metrics.retry("server_lost");
@@ -553,7 +610,11 @@ impl<P: Protocol> Session<P> {
             *again = Some(request);
             return Next::Again;
         }
-        let commits = request.intent.effects.iter().any(|effect| matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction));
+        let commits = request
+            .intent
+            .effects
+            .iter()
+            .any(|effect| matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction));
         let in_doubt = loss.sent && attempt.run.access == Access::Write && (alone || commits);
         let ends_session = self.state.is_pinned() || loss.forwarded == Forwarded::Torn;
         self.state.forget_server();
@@ -577,14 +638,19 @@ impl<P: Protocol> Session<P> {
         self.state.transaction
     }
 
-    fn count(&mut self, attempt: &Attempt, address: &Arc<str>) {
-        self.meter(address).statement(attempt.run.access, attempt.run.reason);
+    fn count(&mut self, attempt: &Attempt, address: &Arc<str>, role: Role) {
+        self.known(address, role).meter.statement(attempt.run.access, attempt.run.reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, attempt.began.elapsed());
         self.route.note(address, attempt.why, attempt.run.reason, attempt.waited);
     }
 
     /// No node could answer: the client gets a server's own error if there was one.
-    async fn give_up(&mut self, request: Request<P::Wire>, attempt: Attempt, refusal: Refusal) -> Result<(), Fault> {
+    async fn give_up(
+        &mut self,
+        request: Request<P::Wire>,
+        attempt: Attempt,
+        refusal: Refusal,
+    ) -> Result<(), Fault> {
         if refusal.fatal {
             self.cluster.metrics.error(refusal.kind.label());
             self.frontend.farewell(&refusal).await;
@@ -613,7 +679,8 @@ impl<P: Protocol> Session<P> {
         }
         if self.state.transaction == Transaction::Open {
             // As a server does after an error in a transaction.
-            self.state.transaction = if self.kept.is_some() { Transaction::Failed } else { Transaction::Idle };
+            self.state.transaction =
+                if self.kept.is_some() { Transaction::Failed } else { Transaction::Idle };
         }
         self.frontend.refuse(request, &refusal, self.state.transaction).await
     }
@@ -651,13 +718,21 @@ struct Hold<'a> {
 }
 
 impl<'a> Hold<'a> {
-    fn begin<P: Protocol>(cluster: &'a crate::cluster::Cluster<P>, nowhere: Nowhere) -> Result<Self, Refusal> {
+    fn begin<P: Protocol>(
+        cluster: &'a crate::cluster::Cluster<P>,
+        nowhere: Nowhere,
+    ) -> Result<Self, Refusal> {
         let config = cluster.config.load();
         let wait = match nowhere {
             Nowhere::NoReplica => config.pool.checkout_timeout,
             _ => config.failover.hold,
         };
-        let hold = Self { until: Instant::now() + wait, nowhere, count: &cluster.held, gauge: &cluster.metrics.held };
+        let hold = Self {
+            until: Instant::now() + wait,
+            nowhere,
+            count: &cluster.held,
+            gauge: &cluster.metrics.held,
+        };
         hold.gauge.inc();
         if hold.count.fetch_add(1, Ordering::Relaxed) >= config.failover.hold_limit {
             return Err(hold.refusal(&cluster.topology.load()));
@@ -672,9 +747,13 @@ impl<'a> Hold<'a> {
                 "no replica may serve this read, and reads do not use the primary",
             );
         }
-        let since = snapshot.without_primary_since.map(|(_, wall)| humantime::format_rfc3339_millis(wall).to_string());
+        let since = snapshot
+            .without_primary_since
+            .map(|(_, wall)| humantime::format_rfc3339_millis(wall).to_string());
         match since {
-            Some(since) => Refusal::new(RefusalKind::NoPrimary, format!("there has been no primary since {since}")),
+            Some(since) => {
+                Refusal::new(RefusalKind::NoPrimary, format!("there has been no primary since {since}"))
+            }
             None => Refusal::new(RefusalKind::NoPrimary, "no node may run this statement"),
         }
     }

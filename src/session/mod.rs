@@ -23,11 +23,11 @@ use self::{
 use crate::{
     cluster::{Cluster, Database},
     metrics::NodeMetrics,
-    pool::{Fate, Held, Pools},
+    pool::{Fate, Held, NodePool, Pools},
     protocol::{Answer, Backend, Fault, Frontend, Identity, Protocol, Request, Transaction, Welcomed},
     refusal::{Refusal, RefusalKind},
     sql::{PinReason, effects::ProxyCommand},
-    topology::Snapshot,
+    topology::{Role, Snapshot},
 };
 
 /// A client that is in.
@@ -40,12 +40,20 @@ pub struct Session<P: Protocol> {
     state: State,
     /// The server connection this session keeps: an open transaction's, or a pinned one.
     kept: Option<Held<P>>,
-    /// Counters of the nodes used so far.
-    meters: Vec<(Arc<str>, Arc<NodeMetrics>)>,
+    /// Pool and counters of the nodes used so far.
+    nodes: Vec<Known<P>>,
     route: LastRoute,
     random: SmallRng,
     /// Since when the transaction that is open has been idle or not.
     transaction_since: Option<Instant>,
+}
+
+/// A node as a session knows it: what it would otherwise look up for every statement.
+struct Known<P: Protocol> {
+    address: Arc<str>,
+    role: Role,
+    pool: Arc<NodePool<P>>,
+    meter: Arc<NodeMetrics>,
 }
 
 /// How a session came to its end.
@@ -90,7 +98,7 @@ impl<P: Protocol> Session<P> {
             registered,
             state,
             kept: None,
-            meters: Vec::new(),
+            nodes: Vec::new(),
             route: LastRoute::default(),
             random: SmallRng::from_os_rng(),
             transaction_since: None,
@@ -204,8 +212,10 @@ impl<P: Protocol> Session<P> {
     async fn heed(&mut self) -> Option<End> {
         let entry = self.registered.entry.clone();
         if entry.is_called(Call::Kill) {
-            let refusal =
-                Refusal::fatal(RefusalKind::ShuttingDown, "terminating connection due to administrator command");
+            let refusal = Refusal::fatal(
+                RefusalKind::ShuttingDown,
+                "terminating connection due to administrator command",
+            );
             self.frontend.farewell(&refusal).await;
             return Some(End::Ended);
         }
@@ -238,7 +248,8 @@ impl<P: Protocol> Session<P> {
         match fault {
             Fault::Refused(refused) => self.frontend.farewell_raw(&refused.raw).await,
             _ => {
-                let refusal = Refusal::fatal(RefusalKind::ServerLost, "the server closed the connection unexpectedly");
+                let refusal =
+                    Refusal::fatal(RefusalKind::ServerLost, "the server closed the connection unexpectedly");
                 self.frontend.farewell(&refusal).await;
             }
         }
@@ -263,7 +274,7 @@ impl<P: Protocol> Session<P> {
                 Transaction::Idle if held.backend().is_clean() && held.backend().is_fresh() => Fate::Reuse,
                 _ => Fate::Reset,
             };
-            held.release(fate);
+            held.release(fate, Instant::now());
         }
         end
     }
@@ -296,19 +307,27 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// The counters of a node.
-    fn meter(&mut self, address: &Arc<str>) -> &NodeMetrics {
-        let at = match self.meters.iter().position(|(other, _)| Arc::ptr_eq(other, address)) {
-            Some(at) => at,
-            None => {
-                if self.meters.len() >= MAX_METERS {
-                    self.meters.clear();
+    /// A node's pool and counters.
+    fn known(&mut self, address: &Arc<str>, role: Role) -> &Known<P> {
+        let same = |known: &Known<P>| Arc::ptr_eq(&known.address, address) && known.role == role;
+        let at = match self.nodes.iter().position(same) {
+            Some(at) if !self.nodes[at].pool.is_closed() => at,
+            stale => {
+                if let Some(at) = stale {
+                    self.nodes.swap_remove(at);
+                } else if self.nodes.len() >= MAX_KNOWN {
+                    self.nodes.clear();
                 }
-                self.meters.push((address.clone(), self.cluster.metrics.node(address)));
-                self.meters.len() - 1
+                self.nodes.push(Known {
+                    address: address.clone(),
+                    role,
+                    pool: self.pools.node(address, role),
+                    meter: self.cluster.metrics.node(address),
+                });
+                self.nodes.len() - 1
             }
         };
-        &self.meters[at].1
+        &self.nodes[at]
     }
 
     fn snapshot(&self) -> Arc<Snapshot> {
@@ -316,5 +335,5 @@ impl<P: Protocol> Session<P> {
     }
 }
 
-/// Nodes whose counters a session remembers; reloads may bring new ones.
-const MAX_METERS: usize = 64;
+/// Nodes that a session remembers; reloads and failovers bring new ones.
+const MAX_KNOWN: usize = 16;

@@ -47,7 +47,11 @@ impl LastRoute {
 }
 
 impl<P: Protocol> Session<P> {
-    pub(super) async fn obey(&mut self, request: Request<P::Wire>, command: ProxyCommand) -> Result<(), Fault> {
+    pub(super) async fn obey(
+        &mut self,
+        request: Request<P::Wire>,
+        command: ProxyCommand,
+    ) -> Result<(), Fault> {
         let transaction = self.state.transaction;
         let outcome = match &command {
             ProxyCommand::Set { name, value } => self.set_own(name, value).map(|()| None),
@@ -58,7 +62,9 @@ impl<P: Protocol> Session<P> {
             Ok(None) => self.frontend.answer(request, Answer::Done, transaction).await,
             Ok(Some((name, value))) => {
                 let column = format!("pointsman.{name}");
-                self.frontend.answer(request, Answer::Row { column: &column, value: &value }, transaction).await
+                self.frontend
+                    .answer(request, Answer::Row { column: &column, value: &value }, transaction)
+                    .await
             }
             Err(refusal) => self.refuse(request, refusal).await,
         }
@@ -120,22 +126,37 @@ impl<P: Protocol> Session<P> {
                 let consistency = self.state.consistency.unwrap_or(self.cluster.policy.load().consistency);
                 Ok(consistency.label().to_owned())
             }
-            "max_lag" => Ok(self.state.max_lag.map_or_else(String::new, |lag| humantime::format_duration(lag).to_string())),
+            "max_lag" => Ok(self
+                .state
+                .max_lag
+                .map_or_else(String::new, |lag| humantime::format_duration(lag).to_string())),
             _ => Err(unknown(name)),
         }
     }
 }
 
 fn parse_consistency(value: &str) -> Option<Consistency> {
-    [Consistency::Eventual, Consistency::Session, Consistency::Monotonic, Consistency::User, Consistency::Global]
-        .into_iter()
-        .find(|consistency| consistency.label() == value)
+    [
+        Consistency::Eventual,
+        Consistency::Session,
+        Consistency::Monotonic,
+        Consistency::User,
+        Consistency::Global,
+    ]
+    .into_iter()
+    .find(|consistency| consistency.label() == value)
 }
 
 fn invalid(name: &str, value: &str) -> Refusal {
-    Refusal::new(RefusalKind::InvalidSetting, format!("invalid value for parameter \"pointsman.{name}\": \"{value}\""))
+    Refusal::new(
+        RefusalKind::InvalidSetting,
+        format!("invalid value for parameter \"pointsman.{name}\": \"{value}\""),
+    )
 }
 
 fn unknown(name: &str) -> Refusal {
-    Refusal::new(RefusalKind::UnknownSetting, format!("unrecognized configuration parameter \"pointsman.{name}\""))
+    Refusal::new(
+        RefusalKind::UnknownSetting,
+        format!("unrecognized configuration parameter \"pointsman.{name}\""),
+    )
 }

@@ -211,7 +211,13 @@ impl State {
 
     /// Takes note of an answered request. Returns whether something was committed that later
     /// reads must see.
-    pub fn learn(&mut self, intent: &Intent, transaction: Transaction, failed: bool, on_primary: bool) -> bool {
+    pub fn learn(
+        &mut self,
+        intent: &Intent,
+        transaction: Transaction,
+        failed: bool,
+        on_primary: bool,
+    ) -> bool {
         let was_open = self.transaction != Transaction::Idle;
         if !self.deferred {
             self.held = None;
@@ -249,7 +255,9 @@ impl State {
             Effect::Pin(reason) => self.pin(*reason),
             Effect::Touches => self.pin(PinReason::Function),
             Effect::Unpin(reason) if !failed => self.unpin(*reason),
-            Effect::Set { name, value, scope: Scope::Session, .. } if !failed => self.set_default(name, value),
+            Effect::Set { name, value, scope: Scope::Session, .. } if !failed => {
+                self.set_default(name, value)
+            }
             Effect::Reset { name } if !failed => match &**name {
                 "default_transaction_read_only" => self.defaults.read_only = self.startup_defaults.read_only,
                 "transaction_read_only" if self.sets_next => {
@@ -338,7 +346,10 @@ fn merge(into: &mut TransactionModes, from: TransactionModes) {
 /// Whether its success may have changed data that others can see.
 fn may_write(intent: &Intent) -> bool {
     intent.access == Access::Write
-        && !matches!(intent.reason, Reason::Session | Reason::Server | Reason::State | Reason::Transaction | Reason::Hint)
+        && !matches!(
+            intent.reason,
+            Reason::Session | Reason::Server | Reason::State | Reason::Transaction | Reason::Hint
+        )
 }
 
 fn parse_bool(value: &str) -> Option<bool> {
@@ -361,4 +372,3 @@ impl Isolation {
         }
     }
 }
-

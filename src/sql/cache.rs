@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{Hash, Hasher},
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -13,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use parking_lot::RwLock;
 use quick_cache::{Weighter, sync::Cache};
 use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
@@ -41,7 +42,7 @@ pub struct Classifier {
     dialect: Dialect,
     rules: FunctionRules,
     cache: Cache<Key, Arc<Intent>, ByFootprint>,
-    learned: Mutex<HashMap<u128, Instant>>,
+    learned: RwLock<HashMap<u128, Instant>>,
     /// Length of `learned`, so that the usual empty one costs no lock.
     learned_count: AtomicUsize,
     hits: AtomicU64,
@@ -63,13 +64,20 @@ pub struct Counts {
     pub learned: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
     text: u128,
     database: u64,
     catalog: u64,
     exact: bool,
     modes: LexModes,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The text's hash is one already; equality compares all fields.
+        state.write_u64(self.text as u64 ^ self.database.rotate_left(32) ^ self.catalog);
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -89,7 +97,7 @@ impl Classifier {
             dialect,
             rules,
             cache: Cache::with_weighter(items, capacity, ByFootprint),
-            learned: Mutex::new(HashMap::new()),
+            learned: RwLock::new(HashMap::new()),
             learned_count: AtomicUsize::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -106,12 +114,12 @@ impl Classifier {
         catalog: &Catalog,
         modes: LexModes,
         text: &[u8],
-        now: Instant,
+        now: impl FnOnce() -> Instant,
     ) -> Arc<Intent> {
         let intent = self.look_up(database, catalog, modes, text);
         if intent.access == Access::Read
             && self.learned_count.load(Relaxed) > 0
-            && self.is_learned(database, text, now)
+            && self.is_learned(database, text, now())
         {
             return Arc::new(Intent { access: Access::Write, reason: Reason::Learned, ..(*intent).clone() });
         }
@@ -146,7 +154,7 @@ impl Classifier {
 
     /// Remembers that a replica refused this very text in this database because it writes.
     pub fn learn(&self, database: u64, text: &[u8], now: Instant) {
-        let mut learned = self.learned.lock();
+        let mut learned = self.learned.write();
         learned.retain(|_, until| *until > now);
         if learned.len() >= MAX_LEARNED
             && let Some(oldest) = learned.iter().min_by_key(|(_, until)| **until).map(|(&text, _)| text)
@@ -158,17 +166,14 @@ impl Classifier {
     }
 
     fn is_learned(&self, database: u64, text: &[u8], now: Instant) -> bool {
-        let key = exact_key(database, text);
-        let mut learned = self.learned.lock();
-        match learned.get(&key) {
-            Some(&until) if until > now => true,
-            Some(_) => {
-                learned.remove(&key);
-                self.learned_count.store(learned.len(), Relaxed);
-                false
-            }
-            None => false,
+        let until = self.learned.read().get(&exact_key(database, text)).copied();
+        let Some(until) = until else { return false };
+        if until <= now {
+            let mut learned = self.learned.write();
+            learned.retain(|_, until| *until > now);
+            self.learned_count.store(learned.len(), Relaxed);
         }
+        until > now
     }
 
     pub fn counts(&self) -> Counts {
@@ -225,9 +230,10 @@ mod tests {
     fn statements_that_differ_in_their_literals_share_an_entry() {
         let (classifier, catalog, now) = (classifier(), Catalog::empty(), Instant::now());
 
-        let first = classifier.intent(1, &catalog, MODES, b"SELECT a FROM t WHERE id = 1 AND b = 'x'", now);
+        let first =
+            classifier.intent(1, &catalog, MODES, b"SELECT a FROM t WHERE id = 1 AND b = 'x'", || now);
         let second =
-            classifier.intent(1, &catalog, MODES, b"SELECT a FROM t WHERE id = 22 AND b = 'it''s'", now);
+            classifier.intent(1, &catalog, MODES, b"SELECT a FROM t WHERE id = 22 AND b = 'it''s'", || now);
 
         assert!(Arc::ptr_eq(&first, &second));
         assert_eq!((classifier.counts().hits, classifier.counts().misses), (1, 1));
@@ -242,7 +248,7 @@ mod tests {
         for (database, catalog, modes) in
             [(1, &catalog, MODES), (2, &catalog, MODES), (1, &newer, MODES), (1, &catalog, other)]
         {
-            classifier.intent(database, catalog, modes, b"SELECT 1", now);
+            classifier.intent(database, catalog, modes, b"SELECT 1", || now);
         }
         assert_eq!(classifier.counts().misses, 4);
     }
@@ -250,8 +256,8 @@ mod tests {
     #[test]
     fn settings_are_kept_by_their_exact_text() {
         let (classifier, catalog, now) = (classifier(), Catalog::empty(), Instant::now());
-        let first = classifier.intent(1, &catalog, MODES, b"SET search_path = 'a'", now);
-        let second = classifier.intent(1, &catalog, MODES, b"SET search_path = 'b'", now);
+        let first = classifier.intent(1, &catalog, MODES, b"SET search_path = 'a'", || now);
+        let second = classifier.intent(1, &catalog, MODES, b"SET search_path = 'b'", || now);
         assert_ne!(first.effects, second.effects);
     }
 
@@ -259,17 +265,17 @@ mod tests {
     fn a_refused_text_is_a_write_for_a_limited_time_in_its_database_only() {
         let (classifier, catalog, now) = (classifier(), Catalog::empty(), Instant::now());
         let text = b"SELECT sneaky FROM t WHERE id = 1";
-        assert_eq!(classifier.intent(1, &catalog, MODES, text, now).access, Access::Read);
+        assert_eq!(classifier.intent(1, &catalog, MODES, text, || now).access, Access::Read);
 
         classifier.learn(1, text, now);
 
-        let refused = classifier.intent(1, &catalog, MODES, text, now);
+        let refused = classifier.intent(1, &catalog, MODES, text, || now);
         assert_eq!((refused.access, refused.reason), (Access::Write, Reason::Learned));
-        assert_eq!(classifier.intent(2, &catalog, MODES, text, now).access, Access::Read);
+        assert_eq!(classifier.intent(2, &catalog, MODES, text, || now).access, Access::Read);
         let other = b"SELECT sneaky FROM t WHERE id = 2";
-        assert_eq!(classifier.intent(1, &catalog, MODES, other, now).access, Access::Read);
+        assert_eq!(classifier.intent(1, &catalog, MODES, other, || now).access, Access::Read);
         let later = now + LEARNED_FOR;
-        assert_eq!(classifier.intent(1, &catalog, MODES, text, later).access, Access::Read);
+        assert_eq!(classifier.intent(1, &catalog, MODES, text, || later).access, Access::Read);
     }
 
     #[test]
@@ -287,7 +293,7 @@ mod tests {
         let catalog = Catalog::empty();
         for number in 0..2000 {
             let text = format!("SELECT a{number} FROM t");
-            classifier.intent(1, &catalog, MODES, text.as_bytes(), Instant::now());
+            classifier.intent(1, &catalog, MODES, text.as_bytes(), || Instant::now());
         }
         assert!(classifier.counts().entries < 64 * 1024 / 100);
     }

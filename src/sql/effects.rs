@@ -45,6 +45,7 @@ pub enum Effect {
         statement: Box<str>,
         inner: Box<super::Intent>,
     },
+    /// The statement's own access is that of its arguments; what it runs is what was prepared.
     Execute {
         name: Box<str>,
     },

@@ -199,6 +199,16 @@ pub struct Intent {
     pub joins: bool,
 }
 
+impl Tables {
+    /// The names, sorted; `None` for [`Tables::All`].
+    pub fn names(&self) -> Option<&[Box<str>]> {
+        match self {
+            Self::All => None,
+            Self::Some(names) => Some(names),
+        }
+    }
+}
+
 /// Relations a statement names, by bare folded name (all schemas alike).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tables {

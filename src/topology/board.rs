@@ -6,6 +6,7 @@ mod events;
 pub(crate) mod fixture;
 mod memory;
 mod node;
+mod past;
 mod publish;
 #[cfg(test)]
 mod simulation;
@@ -18,18 +19,19 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use self::node::{Duty, Tracked};
 pub use self::{
     events::{Counters, Event},
     memory::Remembered,
 };
+use self::{
+    node::{Duty, Tracked},
+    past::replayable,
+};
 use super::{
-    Claim, Engine, Facts, History, Incarnation, NodeId, Position, Probe, Sample,
-    election::{self, Ballot, Candidate, Fence, Incumbent, Nobody},
+    Claim, Engine, Facts, History, Incarnation, NodeId, Probe, Sample,
+    election::{self, Ballot, Candidate, Incumbent, Nobody},
     health::{self, Signal},
     lag::LagClock,
-    snapshot::{ElectedSet, Fall},
-    timelines::Fork,
 };
 
 /// Positions of the primary kept for floors: 13 s at 25 ms, 100 s at 200 ms; an idle primary's
@@ -75,7 +77,8 @@ pub struct Settings {
 pub enum Traffic {
     /// A server connection was reset, or closed with `57P01`.
     Broken,
-    /// A new server connection could not be made.
+    /// A new server connection could not be made. Not for a login that was refused, nor for
+    /// `53300`/1040: the server is there.
     Refused,
     /// A write was refused as read-only though the client had not asked for that.
     ReadOnly,
@@ -325,11 +328,17 @@ impl Board {
             node.set_fence(fence);
         }
         match verdict.primary {
-            Ok(id) if self.primary == Some(id) => {}
+            // A new timeline is a promotion, even of the node that had the role before.
+            Ok(id) if self.primary == Some(id) && !self.on_new_timeline(id) => {}
             Ok(id) => self.install(id, now),
             Err(nobody) => self.lose_primary(now, nobody),
         }
         self.fence_diverged();
+    }
+
+    fn on_new_timeline(&self, id: NodeId) -> bool {
+        let now = self.nodes[id.0].facts.as_ref().and_then(|facts| facts.timeline);
+        self.incumbent.as_ref().is_some_and(|incumbent| incumbent.timeline != now)
     }
 
     fn lose_primary(&mut self, now: Instant, why: Nobody) {
@@ -372,107 +381,6 @@ impl Board {
         self.push_event(Event::Elected { address, timeline: facts.timeline, without, failover });
         // The answer that the election went by may have come a while before it.
         self.record(id);
-    }
-
-    /// Notes what the change of primary means for positions known from before.
-    fn learn_history(&mut self, id: NodeId, facts: &Facts) {
-        let node = &self.nodes[id.0];
-        let mut history = History::clone(&self.history);
-        match (&facts.written, self.incumbent.as_ref().and_then(|incumbent| incumbent.timeline)) {
-            (Some(Position::Postgres { timeline, lsn, .. }), Some(parent)) if *timeline > parent => {
-                // What the node had replayed in this very life, it still has.
-                let at_least = match &node.replayed {
-                    Some(Position::Postgres { timeline, lsn, .. }) if *timeline == parent => *lsn,
-                    _ => super::Lsn(0),
-                };
-                history.timelines.learn(Fork {
-                    parent,
-                    child: *timeline,
-                    at_least,
-                    at_most: lsn.replayable(),
-                });
-            }
-            (Some(Position::Mysql(executed)), _) => {
-                history.elected =
-                    Some(ElectedSet::new(Arc::clone(executed), &facts.incarnation, facts.server_id));
-            }
-            _ => {}
-        }
-        self.history = Arc::new(history);
-    }
-
-    /// Keeps what the primary's last answer said of its position: the lag clock's history and the
-    /// samples that floors are made of.
-    fn record(&mut self, id: NodeId) {
-        let node = &self.nodes[id.0];
-        let (Some(answer), Some(facts)) = (node.answer, node.facts.clone()) else { return };
-        if facts.claim != Claim::Primary {
-            return;
-        }
-        if let Some(flushed) = &facts.flushed {
-            self.clock.record(answer.sent, answer.came, &replayable(flushed), &self.history.timelines);
-        }
-        let Some(written) = facts.written.as_ref().map(replayable) else { return };
-        if self.samples.back().is_some_and(|last| answer.number <= last.number) {
-            return;
-        }
-        self.note_fall(&facts.incarnation, &written);
-        self.samples_shared = None;
-        match self.samples.back_mut() {
-            // What a floor between the two would resolve to is the same.
-            Some(last) if last.incarnation == facts.incarnation && last.written == written => {
-                (last.number, last.sent) = (answer.number, answer.sent);
-            }
-            _ => {
-                if self.samples.len() == SAMPLES {
-                    self.samples.pop_front();
-                }
-                let (number, sent) = (answer.number, answer.sent);
-                self.samples.push_back(Sample { number, sent, incarnation: facts.incarnation, written });
-            }
-        }
-    }
-
-    /// A primary that restarted with less than it had said before: what lies between is lost.
-    fn note_fall(&mut self, incarnation: &Incarnation, written: &Position) {
-        let Some(last) = self.samples.back().filter(|last| last.incarnation != *incarnation) else { return };
-        let (
-            Position::Postgres { timeline, lsn: from, .. },
-            Position::Postgres { timeline: now_on, lsn: to, .. },
-        ) = (&last.written, written)
-        else {
-            return;
-        };
-        if timeline == now_on && to < from {
-            let fall = Fall { timeline: *timeline, from: *from, to: *to };
-            Arc::make_mut(&mut self.history).fall = Some(fall);
-            let address =
-                self.primary.map(|id| Arc::clone(&self.nodes[id.0].config.address)).unwrap_or_default();
-            self.push_event(Event::PositionFell { address, from: fall.from, to: fall.to });
-        }
-    }
-
-    /// Fences replicas that replayed what the primary's history does not have.
-    fn fence_diverged(&mut self) {
-        let Some(Sample { written: newest, .. }) = self.samples.back() else { return };
-        let Some(primary) = newest.timeline() else { return };
-        for node in self.nodes.iter_mut().filter(|node| node.is_replica() && node.fence.is_none()) {
-            let Some(position) = &node.position else { continue };
-            if self.history.timelines.lost(position, newest) {
-                let own = position.timeline().unwrap_or_default();
-                node.set_fence(Some(&Fence::Diverged { own, primary }));
-            }
-        }
-    }
-}
-
-/// PostgreSQL's insert and flush positions may stand behind the header of a page without records.
-fn replayable(position: &Position) -> Position {
-    match position {
-        Position::Postgres { system, timeline, lsn } => {
-            Position::Postgres { system: *system, timeline: *timeline, lsn: lsn.replayable() }
-        }
-        Position::Mysql(_) => position.clone(),
     }
 }
 

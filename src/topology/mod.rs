@@ -20,7 +20,7 @@ use std::{
 };
 
 pub use position::{GtidSet, Lsn, Position};
-pub use snapshot::{History, Resolved, Sample, Snapshot};
+pub use snapshot::{ElectedSet, Fall, History, Resolved, Sample, Snapshot};
 pub use timelines::Timelines;
 
 /// Which database's rules of history hold.

@@ -210,15 +210,14 @@ impl Snapshot {
     /// lost, unless it has it by now.
     fn after_election<'a>(&'a self, position: &'a Position, floor: &Arc<GtidSet>) -> Resolved<'a> {
         let Some(elected) = &self.history.elected else { return Resolved::At(Cow::Borrowed(position)) };
-        if elected.executed.covers(floor)
-            || matches!(self.newest(), Some(Position::Mysql(have)) if have.covers(floor))
+        let has_it = |position: &Position| matches!(position, Position::Mysql(have) if have.covers(floor));
+        // What it numbered itself may be newer than the last probe.
+        if elected.executed.covers_foreign(floor, elected.uuid, elected.server_id)
+            || self.newest().is_some_and(has_it)
         {
             return Resolved::At(Cow::Borrowed(position));
         }
         let (own, foreign) = floor.split_by_origin(elected.uuid, elected.server_id);
-        if elected.executed.covers(&foreign) {
-            return Resolved::At(Cow::Borrowed(position)); // only newer than the last probe
-        }
         let left = foreign.intersection(&elected.executed).union(&own);
         Resolved::Lost { left: Position::Mysql(Arc::new(left)) }
     }

@@ -25,7 +25,7 @@ async fn copy_in_and_out_carry_every_row() {
     let chunks: Vec<_> = rows.collect().await;
     let bytes: usize = chunks.iter().map(|chunk| chunk.as_ref().expect("it arrives").len()).sum();
     assert_eq!(chunks.len(), 10_000);
-    assert_eq!(bytes, (0..10_000).map(|id| format!("{id}\tword {}\n", id % 100).len()).sum());
+    assert_eq!(bytes, (0..10_000).map(|id| format!("{id}\tword {}\n", id % 100).len()).sum::<usize>());
 }
 
 #[tokio::test]

@@ -129,6 +129,8 @@ fn weigh_system_variable(verdict: &mut Verdict, raw: &[u8]) {
         | "transaction_read_only"
         | "tx_read_only"
         | "in_transaction" => verdict.raise(Reason::Server),
+        // `@@global . name`: the name stands apart.
+        "" | "global" | "session" | "local" | "persist" => verdict.raise(Reason::Server),
         "last_insert_id" | "identity" | "warning_count" | "error_count" | "insert_id" => {
             verdict.raise(Reason::State);
             verdict.effect(Effect::NeedsPrevious);

@@ -1,5 +1,7 @@
 //! Queries and INSERT, UPDATE, DELETE, MERGE: parsed, surveyed, judged by the catalog.
 
+use std::borrow::Cow;
+
 use sqlparser::{
     ast::Statement,
     dialect::{MySqlDialect, PostgreSqlDialect},
@@ -48,7 +50,10 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
 
 /// What the parser gets to read. `None`: not text.
 fn parser_text(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<String> {
-    let stripped = strip(phrase.source(), cx.dialect, cx.modes);
+    let stripped = match cx.dialect {
+        Dialect::Postgres => strip(&without_only(phrase), cx.dialect, cx.modes),
+        Dialect::Mysql => strip(phrase.source(), cx.dialect, cx.modes),
+    };
     let mut text = match (cx.dialect, String::from_utf8(stripped)) {
         (_, Ok(text)) => text,
         // Bytes of a single-byte encoding in an identifier: a letter to PostgreSQL, possibly white
@@ -60,6 +65,20 @@ fn parser_text(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<String> {
         text.replace_range(..5, "SELECT * FROM");
     }
     Some(text)
+}
+
+/// Blanks the ONLY of `FROM ONLY t`, which the parser takes for the name of a table.
+fn without_only<'a>(phrase: &Phrase<'a>) -> Cow<'a, [u8]> {
+    let mut source = Cow::Borrowed(phrase.source());
+    for at in (1..phrase.len()).filter(|&at| phrase.is(at, "only")) {
+        let names_relation = phrase.is_any(at - 1, &["from", "join", "update", "into", "table", "using"])
+            || phrase.punct(at - 1, b',');
+        if names_relation && matches!(phrase.kind(at + 1), Some(Kind::Word | Kind::Quoted)) {
+            let start = phrase.tokens[at].start - phrase.tokens[0].start;
+            source.to_mut()[start..start + "only".len()].fill(b' ');
+        }
+    }
+    source
 }
 
 fn parse(source: &str, dialect: Dialect) -> Option<Statement> {
@@ -81,7 +100,7 @@ fn weigh(survey: &Survey, phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         }
     }
     if let Some(into) = survey.into {
-        verdict.raise(Reason::Ddl);
+        verdict.raise(if cx.dialect == Dialect::Mysql { Reason::State } else { Reason::Ddl });
         verdict.plain = false;
         match (into, cx.dialect) {
             (Into::Temporary, _) => verdict.pin(PinReason::TempTable),
@@ -154,7 +173,7 @@ pub(super) fn unparsed(phrase: &Phrase<'_>, cx: &Cx<'_>, reason: Reason) -> Verd
     relations::weigh_tokens(&mut verdict, phrase, cx);
     if phrase.contains(&["into", "temp"]) || phrase.contains(&["into", "temporary"]) {
         verdict.pin(PinReason::TempTable);
-    } else if phrase.contains(&["into"]) && !is_dml {
+    } else if cx.dialect == Dialect::Postgres && phrase.contains(&["into"]) && !is_dml {
         verdict.effect(Effect::Ddl);
     }
     if cx.dialect == Dialect::Mysql {

@@ -14,94 +14,57 @@ fn special(name: &str) -> Option<Builtin> {
         "currval" | "lastval" => Builtin::Previous,
         "set_config" => Builtin::SetConfig,
         "current_setting" => Builtin::CurrentSetting,
-        "setseed" => Builtin::State,
         "pg_advisory_lock"
         | "pg_advisory_lock_shared"
         | "pg_try_advisory_lock"
         | "pg_try_advisory_lock_shared" => Builtin::AdvisoryLock,
         "pg_advisory_unlock_all" => Builtin::AdvisoryUnlockAll,
         "pg_prepared_statement" | "pg_cursor" => Builtin::ShowsPrepared,
-        "pg_listening_channels" | "pg_my_temp_schema" | "pg_is_other_temp_schema" => Builtin::State,
-        "table_to_xml"
-        | "table_to_xml_and_xmlschema"
-        | "schema_to_xml"
-        | "schema_to_xml_and_xmlschema"
-        | "database_to_xml"
-        | "database_to_xml_and_xmlschema" => Builtin::ReadsAll,
-        "pg_is_in_recovery"
-        | "pg_show_all_settings"
-        | "pg_get_replication_slots"
-        | "pg_walfile_name"
-        | "pg_walfile_name_offset"
-        | "pg_lock_status"
-        | "pg_blocking_pids"
-        | "pg_safe_snapshot_blocking_pids"
-        | "pg_isolation_test_session_is_blocked"
-        | "pg_get_backend_memory_contexts"
-        | "pg_get_shmem_allocations"
-        | "pg_hba_file_rules"
-        | "pg_ident_file_mappings"
-        | "pg_show_all_file_settings"
-        | "pg_prepared_xact"
-        | "pg_notification_queue_usage"
-        | "pg_xact_status"
-        | "txid_status"
-        | "pg_last_committed_xact"
-        | "pg_xact_commit_timestamp"
-        | "pg_xact_commit_timestamp_origin"
-        | "pg_sequence_last_value"
-        | "pg_get_sequence_data"
-        | "pg_is_wal_replay_paused"
-        | "pg_get_wal_replay_pause_state"
-        | "pg_get_wal_resource_managers"
-        | "pg_current_logfile"
-        | "pg_stat_file"
-        | "pg_stat_have_stats"
-        | "pg_current_snapshot"
-        | "pg_current_xact_id_if_assigned"
-        | "txid_current_if_assigned"
-        | "txid_current_snapshot"
-        | "pg_show_replication_origin_status" => Builtin::Server,
+        "setseed" | "pg_listening_channels" | "pg_my_temp_schema" | "pg_is_other_temp_schema" => {
+            Builtin::State
+        }
         "pg_advisory_unlock"
         | "pg_advisory_unlock_shared"
         | "pg_advisory_xact_lock"
         | "pg_advisory_xact_lock_shared"
         | "pg_try_advisory_xact_lock"
         | "pg_try_advisory_xact_lock_shared" => Builtin::State,
-        "pg_notify"
-        | "pg_current_xact_id"
-        | "txid_current"
-        | "pg_export_snapshot"
-        | "loread"
-        | "lowrite"
-        | "query_to_xml"
-        | "query_to_xml_and_xmlschema"
-        | "query_to_xmlschema"
-        | "cursor_to_xml"
-        | "cursor_to_xmlschema"
-        | "ts_stat"
-        | "ts_rewrite"
-        | "pg_cancel_backend"
-        | "pg_terminate_backend"
-        | "pg_reload_conf"
-        | "pg_rotate_logfile"
-        | "pg_promote"
-        | "pg_switch_wal"
-        | "pg_create_restore_point"
-        | "pg_backup_start"
-        | "pg_backup_stop"
-        | "pg_wal_replay_pause"
-        | "pg_wal_replay_resume"
-        | "pg_log_backend_memory_contexts"
-        | "pg_import_system_collations"
-        | "pg_nextoid"
-        | "brin_summarize_range"
-        | "brin_summarize_new_values"
-        | "brin_desummarize_range"
-        | "gin_clean_pending_list" => Builtin::Writes,
+        "table_to_xml" | "table_to_xml_and_xmlschema" | "schema_to_xml" | "schema_to_xml_and_xmlschema" => {
+            Builtin::ReadsAll
+        }
+        "database_to_xml" | "database_to_xml_and_xmlschema" => Builtin::ReadsAll,
+        _ if SERVER.contains(&name) => Builtin::Server,
+        _ if WRITES.contains(&name) => Builtin::Writes,
         _ => return by_prefix(name),
     })
 }
+
+/// Questions about the server itself.
+#[rustfmt::skip]
+static SERVER: &[&str] = &[
+    "pg_blocking_pids", "pg_current_logfile", "pg_current_snapshot", "pg_current_xact_id_if_assigned",
+    "pg_get_backend_memory_contexts", "pg_get_replication_slots", "pg_get_sequence_data",
+    "pg_get_shmem_allocations", "pg_get_wal_replay_pause_state", "pg_get_wal_resource_managers",
+    "pg_hba_file_rules", "pg_ident_file_mappings", "pg_is_in_recovery", "pg_is_wal_replay_paused",
+    "pg_isolation_test_session_is_blocked", "pg_last_committed_xact", "pg_lock_status",
+    "pg_notification_queue_usage", "pg_prepared_xact", "pg_safe_snapshot_blocking_pids",
+    "pg_sequence_last_value", "pg_show_all_file_settings", "pg_show_all_settings",
+    "pg_show_replication_origin_status", "pg_stat_file", "pg_stat_have_stats", "pg_walfile_name",
+    "pg_walfile_name_offset", "pg_xact_commit_timestamp", "pg_xact_commit_timestamp_origin",
+    "pg_xact_status", "txid_current_if_assigned", "txid_current_snapshot", "txid_status",
+];
+
+/// What changes data or the server, acts on other sessions, or runs SQL given as text.
+#[rustfmt::skip]
+static WRITES: &[&str] = &[
+    "brin_desummarize_range", "brin_summarize_new_values", "brin_summarize_range", "cursor_to_xml",
+    "cursor_to_xmlschema", "gin_clean_pending_list", "loread", "lowrite", "pg_backup_start",
+    "pg_backup_stop", "pg_cancel_backend", "pg_create_restore_point", "pg_current_xact_id",
+    "pg_export_snapshot", "pg_import_system_collations", "pg_log_backend_memory_contexts", "pg_nextoid",
+    "pg_notify", "pg_promote", "pg_reload_conf", "pg_rotate_logfile", "pg_switch_wal",
+    "pg_terminate_backend", "pg_wal_replay_pause", "pg_wal_replay_resume", "query_to_xml",
+    "query_to_xml_and_xmlschema", "query_to_xmlschema", "ts_rewrite", "ts_stat", "txid_current",
+];
 
 fn by_prefix(name: &str) -> Option<Builtin> {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
@@ -132,7 +95,12 @@ fn by_prefix(name: &str) -> Option<Builtin> {
 /// what only the server itself calls (`internal`, `cstring`, `_send`, operator support); the
 /// volatile ones that do not write (`random`, `clock_timestamp`, `pg_sleep`, `gen_random_uuid`,
 /// sizes …); the grammar's own (`coalesce`, `current_user` …); and what the release notes of 16,
-/// 17 and 18 added. Sorted by bytes.
+/// 17 and 18 added. Sorted by bytes. The first part comes from
+///
+/// ```sql
+/// SELECT proname FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace
+/// GROUP BY proname HAVING NOT bool_or(provolatile = 'v') ORDER BY proname COLLATE "C"
+/// ```
 #[rustfmt::skip]
 static READS: &[&str] = &[
     "abbrev", "abs", "acldefault", "aclexplode", "acos", "acosd", "acosh", "age", "any_value", "area",

@@ -36,9 +36,17 @@ pub(super) enum Kind {
 
 /// Takes the tokens of a text, in order.
 pub(super) trait Sink {
-    fn token(&mut self, kind: Kind, text: &[u8], start: usize, end: usize);
+    fn token(&mut self, kind: Kind, start: usize, end: usize);
+    /// A token of the commonest kind.
+    fn word(&mut self, start: usize, end: usize) {
+        self.token(Kind::Word, start, end);
+    }
+    /// A token of the second commonest kind: one byte.
+    fn punct(&mut self, start: usize) {
+        self.token(Kind::Punct, start, start + 1);
+    }
     /// White space or a comment.
-    fn gap(&mut self);
+    fn gap(&mut self, start: usize, end: usize);
     /// The inside of a comment that begins with `pointsman:`.
     fn hint(&mut self, start: usize, end: usize);
 }
@@ -129,8 +137,10 @@ impl Scanner<'_> {
         while let Some(&byte) = self.text.get(self.at) {
             match CLASS[usize::from(byte)] {
                 Class::Space => {
+                    let start = self.at;
+                    self.at += 1;
                     self.skip_while(|b| CLASS[usize::from(b)] == Class::Space);
-                    sink.gap();
+                    sink.gap(start, self.at);
                     continue;
                 }
                 Class::Letter => self.word(sink)?,
@@ -138,10 +148,12 @@ impl Scanner<'_> {
                     if self.open_executables > 0 && byte == b'*' && self.peek(1) == Some(b'/') {
                         self.at += 2;
                         self.open_executables -= 1;
-                        sink.gap();
+                        sink.gap(self.at - 2, self.at);
                         continue;
                     }
-                    self.emit(Kind::Punct, 1, sink);
+                    self.escape_string = false;
+                    sink.punct(self.at);
+                    self.at += 1;
                 }
                 Class::Digit => self.number(sink),
                 Class::Quote => {
@@ -166,21 +178,25 @@ impl Scanner<'_> {
         self.text.get(self.at + ahead).copied()
     }
 
+    #[inline(always)]
     fn skip_while(&mut self, belongs: impl Fn(u8) -> bool) {
         while self.text.get(self.at).is_some_and(|&byte| belongs(byte)) {
             self.at += 1;
         }
     }
 
+    #[inline]
     fn emit<S: Sink>(&mut self, kind: Kind, length: usize, sink: &mut S) {
         let start = self.at;
         self.at += length;
         self.escape_string = false;
-        sink.token(kind, self.text, start, self.at);
+        sink.token(kind, start, self.at);
     }
 
+    #[inline]
     fn word<S: Sink>(&mut self, sink: &mut S) -> Option<()> {
         let start = self.at;
+        self.at += 1;
         self.skip_while(|b| CONTINUES[usize::from(b)]);
         if self.at - start == 1 {
             let quote = self.at;
@@ -207,7 +223,7 @@ impl Scanner<'_> {
             }
         }
         self.escape_string = false;
-        sink.token(Kind::Word, self.text, start, self.at);
+        sink.word(start, self.at);
         Some(())
     }
 
@@ -220,7 +236,7 @@ impl Scanner<'_> {
         }
         self.at += 1;
         self.escape_string = false;
-        sink.token(Kind::Text, self.text, start, self.at);
+        sink.token(Kind::Text, start, self.at);
         Some(())
     }
 
@@ -235,13 +251,17 @@ impl Scanner<'_> {
     ) -> Option<()> {
         self.at = self.close_quote(open + 1, quote, backslashes)?;
         self.escape_string = false;
-        sink.token(Kind::Text, self.text, start, self.at);
+        sink.token(Kind::Text, start, self.at);
         Some(())
     }
 
     /// The position behind the quote that closes a literal whose inside begins at `from`.
     fn close_quote(&self, from: usize, quote: u8, backslashes: bool) -> Option<usize> {
         let mut at = from;
+        // Most of them are short words: a call of memchr would cost more than they do.
+        while self.text.get(at).is_some_and(|&byte| CONTINUES[usize::from(byte)]) {
+            at += 1;
+        }
         loop {
             let rest = self.text.get(at..)?;
             let found = match backslashes {
@@ -276,12 +296,12 @@ impl Scanner<'_> {
             if !is_number_tail(head, rest, digits, self.mysql) {
                 // MySQL lets an identifier begin with a digit; PostgreSQL refuses it.
                 self.escape_string = false;
-                sink.token(Kind::Word, self.text, start, self.at);
+                sink.token(Kind::Word, start, self.at);
                 return;
             }
         }
         self.escape_string = false;
-        sink.token(Kind::Number, self.text, start, self.at);
+        sink.token(Kind::Number, start, self.at);
     }
 
     fn special<S: Sink>(&mut self, byte: u8, sink: &mut S) -> Option<Was> {
@@ -360,7 +380,7 @@ impl Scanner<'_> {
             }
         };
         self.escape_string = false;
-        sink.token(kind, self.text, start, self.at);
+        sink.token(kind, start, self.at);
         Some(())
     }
 
@@ -390,9 +410,10 @@ impl Scanner<'_> {
             if mark > 0 {
                 self.seen.executable = true;
                 self.open_executables += 1;
+                let start = self.at;
                 self.at += mark;
                 self.skip_while(|b| b.is_ascii_digit());
-                sink.gap();
+                sink.gap(start, self.at);
                 return Some(Was::Gap);
             }
         }
@@ -430,7 +451,7 @@ impl Scanner<'_> {
             self.seen.hint = true;
             sink.hint(end - inside.len(), end);
         }
-        sink.gap();
+        sink.gap(start, end);
     }
 }
 

@@ -5,14 +5,17 @@
 //! `VALUES (1, 'a'), (2, NULL)` read the same for any length. The parser reads the very text that
 //! is hashed here, so whatever shares a key also shares its classification.
 
-use smallvec::SmallVec;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Kind, Scan, Sink, scan};
 use crate::sql::{Dialect, LexModes};
 
 /// Stripped bytes that are gathered on the stack before they are hashed.
-const CHUNK: usize = 1024;
+const CHUNK: usize = 768;
+/// Bytes from which on a run that is taken over as it is counts as long.
+const LONG_RUN: usize = 256;
+/// Room that is always left for what is written without asking: the flags at the end.
+const SPARE: usize = 16;
 
 /// The key of one text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,20 +28,21 @@ pub(in crate::sql) struct Stripped {
 
 /// Hashes `text` without its literals. Does not allocate.
 pub(in crate::sql) fn stripped(text: &[u8], dialect: Dialect, modes: LexModes) -> Stripped {
-    let mut sink = Strip::new(Chained(SmallVec::new()), dialect, modes);
+    let mut out = Chained { buffer: [0; CHUNK], length: 0 };
+    let mut sink = Strip::new(&mut out, text, dialect, modes);
     let scan = scan(text, dialect, modes, &mut sink);
-    let exact = sink.exact || scan.hint || !scan.clean;
-    let mut chained = sink.out;
-    chained.0.push(0);
-    chained.0.push(u8::from(scan.executable));
-    Stripped { hash: xxh3_128(&chained.0), scan, exact }
+    let exact = sink.finish() || scan.hint || !scan.clean;
+    out.append(&[0, u8::from(scan.executable)]);
+    Stripped { hash: xxh3_128(out.bytes()), scan, exact }
 }
 
 /// The stripped text itself.
 pub(in crate::sql) fn strip(text: &[u8], dialect: Dialect, modes: LexModes) -> Vec<u8> {
-    let mut sink = Strip::new(Vec::with_capacity(text.len().min(4096)), dialect, modes);
+    let mut out = Vec::with_capacity(text.len().min(4096));
+    let mut sink = Strip::new(&mut out, text, dialect, modes);
     scan(text, dialect, modes, &mut sink);
-    sink.out
+    sink.finish();
+    out
 }
 
 /// Where stripped bytes go.
@@ -68,52 +72,93 @@ impl Output for Vec<u8> {
 }
 
 /// A buffer that is hashed whenever it is full; the hash then begins the next one.
-struct Chained(SmallVec<[u8; CHUNK]>);
+struct Chained {
+    buffer: [u8; CHUNK],
+    length: usize,
+}
 
-impl Output for Chained {
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-    fn push(&mut self, bytes: &[u8]) {
-        // Longer tokens than a chunk (a giant identifier) go in as their hash.
-        if bytes.len() >= CHUNK / 2 {
-            self.0.extend_from_slice(&xxh3_128(bytes).to_le_bytes());
-        } else {
-            self.0.extend_from_slice(bytes);
-        }
-    }
-    fn truncate(&mut self, length: usize) {
-        self.0.truncate(length);
-    }
-    fn would_turn(&self, more: usize) -> bool {
-        self.0.len() + more.min(CHUNK / 2) + 4 > CHUNK
-    }
-    fn turn(&mut self) {
-        let hash = xxh3_128(&self.0);
-        self.0.clear();
-        self.0.extend_from_slice(&hash.to_le_bytes());
+impl Chained {
+    #[inline]
+    fn append(&mut self, bytes: &[u8]) {
+        let end = self.length + bytes.len();
+        self.buffer[self.length..end].copy_from_slice(bytes);
+        self.length = end;
     }
 }
 
-struct Strip<O> {
-    out: O,
+impl Output for Chained {
+    #[inline]
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.length]
+    }
+    #[inline]
+    fn push(&mut self, bytes: &[u8]) {
+        // A long run goes in as its hash.
+        if bytes.len() >= LONG_RUN {
+            self.append(&xxh3_128(bytes).to_le_bytes());
+        } else {
+            self.append(bytes);
+        }
+    }
+    fn truncate(&mut self, length: usize) {
+        self.length = self.length.min(length);
+    }
+    #[inline]
+    fn would_turn(&self, more: usize) -> bool {
+        self.length + more.min(LONG_RUN) + SPARE > CHUNK
+    }
+    #[cold]
+    fn turn(&mut self) {
+        let hash = xxh3_128(self.bytes());
+        self.length = 0;
+        self.append(&hash.to_le_bytes());
+    }
+}
+
+/// What stands for a literal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Placeholder {
+    Text,
+    Number,
+    Dollar,
+    QuestionMark,
+}
+
+impl Placeholder {
+    const fn bytes(self) -> &'static [u8] {
+        match self {
+            Self::Text => b"''",
+            Self::Number => b"0",
+            Self::Dollar => b"$1",
+            Self::QuestionMark => b"?",
+        }
+    }
+}
+
+struct Strip<'a, O> {
+    out: &'a mut O,
+    text: &'a [u8],
+    /// What is to be taken over as it is, but has not been copied yet.
+    pending: (usize, usize),
     mysql: bool,
     modes: LexModes,
     exact: bool,
     /// The next token begins a statement.
     leading: bool,
     /// Behind the last emitted literal.
-    literal_end: Option<(usize, &'static [u8])>,
+    literal_end: Option<(usize, Placeholder)>,
     /// Where a parenthesis was opened that has held nothing but literals since.
     row_start: Option<usize>,
     /// Behind the last such parenthesis that was closed.
     row_end: Option<usize>,
 }
 
-impl<O: Output> Strip<O> {
-    fn new(out: O, dialect: Dialect, modes: LexModes) -> Self {
+impl<'a, O: Output> Strip<'a, O> {
+    fn new(out: &'a mut O, text: &'a [u8], dialect: Dialect, modes: LexModes) -> Self {
         Self {
             out,
+            text,
+            pending: (0, 0),
             mysql: dialect == Dialect::Mysql,
             modes,
             exact: false,
@@ -124,6 +169,32 @@ impl<O: Output> Strip<O> {
         }
     }
 
+    /// Writes what is pending; whether the text has to be keyed exactly.
+    fn finish(&mut self) -> bool {
+        self.flush();
+        self.exact
+    }
+
+    /// Takes over a token as it is.
+    #[inline]
+    fn keep(&mut self, start: usize, end: usize) {
+        if start != self.pending.1 {
+            self.flush();
+            self.pending.0 = start;
+        }
+        self.pending.1 = end;
+    }
+
+    #[inline]
+    fn flush(&mut self) {
+        let (start, end) = self.pending;
+        if start < end {
+            self.push(&self.text[start..end]);
+        }
+        self.pending = (end, end);
+    }
+
+    /// Writes bytes; nothing may be pending.
     fn push(&mut self, bytes: &[u8]) {
         if self.out.would_turn(bytes.len()) {
             self.out.turn();
@@ -134,22 +205,29 @@ impl<O: Output> Strip<O> {
         self.out.push(bytes);
     }
 
-    fn literal(&mut self, stands_for: &'static [u8]) {
+    /// The last byte so far.
+    fn last(&self) -> Option<u8> {
+        let (start, end) = self.pending;
+        if start < end { Some(self.text[end - 1]) } else { self.out.bytes().last().copied() }
+    }
+
+    fn literal(&mut self, stands_for: Placeholder) {
+        self.flush();
         self.leave_rows();
-        if stands_for == b"0" {
+        if stands_for == Placeholder::Number {
             self.drop_sign();
         }
         if let Some((end, before)) = self.literal_end
             && before == stands_for
         {
             let between = &self.out.bytes()[end..];
-            let is_string = stands_for == b"''";
+            let is_string = stands_for == Placeholder::Text;
             if is_list_separator(between) || (is_string && between == b" ") {
                 self.out.truncate(end);
                 return;
             }
         }
-        self.push(stands_for);
+        self.push(stands_for.bytes());
         self.literal_end = Some((self.out.bytes().len(), stands_for));
     }
 
@@ -171,7 +249,9 @@ impl<O: Output> Strip<O> {
         }
     }
 
-    fn word(&mut self, word: &[u8]) {
+    #[inline(always)]
+    fn take_word(&mut self, start: usize, end: usize) {
+        let word = &self.text[start..end];
         if self.leading {
             self.leading = false;
             self.exact |= !is_strippable(word);
@@ -182,33 +262,42 @@ impl<O: Output> Strip<O> {
         }
         self.literal_end = None;
         self.leave_rows();
-        self.push(word);
+        self.keep(start, end);
     }
 
-    fn punct(&mut self, byte: u8) {
-        match byte {
+    #[inline(always)]
+    fn take_punct(&mut self, start: usize) {
+        match self.text[start] {
             b'(' => {
+                self.flush();
                 let begins = self.out.bytes().len();
                 self.push(b"(");
+                self.pending = (start + 1, start + 1);
                 self.literal_end = None;
                 // After a chunk was turned the position is not the one taken above.
                 self.row_start = (self.out.bytes().len() == begins + 1).then_some(begins);
                 return;
             }
             b')' => {
+                self.flush();
                 self.literal_end = None;
                 self.close_row();
+                self.pending = (start + 1, start + 1);
                 return;
             }
             b',' => {}
             b'-' => self.leave_rows(),
-            _ => {
-                self.literal_end = None;
-                self.row_start = None;
-                self.row_end = None;
-            }
+            _ => self.leave_lists(),
         }
-        self.push(&[byte]);
+        self.keep(start, start + 1);
+    }
+
+    /// A token that neither a list of literals nor a row may hold.
+    #[inline]
+    fn leave_lists(&mut self) {
+        self.literal_end = None;
+        self.row_start = None;
+        self.row_end = None;
     }
 
     fn close_row(&mut self) {
@@ -227,65 +316,78 @@ impl<O: Output> Strip<O> {
         }
     }
 
-    /// MySQL's `"x"` under ANSI_QUOTES, in the backticks that the parser knows.
-    fn quoted(&mut self, quoted: &[u8]) {
+    fn quoted(&mut self, start: usize, end: usize) {
         self.leading = false;
-        self.literal_end = None;
-        self.row_start = None;
-        self.row_end = None;
-        self.exact |= carries_name_in_literal(&quoted[1..quoted.len() - 1]);
-        if self.mysql && self.modes.ansi_quotes && quoted[0] == b'"' {
-            let inside = &quoted[1..quoted.len() - 1];
-            self.push(b"`");
-            for part in inside.split_inclusive(|&b| b == b'`') {
-                self.push(part);
-                if part.ends_with(b"`") {
-                    self.push(b"`");
-                }
-            }
-            self.push(b"`");
+        self.leave_lists();
+        let inside = &self.text[start + 1..end - 1];
+        self.exact |= carries_name_in_literal(inside);
+        if self.mysql && self.modes.ansi_quotes && self.text[start] == b'"' {
+            self.backticks(inside);
+            self.pending = (end, end);
         } else {
-            self.push(quoted);
+            self.keep(start, end);
         }
+    }
+
+    /// MySQL's `"x"` under ANSI_QUOTES, in the backticks that the parser knows.
+    fn backticks(&mut self, inside: &[u8]) {
+        self.flush();
+        self.push(b"`");
+        for part in inside.split_inclusive(|&b| b == b'`') {
+            self.push(part);
+            if part.ends_with(b"`") {
+                self.push(b"`");
+            }
+        }
+        self.push(b"`");
     }
 }
 
-impl<O: Output> Sink for Strip<O> {
-    fn token(&mut self, kind: Kind, text: &[u8], start: usize, end: usize) {
-        let token = &text[start..end];
-        match kind {
-            Kind::Word => self.word(token),
-            Kind::Punct => self.punct(token[0]),
-            Kind::Text => self.literal(b"''"),
-            Kind::Number => {
-                // `db.1`: part of a name in MySQL.
-                if self.mysql && self.out.bytes().last() == Some(&b'.') {
-                    self.push(token);
-                } else {
-                    self.literal(b"0");
-                }
-            }
-            Kind::Param => self.literal(if self.mysql { b"?" } else { b"$1" }),
-            Kind::Quoted => self.quoted(token),
-            Kind::UserVariable | Kind::SystemVariable => {
-                self.literal_end = None;
-                self.row_start = None;
-                self.row_end = None;
-                self.push(token);
-            }
-            Kind::Semicolon => {
-                self.punct(b';');
-                self.leading = true;
-            }
-        }
-        // A statement that begins with a parenthesis is a query.
-        self.leading &= matches!(kind, Kind::Semicolon | Kind::Punct);
+impl<O: Output> Sink for Strip<'_, O> {
+    #[inline]
+    fn word(&mut self, start: usize, end: usize) {
+        self.take_word(start, end);
     }
 
-    fn gap(&mut self) {
-        if !matches!(self.out.bytes().last(), None | Some(b' ')) {
-            // No turn: a space fits behind every token, and positions stay valid.
-            self.out.push(b" ");
+    #[inline]
+    fn punct(&mut self, start: usize) {
+        self.take_punct(start);
+    }
+
+    fn token(&mut self, kind: Kind, start: usize, end: usize) {
+        match kind {
+            Kind::Word => return self.take_word(start, end),
+            Kind::Punct => return self.take_punct(start),
+            Kind::Quoted => return self.quoted(start, end),
+            Kind::Text => self.literal(Placeholder::Text),
+            // `db.1`: part of a name in MySQL.
+            Kind::Number if self.mysql && self.last() == Some(b'.') => return self.keep(start, end),
+            Kind::Number => self.literal(Placeholder::Number),
+            Kind::Param if self.mysql => self.literal(Placeholder::QuestionMark),
+            Kind::Param => self.literal(Placeholder::Dollar),
+            Kind::UserVariable | Kind::SystemVariable => {
+                self.leading = false;
+                self.leave_lists();
+                return self.keep(start, end);
+            }
+            Kind::Semicolon => {
+                self.leave_lists();
+                self.leading = true;
+                return self.keep(start, end);
+            }
+        }
+        self.leading = false;
+        self.pending = (end, end);
+    }
+
+    #[inline]
+    fn gap(&mut self, start: usize, end: usize) {
+        if end == start + 1 && self.text[start] == b' ' && start == self.pending.1 && start > self.pending.0 {
+            self.pending.1 = end;
+        } else if !matches!(self.last(), None | Some(b' ')) {
+            self.flush();
+            self.push(b" ");
+            self.pending = (end, end);
         }
     }
 
@@ -293,7 +395,7 @@ impl<O: Output> Sink for Strip<O> {
 }
 
 fn is_list_separator(between: &[u8]) -> bool {
-    between.trim_ascii() == b","
+    matches!(between, b"," | b", ") || between.trim_ascii() == b","
 }
 
 /// Words that may stand in a row of literals.
@@ -327,6 +429,7 @@ fn is_strippable(word: &[u8]) -> bool {
 }
 
 /// Functions whose first argument decides what a call does.
+#[inline]
 fn carries_name_in_literal(word: &[u8]) -> bool {
     match word.len() {
         10 => word.eq_ignore_ascii_case(b"set_config"),

@@ -29,11 +29,11 @@ impl Tokens {
 }
 
 impl Sink for Tokens {
-    fn token(&mut self, kind: Kind, _text: &[u8], start: usize, end: usize) {
+    fn token(&mut self, kind: Kind, start: usize, end: usize) {
         self.list.push(Token { kind, start, end });
     }
 
-    fn gap(&mut self) {}
+    fn gap(&mut self, _start: usize, _end: usize) {}
 
     fn hint(&mut self, start: usize, end: usize) {
         self.hints.push(start..end);

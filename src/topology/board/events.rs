@@ -52,12 +52,13 @@ pub struct Counters {
 
 impl Counters {
     pub(super) fn elected(&mut self, failover: bool, without: Option<Duration>, now: Instant) {
+        let gap = without.is_some();
         let without = without.unwrap_or_default();
         if failover {
             self.failovers += 1;
             self.last_failover = Some((now, without));
         }
-        if self.any {
+        if self.any && gap {
             self.recoveries += 1;
             self.without_primary += without;
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::*;
-use crate::topology::{Lsn, Node, ProbeFault, ProbeNumber, Snapshot, State};
+use crate::topology::{Lsn, Node, Position, ProbeFault, ProbeNumber, Snapshot, State};
 
 pub(crate) const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

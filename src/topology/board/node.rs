@@ -116,7 +116,7 @@ impl Tracked {
             Claim::Replica => self.claimed = None,
         }
         let position = match facts.claim {
-            Claim::Primary => facts.written.as_ref().map(super::replayable),
+            Claim::Primary => facts.written.as_ref().map(super::past::replayable),
             Claim::Replica => facts.replayed.as_ref().map(|position| self.with_timeline(position)),
         };
         if facts.claim == Claim::Replica {

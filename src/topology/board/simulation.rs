@@ -366,6 +366,53 @@ impl Sim {
             Server { alive: true, started, claim: Claim::Replica, visible, consistent: visible, ..source };
     }
 
+    /// Somebody mends the cluster: node 0 is promoted with the official history, the others follow.
+    fn mend(&mut self) {
+        self.top_timeline += 1;
+        let wal = self.official.clone();
+        for node in 0..NODES {
+            self.pending[node] = None;
+            self.servers[node] = Server {
+                alive: true,
+                started: self.servers[node].started + 1,
+                claim: if node == 0 { Claim::Primary } else { Claim::Replica },
+                timeline: self.top_timeline,
+                visible: wal.len(),
+                consistent: wal.len(),
+                wal: wal.clone(),
+            };
+        }
+        self.append(0);
+        for _ in 0..700 {
+            self.now += ms(200);
+            for node in 0..NODES {
+                self.ask(node, false);
+                self.hear(node);
+                self.stream(node, 1);
+                self.replay(node, 1);
+            }
+        }
+    }
+
+    fn check_mended(&mut self) {
+        self.check();
+        let snapshot = self.snapshot();
+        assert_eq!(snapshot.primary, Some(NodeId(0)), "{:?}", self.board.nobody());
+        for node in &snapshot.nodes[1..] {
+            assert_eq!(
+                (&node.state, node.lag, node.weight),
+                (&State::Up, Some(ms(0)), 1.0),
+                "{}",
+                node.address
+            );
+        }
+        for session in 0..SESSIONS {
+            let before = self.counts.replica_reads;
+            self.read(session);
+            assert_eq!(self.counts.replica_reads, before + 1, "{:?}", self.sessions[session]);
+        }
+    }
+
     fn check(&mut self) {
         self.follow_official();
         let snapshot = self.snapshot();
@@ -444,6 +491,14 @@ fn the_simulation_elects_writes_and_reads_from_replicas() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_mended_cluster_serves_from_all_its_nodes_again_whatever_came_before(history in ops()) {
+        let mut sim = Sim::new();
+        history.into_iter().for_each(|op| sim.run(op));
+        sim.mend();
+        sim.check_mended();
+    }
 
     #[test]
     fn no_history_makes_the_board_break_its_promises(history in ops()) {

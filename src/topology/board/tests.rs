@@ -122,6 +122,19 @@ fn a_primary_that_restarts_keeps_its_role() {
 }
 
 #[test]
+fn a_primary_that_was_demoted_and_promoted_again_is_on_a_new_timeline() {
+    let mut world = three([100, 100]);
+    world.answers(0, pg(Primary, 9, 2, 130));
+
+    assert_eq!(world.primary(), Some(0));
+    assert_eq!((world.board.counters().failovers, world.board.counters().recoveries), (0, 0));
+    let remembered = world.board.remembered().expect("an election was held");
+    assert_eq!(remembered.incumbent.timeline, Some(2));
+    let floor = Floor::At(at(1, 120));
+    assert_eq!(world.snapshot().resolve(&floor), Resolved::At(Cow::Owned(at(2, 130))));
+}
+
+#[test]
 fn a_promotion_beside_a_living_primary_stops_writes_until_one_yields() {
     let mut world = three([60, 100]);
     world.answers(1, pg(Primary, 2, 2, 70));

@@ -76,6 +76,19 @@ fn containment_and_distance_by_example() {
     assert!(set("A:1-5").strictly_covers(&set("A:1-4")) && !set("A:1-5").strictly_covers(&set("A:1-5")));
 }
 
+#[test]
+fn sets_of_many_sources_are_searched_as_well() {
+    let text = |sources: std::ops::Range<u32>| {
+        sources.map(|n| format!("{n:08x}-0000-0000-0000-000000000000:1-3")).collect::<Vec<_>>().join(",")
+    };
+    let (many, some): (GtidSet, GtidSet) = (set(&text(0..40)), set(&text(30..35)));
+
+    assert!(many.covers(&some) && !some.covers(&many));
+    assert_eq!(some.missing(&many), 35 * 3);
+    assert_eq!(set(&text(20..60)).intersection(&many), set(&text(20..40)));
+    assert_eq!(set(&text(20..60)).union(&many), set(&text(0..60)));
+}
+
 /// A set the slow way: every transaction by itself.
 type Naive = BTreeSet<(u8, u64)>;
 

@@ -1,5 +1,6 @@
 //! Tables of statements and what they are taken for.
 
+mod calls;
 mod catalog;
 mod mysql;
 mod postgres;
