@@ -6,6 +6,7 @@ mod binaries;
 mod node;
 mod ports;
 mod process;
+pub mod maria;
 pub mod servers;
 mod workload;
 
