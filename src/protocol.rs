@@ -23,6 +23,9 @@ use crate::{
 /// One database's wire protocol.
 pub trait Protocol: Sized + Send + Sync + 'static {
     const DIALECT: Dialect;
+    /// A statement that asks for what the one before left in its connection is not told when that
+    /// was another session's: sessions that have written keep their connections softly.
+    const FORGETS_PREVIOUS: bool;
     /// Where a request's bytes are, and what they consist of.
     type Wire: Send + Sync;
     /// What a client's login revealed that opens servers as the same user.

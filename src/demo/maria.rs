@@ -394,7 +394,7 @@ impl MariaNode {
     /// With what the client says.
     pub fn sql(&self, database: &str, sql: &str) -> Result<String, ServerError> {
         let mut client = Command::new(program("mariadb")?);
-        client.args(["--no-defaults", "-N", "-B", "-u", "root", "-S"]).arg(&self.socket).args(["-e", sql]);
+        client.args(["--no-defaults", "-N", "-B", "-u", "root", "--delimiter=$$", "-S"]).arg(&self.socket).args(["-e", sql]);
         if !database.is_empty() {
             client.arg(database);
         }
@@ -420,7 +420,8 @@ const ARGUMENTS: [&str; 19] = [
     "--gtid-strict-mode=1",
     "--binlog-format=ROW",
     "--sync-binlog=0",
-    "--innodb-flush-log-at-trx-commit=0",
+    // Survives the death of the server, not that of the machine.
+    "--innodb-flush-log-at-trx-commit=2",
     "--innodb-buffer-pool-size=32M",
     "--innodb-log-file-size=8M",
     "--innodb-use-native-aio=0",

@@ -49,6 +49,8 @@ pub struct Backend {
     pub(super) closed: bool,
     /// State of unknown kind was left: only a reset makes it another session's.
     pub(super) touched: bool,
+    /// The session whose statement ran here last: LAST_INSERT_ID() and its like are its.
+    pub(super) last_session: u64,
     /// What every connection begins with was undone.
     pub(super) bare: bool,
     pub(super) role: Role,
@@ -78,6 +80,7 @@ impl Backend {
             busy: false,
             closed: false,
             touched: false,
+            last_session: 0,
             bare: true,
             role,
             shared: link.shared.clone(),

@@ -43,6 +43,7 @@ pub struct Mysql;
 
 impl Protocol for Mysql {
     const DIALECT: Dialect = Dialect::Mysql;
+    const FORGETS_PREVIOUS: bool = true;
     type Wire = Command;
     type Credentials = login::Credentials;
     type Gate = Gate;

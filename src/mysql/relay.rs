@@ -135,6 +135,11 @@ impl<'a> Relay<'a> {
                 encode::prepare_own(self.backend, self.frontend, name).await?;
             }
         }
+        let foreign = self.backend.last_session != self.terms.session;
+        if foreign && request.intent.effects.contains(&Effect::NeedsPrevious) {
+            self.backend.query_all("DO LAST_INSERT_ID(0)").await?;
+        }
+        self.backend.last_session = self.terms.session;
         if let (code::STMT_EXECUTE, Some((_, statement))) = (request.wire.code, &request.wire.statement) {
             encode::prepare(self.backend, statement).await?;
         }

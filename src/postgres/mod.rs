@@ -44,6 +44,7 @@ pub struct Postgres;
 
 impl Protocol for Postgres {
     const DIALECT: Dialect = Dialect::Postgres;
+    const FORGETS_PREVIOUS: bool = false;
     /// Boxed: a request is moved a dozen times on its way.
     type Wire = Box<Batch>;
     type Credentials = login::Credentials;

@@ -55,6 +55,8 @@ pub enum Call {
     Cancel = 4,
     /// The topology has changed: look whether the connection that is held may be used.
     Look = 8,
+    /// Another session waits for a connection: give up the one that is only kept softly.
+    Yield = 16,
 }
 
 /// One session as others see it.

@@ -131,6 +131,7 @@ impl<P: Protocol> Session<P> {
         let demoted = kept.role == Role::Primary
             && snapshot.primary().is_some_and(|primary| primary.address != *kept.address());
         if fenced || demoted {
+            self.lose_previous(&kept);
             // Closed, so that nothing more is written there; what was in it is lost.
             let in_transaction = self.state.transaction != Transaction::Idle;
             drop(kept);
@@ -410,6 +411,10 @@ impl<P: Protocol> Session<P> {
     async fn learn(&mut self, request: &Request<P::Wire>, attempt: &Attempt, reply: &Reply, held: Held<P>) {
         let on_primary = held.role == Role::Primary;
         let pinned_before = self.state.is_pinned();
+        if on_primary && (reply.wrote.is_some() || attempt.run.reason == Reason::Learned) {
+            // It was taken for a read, and was none.
+            self.state.note_write();
+        }
         let wrote = self.state.learn(&request.intent, reply.transaction, reply.failed, on_primary);
         if !request.intent.effects.is_empty() {
             self.learn_effects(request, reply.failed, pinned_before);
@@ -422,6 +427,7 @@ impl<P: Protocol> Session<P> {
         self.known(held.address(), held.role).meter.statement(attempt.run.access, reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
+        self.note_previous(&request.intent, held.role);
         self.keep_or_release(held, now).await;
     }
 
@@ -432,7 +438,7 @@ impl<P: Protocol> Session<P> {
                     self.database.stale.store(true, Ordering::Relaxed);
                     self.cluster.topology.nudge.notify_one();
                 }
-                Effect::NeedsPrevious => self.database.sequences_matter.store(true, Ordering::Relaxed),
+                Effect::NeedsPrevious if !P::FORGETS_PREVIOUS => self.database.sequences_matter.store(true, Ordering::Relaxed),
                 Effect::DrawsSequence if self.database.sequences_matter.load(Ordering::Relaxed) => {
                     self.state.pin(PinReason::Sequence);
                 }
@@ -473,6 +479,7 @@ impl<P: Protocol> Session<P> {
             held.release(Fate::Close, now);
             return;
         }
+        let Some(mut held) = self.keep_softly(held) else { return };
         let fate = if held.backend().is_clean() { Fate::Reuse } else { Fate::Reset };
         held.release(fate, now);
     }
@@ -504,6 +511,7 @@ impl<P: Protocol> Session<P> {
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
+        self.lose_previous(&held);
         let on_primary = role == Role::Primary;
         let elsewhere = match refused.cause {
             RefusedCause::Stopping => {
@@ -595,6 +603,7 @@ impl<P: Protocol> Session<P> {
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
+        self.lose_previous(&held);
         drop(held);
         self.cluster.topology.report(node, Traffic::Broken);
         tracing::debug!(%address, error = %loss.error, "lost a server connection");

@@ -3,6 +3,7 @@
 pub mod cancel;
 mod execute;
 mod own;
+mod soft;
 pub mod state;
 
 use std::{
@@ -43,6 +44,7 @@ pub struct Session<P: Protocol> {
     /// Pool and counters of the nodes used so far.
     nodes: Vec<Known<P>>,
     route: LastRoute,
+    previous: soft::Previous,
     random: SmallRng,
     /// Since when the transaction that is open has been idle or not.
     transaction_since: Option<Instant>,
@@ -100,6 +102,7 @@ impl<P: Protocol> Session<P> {
             kept: None,
             nodes: Vec::new(),
             route: LastRoute::default(),
+            previous: soft::Previous::default(),
             random: SmallRng::from_os_rng(),
             transaction_since: None,
             cluster,
@@ -166,9 +169,9 @@ impl<P: Protocol> Session<P> {
         };
         let entry = &self.registered.entry;
         let calls: &[Call] = if self.is_between_transactions() {
-            &[Call::Drain, Call::Kill]
+            &[Call::Drain, Call::Kill, Call::Yield]
         } else {
-            &[Call::Kill, Call::Look]
+            &[Call::Kill, Call::Look, Call::Yield]
         };
         let (mut next, mut idle) = (pin!(self.frontend.next()), pin!(idle));
         let stirred = async {
@@ -179,6 +182,10 @@ impl<P: Protocol> Session<P> {
         };
         let mut stirred = pin!(stirred);
         poll_fn(|context| {
+            // Whoever was killed runs nothing more, however quickly it asks.
+            if entry.is_called(Call::Kill) {
+                return Poll::Ready(Event::Called);
+            }
             if let Poll::Ready(request) = next.as_mut().poll(context) {
                 return Poll::Ready(Event::Request(request));
             }
@@ -225,6 +232,7 @@ impl<P: Protocol> Session<P> {
             return Some(End::Ended);
         }
         entry.take(Call::Look);
+        self.yield_kept();
         None
     }
 
@@ -235,6 +243,12 @@ impl<P: Protocol> Session<P> {
         match held.backend().pass_on(&mut self.frontend).await {
             Ok(()) => None,
             Err(Fault::Client(_)) => Some(End::Broken),
+            Err(_) if self.is_kept_softly() => {
+                if let Some(held) = self.kept.take() {
+                    self.lose_previous(&held);
+                }
+                None
+            }
             Err(fault) => {
                 self.frontend_hears_of_loss(fault).await;
                 Some(End::Ended)
@@ -267,6 +281,7 @@ impl<P: Protocol> Session<P> {
     /// Gives back what the session holds.
     fn leave(mut self, end: End) -> End {
         if let Some(mut held) = self.kept.take() {
+            self.lose_previous(&held);
             // An open transaction is rolled back and the state forgotten, by a task that keeps the
             // connection's place; answers under way cannot be told apart: closed.
             let fate = match self.state.transaction {
@@ -288,7 +303,11 @@ impl<P: Protocol> Session<P> {
             Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
             Step::Proxy(command) => self.obey(request, command).await,
             Step::Kill { id, query_only } => self.kill(request, id, query_only).await,
-            Step::Run(run) => self.execute(request, run, began).await,
+            Step::Run(run) => match self.refuse_if_lost(request).await {
+                Ok(Some(request)) => self.execute(request, run, began).await,
+                Ok(None) => Ok(()),
+                Err(fault) => Err(fault),
+            },
         };
         let is_open = !self.is_between_transactions();
         match (was_open, is_open) {

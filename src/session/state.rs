@@ -241,6 +241,11 @@ impl State {
         false
     }
 
+    /// The statement being answered wrote, whatever it was taken for.
+    pub fn note_write(&mut self) {
+        self.wrote = true;
+    }
+
     fn adopt_modes(&mut self, intent: &Intent) {
         for effect in &intent.effects {
             if let Effect::Begin(modes) | Effect::SetTransaction(modes) = effect {

@@ -12,6 +12,7 @@ mod failover_basic;
 mod freshness;
 mod login;
 mod metrics;
+mod mysql_failover;
 mod mysql_session;
 mod pipelining;
 mod prepared;
