@@ -13,7 +13,7 @@ use crate::{
     route::{self, Consistency, Floor, Question},
     runtime::Workers,
     session::{
-        Session,
+        Renewed, Session,
         cancel::{CancelKey, Registered},
     },
     sql::Access,
@@ -98,8 +98,12 @@ impl<P: Protocol> Drop for Counted<P> {
 pub async fn admit<P: Protocol>(socket: TcpStream, cluster: Arc<Cluster<P>>) {
     let _counted = Counted::new(&cluster);
     // The login's state is large and short-lived: it does not stay in the session's task.
-    if let Some(session) = Box::pin(log_in(socket, &cluster)).await {
-        session.run().await;
+    let mut session = Box::pin(log_in(socket, &cluster)).await;
+    while let Some(current) = session {
+        session = match current.run().await {
+            Some(renewed) => Box::pin(renew(renewed, &cluster)).await,
+            None => None,
+        };
     }
 }
 
@@ -135,6 +139,15 @@ async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Op
             None
         }
     }
+}
+
+/// A session for a client that has become another user.
+async fn renew<P: Protocol>(renewed: Renewed<P>, cluster: &Arc<Cluster<P>>) -> Option<Session<P>> {
+    let timeout = cluster.config.load().limits.login_timeout;
+    let entering = enter(renewed.frontend, renewed.identity, renewed.peer, cluster);
+    let result = tokio::time::timeout(timeout, entering).await.unwrap_or(Err(LoginFault::TimedOut));
+    cluster.metrics.login(result.as_ref().map_or_else(|fault| fault.label(), |_| "ok"));
+    result.ok().flatten()
 }
 
 /// From "authenticated" to a session.

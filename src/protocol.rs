@@ -69,6 +69,12 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// The next request, or `None` when the client has left. Dropping the future loses nothing.
     fn next(&mut self) -> impl Future<Output = Result<Option<Request<P::Wire>>, Fault>> + Send;
 
+    /// Whom the client has become with the request just read, if that changed its user: a session
+    /// of its own, which `welcome` answers the request for.
+    fn new_identity(&mut self) -> Option<Identity<P>> {
+        None
+    }
+
     /// The text of a request that is one statement with effects on the session, if it could be
     /// sent again by itself.
     fn text<'a>(&'a self, request: &'a Request<P::Wire>) -> Option<&'a str>;

@@ -7,14 +7,17 @@ use tokio::io::AsyncWriteExt;
 use super::{
     command::code,
     gate::{Link, Shared},
-    login::server::Connected,
+    login::{
+        Credentials,
+        server::{Connected, Exchange, Greeting},
+    },
     packet::{self, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, capability as can, lenenc, lenenc_bytes, status},
     prepared::ServerStatements,
     settings::{Settings, Steps},
 };
 use crate::{
     inbox::Inbox,
-    protocol::{Fault, Forwarded, Refused, RefusedCause, Transaction},
+    protocol::{ConnectFault, Fault, Forwarded, Identity, Refused, RefusedCause, Transaction},
     runtime,
     sql::{Effect, Intent, effects::Discard},
     stream::Stream,
@@ -56,8 +59,9 @@ pub struct Backend {
     pub(super) role: Role,
     pub(super) shared: Arc<Shared>,
     pub(super) address: Box<str>,
-    pub(super) version: String,
-    thread: u32,
+    user: Arc<str>,
+    credentials: Credentials,
+    greeting: Greeting,
     home: usize,
 }
 
@@ -65,7 +69,7 @@ pub struct Backend {
 pub(super) type Row = Vec<Option<String>>;
 
 impl Backend {
-    pub(super) fn new(connected: Connected, address: &str, role: Role, link: &Link) -> Self {
+    pub(super) fn new(connected: Connected, address: &str, role: Role, link: &Link, identity: &Identity<super::Mysql>) -> Self {
         Self {
             stream: connected.stream,
             inbox: connected.inbox,
@@ -85,18 +89,19 @@ impl Backend {
             role,
             shared: link.shared.clone(),
             address: address.into(),
-            version: connected.greeting.version,
-            thread: connected.greeting.thread,
+            user: identity.user.clone(),
+            credentials: identity.credentials.clone(),
+            greeting: connected.greeting,
             home: runtime::worker(),
         }
     }
 
     pub(super) fn thread(&self) -> u32 {
-        self.thread
+        self.greeting.thread
     }
 
     pub(super) fn is_mariadb(&self) -> bool {
-        self.version.contains("MariaDB")
+        self.greeting.version.contains("MariaDB")
     }
 
     pub(super) fn deprecates_eof(&self) -> bool {
@@ -151,9 +156,9 @@ impl Backend {
         }
         let steps = wanted.steps_from(&self.carried, self.role == Role::Replica);
         if steps.forget_schema {
-            // Nothing but a new login forgets a schema; the pool opens another connection.
-            self.closed = true;
-            return Err(unsent(io::Error::other("the connection has a default schema and the session has none")));
+            // Nothing but a new login forgets a schema.
+            self.log_in_again().await?;
+            return Box::pin(self.bring(wanted)).await;
         }
         // A step that fails leaves the connection in between: only a reset tells where.
         self.touched = true;
@@ -161,6 +166,34 @@ impl Backend {
         self.carried = wanted.clone();
         self.touched = false;
         Ok(())
+    }
+
+    async fn log_in_again(&mut self) -> Result<(), Fault> {
+        let credentials = self.credentials.clone();
+        let mut exchange = Exchange {
+            stream: std::mem::replace(&mut self.stream, Stream::Moving),
+            inbox: std::mem::take(&mut self.inbox),
+            sequence: 0,
+            credentials: &credentials,
+        };
+        let result = exchange.log_in_again(&self.greeting, &self.user, self.capabilities).await;
+        self.stream = exchange.stream;
+        self.inbox = exchange.inbox;
+        match result {
+            Ok(()) => {
+                self.status = status::AUTOCOMMIT;
+                self.carried = Arc::default();
+                self.forget();
+                self.carried = Arc::default();
+                self.initialise().await
+            }
+            Err(ConnectFault::Refused { raw, code }) => {
+                self.closed = true;
+                Err(Fault::Refused(Refused { raw, cause: RefusedCause::Setting, code }))
+            }
+            Err(ConnectFault::Unreachable(error)) => Err(unsent(error)),
+            Err(_) => Err(unsent(io::ErrorKind::ConnectionRefused.into())),
+        }
     }
 
     async fn take(&mut self, steps: &Steps) -> Result<(), Fault> {

@@ -12,15 +12,15 @@ use tokio::io::AsyncWriteExt;
 
 use super::{
     command::{self, Command, Cut, GATHERED, Tail, code},
-    gate::Shared,
-    login::client::Login,
+    gate::Gate,
+    login::{self, client::Login},
     packet::{self, capability as can, status, u32_le},
     prepared::{ClientStatements, Statement},
     settings::{Carried, NAMES},
 };
 use crate::{
     inbox::Inbox,
-    protocol::{Fault, ReaderContext, Request, Transaction},
+    protocol::{Fault, Identity, ReaderContext, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{
         Access, Dialect, Effect, Intent, LexModes, Reason, Tables,
@@ -45,7 +45,9 @@ pub struct Frontend {
     pub(super) own: HashMap<Box<str>, (Box<str>, Arc<Intent>)>,
     pub(super) carried: Carried,
     pub(super) modes: LexModes,
-    pub(super) shared: Arc<Shared>,
+    pub(super) gate: Arc<Gate>,
+    /// Whom COM_CHANGE_USER has made of the client.
+    pub(super) renewed: Option<Identity<super::Mysql>>,
     /// What the login brought, until `welcome` has used it.
     pub(super) startup: Option<Startup>,
     /// Sequence number of what we send next.
@@ -68,7 +70,7 @@ pub struct Startup {
 }
 
 impl Frontend {
-    pub(super) fn new(login: Login, number: u32, user: Arc<str>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(login: Login, number: u32, user: Arc<str>, gate: Arc<Gate>) -> Self {
         Self {
             stream: login.stream,
             inbox: login.inbox,
@@ -80,7 +82,8 @@ impl Frontend {
             own: HashMap::new(),
             carried: Carried::default(),
             modes: LexModes::default_of(Dialect::Mysql),
-            shared,
+            gate,
+            renewed: None,
             startup: Some(Startup { schema: login.schema, collation: login.collation }),
             sequence: login.sequence.wrapping_add(1),
             unconsumed: 0,
@@ -197,11 +200,33 @@ impl Frontend {
                 let effects = vec![Effect::Kill { id: u64::from(id), query_only: false }];
                 Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
             }
+            code::CHANGE_USER => self.change_user(&argument).await.map(Some),
             _ => {
                 self.reject(RefusalKind::Unsupported, format!("the proxy does not pass on command {code:#04x}")).await?;
                 Ok(None)
             }
         }
+    }
+
+    /// COM_CHANGE_USER: a login of its own, on the same connection.
+    async fn change_user(&mut self, argument: &[u8]) -> Result<Request<Command>, Fault> {
+        let wire = self.command(code::CHANGE_USER);
+        self.consume();
+        let stream = std::mem::replace(&mut self.stream, Stream::Moving);
+        let inbox = std::mem::take(&mut self.inbox);
+        let gate = self.gate.clone();
+        let secret = async |user: &str| gate.secret(user).await;
+        let login = login::client::change_user(stream, inbox, argument, self.capabilities, secret);
+        let login = login.await.map_err(|failure| Fault::Client(io::Error::other(failure)))?;
+        self.user = login.user.as_str().into();
+        self.renewed = Some(super::gate::identity(&login));
+        self.stream = login.stream;
+        self.inbox = login.inbox;
+        self.sequence = login.sequence.wrapping_add(1);
+        self.startup = Some(Startup { schema: login.schema, collation: login.collation });
+        self.statements.clear();
+        self.own.clear();
+        Ok(Request { intent: Arc::new(nothing()), wire })
     }
 
     /// Answers the current command with an error.

@@ -66,7 +66,7 @@ pub struct Gate {
     users: HashMap<Arc<str>, Secret>,
     /// Asks servers for verifiers of users that the file does not list.
     source: Option<Arc<dyn VerifierSource>>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 /// What outlives a reload.
@@ -176,7 +176,7 @@ pub struct Link {
 }
 
 impl Gate {
-    async fn secret(&self, user: &str) -> Secret {
+    pub(super) async fn secret(&self, user: &str) -> Secret {
         if let Some(secret) = self.users.get(user) {
             return secret.clone();
         }
@@ -196,15 +196,20 @@ pub(super) async fn greet(socket: TcpStream, gate: &Arc<Gate>) -> Result<Greetin
     let login = client::accept(socket, &offer, &gate.tls, async |user: &str| gate.secret(user).await)
         .await
         .map_err(|failure| login_fault(&failure))?;
-    let identity = Identity {
+    let identity = identity(&login);
+    let frontend = Frontend::new(login, offer.number, identity.user.clone(), gate.clone());
+    Ok(Greeting::Client { frontend, identity })
+}
+
+/// Who a client is toward the servers.
+pub(super) fn identity(login: &client::Login) -> Identity<super::Mysql> {
+    Identity {
         user: login.user.as_str().into(),
         // Sessions carry their default schema: pools are of all schemas, and so is the catalog.
         database: "".into(),
         flavour: u64::from(login.capabilities & FLAVOURS),
         credentials: login.credentials.clone(),
-    };
-    let frontend = Frontend::new(login, offer.number, identity.user.clone(), gate.shared.clone());
-    Ok(Greeting::Client { frontend, identity })
+    }
 }
 
 fn login_fault(failure: &LoginFailure) -> LoginFault {
@@ -236,7 +241,7 @@ pub(super) async fn connect(
     if connected.capabilities & flavour != flavour {
         return Err(cannot(&format!("the server {address} lacks what this session was promised")));
     }
-    let mut backend = Backend::new(connected, address, role, link);
+    let mut backend = Backend::new(connected, address, role, link, identity);
     match tokio::time::timeout(link.timeout, backend.initialise()).await {
         Ok(Ok(())) => Ok(backend),
         Ok(Err(crate::protocol::Fault::Refused(refused))) => {

@@ -84,6 +84,10 @@ impl protocol::Frontend<Mysql> for Frontend {
         Some(self.number)
     }
 
+    fn new_identity(&mut self) -> Option<Identity<Mysql>> {
+        self.renewed.take()
+    }
+
     async fn next(&mut self) -> Result<Option<Request<Command>>, Fault> {
         self.read_request().await
     }

@@ -32,7 +32,7 @@ const MYSQL_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@G
 impl Frontend {
     pub(super) fn known_greeting(&self) -> Option<Arc<Greeting>> {
         let startup = self.startup.as_ref()?;
-        self.shared.greeting(&self.user, startup.schema.as_deref())
+        self.gate.shared.greeting(&self.user, startup.schema.as_deref())
     }
 
     /// Asks a server what sessions begin with, and for the schema.
@@ -61,7 +61,7 @@ impl Frontend {
 
     pub(super) fn remember_greeting(&self, greeting: &Arc<Greeting>) {
         let schema = self.startup.as_ref().and_then(|startup| startup.schema.as_deref());
-        self.shared.remember(&self.user, schema, greeting);
+        self.gate.shared.remember(&self.user, schema, greeting);
     }
 
     /// Tells the client that it is in.

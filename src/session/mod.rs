@@ -58,6 +58,13 @@ struct Known<P: Protocol> {
     meter: Arc<NodeMetrics>,
 }
 
+/// A client that has become another user.
+pub struct Renewed<P: Protocol> {
+    pub frontend: P::Frontend,
+    pub identity: Identity<P>,
+    pub peer: String,
+}
+
 /// How a session came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -128,8 +135,8 @@ impl<P: Protocol> Session<P> {
         self.frontend.farewell(refusal).await;
     }
 
-    /// Serves the client until it leaves or has to.
-    pub async fn run(mut self) -> End {
+    /// Serves the client until it leaves or has to, or becomes another user: then it comes back.
+    pub async fn run(mut self) -> Option<Renewed<P>> {
         loop {
             let request = match self.wait().await {
                 Event::Request(Ok(Some(request))) => request,
@@ -149,6 +156,9 @@ impl<P: Protocol> Session<P> {
                     return self.leave(End::Ended);
                 }
             };
+            if let Some(identity) = self.frontend.new_identity() {
+                return Some(self.renew(identity));
+            }
             if let Err(end) = self.serve(request).await {
                 return self.leave(end);
             }
@@ -269,7 +279,7 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    async fn broken(mut self, fault: Fault) -> End {
+    async fn broken(mut self, fault: Fault) -> Option<Renewed<P>> {
         if let Fault::Protocol(refusal) = fault {
             self.cluster.metrics.error("protocol");
             tracing::info!(peer = %self.registered.entry.peer, %refusal.message, "client broke the protocol");
@@ -278,8 +288,19 @@ impl<P: Protocol> Session<P> {
         self.leave(End::Broken)
     }
 
+    /// The client goes on as somebody else, with nothing of what this session was.
+    fn renew(mut self, identity: Identity<P>) -> Renewed<P> {
+        if let Some(held) = self.kept.take() {
+            self.lose_previous(&held);
+            held.release(Fate::Reset, Instant::now());
+        }
+        let peer = self.registered.entry.peer.clone();
+        Renewed { frontend: self.frontend, identity, peer }
+    }
+
     /// Gives back what the session holds.
-    fn leave(mut self, end: End) -> End {
+    fn leave(mut self, end: End) -> Option<Renewed<P>> {
+        tracing::trace!(peer = %self.registered.entry.peer, ?end, "a session ends");
         if let Some(mut held) = self.kept.take() {
             self.lose_previous(&held);
             // An open transaction is rolled back and the state forgotten, by a task that keeps the
@@ -291,7 +312,7 @@ impl<P: Protocol> Session<P> {
             };
             held.release(fate, Instant::now());
         }
-        end
+        None
     }
 
     /// Answers one request.

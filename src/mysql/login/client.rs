@@ -24,6 +24,9 @@ use crate::{
 /// Length of a packet that asks for TLS: what a login has before the user's name.
 const TLS_REQUEST: usize = 32;
 
+/// Length of caching_sha2_password's proof, in bytes.
+const SHA2_PROOF: usize = 32;
+
 /// caching_sha2_password: the proof was enough.
 const FAST_AUTH_SUCCESS: u8 = 3;
 
@@ -135,6 +138,38 @@ pub async fn accept(
     })
 }
 
+/// COM_CHANGE_USER: the client proves who it is now. `argument` is the command without its first
+/// byte. The proof that comes with it is for a nonce that may be long gone: it is asked for anew.
+///
+/// # Errors
+/// See [`LoginFailure`]; as with the server, the connection ends with it.
+pub async fn change_user(
+    stream: Stream,
+    inbox: Inbox,
+    argument: &[u8],
+    capabilities: u32,
+    secret: impl AsyncFnOnce(&str) -> Secret,
+) -> Result<Login, LoginFailure> {
+    let peer = stream.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
+    let mut door = Door { stream, inbox, sequence: 0, peer };
+    let change = Response::read_change(argument, capabilities).ok_or(LoginFailure::Garbage("a change of user that cannot be read"))?;
+    let secret = secret(&change.user).await;
+    // No nonce matches: whatever the plugin is, the client is asked to begin again.
+    let response = Response { plugin: String::new(), ..change };
+    let plugin = if response.proof.len() == SHA2_PROOF { CACHING_SHA2 } else { NATIVE };
+    let credentials = door.authenticate(&response, &secret, plugin, &[0; NONCE]).await?;
+    Ok(Login {
+        stream: door.stream,
+        inbox: door.inbox,
+        user: response.user,
+        schema: response.schema,
+        collation: response.collation,
+        capabilities,
+        credentials,
+        sequence: door.sequence,
+    })
+}
+
 fn flags(payload: &[u8]) -> u32 {
     u32_le(payload).map_or(0, |(flags, _)| flags)
 }
@@ -200,6 +235,24 @@ impl Response {
         }
         let user = String::from_utf8(user.to_vec()).ok()?;
         Some(Self { capabilities, collation, user, proof: proof.to_vec(), schema, plugin })
+    }
+}
+
+impl Response {
+    fn read_change(argument: &[u8], capabilities: u32) -> Option<Self> {
+        let (user, rest) = split_nul(argument)?;
+        let (&length, rest) = rest.split_first()?;
+        let (proof, rest) = rest.split_at_checked(usize::from(length))?;
+        let (schema, rest) = split_nul(rest).unwrap_or((rest, &[]));
+        let schema = Some(String::from_utf8(schema.to_vec()).ok()?).filter(|name| !name.is_empty());
+        Some(Self {
+            capabilities,
+            collation: rest.first().copied().unwrap_or_default(),
+            user: String::from_utf8(user.to_vec()).ok()?,
+            proof: proof.to_vec(),
+            schema,
+            plugin: String::new(),
+        })
     }
 }
 

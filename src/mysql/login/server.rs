@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     inbox::Inbox,
+    mysql::command::code,
     mysql::packet::{self, ErrPacket, capability as can, split_nul, u16_le, u32_le},
     protocol::ConnectFault,
     stream::{self, Stream},
@@ -224,6 +225,33 @@ impl Exchange<'_> {
             _ => NATIVE,
         };
         Step::new(name, self.stream.is_tls())
+    }
+
+    /// COM_CHANGE_USER to the same user without a default schema: the server forgets all.
+    ///
+    /// # Errors
+    /// See [`ConnectFault`].
+    pub async fn log_in_again(&mut self, greeting: &Greeting, user: &str, capabilities: u32) -> Result<(), ConnectFault> {
+        let mut plugin = self.plugin(&greeting.plugin)?;
+        let proof = plugin.answer(self, &greeting.nonce)?.unwrap_or_default();
+        let mut command = Vec::new();
+        packet::put(&mut command, 0, |out| {
+            out.push(code::CHANGE_USER);
+            out.extend_from_slice(user.as_bytes());
+            out.push(0);
+            out.push(proof.len() as u8);
+            out.extend_from_slice(&proof);
+            out.push(0);
+            out.extend_from_slice(&[COLLATION, 0]);
+            out.extend_from_slice(plugin.name.as_bytes());
+            out.push(0);
+            if capabilities & can::CONNECT_ATTRS != 0 {
+                out.push(0);
+            }
+        });
+        self.stream.write_all(&command).await.map_err(ConnectFault::Unreachable)?;
+        self.stream.flush().await.map_err(ConnectFault::Unreachable)?;
+        self.prove(plugin, greeting.nonce.clone()).await
     }
 
     async fn prove(&mut self, mut plugin: Step, mut nonce: Vec<u8>) -> Result<(), ConnectFault> {
