@@ -436,7 +436,7 @@ const ARGUMENTS: [&str; 19] = [
 ];
 
 /// Debian keeps servers out of an ordinary user's `PATH`.
-fn program(name: &str) -> Result<PathBuf, ServerError> {
+pub(super) fn program(name: &str) -> Result<PathBuf, ServerError> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/usr/bin".into(), "/usr/local/bin".into()])
