@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -16,6 +16,8 @@ use tokio::sync::Notify;
 
 use crate::{
     config,
+    floors::SharedFloors,
+    line::Line,
     metrics::ClusterMetrics,
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
@@ -23,7 +25,7 @@ use crate::{
     session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
     sql::{cache::Classifier, catalog::Catalog},
-    topology::{self, NodeId, ProbeCounter, Snapshot, board::Traffic},
+    topology::{self, ProbeCounter, Snapshot, board::Traffic},
 };
 
 /// Everything that the sessions of one cluster share.
@@ -43,8 +45,10 @@ pub struct Cluster<P: Protocol> {
     pub sessions: Arc<Registry>,
     pub metrics: Arc<ClusterMetrics>,
     pub shutdown: Shutdown,
-    /// Statements waiting for a primary.
-    pub held: AtomicUsize,
+    /// Statements waiting for a node.
+    pub line: Line,
+    /// What `user` reads must not be behind of.
+    user_floors: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<SharedFloors>>>,
 }
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
@@ -66,7 +70,7 @@ pub struct Topology {
     wanted: AtomicU64,
     started: Instant,
     /// Bounded by the number of nodes: one report each, the latest.
-    reports: Mutex<HashMap<NodeId, Traffic>>,
+    reports: Mutex<HashMap<Arc<str>, Traffic>>,
 }
 
 impl Default for Topology {
@@ -92,10 +96,8 @@ impl Topology {
         self.snapshot.load_full()
     }
 
-    /// Publishes a snapshot and wakes those who wait for one.
-    pub fn publish(&self, snapshot: Snapshot) {
+    fn store(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
-        self.changed.notify_waiters();
     }
 
     /// A session wrote: its next read wants positions measured from now on.
@@ -116,12 +118,12 @@ impl Topology {
     }
 
     /// Traffic had trouble with a node.
-    pub fn report(&self, node: NodeId, traffic: Traffic) {
-        self.reports.lock().insert(node, traffic);
+    pub fn report(&self, address: &Arc<str>, traffic: Traffic) {
+        self.reports.lock().insert(address.clone(), traffic);
         self.nudge.notify_one();
     }
 
-    pub fn take_reports(&self) -> HashMap<NodeId, Traffic> {
+    pub fn take_reports(&self) -> HashMap<Arc<str>, Traffic> {
         std::mem::take(&mut *self.reports.lock())
     }
 }
@@ -137,6 +139,8 @@ pub struct Database {
     pub sequences_matter: AtomicBool,
     read_at: AtomicU64,
     read: Notify,
+    /// What `global` reads must not be behind of.
+    pub floors: Arc<SharedFloors>,
 }
 
 impl Database {
@@ -149,6 +153,7 @@ impl Database {
             sequences_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
             read: Notify::new(),
+            floors: Arc::default(),
         }
     }
 
@@ -221,7 +226,8 @@ impl<P: Protocol> Cluster<P> {
             sessions: Arc::default(),
             metrics,
             shutdown,
-            held: AtomicUsize::new(0),
+            line: Line::default(),
+            user_floors: Mutex::default(),
         }
     }
 
@@ -238,6 +244,37 @@ impl<P: Protocol> Cluster<P> {
                 let made = Arc::new(Pools::new(identity.clone(), self.link.clone(), self.shares.clone()));
                 pools.insert(key, made.clone());
                 made
+            }
+        }
+    }
+
+    /// The floors that all sessions of a user in a database share.
+    pub fn user_floors(&self, identity: &Identity<P>) -> Arc<SharedFloors> {
+        let key = (identity.user.clone(), identity.database.clone());
+        self.user_floors.lock().entry(key).or_default().clone()
+    }
+
+    /// Publishes a snapshot: what it forbids is fenced before anybody is told, and those who wait
+    /// look again in their order. `roles`: a node's role or state has changed.
+    pub fn publish(&self, snapshot: Snapshot, roles: bool) {
+        let version = snapshot.version;
+        self.topology.store(snapshot);
+        if roles {
+            self.apply_standings();
+            // Sessions that hold a connection look whether it may still be used.
+            self.call_all(Call::Look);
+        }
+        self.line.wake(version);
+        self.topology.changed.notify_waiters();
+    }
+
+    fn apply_standings(&self) {
+        let snapshot = self.topology.load_full();
+        for (_, pools) in self.all_pools() {
+            pools.fence(|address, role| snapshot.forbids(address, role));
+            for ((address, _), pool) in pools.all() {
+                let down = |node: &topology::Node| matches!(node.state, topology::State::Down);
+                pool.standing.set_down(snapshot.find(&address).is_some_and(down));
             }
         }
     }

@@ -19,7 +19,9 @@ use crate::{
     config::{self, Config, Engine, HostPort, reload},
     listener,
     metrics::Metrics,
-    monitor, mysql, postgres,
+    monitor,
+    observe::{self, Observed},
+    mysql, postgres,
     protocol::{Protocol, VerifierSource},
     runtime::Workers,
     session::cancel::Call,
@@ -33,7 +35,7 @@ pub enum StartError {
     #[error("cannot listen on {address}: {error}")]
     Listen { address: HostPort, error: io::Error },
     #[error("cluster {cluster}: {error}")]
-    Tls { cluster: Arc<str>, error: TlsError },
+    Tls { cluster: Arc<str>, error: Box<TlsError> },
     #[error("cannot start the worker threads: {0}")]
     Workers(io::Error),
 }
@@ -81,12 +83,12 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
 
     fn check(&self, config: &config::Cluster) -> Result<(), StartError> {
         let made = (self.parts)(config);
-        made.map(drop).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })
+        made.map(drop).map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })
     }
 
     fn apply(&self, config: &config::Cluster) -> Result<(), StartError> {
-        let (parts, query) =
-            (self.parts)(config).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })?;
+        let (parts, query) = (self.parts)(config)
+            .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
         if let Some(query) = query {
             query.attach(&self.cluster);
         }
@@ -262,6 +264,26 @@ async fn start_cluster(
     }
 }
 
+/// Looks at a cluster's servers for a moment, without serving anybody.
+///
+/// # Errors
+/// When a TLS file cannot be used.
+pub async fn observe(config: &config::Cluster, database: &Arc<str>) -> Result<Observed, StartError> {
+    match config.engine {
+        Engine::Postgres => {
+            let parts = postgres::parts(config, &Arc::default(), None)
+                .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
+            Ok(observe::look::<postgres::Postgres>(config, parts, database).await)
+        }
+        Engine::Mysql => {
+            let parts = mysql::parts(config, &Arc::default(), None)
+                .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
+            // One catalog holds all schemas.
+            Ok(observe::look::<mysql::Mysql>(config, parts, &"".into()).await)
+        }
+    }
+}
+
 async fn start_service<P: Protocol, F>(
     config: &config::Cluster,
     parts: F,
@@ -272,8 +294,8 @@ async fn start_service<P: Protocol, F>(
 where
     F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync + 'static,
 {
-    let (made, query) =
-        parts(config).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })?;
+    let (made, query) = parts(config)
+        .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
     let listeners = bind_all(&config.listen).await?;
     let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
     let cluster = Arc::new(Cluster::new(

@@ -27,7 +27,7 @@ impl Frontend {
             Answer::Done if request.intent.statements == 0 => {
                 packet::put_err(&mut out, self.sequence, 1065, "42000", b"Query was empty");
             }
-            Answer::Done => packet::put_ok(&mut out, self.sequence, status),
+            Answer::Done | Answer::RolledBack => packet::put_ok(&mut out, self.sequence, status),
             Answer::Row { column, value } => {
                 let binary = request.wire.code == code::STMT_EXECUTE;
                 self.put_row(&mut out, column, value, binary, status);

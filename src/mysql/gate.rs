@@ -27,7 +27,7 @@ use super::{
 use crate::{
     cluster::Parts,
     config,
-    protocol::{ConnectFault, Greeting, Identity, LoginFault, VerifierSource},
+    protocol::{ConnectFault, Greeting, Identity, LoginFault, TurnedAway, VerifierSource},
     refusal::{Refusal, RefusalKind},
     tls::{self, ServerTls},
     topology::Role,
@@ -191,11 +191,11 @@ impl Gate {
 }
 
 /// Greets a client and turns its login into a frontend.
-pub(super) async fn greet(socket: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<super::Mysql>, LoginFault> {
+pub(super) async fn greet(socket: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<super::Mysql>, TurnedAway> {
     let offer = gate.shared.offer().await;
     let login = client::accept(socket, &offer, &gate.tls, async |user: &str| gate.secret(user).await)
         .await
-        .map_err(|failure| login_fault(&failure))?;
+        .map_err(|failure| TurnedAway { fault: login_fault(&failure), detail: failure.to_string() })?;
     let identity = identity(&login);
     let frontend = Frontend::new(login, offer.number, identity.user.clone(), gate.clone());
     Ok(Greeting::Client { frontend, identity })

@@ -29,8 +29,8 @@ pub use self::{
 use self::{command::code, relay::Relay};
 use crate::{
     protocol::{
-        self, Answer, ConnectFault, Fault, Greeting, Identity, LoginFault, Protocol, ReaderContext, Refused,
-        Reply, Request, Terms, Transaction, Welcomed,
+        self, Answer, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused,
+        Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
     },
     refusal::Refusal,
     session::cancel::CancelKey,
@@ -53,7 +53,7 @@ impl Protocol for Mysql {
 }
 
 impl protocol::Frontend<Mysql> for Frontend {
-    async fn login(stream: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<Mysql>, LoginFault> {
+    async fn login(stream: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<Mysql>, TurnedAway> {
         gate::greet(stream, gate).await
     }
 

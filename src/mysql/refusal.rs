@@ -39,6 +39,7 @@ pub const fn error_of(kind: RefusalKind) -> (u16, &'static str) {
         RefusalKind::IdleTimeout => (4031, "HY000"),
         RefusalKind::Cancelled => (1317, "70100"),
         RefusalKind::Forbidden => (1095, "HY000"),
+        RefusalKind::FailedTransaction => (1402, "XA100"),
         RefusalKind::Internal => (1105, "HY000"),
     }
 }

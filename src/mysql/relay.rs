@@ -20,6 +20,7 @@ use crate::{
     inbox::{self, Inbox},
     protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms},
     sql::Effect,
+    standing::{self, given_up, watched},
     topology::Position,
 };
 
@@ -111,6 +112,9 @@ impl<'a> Relay<'a> {
 
     /// Sends the request, relays the answer, and says how it ended.
     pub(super) async fn run(mut self, request: &Request<Command>) -> Result<Reply, Fault> {
+        if self.terms.watch.is_over(false) {
+            return Err(standing::unsent());
+        }
         self.prepare_connection(request).await?;
         self.backend.busy = true;
         self.send_request(request).await?;
@@ -125,10 +129,10 @@ impl<'a> Relay<'a> {
         let resets = request.wire.code == code::RESET_CONNECTION;
         if !resets {
             let wanted = self.frontend.carried.now().clone();
-            self.backend.bring(&wanted).await?;
+            watched(self.terms.watch, self.backend.bring(&wanted)).await?;
         }
         for statement in self.terms.ahead {
-            self.backend.query_all(statement).await?;
+            watched(self.terms.watch, self.backend.query_all(statement)).await?;
         }
         for effect in &request.intent.effects {
             if let Effect::Execute { name } | Effect::Deallocate { name: Some(name) } = effect {
@@ -210,11 +214,15 @@ impl<'a> Relay<'a> {
     /// Writes to the server; reads and hands on what it says meanwhile, so that neither waits for
     /// the other for ever.
     async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+        let watch = self.terms.watch;
         while !bytes.is_empty() {
             let step = std::future::poll_fn(|cx| {
                 let backend = &mut *self.backend;
                 if let Poll::Ready(written) = Pin::new(&mut backend.stream).poll_write(cx, bytes) {
                     return Poll::Ready(written.map(Step::Wrote));
+                }
+                if watch.poll_over(cx, false).is_ready() {
+                    return Poll::Ready(Err(given_up()));
                 }
                 backend.inbox.poll_fill(cx, &mut backend.stream).map_ok(Step::Read)
             })
@@ -272,13 +280,29 @@ impl<'a> Relay<'a> {
                 }
                 Scan::More => self.hand_on().await?,
             }
-            let backend = &mut *self.backend;
-            match backend.inbox.fill(&mut backend.stream).await {
+            match self.receive().await {
                 Ok(0) => return Err(self.server_lost(eof())),
                 Ok(_) => {}
                 Err(error) => return Err(self.server_lost(error)),
             }
         }
+    }
+
+    /// Waits for what the server says next.
+    ///
+    /// # Errors
+    /// Also when the server may no longer say anything: it was fenced, or is down and another can
+    /// be asked.
+    async fn receive(&mut self) -> io::Result<usize> {
+        let watch = self.terms.watch;
+        let movable = self.terms.may_refuse == MayRefuse::Any && !self.forwarded && !self.decided;
+        let backend = &mut *self.backend;
+        let read = std::future::poll_fn(|cx| match backend.inbox.poll_fill(cx, &mut backend.stream) {
+            Poll::Pending => watch.poll_over(cx, movable).map(|()| Err(given_up())),
+            read => read,
+        })
+        .await?;
+        if watch.is_over(false) { Err(given_up()) } else { Ok(read) }
     }
 
     /// Hands on what may go to the client by now.

@@ -30,8 +30,8 @@ pub use self::{
 use self::{batch::Kind, login::Accepted, relay::Relay};
 use crate::{
     protocol::{
-        self, Answer, ConnectFault, Fault, Greeting, Identity, LoginFault, Protocol, ReaderContext, Refused,
-        Reply, Request, Terms, Transaction, Welcomed,
+        self, Answer, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused, Reply,
+        Request, Terms, Transaction, TurnedAway, Welcomed,
     },
     refusal::Refusal,
     session::cancel::CancelKey,
@@ -55,7 +55,7 @@ impl Protocol for Postgres {
 }
 
 impl protocol::Frontend<Postgres> for Frontend {
-    async fn login(stream: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<Postgres>, LoginFault> {
+    async fn login(stream: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<Postgres>, TurnedAway> {
         match login::accept(stream, &**gate).await {
             Ok(Accepted::Cancel(cancel)) => {
                 Ok(Greeting::Cancel {
@@ -65,7 +65,7 @@ impl protocol::Frontend<Postgres> for Frontend {
                 })
             }
             Ok(Accepted::Login(login)) => gate::greet(*login, gate).await,
-            Err(failure) => Err(gate::login_fault(&failure)),
+            Err(failure) => Err(gate::turned_away(&failure)),
         }
     }
 
@@ -164,7 +164,7 @@ impl protocol::Backend<Postgres> for Backend {
         terms: &Terms<'_>,
     ) -> Result<Reply, Fault> {
         if self.needs_clearing(terms.session, &request.intent) {
-            self.execute_all(&["DISCARD SEQUENCES".into()]).await?;
+            crate::standing::watched(terms.watch, self.execute_all(&["DISCARD SEQUENCES".into()])).await?;
             self.cleared();
         }
         Relay::new(self, frontend, terms).run(request).await
@@ -222,6 +222,10 @@ impl protocol::Backend<Postgres> for Backend {
         key: &CancelKey,
     ) -> io::Result<()> {
         login::send_cancel(address, &link.tls, key.process, &key.secret).await.map_err(io::Error::other)
+    }
+
+    async fn started(&mut self) -> Result<Option<i64>, Fault> {
+        probe::started(self).await
     }
 
     async fn probe(&mut self) -> Result<Facts, ProbeFault> {

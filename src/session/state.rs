@@ -4,13 +4,16 @@ use crate::{
     protocol::Transaction,
     route::{Consistency, Floor},
     sql::{
-        Access, Dialect, Effect, Intent, Isolation, PinReason, Reason,
+        Access, Dialect, Effect, Intent, Isolation, PinReason, Reason, Tables,
         effects::{Discard, ProxyCommand, Scope, TransactionModes},
     },
 };
 
 /// Most statements that are kept back behind a held BEGIN; one more opens the transaction.
 const MAX_HELD: usize = 64;
+
+/// Most temporary tables of a session that are known by name; with more, all reads stay with it.
+const MAX_TEMPORARY: usize = 256;
 
 /// Session state the engine keeps; what a server keeps is tracked by the protocols.
 #[derive(Debug, Default)]
@@ -23,7 +26,13 @@ pub struct State {
     modes: TransactionModes,
     /// A statement of the open transaction may have written.
     wrote: bool,
+    /// To these tables.
+    written: Option<Tables>,
     pins: u16,
+    /// Names of temporary tables, as far as they are known.
+    temporary: Tables,
+    /// Cursors declared WITH HOLD and not closed.
+    held_cursors: Vec<Box<str>>,
     /// `default_transaction_read_only` and `default_transaction_isolation` as they apply here.
     pub defaults: TransactionModes,
     /// The defaults the session started with: what RESET goes back to.
@@ -38,12 +47,23 @@ pub struct State {
     pub consistency: Option<Consistency>,
     pub max_lag: Option<std::time::Duration>,
     pub floor: Floor,
+    lost: Option<Lost>,
+}
+
+/// A transaction whose server went away: the client has to end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// It went while the client was silent: its next request gets the error.
+    Untold,
+    /// The client has had the error.
+    Told,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     modes: TransactionModes,
     statements: Vec<Box<str>>,
+    savepoint: bool,
     /// The client has begun a transaction; otherwise it has only said what the next one is to be.
     begun: bool,
 }
@@ -59,6 +79,12 @@ pub enum Step {
     Kill { id: u64, query_only: bool },
     /// Run it. `kept`: on the connection the session holds.
     Run(Run),
+    /// The end of a transaction that had failed: no server needs to see it.
+    RolledBack,
+    /// The transaction was lost with its server: the client is told now.
+    Lost,
+    /// It was told before, and has not ended the transaction yet.
+    Aborted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,23 +113,30 @@ impl State {
             return Step::Kill { id, query_only };
         }
         self.deferred = false;
+        if let Some(lost) = self.lost {
+            return self.plan_lost(intent, lost);
+        }
         if intent.statements == 0 && matches!(self.transaction, Transaction::Idle) {
             return Step::Done;
         }
         if self.held.is_some() {
             return self.plan_held(intent, text);
         }
+        if self.transaction == Transaction::Unit {
+            // A pipeline that has only read stays where it is until it writes (hard case 13).
+            return Step::Run(self.run(intent, intent.access, true));
+        }
         if self.transaction != Transaction::Idle {
             return Step::Run(self.run(intent, self.transaction_access(), true));
         }
         match (&intent.effects[..], text) {
             ([Effect::Begin(modes)], Some(text)) if intent.statements == 1 => {
-                self.held = Some(Held { modes: *modes, statements: vec![text.into()], begun: true });
+                self.hold(*modes, text, true);
                 self.transaction = Transaction::Open;
                 Step::Done
             }
             ([Effect::SetTransaction(modes)], Some(text)) if self.sets_next && intent.statements == 1 => {
-                self.held = Some(Held { modes: *modes, statements: vec![text.into()], begun: false });
+                self.hold(*modes, text, false);
                 Step::Done
             }
             _ if self.implicit && intent.reason != Reason::Session => {
@@ -113,13 +146,17 @@ impl State {
         }
     }
 
+    fn hold(&mut self, modes: TransactionModes, text: &str, begun: bool) {
+        self.held = Some(Held { modes, statements: vec![text.into()], savepoint: false, begun });
+    }
+
     fn plan_held(&mut self, intent: &Intent, text: Option<&str>) -> Step {
         let held = self.held.as_mut().expect("the caller has looked");
         if intent.statements == 0 {
             return Step::Done;
         }
-        if !held.begun && intent.reason == Reason::Session && !matches!(intent.effects[..], [Effect::SetTransaction(_)])
-        {
+        let sets = matches!(intent.effects[..], [Effect::SetTransaction(_)]);
+        if !held.begun && intent.reason == Reason::Session && !sets {
             // It begins no transaction: what was said of the next one stays said.
             self.deferred = true;
             return Step::Run(self.run_idle(intent));
@@ -141,7 +178,8 @@ impl State {
                     self.transaction = Transaction::Idle;
                     return Step::Done;
                 }
-                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD => {
+                // Behind a savepoint the server refuses it: that answer is the server's to give.
+                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD && !held.savepoint => {
                     merge(&mut held.modes, *modes);
                     held.statements.push(text.into());
                     return Step::Done;
@@ -149,6 +187,7 @@ impl State {
                 Effect::Savepoint(_) | Effect::SetConstraints | Effect::Set { scope: Scope::Local, .. }
                     if held.statements.len() < MAX_HELD =>
                 {
+                    held.savepoint |= matches!(effect, Effect::Savepoint(_));
                     held.statements.push(text.into());
                     return Step::Done;
                 }
@@ -159,6 +198,59 @@ impl State {
         Step::Run(self.run(intent, self.transaction_access(), true))
     }
 
+    /// What becomes of a request in a transaction that no server has any more.
+    fn plan_lost(&mut self, intent: &Intent, lost: Lost) -> Step {
+        let single = if intent.statements == 1 { intent.effects.first() } else { None };
+        match (lost, single) {
+            (_, Some(Effect::Rollback { chain: false }))
+            | (Lost::Told, Some(Effect::Commit { chain: false })) => {
+                self.end_lost();
+                Step::RolledBack
+            }
+            (Lost::Untold, Some(Effect::Commit { .. } | Effect::PrepareTransaction)) => {
+                self.end_lost();
+                Step::Lost
+            }
+            (Lost::Untold, _) => {
+                self.mark_told();
+                Step::Lost
+            }
+            (Lost::Told, _) if intent.statements == 0 => Step::Done,
+            (Lost::Told, _) => Step::Aborted,
+        }
+    }
+
+    fn end_lost(&mut self) {
+        self.lost = None;
+        self.transaction = Transaction::Idle;
+    }
+
+    fn mark_told(&mut self) {
+        if self.transaction == Transaction::Unit {
+            // Over with the Sync that the client sends anyway.
+            self.end_lost();
+        } else {
+            self.lost = Some(Lost::Told);
+            self.transaction = Transaction::Failed;
+        }
+    }
+
+    /// The server of the open transaction is gone. The client hears of it in answer to the request
+    /// of `intent`, or else to its next one.
+    pub fn lose_transaction(&mut self, intent: Option<&Intent>) {
+        let was = self.transaction;
+        self.forget_server();
+        if was == Transaction::Idle {
+            return;
+        }
+        self.transaction = was;
+        match intent {
+            None => self.lost = Some(Lost::Untold),
+            Some(intent) if ends_transaction(intent) => self.end_lost(),
+            Some(_) => self.mark_told(),
+        }
+    }
+
     /// The statements that have to run before the next one, oldest first.
     pub fn held_statements(&self) -> &[Box<str>] {
         self.held.as_ref().filter(|_| !self.deferred).map_or(&[], |held| &held.statements)
@@ -167,12 +259,6 @@ impl State {
     /// A transaction is held that no server knows of.
     pub fn is_holding(&self) -> bool {
         self.held.is_some()
-    }
-
-    /// What was held back could not be sent, and the client was told so.
-    pub fn forget_held(&mut self) {
-        self.held = None;
-        self.transaction = Transaction::Idle;
     }
 
     /// Where the open transaction belongs.
@@ -225,14 +311,21 @@ impl State {
         self.transaction = transaction;
         if on_primary && may_write(intent) {
             self.wrote = true;
+            if transaction != Transaction::Idle {
+                self.written = Some(all_of(self.written.take(), &intent.tables));
+            }
         }
         for effect in &intent.effects {
             self.apply(effect, failed);
+            if *effect == Effect::Pin(PinReason::TempTable) {
+                self.note_temporary(intent);
+            }
         }
         if transaction == Transaction::Idle {
             self.modes = TransactionModes::default();
             // A failed autocommit statement may still have written: a procedure that committed
             // half its work, a statement of several.
+            self.written = None;
             return std::mem::take(&mut self.wrote);
         }
         if !was_open {
@@ -241,9 +334,26 @@ impl State {
         false
     }
 
+    /// The tables of which others may see new rows once this request is answered; `None` where it
+    /// commits nothing.
+    pub fn commits(&self, intent: &Intent) -> Option<Tables> {
+        let writes = may_write(intent);
+        let stays_open =
+            matches!(self.transaction, Transaction::Open | Transaction::Failed) && !ends_transaction(intent);
+        if stays_open || !(writes || self.wrote) {
+            return None;
+        }
+        Some(match (&self.written, writes) {
+            (None, true) => intent.tables.clone(),
+            (Some(written), false) => written.clone(),
+            (written, _) => all_of(written.clone(), &intent.tables),
+        })
+    }
+
     /// The statement being answered wrote, whatever it was taken for.
     pub fn note_write(&mut self) {
         self.wrote = true;
+        self.written = Some(Tables::All);
     }
 
     fn adopt_modes(&mut self, intent: &Intent) {
@@ -260,15 +370,22 @@ impl State {
             Effect::Pin(reason) => self.pin(*reason),
             Effect::Touches => self.pin(PinReason::Function),
             Effect::Unpin(reason) if !failed => self.unpin(*reason),
+            Effect::HoldsCursor(name) if !failed => self.held_cursors.push(name.clone()),
+            Effect::ClosesCursor(name) if !failed => {
+                self.held_cursors.retain(|held| held != name);
+                if self.held_cursors.is_empty() {
+                    self.unpin(PinReason::HoldCursor);
+                }
+            }
             Effect::Set { name, value, scope: Scope::Session, .. } if !failed => {
                 self.set_default(name, value)
             }
             Effect::Reset { name } if !failed => match &**name {
                 "default_transaction_read_only" => self.defaults.read_only = self.startup_defaults.read_only,
+                "default_transaction_isolation" => self.defaults.isolation = self.startup_defaults.isolation,
                 "transaction_read_only" if self.sets_next => {
                     self.defaults.read_only = self.startup_defaults.read_only;
                 }
-                "default_transaction_isolation" => self.defaults.isolation = self.startup_defaults.isolation,
                 "transaction_isolation" if self.sets_next => {
                     self.defaults.isolation = self.startup_defaults.isolation;
                 }
@@ -280,6 +397,8 @@ impl State {
                 self.defaults = self.startup_defaults;
                 self.implicit = self.startup_implicit;
                 self.pins &= bit(PinReason::SessionMode);
+                self.temporary = Tables::default();
+                self.held_cursors.clear();
             }
             Effect::Discard(Discard::Temp) if !failed => self.unpin(PinReason::TempTable),
             Effect::Discard(Discard::Sequences) if !failed => self.unpin(PinReason::Sequence),
@@ -306,6 +425,11 @@ impl State {
 
     pub fn unpin(&mut self, reason: PinReason) {
         self.pins &= !bit(reason);
+        match reason {
+            PinReason::TempTable => self.temporary = Tables::default(),
+            PinReason::HoldCursor => self.held_cursors.clear(),
+            _ => {}
+        }
     }
 
     pub fn is_pinned(&self) -> bool {
@@ -316,16 +440,53 @@ impl State {
         self.pins & bit(reason) != 0
     }
 
-    /// Reads may still use other connections: what is pinned does not show in them.
-    pub fn reads_roam(&self) -> bool {
-        const HARMLESS: [PinReason; 5] = [
+    /// Whether a read may use another connection than the pinned one: what is pinned does not show
+    /// in it.
+    pub fn roams(&self, intent: &Intent) -> bool {
+        const HARMLESS: [PinReason; 6] = [
             PinReason::Listen,
             PinReason::AdvisoryLock,
             PinReason::HoldCursor,
             PinReason::Sequence,
             PinReason::NamedLock,
+            PinReason::SessionMode,
         ];
-        self.pins & !HARMLESS.iter().fold(0, |all, reason| all | bit(*reason)) == 0
+        let asks_for_state = intent.effects.iter().any(|effect| {
+            matches!(effect, Effect::Cursor | Effect::NeedsPrevious | Effect::ShowsPrepared | Effect::Pin(_))
+        });
+        let harmless = HARMLESS.iter().fold(bit(PinReason::TempTable), |all, reason| all | bit(*reason));
+        !asks_for_state && self.pins & !harmless == 0 && !self.may_be_temporary(intent)
+    }
+
+    /// Whether it may read a temporary table of this session's.
+    fn may_be_temporary(&self, intent: &Intent) -> bool {
+        if !self.is_pinned_by(PinReason::TempTable) {
+            return false;
+        }
+        match (&self.temporary, &intent.tables) {
+            (Tables::Some(temporary), Tables::Some(read)) => read.iter().any(|name| temporary.contains(name)),
+            _ => true,
+        }
+    }
+
+    /// Remembers the names of temporary relations; one whose name is not known stands for all.
+    fn note_temporary(&mut self, intent: &Intent) {
+        let new: Vec<_> = intent
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Temporary(name) => Some(name.clone()),
+                _ => None,
+            })
+            .collect();
+        let pins =
+            intent.effects.iter().filter(|effect| **effect == Effect::Pin(PinReason::TempTable)).count();
+        self.temporary = match &self.temporary {
+            Tables::Some(known) if known.len() < MAX_TEMPORARY && new.len() >= pins => {
+                Tables::Some(known.iter().cloned().chain(new).collect())
+            }
+            _ => Tables::All,
+        };
     }
 
     /// The server connection is gone, and with it all that it held for this session.
@@ -334,7 +495,11 @@ impl State {
         self.transaction = Transaction::Idle;
         self.modes = TransactionModes::default();
         self.wrote = false;
+        self.written = None;
+        self.lost = None;
         self.pins = 0;
+        self.temporary = Tables::default();
+        self.held_cursors.clear();
     }
 }
 
@@ -346,6 +511,23 @@ fn merge(into: &mut TransactionModes, from: TransactionModes) {
     into.read_only = from.read_only.or(into.read_only);
     into.isolation = from.isolation.or(into.isolation);
     into.deferrable = from.deferrable.or(into.deferrable);
+}
+
+/// Whether it may end the open transaction with its work done.
+pub fn ends_transaction(intent: &Intent) -> bool {
+    intent.effects.iter().any(|effect| matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction))
+}
+
+/// Tables of a transaction that are told apart; one with more counts as touching all.
+const MAX_WRITTEN: usize = 64;
+
+fn all_of(before: Option<Tables>, more: &Tables) -> Tables {
+    let Some(before) = before else { return more.clone() };
+    let (Some(before), Some(more)) = (before.names(), more.names()) else { return Tables::All };
+    let mut names: Vec<Box<str>> = before.iter().chain(more).cloned().collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.len() > MAX_WRITTEN { Tables::All } else { Tables::Some(names.into()) }
 }
 
 /// Whether its success may have changed data that others can see.
