@@ -80,9 +80,10 @@ async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown) -> Exi
 }
 
 fn demo(demo: &cli::Demo) -> Exit {
-    if demo.engine != cli::DialectName::Postgres {
-        return not_available("demo --engine mysql");
-    }
+    let engine = match demo.engine {
+        cli::DialectName::Postgres => demo::DemoEngine::Postgres,
+        cli::DialectName::Mysql => demo::DemoEngine::Mysql,
+    };
     let shutdown = Shutdown::new();
     let proxy = demo::Proxy {
         serve: |text: &str| {
@@ -100,7 +101,7 @@ fn demo(demo: &cli::Demo) -> Exit {
         },
         stop: || shutdown.stop(),
     };
-    match demo::run(demo.once, proxy, &mut io::stdout()) {
+    match demo::run(engine, demo.once, proxy, &mut io::stdout()) {
         Ok(()) => Exit::Done,
         Err(error) => {
             say(&format!("pointsman: {error}"));

@@ -273,6 +273,39 @@ pub struct Tls {
     pub server: ServerTls,
 }
 
+impl Tls {
+    /// What clients reach us by.
+    pub fn client_parameters(&self) -> crate::tls::Parameters {
+        tls_parameters(self.client.mode, self.client.identity.as_ref(), self.client.ca.as_ref())
+    }
+
+    /// What we reach servers by.
+    pub fn server_parameters(&self) -> crate::tls::Parameters {
+        tls_parameters(self.server.mode, self.server.identity.as_ref(), self.server.ca.as_ref())
+    }
+}
+
+fn tls_parameters(
+    mode: TlsMode,
+    identity: Option<&Identity>,
+    ca: Option<&PathBuf>,
+) -> crate::tls::Parameters {
+    use crate::tls::Mode;
+    crate::tls::Parameters {
+        mode: match mode {
+            TlsMode::Disable => Mode::Disable,
+            TlsMode::Allow => Mode::Allow,
+            TlsMode::Prefer => Mode::Prefer,
+            TlsMode::Require => Mode::Require,
+            TlsMode::VerifyCa => Mode::VerifyCa,
+            TlsMode::VerifyFull => Mode::VerifyFull,
+        },
+        certificate: identity.map(|identity| identity.certificate.clone()),
+        key: identity.map(|identity| identity.key.clone()),
+        ca: ca.cloned(),
+    }
+}
+
 /// TLS toward clients; a server's part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClientTls {

@@ -44,6 +44,7 @@ pub struct Postgres;
 
 impl Protocol for Postgres {
     const DIALECT: Dialect = Dialect::Postgres;
+    const FORGETS_PREVIOUS: bool = false;
     /// Boxed: a request is moved a dozen times on its way.
     type Wire = Box<Batch>;
     type Credentials = login::Credentials;
@@ -163,7 +164,7 @@ impl protocol::Backend<Postgres> for Backend {
         terms: &Terms<'_>,
     ) -> Result<Reply, Fault> {
         if self.needs_clearing(terms.session, &request.intent) {
-            relay::watched(terms.watch, self.execute_all(&["DISCARD SEQUENCES".into()])).await?;
+            crate::standing::watched(terms.watch, self.execute_all(&["DISCARD SEQUENCES".into()])).await?;
             self.cleared();
         }
         Relay::new(self, frontend, terms).run(request).await

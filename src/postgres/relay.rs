@@ -20,7 +20,7 @@ use crate::{
     inbox,
     protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms, Transaction},
     sql::Effect,
-    standing::Watch,
+    standing::{given_up, unsent, watched},
 };
 
 /// A message that decides something is looked at whole; a longer one passes unseen. Errors quote
@@ -874,27 +874,6 @@ pub(super) struct Outcome {
     /// Its last command was answered with ROLLBACK.
     pub rolled_back: bool,
     pub transaction: Transaction,
-}
-
-fn given_up() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the server is no longer the primary, or is down")
-}
-
-/// Runs a step ahead of the request, unless the server may no longer be used.
-pub(super) async fn watched<T>(
-    watch: Watch<'_>,
-    step: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
-    let mut step = std::pin::pin!(step);
-    std::future::poll_fn(|cx| match step.as_mut().poll(cx) {
-        Poll::Pending => watch.poll_over(cx, false).map(|()| Err(unsent())),
-        done => done,
-    })
-    .await
-}
-
-fn unsent() -> Fault {
-    Fault::Server { error: given_up(), sent: false, forwarded: Forwarded::Nothing }
 }
 
 /// The error of a statement that could not be prepared here, as that of the request itself.

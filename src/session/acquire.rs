@@ -96,6 +96,7 @@ impl<P: Protocol> Session<P> {
         let drained = self.state.transaction == Transaction::Idle
             && snapshot.find(kept.address()).is_some_and(|node| node.state == topology::State::Draining);
         if drained || snapshot.forbids(kept.address(), kept.role) {
+            self.lose_previous(&kept);
             drop(kept);
             return Err(self.lose_kept(Some(&request.intent)));
         }

@@ -50,6 +50,7 @@ impl<P: Protocol> Session<P> {
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
+        self.lose_previous(&held);
         let on_primary = role == Role::Primary;
         let elsewhere = match refused.cause {
             RefusedCause::Stopping => {
@@ -162,6 +163,7 @@ impl<P: Protocol> Session<P> {
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
+        self.lose_previous(&held);
         drop(held);
         self.cluster.topology.report(&address, Traffic::Broken);
         tracing::debug!(%address, error = %loss.error, "lost a server connection");

@@ -18,6 +18,8 @@ mod freshness;
 mod http;
 mod login;
 mod metrics;
+mod mysql_failover;
+mod mysql_session;
 mod pipelining;
 mod prepared;
 mod reload_drain;

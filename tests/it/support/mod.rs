@@ -4,6 +4,7 @@ pub mod client;
 pub mod cluster;
 pub mod drivers;
 pub mod link;
+pub mod mysql;
 pub mod proxy;
 pub mod wire;
 
