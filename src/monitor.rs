@@ -178,12 +178,8 @@ impl<P: Protocol> Monitor<P> {
                 }
             }
             Event::NoPrimary { lost, why } => tracing::warn!(cluster, ?lost, "no primary: {why}"),
-            Event::Changed { address, role, was, state } => {
-                tracing::info!(cluster, node = %address, ?role, ?was, ?state, "node changed");
-            }
-            Event::Restarted { address } => {
-                tracing::info!(cluster, node = %address, "node was restarted");
-            }
+            Event::Changed { state: topology::State::Fenced(_), .. } => tracing::warn!(cluster, "{event}"),
+            Event::Changed { .. } | Event::Restarted { .. } => tracing::info!(cluster, "{event}"),
             Event::PositionFell { address, from, to } => {
                 tracing::warn!(cluster, node = %address, %from, %to, "the primary lost acknowledged positions in a crash");
             }

@@ -247,6 +247,11 @@ impl<P: Protocol> Session<P> {
             // Closed at once: what was open there ends now, whatever the client does.
             self.kept = None;
             let refusal = self.lose_kept(None);
+            tracing::info!(
+                cluster = %self.cluster.name,
+                user = %entry.user,
+                "ended what was open on a server that is no longer the primary"
+            );
             if refusal.fatal {
                 self.cluster.metrics.error(refusal.kind.label());
                 self.frontend.farewell(&refusal).await;

@@ -76,7 +76,8 @@ async fn run(
         while !stop.load(Ordering::Relaxed) {
             pace.tick().await;
             let result = session.try_run(&statement(number, operations.len())).await;
-            operations.push(Operation { ended: Instant::now(), failed: result.err().map(|error| code(&error)) });
+            operations
+                .push(Operation { ended: Instant::now(), failed: result.err().map(|error| code(&error)) });
         }
         operations
     })
@@ -100,7 +101,13 @@ async fn aside<T: Send + 'static>(
 }
 
 /// Fails over under load and returns how long after the promotion's end the first write succeeded.
-async fn fail_over(cluster: &Arc<PgCluster>, proxy: &Proxy, database: &str, from: usize, to: usize) -> Duration {
+async fn fail_over(
+    cluster: &Arc<PgCluster>,
+    proxy: &Proxy,
+    database: &str,
+    from: usize,
+    to: usize,
+) -> Duration {
     let load = Load::start(proxy, database, insert).await;
     tokio::time::sleep(Duration::from_millis(700)).await;
 
@@ -120,7 +127,9 @@ async fn fail_over(cluster: &Arc<PgCluster>, proxy: &Proxy, database: &str, from
     let failed = failures(&writes);
     assert!(failed.iter().all(|code| *code == "08007"), "{failed:?}");
     assert!(failed.len() <= SESSIONS, "{failed:?}");
-    let succeeded = writes.iter().filter(|write| write.failed.is_none() && write.ended > killed + Duration::from_millis(200));
+    let succeeded = writes
+        .iter()
+        .filter(|write| write.failed.is_none() && write.ended > killed + Duration::from_millis(200));
     let first = succeeded.map(|write| write.ended).min().expect("writes go on");
     first.saturating_duration_since(promoted)
 }
@@ -225,8 +234,11 @@ async fn writes_that_wait_for_a_primary_run_in_the_order_they_came() {
 
     let mut tasks = Vec::new();
     for (x, session) in sessions.into_iter().enumerate() {
-        tasks.push(tokio::spawn(async move { session.try_run(&format!("INSERT INTO t (x) VALUES ({x})")).await.is_ok() }));
-        eventually("it waits", async || proxy.metric("pointsman_held_statements", &[]) == (x + 1) as f64).await;
+        tasks.push(tokio::spawn(async move {
+            session.try_run(&format!("INSERT INTO t (x) VALUES ({x})")).await.is_ok()
+        }));
+        eventually("it waits", async || proxy.metric("pointsman_held_statements", &[]) == (x + 1) as f64)
+            .await;
     }
     aside(&cluster, |cluster| cluster.promote(1).expect("a replica takes over")).await;
     for task in tasks {
