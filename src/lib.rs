@@ -14,6 +14,7 @@ pub mod listener;
 pub mod logging;
 pub mod metrics;
 pub mod monitor;
+pub mod observe;
 pub mod pool;
 pub mod postgres;
 pub mod protocol;

@@ -8,7 +8,10 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{
     cluster::Cluster,
     config::HostPort,
-    protocol::{Backend, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, Welcomed},
+    protocol::{
+        Backend, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway,
+        Welcomed,
+    },
     refusal::{Refusal, RefusalKind},
     route::{self, Consistency, Floor, Question},
     runtime::Workers,
@@ -110,7 +113,7 @@ async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Op
     let login = async {
         match P::Frontend::login(socket, &gate).await {
             Ok(Greeting::Client { frontend, identity }) => {
-                enter(frontend, identity, peer.clone(), cluster).await
+                enter(frontend, identity, peer.clone(), cluster).await.map_err(TurnedAway::from)
             }
             Ok(Greeting::Cancel { key, until }) => {
                 cancel(cluster, &key).await;
@@ -120,17 +123,17 @@ async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Op
             Err(fault) => Err(fault),
         }
     };
-    let result = tokio::time::timeout(timeout, login).await.unwrap_or(Err(LoginFault::TimedOut));
+    let result = tokio::time::timeout(timeout, login).await.unwrap_or(Err(LoginFault::TimedOut.into()));
     match result {
         Ok(Some(session)) => {
             cluster.metrics.login("ok");
             Some(session)
         }
         Ok(None) => None,
-        Err(fault) => {
+        Err(TurnedAway { fault, detail }) => {
             cluster.metrics.login(fault.label());
             if fault != LoginFault::Closed {
-                tracing::info!(cluster = %cluster.name, %peer, reason = fault.label(), "a client did not get in");
+                tracing::info!(cluster = %cluster.name, %peer, reason = fault.label(), detail, "a client did not get in");
             }
             None
         }

@@ -166,6 +166,9 @@ impl<P: Protocol> Monitor<P> {
         }
         let roles = |event: &Event| matches!(event, Event::Elected { .. } | Event::Changed { .. });
         self.cluster.publish(snapshot, events.iter().any(roles));
+        if !events.is_empty() {
+            self.cluster.refresh_metrics();
+        }
     }
 
     fn announce(&self, event: &Event) {

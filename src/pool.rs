@@ -381,12 +381,17 @@ impl Drop for Count<'_> {
     }
 }
 
+/// Address and role: a replica's connections are opened otherwise than a primary's.
+pub type NodeKey = (Arc<str>, Role);
+
+/// A node's limit, and the pools that it bounds.
+type SharedNode<P> = (Arc<NodeShare>, Siblings<P>);
+
 /// The pools of one user and database, on every node.
 pub struct Pools<P: Protocol> {
     pub identity: Arc<ArcSwap<Identity<P>>>,
     link: Arc<ArcSwap<P::Link>>,
-    /// By address and role: a replica's connections are opened otherwise than a primary's.
-    nodes: ArcSwap<HashMap<(Arc<str>, Role), Arc<NodePool<P>>>>,
+    nodes: ArcSwap<HashMap<NodeKey, Arc<NodePool<P>>>>,
     shared: Arc<Shares<P>>,
 }
 
@@ -395,7 +400,7 @@ pub struct Shares<P: Protocol> {
     limits: ArcSwap<Limits>,
     /// Threads that connections are kept apart by.
     workers: usize,
-    nodes: Mutex<HashMap<Arc<str>, (Arc<NodeShare>, Siblings<P>)>>,
+    nodes: Mutex<HashMap<Arc<str>, SharedNode<P>>>,
 }
 
 impl<P: Protocol> Shares<P> {
@@ -415,7 +420,7 @@ impl<P: Protocol> Shares<P> {
         self.entry(address).0
     }
 
-    fn entry(&self, address: &Arc<str>) -> (Arc<NodeShare>, Siblings<P>) {
+    fn entry(&self, address: &Arc<str>) -> SharedNode<P> {
         self.nodes
             .lock()
             .entry(address.clone())
@@ -461,7 +466,7 @@ impl<P: Protocol> Pools<P> {
         kept
     }
 
-    pub fn all(&self) -> Vec<((Arc<str>, Role), Arc<NodePool<P>>)> {
+    pub fn all(&self) -> Vec<(NodeKey, Arc<NodePool<P>>)> {
         self.nodes.load().iter().map(|(key, pool)| (key.clone(), pool.clone())).collect()
     }
 

@@ -45,7 +45,7 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     fn login(
         stream: TcpStream,
         gate: &Arc<P::Gate>,
-    ) -> impl Future<Output = Result<Greeting<P>, LoginFault>> + Send;
+    ) -> impl Future<Output = Result<Greeting<P>, TurnedAway>> + Send;
 
     /// Tells an authenticated client that it is in. Without a `server`, a connection of its user
     /// and database, only if what a server would say is known already; `None`: it is not.
@@ -382,6 +382,19 @@ pub enum LoginFault {
     Unavailable,
     /// A server refused the user or the database.
     Refused,
+}
+
+/// A client that did not get in, and the detail for the log: what it was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TurnedAway {
+    pub fault: LoginFault,
+    pub detail: String,
+}
+
+impl From<LoginFault> for TurnedAway {
+    fn from(fault: LoginFault) -> Self {
+        Self { fault, detail: String::new() }
+    }
 }
 
 impl LoginFault {

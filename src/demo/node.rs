@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use super::{
     binaries::{Binaries, run},
     ports::Port,
-    process::{Keeper, POLL, RunAs, Signal, signal, signal_tree, wait_for_exit},
+    process::{Keeper, POLL, RunAs, Signal, kill_tree, signal, signal_tree, wait_for_exit},
     servers::{SUPERUSER, ServerError},
 };
 
@@ -102,7 +102,7 @@ impl PgNode {
         let mut child = keeper.spawn(command, Signal::Quit)?;
         let started = self.wait_until_ready(&mut child);
         if started.is_err() {
-            signal_tree(child.id(), Signal::Kill);
+            kill_tree(child.id());
             let _ = child.wait();
         } else {
             *process = Some(child);
@@ -136,12 +136,12 @@ impl PgNode {
         match how {
             Stop::Fast => signal(child.id(), Signal::Interrupt),
             Stop::Immediate => signal(child.id(), Signal::Quit),
-            Stop::Kill => signal_tree(child.id(), Signal::Kill),
+            Stop::Kill => kill_tree(child.id()),
         }
         if wait_for_exit(&mut child, STOP_LIMIT) {
             return Ok(());
         }
-        signal_tree(child.id(), Signal::Kill);
+        kill_tree(child.id());
         let _ = child.wait();
         Err(ServerError::DidNotStop { node: self.name.clone() })
     }

@@ -112,6 +112,21 @@ pub fn signal_tree(pid: u32, what: Signal) {
     }
 }
 
+/// Kills a process and all its descendants. They are stopped first: whoever sees its parent die has
+/// no time left to say goodbye, and nobody escapes to another parent.
+pub fn kill_tree(pid: u32) {
+    signal_tree(pid, Signal::Stop);
+    for member in tree(pid) {
+        signal(member, Signal::Kill);
+    }
+}
+
+/// A process and its descendants, ancestors first.
+fn tree(root: u32) -> Vec<u32> {
+    let below = children(root).into_iter().flat_map(tree);
+    std::iter::once(root).chain(below).collect()
+}
+
 /// The direct children of a process, from `/proc`.
 fn children(parent: u32) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };

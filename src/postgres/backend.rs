@@ -198,13 +198,12 @@ impl Backend {
 
     /// Follows what an answered request did to this connection.
     pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome, session: u64, frontend: &Frontend) {
-        let open = outcome.transaction != Transaction::Idle;
         let wanted = frontend.carried.now();
         // What rode ahead of the request was undone with it if it failed.
         if !outcome.failed && self.carried.now().hash() != wanted.hash() {
             self.carried.bring(wanted);
         }
-        self.carried.learn(&intent.effects, outcome.failed, open, outcome.rolled_back);
+        self.carried.learn(&intent.effects, outcome.failed, outcome.transaction, outcome.rolled_back);
         for effect in &intent.effects {
             match effect {
                 Effect::DrawsSequence => self.drew = Some(session),

@@ -75,14 +75,6 @@ impl Told {
         self.changed.push((name.into(), value.into()));
         true
     }
-
-    pub fn get(&self, name: &str) -> Option<&str> {
-        self.changed
-            .iter()
-            .chain(self.base.iter())
-            .find(|(other, _)| &**other == name)
-            .map(|(_, value)| &**value)
-    }
 }
 
 impl Frontend {
@@ -221,7 +213,7 @@ impl Frontend {
     /// Follows what an answered request did to what the session carries.
     pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome) {
         let open = outcome.transaction != Transaction::Idle;
-        self.carried.learn(&intent.effects, outcome.failed, open, outcome.rolled_back);
+        self.carried.learn(&intent.effects, outcome.failed, outcome.transaction, outcome.rolled_back);
         if !open {
             self.close_portals();
         }
@@ -329,7 +321,19 @@ impl Frontend {
         match tag {
             b'P' => self.parse(body, whole, unit),
             b'B' => self.bind(body, unit),
-            b'D' | b'C' if body.first() == Some(&b'S') => self.describe_or_close(tag, &body[1..], unit),
+            b'D' | b'C' => match body.split_first() {
+                Some((b'S', name)) => self.describe_or_close(tag, name, unit),
+                // Closing a portal needs no server where there is none.
+                Some((b'P', _)) if tag == b'C' => Subject::Plain,
+                Some((b'P', name)) => {
+                    self.describe_portal(name, unit);
+                    Subject::Plain
+                }
+                _ => {
+                    unit.add_unknown();
+                    Subject::Plain
+                }
+            },
             b'E' => {
                 let portal = frame::split_cstring(body).map_or(body, |(portal, _)| portal);
                 unit.executes += 1;
@@ -359,7 +363,7 @@ impl Frontend {
         if !whole || !Statement::is_whole_parse(definition) {
             // Too long to be kept, or malformed: it goes to the server under the client's name,
             // and nothing else of this session may run elsewhere.
-            unit.add_unknown();
+            unit.add_unseen();
             return Subject::Plain;
         }
         if name.is_empty() {
@@ -371,8 +375,8 @@ impl Frontend {
             unit.defined_unnamed = true;
             return Subject::Unnamed(Some(self.statements.define_unnamed(definition, intent)));
         }
-        if matches!(self.statements.resolve(name), Some(Resolved::Named(_))) {
-            return Subject::Duplicate;
+        if let Some(Resolved::Named(taken)) = self.statements.resolve(name) {
+            return Subject::Duplicate(taken.clone());
         }
         let statement = self.origins.intern(definition, intent);
         self.statements.expect(name, Some(statement.clone()));
@@ -437,8 +441,18 @@ impl Frontend {
                 unit.add(intent, false);
                 Subject::Unnamed(Some(key))
             }
-            None if name.is_empty() => Subject::Unnamed(None),
-            None => Subject::Plain,
+            None => {
+                unit.add_unknown();
+                if name.is_empty() { Subject::Unnamed(None) } else { Subject::Plain }
+            }
+        }
+    }
+
+    fn describe_portal(&self, name: &[u8], unit: &mut Unit) {
+        let name = frame::split_cstring(name).map_or(name, |(name, _)| name);
+        match self.portals.iter().rev().find(|(other, _)| **other == *name) {
+            Some((_, intent)) => unit.add(intent, false),
+            None => unit.add_unknown(),
         }
     }
 
@@ -527,9 +541,16 @@ impl Unit {
         }
     }
 
+    /// A message that only the server can make sense of, on the connection the session keeps if it
+    /// keeps one: a portal may be a cursor that SQL declared.
     fn add_unknown(&mut self) {
-        let unknown = Arc::new(Intent { access: Access::Write, reason: Reason::Unparsed, ..function_call() });
-        self.add(&unknown, true);
+        let unknown = Intent { reason: Reason::State, effects: Vec::new(), ..function_call() };
+        self.add(&Arc::new(unknown), true);
+    }
+
+    /// A statement that was not seen whole: it may leave anything behind.
+    fn add_unseen(&mut self) {
+        self.add(&Arc::new(Intent { reason: Reason::TooLong, ..function_call() }), true);
     }
 
     fn finish(self) -> Arc<Intent> {

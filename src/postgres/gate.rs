@@ -21,7 +21,7 @@ use super::{
 use crate::{
     cluster::Parts,
     config,
-    protocol::{ConnectFault, Greeting, Identity, LoginFault, VerifierSource},
+    protocol::{ConnectFault, Greeting, Identity, LoginFault, TurnedAway, VerifierSource},
     refusal::{Refusal, RefusalKind},
     sql::Intent,
     tls::{self, ServerTls},
@@ -42,9 +42,12 @@ pub struct Gate {
     shared: Arc<Shared>,
 }
 
+/// User, database and a hash of the settings: servers greet these alike.
+type GreetingKey = (Arc<str>, Arc<str>, u128);
+
 /// What outlives a reload.
 pub struct Shared {
-    greetings: Mutex<HashMap<(Arc<str>, Arc<str>, u128), Arc<Known>>>,
+    greetings: Mutex<HashMap<GreetingKey, Arc<Known>>>,
     interned: Mutex<HashMap<u128, Weak<Statement>>>,
     mock: Arc<login::scram::MockSecret>,
 }
@@ -100,7 +103,7 @@ impl LoginContext for Gate {
 }
 
 /// Turns a login into a frontend.
-pub(super) async fn greet(login: Login, gate: &Arc<Gate>) -> Result<Greeting<super::Postgres>, LoginFault> {
+pub(super) async fn greet(login: Login, gate: &Arc<Gate>) -> Result<Greeting<super::Postgres>, TurnedAway> {
     let identity = Identity {
         user: login.user.as_str().into(),
         database: login.database.as_str().into(),
@@ -111,7 +114,7 @@ pub(super) async fn greet(login: Login, gate: &Arc<Gate>) -> Result<Greeting<sup
         Err(refusal) => {
             let mut stream = login.stream;
             let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &fatal(&refusal)).await;
-            return Err(LoginFault::Protocol);
+            return Err(TurnedAway { fault: LoginFault::Protocol, detail: refusal.message.into_owned() });
         }
     };
     let frontend = Frontend::new(login.stream, &login.unread, startup, Origins::new(gate, &identity));
@@ -130,7 +133,7 @@ impl Origins {
         Self { shared: gate.shared.clone(), user: identity.user.clone(), database: identity.database.clone() }
     }
 
-    fn key(&self, settings: u128) -> (Arc<str>, Arc<str>, u128) {
+    fn key(&self, settings: u128) -> GreetingKey {
         (self.user.clone(), self.database.clone(), settings)
     }
 
@@ -191,9 +194,7 @@ fn connect_fault(error: ConnectError) -> ConnectFault {
             "53300" => ConnectFault::TooMany,
             state => {
                 let code = state.as_bytes().try_into().unwrap_or(*b"XX000");
-                let mut raw = Vec::new();
-                super::frame::put(&mut raw, b'E', |out| out.extend_from_slice(&error.raw));
-                ConnectFault::Refused { raw, code }
+                ConnectFault::Refused { raw: error.raw.to_vec(), code }
             }
         },
         ConnectError::Unreachable(error) | ConnectError::Io(error) => ConnectFault::Unreachable(error),
@@ -208,7 +209,16 @@ fn connect_fault(error: ConnectError) -> ConnectFault {
     }
 }
 
-pub(super) fn login_fault(failure: &LoginFailure) -> LoginFault {
+pub(super) fn turned_away(failure: &LoginFailure) -> TurnedAway {
+    let detail = match failure {
+        LoginFailure::WrongPassword { .. } | LoginFailure::UnknownUser { .. } => format!("28P01: {failure}"),
+        LoginFailure::Refused { sqlstate, .. } => format!("{sqlstate}: {failure}"),
+        _ => failure.to_string(),
+    };
+    TurnedAway { fault: login_fault(failure), detail }
+}
+
+fn login_fault(failure: &LoginFailure) -> LoginFault {
     match failure {
         LoginFailure::Closed | LoginFailure::Io(_) => LoginFault::Closed,
         LoginFailure::Garbage(_) | LoginFailure::Refused { .. } => LoginFault::Protocol,

@@ -30,8 +30,8 @@ pub use self::{
 use self::{batch::Kind, login::Accepted, relay::Relay};
 use crate::{
     protocol::{
-        self, Answer, ConnectFault, Fault, Greeting, Identity, LoginFault, Protocol, ReaderContext, Refused,
-        Reply, Request, Terms, Transaction, Welcomed,
+        self, Answer, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused, Reply,
+        Request, Terms, Transaction, TurnedAway, Welcomed,
     },
     refusal::Refusal,
     session::cancel::CancelKey,
@@ -54,7 +54,7 @@ impl Protocol for Postgres {
 }
 
 impl protocol::Frontend<Postgres> for Frontend {
-    async fn login(stream: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<Postgres>, LoginFault> {
+    async fn login(stream: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<Postgres>, TurnedAway> {
         match login::accept(stream, &**gate).await {
             Ok(Accepted::Cancel(cancel)) => {
                 Ok(Greeting::Cancel {
@@ -64,7 +64,7 @@ impl protocol::Frontend<Postgres> for Frontend {
                 })
             }
             Ok(Accepted::Login(login)) => gate::greet(*login, gate).await,
-            Err(failure) => Err(gate::login_fault(&failure)),
+            Err(failure) => Err(gate::turned_away(&failure)),
         }
     }
 
@@ -166,7 +166,7 @@ impl protocol::Backend<Postgres> for Backend {
             relay::watched(terms.watch, self.execute_all(&["DISCARD SEQUENCES".into()])).await?;
             self.cleared();
         }
-        Relay::new(self, frontend, terms, request.wire.kind).run(request).await
+        Relay::new(self, frontend, terms).run(request).await
     }
 
     async fn stirred(&mut self) {

@@ -165,10 +165,6 @@ impl ClientStatements {
         self.pending.clear();
         self.unnamed = None;
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.named.is_empty()
-    }
 }
 
 /// What a server connection has prepared for its sessions.
@@ -242,23 +238,11 @@ impl ServerStatements {
         self.own.keys().map(|name| &**name)
     }
 
-    pub fn has_own(&self) -> bool {
-        !self.own.is_empty()
-    }
-
     /// DEALLOCATE ALL, DISCARD ALL.
     pub fn clear(&mut self) {
         self.shared.clear();
         self.own.clear();
         self.unnamed = None;
-    }
-
-    pub fn len(&self) -> usize {
-        self.shared.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.shared.is_empty()
     }
 }
 

@@ -34,7 +34,6 @@ pub(super) struct Relay<'a> {
     backend: &'a mut Backend,
     frontend: &'a mut Frontend,
     terms: Terms<'a>,
-    kind: Kind,
     /// End of what has been looked at in the backend's inbox.
     at: usize,
     /// Start of what has been looked at and not handed on.
@@ -72,17 +71,11 @@ enum Scan {
 }
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(
-        backend: &'a mut Backend,
-        frontend: &'a mut Frontend,
-        terms: &Terms<'a>,
-        kind: Kind,
-    ) -> Self {
+    pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>) -> Self {
         Self {
             backend,
             frontend,
             terms: *terms,
-            kind,
             at: 0,
             from: 0,
             rest: 0,
@@ -333,6 +326,11 @@ impl<'a> Relay<'a> {
                 Scan::CopyIn => {
                     self.flush().await?;
                     self.copy_in().await?;
+                    if !self.backend.expect.contains(&Expect::Query) {
+                        // In the extended protocol the server keeps its answer until the Sync,
+                        // which the client sends behind its data.
+                        return Ok(());
+                    }
                     continue;
                 }
                 Scan::More => self.hand_on().await?,
@@ -656,7 +654,7 @@ impl<'a> Relay<'a> {
         let cause = self.refusal_cause(fields, ours);
         match (cause, replaced) {
             (Some(cause), _) if self.refused.is_none() => {
-                let raw = self.backend.inbox.data()[start..start + length].to_vec();
+                let raw = self.kept_back_with(start..start + length);
                 self.refused = Some(Refused { raw, cause, code: fields.code });
                 self.pass_message(header.length, true);
             }
@@ -671,6 +669,13 @@ impl<'a> Relay<'a> {
         if fields.fatal {
             self.end_by_server();
         }
+    }
+
+    /// What the client would have got so far, an error at its end: what it gets if no other server
+    /// is asked.
+    fn kept_back_with(&self, error: Range<usize>) -> Vec<u8> {
+        let data = self.backend.inbox.data();
+        [&self.backend.pending, &data[self.from..error.start], &data[error]].concat()
     }
 
     /// FATAL: nothing follows. The client has its error and is told that it may go on.

@@ -4,9 +4,12 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::sql::{
-    Effect,
-    effects::{Discard, Scope},
+use crate::{
+    protocol::Transaction,
+    sql::{
+        Effect,
+        effects::{Discard, Scope},
+    },
 };
 
 /// A session's settings beyond what its server connections start with. Immutable and shared:
@@ -38,12 +41,6 @@ impl Settings {
     pub fn with(&self, name: &str, value: &str, statement: &str) -> Self {
         let mut values = self.values.clone();
         values.insert(name.into(), Value { value: value.into(), statement: statement.into() });
-        Self::new(values)
-    }
-
-    pub fn without(&self, name: &str) -> Self {
-        let mut values = self.values.clone();
-        values.remove(name);
         Self::new(values)
     }
 
@@ -79,10 +76,6 @@ impl Settings {
 
     pub fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(|value| &*value.value)
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
     }
 
     /// Equal for equal settings.
@@ -201,18 +194,34 @@ impl Carried {
         self.now = settings.clone();
     }
 
-    /// Takes note of an answered request. `failed`: it ended in an error; `open`: a transaction is
-    /// open after it; `rolled_back`: its last COMMIT was answered with ROLLBACK.
-    pub fn learn(&mut self, effects: &[Effect], failed: bool, open: bool, rolled_back: bool) {
+    /// Takes note of an answered request. `failed`: it ended in an error; `rolled_back`: its last
+    /// COMMIT was answered with ROLLBACK.
+    pub fn learn(&mut self, effects: &[Effect], failed: bool, transaction: Transaction, rolled_back: bool) {
+        let before = self.now.clone();
         if !failed {
             for effect in effects {
                 self.apply(effect, rolled_back);
             }
         }
-        if !open && let Some(before) = self.at_begin.take() {
-            // The transaction ended without a COMMIT that succeeded.
-            self.now = before;
-            self.savepoints.clear();
+        match transaction {
+            // BEGIN may have been sent ahead, or a pipeline have begun by itself.
+            Transaction::Open | Transaction::Failed => {
+                self.at_begin.get_or_insert(before);
+            }
+            Transaction::Unit => {
+                let begin = self.at_begin.get_or_insert(before).clone();
+                if failed {
+                    self.now = begin;
+                }
+            }
+            Transaction::Idle => {
+                if let Some(begin) = self.at_begin.take()
+                    && failed
+                {
+                    self.now = begin;
+                }
+                self.savepoints.clear();
+            }
         }
     }
 
@@ -234,10 +243,8 @@ impl Carried {
                 self.at_begin = None;
                 self.savepoints.clear();
             }
-            Effect::Savepoint(name) => {
-                if self.savepoints.len() < MAX_SAVEPOINTS {
-                    self.savepoints.push((name.clone(), self.now.clone()));
-                }
+            Effect::Savepoint(name) if self.savepoints.len() < MAX_SAVEPOINTS => {
+                self.savepoints.push((name.clone(), self.now.clone()));
             }
             Effect::Release(name) => {
                 if let Some(at) = self.savepoints.iter().rposition(|(other, _)| other == name) {
@@ -264,5 +271,47 @@ impl Carried {
     fn reset_all(&mut self) {
         let kept = IDENTITY.iter().fold(self.startup.copied(), |now, name| now.with_from(name, &self.now));
         self.now = Arc::new(kept);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(value: &str) -> Effect {
+        Effect::Set {
+            name: "work_mem".into(),
+            value: value.into(),
+            statement: format!("SET work_mem TO {value}").into(),
+            scope: Scope::Session,
+        }
+    }
+
+    fn after(steps: &[(&[Effect], bool, Transaction)]) -> Option<String> {
+        let mut carried = Carried::default();
+        for (effects, failed, transaction) in steps {
+            carried.learn(effects, *failed, *transaction, false);
+        }
+        carried.now().get("work_mem").map(str::to_owned)
+    }
+
+    #[test]
+    fn a_transaction_that_is_rolled_back_takes_its_settings_with_it() {
+        use Transaction::{Idle, Open, Unit};
+        let (commit, rollback) = (Effect::Commit { chain: false }, Effect::Rollback { chain: false });
+
+        assert_eq!(after(&[(&[set("1")], false, Idle)]).as_deref(), Some("1"));
+        // The BEGIN was sent ahead of the SET: it is no effect of any request.
+        assert_eq!(
+            after(&[(&[set("1")], false, Open), (std::slice::from_ref(&rollback), false, Idle)]),
+            None
+        );
+        assert_eq!(
+            after(&[(&[set("1")], false, Open), (std::slice::from_ref(&commit), false, Idle)]).as_deref(),
+            Some("1")
+        );
+        assert_eq!(after(&[(&[set("1")], false, Open), (&[commit], true, Idle)]), None);
+        assert_eq!(after(&[(&[set("1")], false, Unit), (&[], false, Idle)]).as_deref(), Some("1"));
+        assert_eq!(after(&[(&[set("1")], false, Unit), (&[], true, Unit), (&[], false, Idle)]), None);
     }
 }

@@ -81,7 +81,7 @@ impl<P: Protocol> Session<P> {
             Transaction::Idle
                 if attempt.run.access == Access::Read
                     && !attempt.run.in_transaction
-                    && self.state.reads_roam() =>
+                    && self.state.roams(&request.intent) =>
             {
                 Ok(Err(Some(kept)))
             }

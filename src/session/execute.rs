@@ -217,7 +217,8 @@ impl<P: Protocol> Session<P> {
     async fn keep_or_release(&mut self, mut held: Held<P>, now: Instant) {
         let keeps =
             self.state.transaction != Transaction::Idle || (self.state.is_pinned() && self.kept.is_none());
-        if keeps && (self.state.transaction != Transaction::Idle || held.role == Role::Primary) {
+        let belongs = held.role == Role::Primary || self.state.is_pinned_by(PinReason::HoldCursor);
+        if keeps && (self.state.transaction != Transaction::Idle || belongs) {
             self.kept = Some(held);
             return;
         }

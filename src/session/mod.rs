@@ -328,6 +328,8 @@ impl<P: Protocol> Session<P> {
     async fn serve(&mut self, request: Request<P::Wire>) -> Result<(), End> {
         let began = Instant::now();
         let was_open = !self.is_between_transactions();
+        // A cancel request that came between two statements was for none of them.
+        self.registered.entry.take(Call::Cancel);
         let step = self.state.plan(&request.intent, self.frontend.text(&request));
         let result = match step {
             Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,

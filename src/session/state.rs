@@ -12,6 +12,9 @@ use crate::{
 /// Most statements that are kept back behind a held BEGIN; one more opens the transaction.
 const MAX_HELD: usize = 64;
 
+/// Most temporary tables of a session that are known by name; with more, all reads stay with it.
+const MAX_TEMPORARY: usize = 256;
+
 /// Session state the engine keeps; what a server keeps is tracked by the protocols.
 #[derive(Debug, Default)]
 pub struct State {
@@ -26,6 +29,10 @@ pub struct State {
     /// To these tables.
     written: Option<Tables>,
     pins: u16,
+    /// Names of temporary tables, as far as they are known.
+    temporary: Tables,
+    /// Cursors declared WITH HOLD and not closed.
+    held_cursors: Vec<Box<str>>,
     /// `default_transaction_read_only` and `default_transaction_isolation` as they apply here.
     pub defaults: TransactionModes,
     /// The defaults the session started with: what RESET goes back to.
@@ -49,6 +56,7 @@ enum Lost {
 struct Held {
     modes: TransactionModes,
     statements: Vec<Box<str>>,
+    savepoint: bool,
 }
 
 /// What to do with a request.
@@ -95,12 +103,16 @@ impl State {
         if self.held.is_some() {
             return self.plan_held(intent, text);
         }
+        if self.transaction == Transaction::Unit {
+            // A pipeline that has only read stays where it is until it writes (hard case 13).
+            return Step::Run(self.run(intent, intent.access, true));
+        }
         if self.transaction != Transaction::Idle {
             return Step::Run(self.run(intent, self.transaction_access(), true));
         }
         match (&intent.effects[..], text) {
             ([Effect::Begin(modes)], Some(text)) if intent.statements == 1 => {
-                self.held = Some(Held { modes: *modes, statements: vec![text.into()] });
+                self.held = Some(Held { modes: *modes, statements: vec![text.into()], savepoint: false });
                 self.transaction = Transaction::Open;
                 Step::Done
             }
@@ -120,7 +132,8 @@ impl State {
                     self.transaction = Transaction::Idle;
                     return Step::Done;
                 }
-                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD => {
+                // Behind a savepoint the server refuses it: that answer is the server's to give.
+                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD && !held.savepoint => {
                     merge(&mut held.modes, *modes);
                     held.statements.push(text.into());
                     return Step::Done;
@@ -128,6 +141,7 @@ impl State {
                 Effect::Savepoint(_) | Effect::SetConstraints | Effect::Set { scope: Scope::Local, .. }
                     if held.statements.len() < MAX_HELD =>
                 {
+                    held.savepoint |= matches!(effect, Effect::Savepoint(_));
                     held.statements.push(text.into());
                     return Step::Done;
                 }
@@ -255,6 +269,9 @@ impl State {
         }
         for effect in &intent.effects {
             self.apply(effect, failed);
+            if *effect == Effect::Pin(PinReason::TempTable) {
+                self.note_temporary(intent);
+            }
         }
         if transaction == Transaction::Idle {
             self.modes = TransactionModes::default();
@@ -299,6 +316,13 @@ impl State {
             Effect::Pin(reason) => self.pin(*reason),
             Effect::Touches => self.pin(PinReason::Function),
             Effect::Unpin(reason) if !failed => self.unpin(*reason),
+            Effect::HoldsCursor(name) if !failed => self.held_cursors.push(name.clone()),
+            Effect::ClosesCursor(name) if !failed => {
+                self.held_cursors.retain(|held| held != name);
+                if self.held_cursors.is_empty() {
+                    self.unpin(PinReason::HoldCursor);
+                }
+            }
             Effect::Set { name, value, scope: Scope::Session, .. } if !failed => {
                 self.set_default(name, value)
             }
@@ -311,6 +335,8 @@ impl State {
             Effect::Discard(Discard::All) if !failed => {
                 self.defaults = self.startup_defaults;
                 self.pins &= bit(PinReason::SessionMode);
+                self.temporary = Tables::default();
+                self.held_cursors.clear();
             }
             Effect::Discard(Discard::Temp) if !failed => self.unpin(PinReason::TempTable),
             Effect::Discard(Discard::Sequences) if !failed => self.unpin(PinReason::Sequence),
@@ -333,6 +359,11 @@ impl State {
 
     pub fn unpin(&mut self, reason: PinReason) {
         self.pins &= !bit(reason);
+        match reason {
+            PinReason::TempTable => self.temporary = Tables::default(),
+            PinReason::HoldCursor => self.held_cursors.clear(),
+            _ => {}
+        }
     }
 
     pub fn is_pinned(&self) -> bool {
@@ -343,16 +374,53 @@ impl State {
         self.pins & bit(reason) != 0
     }
 
-    /// Reads may still use other connections: what is pinned does not show in them.
-    pub fn reads_roam(&self) -> bool {
-        const HARMLESS: [PinReason; 5] = [
+    /// Whether a read may use another connection than the pinned one: what is pinned does not show
+    /// in it.
+    pub fn roams(&self, intent: &Intent) -> bool {
+        const HARMLESS: [PinReason; 6] = [
             PinReason::Listen,
             PinReason::AdvisoryLock,
             PinReason::HoldCursor,
             PinReason::Sequence,
             PinReason::NamedLock,
+            PinReason::SessionMode,
         ];
-        self.pins & !HARMLESS.iter().fold(0, |all, reason| all | bit(*reason)) == 0
+        let asks_for_state = intent.effects.iter().any(|effect| {
+            matches!(effect, Effect::Cursor | Effect::NeedsPrevious | Effect::ShowsPrepared | Effect::Pin(_))
+        });
+        let harmless = HARMLESS.iter().fold(bit(PinReason::TempTable), |all, reason| all | bit(*reason));
+        !asks_for_state && self.pins & !harmless == 0 && !self.may_be_temporary(intent)
+    }
+
+    /// Whether it may read a temporary table of this session's.
+    fn may_be_temporary(&self, intent: &Intent) -> bool {
+        if !self.is_pinned_by(PinReason::TempTable) {
+            return false;
+        }
+        match (&self.temporary, &intent.tables) {
+            (Tables::Some(temporary), Tables::Some(read)) => read.iter().any(|name| temporary.contains(name)),
+            _ => true,
+        }
+    }
+
+    /// Remembers the names of temporary relations; one whose name is not known stands for all.
+    fn note_temporary(&mut self, intent: &Intent) {
+        let new: Vec<_> = intent
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Temporary(name) => Some(name.clone()),
+                _ => None,
+            })
+            .collect();
+        let pins =
+            intent.effects.iter().filter(|effect| **effect == Effect::Pin(PinReason::TempTable)).count();
+        self.temporary = match &self.temporary {
+            Tables::Some(known) if known.len() < MAX_TEMPORARY && new.len() >= pins => {
+                Tables::Some(known.iter().cloned().chain(new).collect())
+            }
+            _ => Tables::All,
+        };
     }
 
     /// The server connection is gone, and with it all that it held for this session.
@@ -364,6 +432,8 @@ impl State {
         self.written = None;
         self.lost = None;
         self.pins = 0;
+        self.temporary = Tables::default();
+        self.held_cursors.clear();
     }
 }
 

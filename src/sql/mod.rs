@@ -12,7 +12,7 @@ pub(crate) mod lexer;
 
 use std::sync::Arc;
 
-pub use classify::classify;
+pub use classify::{classify, split};
 pub use effects::{Effect, Isolation, PinReason};
 pub use hints::Hints;
 
@@ -215,4 +215,11 @@ pub enum Tables {
     /// Unknown, or more than can be told: counts as touching everything.
     All,
     Some(Arc<[Box<str>]>),
+}
+
+impl Default for Tables {
+    /// None at all.
+    fn default() -> Self {
+        Self::Some(Arc::new([]))
+    }
 }

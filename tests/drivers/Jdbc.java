@@ -25,6 +25,10 @@ public class Jdbc {
                 writes(db, mode);
                 transactions(db);
             }
+            // Another session: the first has written and may have to use the primary for a moment.
+            try (Connection db = connect("preferQueryMode=" + mode)) {
+                readOnly(db);
+            }
         }
         try (Connection db = connect("reWriteBatchedInserts=true")) {
             batch(db);
@@ -90,6 +94,11 @@ public class Jdbc {
             check(rows == 31, "rows in portions: " + rows);
             db.commit();
         }
+        db.setAutoCommit(true);
+    }
+
+    static void readOnly(Connection db) throws SQLException {
+        db.setAutoCommit(false);
         db.setReadOnly(true);
         try (Statement statement = db.createStatement()) {
             int port = number(statement.executeQuery(WHERE));
@@ -97,8 +106,6 @@ public class Jdbc {
             check(number(statement.executeQuery(WHERE)) == port, "a read-only transaction on two servers");
             db.commit();
         }
-        db.setReadOnly(false);
-        db.setAutoCommit(true);
     }
 
     static void batch(Connection db) throws SQLException {

@@ -36,8 +36,11 @@ async def transactions():
         async for row in db.cursor("SELECT generate_series(1, 1000)", prefetch=100):
             total += row[0]
         equal(total, 500500)
-    async with db.transaction(readonly=True):
-        on_replicas([await db.fetchval(WHERE) for _ in range(3)], "reads in a read-only transaction")
+    # Another session: this one may have to use the primary for a moment.
+    reader = await asyncpg.connect(**LOGIN)
+    async with reader.transaction(readonly=True):
+        on_replicas([await reader.fetchval(WHERE) for _ in range(3)], "reads in a read-only transaction")
+    await reader.close()
     try:
         async with db.transaction():
             await db.execute("INSERT INTO t (n) VALUES (9999)")

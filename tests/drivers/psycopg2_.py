@@ -37,6 +37,9 @@ with db, db.cursor() as cursor:
     cursor.copy_expert("COPY (SELECT word FROM t ORDER BY id DESC LIMIT 3) TO STDOUT", target)
     equal(target.getvalue(), "c\nb\na\n")
 
+db.close()
+# Another session: this one has written and may have to use the primary for a moment.
+db = psycopg2.connect(DSN)
 db.set_session(readonly=True)
 with db, db.cursor() as cursor:
     on_replicas([one(cursor, WHERE) for _ in range(3)], "reads in a read-only session")

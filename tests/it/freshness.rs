@@ -126,7 +126,7 @@ async fn a_read_that_a_replica_cancels_for_its_replay_is_answered_by_the_primary
     });
     for _ in 0..20 {
         // DDL takes a lock on the table that replay will not wait for.
-        cluster.node(0).sql(&database.name, "ALTER TABLE t ALTER x SET DEFAULT 1").expect("done");
+        cluster.node(0).sql(&database.name, "ALTER TABLE t ALTER x SET DEFAULT 50").expect("done");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 

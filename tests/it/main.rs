@@ -5,6 +5,7 @@ mod support;
 mod bad_input;
 mod cancel;
 mod catalog;
+mod command_route;
 mod copy;
 mod crowd;
 mod drivers;

@@ -31,7 +31,10 @@ async fn roles_and_lag_of_every_node_are_there() {
     for (index, node) in stage.cluster.nodes().iter().enumerate() {
         let label = format!("node=\"{}\"", node.address());
         let role = if index == 0 { "role=\"primary\"" } else { "role=\"replica\"" };
-        assert_eq!(stage.proxy.metric("pointsman_node_role", &[&label, role]), 1.0, "{label}");
+        eventually(&format!("{label} is {role}"), async || {
+            stage.proxy.metric("pointsman_node_role", &[&label, role]) == 1.0
+        })
+        .await;
         if index > 0 {
             let page = stage.proxy.http("/metrics");
             let lag = page

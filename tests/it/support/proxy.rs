@@ -6,6 +6,7 @@ use std::{
     net::TcpStream,
     path::PathBuf,
     process::{Child, Command, ExitStatus},
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,9 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, Session, client, eventually};
 
+/// The longest test, five thousand logins of a slow build among them, on a busy machine.
+const TEST_LIMIT: Duration = Duration::from_secs(120);
+
 /// A running `pointsman run`.
 pub struct Proxy {
     child: Child,
@@ -25,6 +29,8 @@ pub struct Proxy {
     http: Port,
     config: toml::Table,
     folder: TempDir,
+    /// Its end tells the watchdog that the test is over.
+    _watched: mpsc::Sender<()>,
     // The binary hangs on the keeper's thread, so it must be the last to go.
     keeper: Keeper,
 }
@@ -50,7 +56,8 @@ impl Proxy {
         let config = configuration(nodes, port.number(), http.number(), settings);
         write_config(&folder, &config);
         let child = spawn(&keeper, &folder);
-        let mut proxy = Self { child, port, http, config, folder, keeper };
+        let watched = watch(child.id());
+        let mut proxy = Self { child, port, http, config, folder, _watched: watched, keeper };
         proxy.wait_until_listening();
         proxy
     }
@@ -80,6 +87,11 @@ impl Proxy {
     /// A session of the user `app`.
     pub async fn session(&self, database: &str) -> Session {
         Session::open(&self.dsn(database)).await
+    }
+
+    /// The file that it was started with.
+    pub fn config_path(&self) -> PathBuf {
+        self.folder.path().join("pointsman.toml")
     }
 
     /// What the proxy has logged so far.
@@ -212,7 +224,6 @@ fn configuration(nodes: &[String], port: u16, http: u16, settings: &[&str]) -> t
         [cluster.monitor]
         user = "{monitor}"
         password = "{monitor_password}"
-        interval = "50ms"
         "#,
         nodes = nodes.join(", "),
         app = APP.name,
@@ -258,6 +269,17 @@ fn spawn(keeper: &Keeper, folder: &TempDir) -> Child {
     command.stdout(log.try_clone().expect("descriptors are to be had")).stderr(log);
     command.env("RUST_BACKTRACE", "1").env_remove("RUST_LOG");
     keeper.spawn(command, Signal::Kill).expect("the binary was built")
+}
+
+/// Kills a proxy whose test takes longer than any may: a test that hangs then fails.
+fn watch(pid: u32) -> mpsc::Sender<()> {
+    let (watched, over) = mpsc::channel();
+    std::thread::spawn(move || {
+        if over.recv_timeout(TEST_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+            signal(pid, Signal::Kill);
+        }
+    });
+    watched
 }
 
 /// The SQLSTATE with which a login fails.
