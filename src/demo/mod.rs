@@ -16,7 +16,7 @@ use std::{
 };
 
 pub use ports::Port;
-pub use process::{Keeper, Signal, signal, signal_tree, wait_for_exit};
+pub use process::{Keeper, RunAs, Signal, signal, signal_tree, wait_for_exit};
 use servers::{APP, Binaries, MONITOR, PgCluster, PgOptions, ServerError};
 pub use workload::{Count, Counts};
 use workload::{Psql, TABLE, WHERE};

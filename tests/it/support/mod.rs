@@ -3,6 +3,7 @@
 pub mod client;
 pub mod cluster;
 pub mod link;
+pub mod patroni;
 pub mod proxy;
 pub mod wire;
 
