@@ -18,7 +18,7 @@ use std::{
 };
 
 pub use ports::Port;
-pub use process::{Keeper, Signal, signal, signal_tree, wait_for_exit};
+pub use process::{Keeper, RunAs, Signal, signal, signal_tree, wait_for_exit};
 use servers::{APP, MONITOR, ServerError};
 pub use stage::DemoEngine;
 use stage::Servers;

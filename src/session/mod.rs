@@ -274,6 +274,11 @@ impl<P: Protocol> Session<P> {
                 self.lose_previous(&kept);
             }
             let refusal = self.lose_kept(None);
+            tracing::info!(
+                cluster = %self.cluster.name,
+                user = %entry.user,
+                "ended what was open on a server that is no longer the primary"
+            );
             if refusal.fatal {
                 self.cluster.metrics.error(refusal.kind.label());
                 self.frontend.farewell(&refusal).await;
