@@ -17,6 +17,7 @@ mod login;
 mod metrics;
 mod pipelining;
 mod prepared;
+mod prometheus;
 mod reload_drain;
 mod routing;
 mod servers;
