@@ -1,6 +1,7 @@
 //! The command line: what may be typed, and where the configuration comes from.
 
 pub mod check;
+pub mod route;
 
 use std::{
     env,
@@ -89,10 +90,13 @@ pub struct Route {
     /// Whose SQL it is [default: that of the configuration's first cluster, else postgres]
     #[arg(long, value_enum)]
     pub dialect: Option<DialectName>,
+    /// Whose functions and tables to go by [default: `monitor.database`]
+    #[arg(long, value_name = "NAME")]
+    pub database: Option<String>,
     /// One JSON object per statement
     #[arg(long)]
     pub json: bool,
-    /// The statements; without any, they are read from standard input
+    /// The statements, each judged as a whole; without any, a script is read from standard input
     #[arg(value_name = "SQL")]
     pub statements: Vec<String>,
 }

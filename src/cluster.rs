@@ -1,12 +1,12 @@
 //! One cluster wired together: topology, pools, databases, sessions, and how they are configured.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -16,17 +16,17 @@ use tokio::sync::Notify;
 
 use crate::{
     config,
+    floors::SharedFloors,
+    line::Line,
     metrics::{ClusterMetrics, Connections},
+    operator::Operator,
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
     route::Policy,
     session::cancel::{Call, Registry},
     shutdown::Shutdown,
     sql::{cache::Classifier, catalog::Catalog},
-    topology::{
-        self, NodeId, ProbeCounter, Snapshot,
-        board::{Event, Traffic},
-    },
+    topology::{self, ProbeCounter, Snapshot, board::Traffic},
 };
 
 /// Everything that the sessions of one cluster share.
@@ -46,54 +46,12 @@ pub struct Cluster<P: Protocol> {
     pub sessions: Arc<Registry>,
     pub metrics: Arc<ClusterMetrics>,
     pub shutdown: Shutdown,
-    /// Statements waiting for a primary.
-    pub held: AtomicUsize,
-    pub pause: Pause,
+    /// Statements waiting for a node.
+    pub line: Line,
+    pub operator: Operator,
+    /// What `user` reads must not be behind of.
+    user_floors: Mutex<HashMap<PoolKey, Arc<SharedFloors>>>,
 }
-
-/// The console's PAUSE: new statements wait.
-#[derive(Default)]
-pub struct Pause {
-    paused: AtomicBool,
-    /// Wakes who waits for RESUME, in the order of asking.
-    pub resumed: Notify,
-}
-
-impl Pause {
-    /// Sequentially consistent, as is [`crate::session::cancel::Entry::set_activity`].
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
-    }
-
-    pub fn set(&self, paused: bool) {
-        self.paused.store(paused, Ordering::SeqCst);
-        if !paused {
-            self.resumed.notify_waiters();
-        }
-    }
-}
-
-/// What a person wants of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    Drain,
-    Undrain,
-    Ban,
-    Unban,
-}
-
-/// Something that happened, and when.
-#[derive(Clone, Debug)]
-pub struct Recorded {
-    pub at: SystemTime,
-    pub event: Event,
-}
-
-/// Events kept for people to look at; the oldest go first.
-const MAX_RECORDED: usize = 256;
-
-/// Orders that the monitor has not taken yet.
-const MAX_ORDERS: usize = 64;
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
 /// position, the replicas until they have replayed it.
@@ -114,11 +72,7 @@ pub struct Topology {
     wanted: AtomicU64,
     started: Instant,
     /// Bounded by the number of nodes: one report each, the latest.
-    reports: Mutex<HashMap<NodeId, Traffic>>,
-    /// Bounded by [`MAX_ORDERS`].
-    orders: Mutex<Vec<(Arc<str>, Order)>>,
-    /// Bounded by [`MAX_RECORDED`].
-    events: Mutex<VecDeque<Recorded>>,
+    reports: Mutex<HashMap<Arc<str>, Traffic>>,
 }
 
 impl Default for Topology {
@@ -131,8 +85,6 @@ impl Default for Topology {
             wanted: AtomicU64::new(0),
             started: Instant::now(),
             reports: Mutex::default(),
-            orders: Mutex::default(),
-            events: Mutex::default(),
         }
     }
 }
@@ -146,10 +98,8 @@ impl Topology {
         self.snapshot.load_full()
     }
 
-    /// Publishes a snapshot and wakes those who wait for one.
-    pub fn publish(&self, snapshot: Snapshot) {
+    fn store(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
-        self.changed.notify_waiters();
     }
 
     /// A session wrote: its next read wants positions measured from now on.
@@ -170,42 +120,12 @@ impl Topology {
     }
 
     /// Traffic had trouble with a node.
-    pub fn report(&self, node: NodeId, traffic: Traffic) {
-        self.reports.lock().insert(node, traffic);
+    pub fn report(&self, address: &Arc<str>, traffic: Traffic) {
+        self.reports.lock().insert(address.clone(), traffic);
         self.nudge.notify_one();
     }
 
-    /// Somebody wants something of a node. `false`: the monitor does not keep up.
-    pub fn order(&self, node: Arc<str>, order: Order) -> bool {
-        let mut orders = self.orders.lock();
-        if orders.len() >= MAX_ORDERS {
-            return false;
-        }
-        orders.push((node, order));
-        drop(orders);
-        self.nudge.notify_one();
-        true
-    }
-
-    pub fn take_orders(&self) -> Vec<(Arc<str>, Order)> {
-        std::mem::take(&mut *self.orders.lock())
-    }
-
-    /// Keeps an event for people to look at.
-    pub fn record(&self, event: Event) {
-        let mut events = self.events.lock();
-        if events.len() >= MAX_RECORDED {
-            events.pop_front();
-        }
-        events.push_back(Recorded { at: SystemTime::now(), event });
-    }
-
-    /// What happened lately, oldest first.
-    pub fn recorded(&self) -> Vec<Recorded> {
-        self.events.lock().iter().cloned().collect()
-    }
-
-    pub fn take_reports(&self) -> HashMap<NodeId, Traffic> {
+    pub fn take_reports(&self) -> HashMap<Arc<str>, Traffic> {
         std::mem::take(&mut *self.reports.lock())
     }
 }
@@ -221,6 +141,8 @@ pub struct Database {
     pub sequences_matter: AtomicBool,
     read_at: AtomicU64,
     read: Notify,
+    /// What `global` reads must not be behind of.
+    pub floors: Arc<SharedFloors>,
 }
 
 impl Database {
@@ -233,6 +155,7 @@ impl Database {
             sequences_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
             read: Notify::new(),
+            floors: Arc::default(),
         }
     }
 
@@ -305,8 +228,9 @@ impl<P: Protocol> Cluster<P> {
             sessions: Arc::default(),
             metrics,
             shutdown,
-            held: AtomicUsize::new(0),
-            pause: Pause::default(),
+            line: Line::default(),
+            operator: Operator::default(),
+            user_floors: Mutex::default(),
         }
     }
 
@@ -323,6 +247,37 @@ impl<P: Protocol> Cluster<P> {
                 let made = Arc::new(Pools::new(identity.clone(), self.link.clone(), self.shares.clone()));
                 pools.insert(key, made.clone());
                 made
+            }
+        }
+    }
+
+    /// The floors that all sessions of a user in a database share.
+    pub fn user_floors(&self, identity: &Identity<P>) -> Arc<SharedFloors> {
+        let key = (identity.user.clone(), identity.database.clone());
+        self.user_floors.lock().entry(key).or_default().clone()
+    }
+
+    /// Publishes a snapshot: what it forbids is fenced before anybody is told, and those who wait
+    /// look again in their order. `roles`: a node's role or state has changed.
+    pub fn publish(&self, snapshot: Snapshot, roles: bool) {
+        let version = snapshot.version;
+        self.topology.store(snapshot);
+        if roles {
+            self.apply_standings();
+            // Sessions that hold a connection look whether it may still be used.
+            self.call_all(Call::Look);
+        }
+        self.line.wake(version);
+        self.topology.changed.notify_waiters();
+    }
+
+    fn apply_standings(&self) {
+        let snapshot = self.topology.load_full();
+        for (_, pools) in self.all_pools() {
+            pools.fence(|address, role| snapshot.forbids(address, role));
+            for ((address, _), pool) in pools.all() {
+                let down = |node: &topology::Node| matches!(node.state, topology::State::Down);
+                pool.standing.set_down(snapshot.find(&address).is_some_and(down));
             }
         }
     }

@@ -29,7 +29,7 @@ fn command(command: &Command) -> Exit {
         Command::Run(run) => self::run(run),
         Command::Check(check) => self::check(check),
         Command::Doctor(_) => not_available("doctor"),
-        Command::Route(_) => not_available("route"),
+        Command::Route(route) => self::route(route),
         Command::Demo(demo) => self::demo(demo),
     }
 }
@@ -119,6 +119,15 @@ fn check(check: &cli::Check) -> Exit {
     checked.unwrap_or_else(|error| {
         say(&format!("pointsman: {error}"));
         Exit::Unavailable
+    })
+}
+
+fn route(route: &cli::Route) -> Exit {
+    let told =
+        one_thread().and_then(|runtime| runtime.block_on(route.tell(&mut io::stdout(), &mut io::stderr())));
+    told.unwrap_or_else(|error| {
+        say(&format!("pointsman: {error}"));
+        Exit::Data
     })
 }
 

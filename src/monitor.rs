@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle};
 
 use crate::{
-    cluster::{Cluster, Database, Order},
+    cluster::{Cluster, Database},
     config::{self, Engine, Members},
+    operator::Order,
     protocol::{Backend, ConnectFault, Identity, Protocol},
-    session::cancel::Call,
     topology::{
         self, Incarnation, Probe, ProbeFault, Role,
         board::{Board, Event, NodeConfig, Settings},
@@ -34,6 +34,8 @@ const CATALOG_SPACING: Duration = Duration::from_millis(100);
 struct Monitor<P: Protocol> {
     cluster: Arc<Cluster<P>>,
     board: Mutex<Board>,
+    /// Held while a snapshot is made and published, so that none overtakes a later one.
+    publishing: Mutex<()>,
     /// Wakes the nodes' tasks when probes are wanted sooner.
     hurry: Notify,
 }
@@ -42,8 +44,12 @@ struct Monitor<P: Protocol> {
 pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let config = cluster.config.load_full();
     let board = Board::new(nodes(&config), settings(&config), Instant::now(), SystemTime::now());
-    let monitor =
-        Arc::new(Monitor { cluster: cluster.clone(), board: Mutex::new(board), hurry: Notify::new() });
+    let monitor = Arc::new(Monitor {
+        cluster: cluster.clone(),
+        board: Mutex::new(board),
+        publishing: Mutex::default(),
+        hurry: Notify::new(),
+    });
     monitor.publish();
     let mut tasks: HashMap<Arc<str>, JoinHandle<()>> = HashMap::new();
     let housekeeping = tokio::spawn(housekeeping(cluster.clone()));
@@ -128,8 +134,10 @@ impl<P: Protocol> Monitor<P> {
             return;
         }
         let mut board = self.board.lock();
-        for (node, traffic) in reports {
-            board.report(node, traffic, now);
+        for (address, traffic) in reports {
+            if let Some(id) = board.id_of(&address) {
+                board.report(id, traffic, now);
+            }
         }
         drop(board);
         self.publish();
@@ -138,7 +146,7 @@ impl<P: Protocol> Monitor<P> {
     /// What people asked for in the console.
     fn take_orders(&self) {
         let now = Instant::now();
-        let orders = self.cluster.topology.take_orders();
+        let orders = self.cluster.operator.take_orders();
         if orders.is_empty() {
             return;
         }
@@ -168,6 +176,7 @@ impl<P: Protocol> Monitor<P> {
 
     /// Publishes what is known now, and says what has changed.
     fn publish(&self) {
+        let _alone = self.publishing.lock();
         let mut board = self.board.lock();
         let snapshot = board.snapshot(Instant::now());
         let events = board.take_events();
@@ -175,18 +184,15 @@ impl<P: Protocol> Monitor<P> {
         drop(board);
         for event in &events {
             self.announce(event);
-            self.cluster.topology.record(event.clone());
+            self.cluster.operator.record(event.clone());
         }
         if let Some((_, took)) = counters.last_failover {
             self.cluster.metrics.failover_took(took.as_secs_f64());
         }
-        self.cluster.topology.publish(snapshot);
+        let roles = |event: &Event| matches!(event, Event::Elected { .. } | Event::Changed { .. });
+        self.cluster.publish(snapshot, events.iter().any(roles));
         if !events.is_empty() {
             self.cluster.refresh_metrics();
-        }
-        if events.iter().any(|event| matches!(event, Event::Elected { .. } | Event::Changed { .. })) {
-            // Sessions that hold a connection look whether it may still be used.
-            self.cluster.call_all(Call::Look);
         }
     }
 

@@ -25,7 +25,9 @@ use crate::{
     config::{self, Config, Engine, HostPort, reload},
     listener,
     metrics::Metrics,
-    monitor, postgres,
+    monitor,
+    observe::{self, Observed},
+    postgres,
     protocol::{Protocol, VerifierSource},
     runtime::Workers,
     session::cancel::Call,
@@ -39,7 +41,7 @@ pub enum StartError {
     #[error("cannot listen on {address}: {error}")]
     Listen { address: HostPort, error: io::Error },
     #[error("cluster {cluster}: {error}")]
-    Tls { cluster: Arc<str>, error: TlsError },
+    Tls { cluster: Arc<str>, error: Box<TlsError> },
     #[error("cannot start the worker threads: {0}")]
     Workers(io::Error),
     #[error("cluster {0}: this build does not speak its protocol")]
@@ -91,12 +93,12 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
 
     fn check(&self, config: &config::Cluster) -> Result<(), StartError> {
         let made = (self.parts)(config);
-        made.map(drop).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })
+        made.map(drop).map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })
     }
 
     fn apply(&self, config: &config::Cluster) -> Result<(), StartError> {
-        let (parts, query) =
-            (self.parts)(config).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })?;
+        let (parts, query) = (self.parts)(config)
+            .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
         if let Some(query) = query {
             query.attach(&self.cluster);
         }
@@ -273,6 +275,21 @@ async fn start_cluster(
     }
 }
 
+/// Looks at a cluster's servers for a moment, without serving anybody.
+///
+/// # Errors
+/// When a TLS file cannot be used, or this build does not speak the protocol.
+pub async fn observe(config: &config::Cluster, database: &Arc<str>) -> Result<Observed, StartError> {
+    match config.engine {
+        Engine::Postgres => {
+            let parts = postgres::parts(config, &Arc::default(), None)
+                .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
+            Ok(observe::look::<postgres::Postgres>(config, parts, database).await)
+        }
+        Engine::Mysql => Err(StartError::Unsupported(config.name.clone())),
+    }
+}
+
 async fn start_service<P: Protocol, F>(
     config: &config::Cluster,
     parts: F,
@@ -283,8 +300,8 @@ async fn start_service<P: Protocol, F>(
 where
     F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync + 'static,
 {
-    let (made, query) =
-        parts(config).map_err(|error| StartError::Tls { cluster: config.name.clone(), error })?;
+    let (made, query) = parts(config)
+        .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
     let listeners = bind_all(&config.listen).await?;
     let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
     let cluster = Arc::new(Cluster::new(

@@ -402,7 +402,7 @@ const ALERTED_ERRORS: [RefusalKind; 5] = [
     RefusalKind::ServerLost,
 ];
 
-const RETRIES: [&str; 2] = ["stopping", "server_lost"];
+const RETRIES: [&str; 3] = ["stopping", "server_lost", "read_only"];
 const REROUTES: [&str; 4] = ["writes", "standby", "stale", "setting"];
 const LOGINS: [&str; 2] = ["ok", "wrong_password"];
 

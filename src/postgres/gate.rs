@@ -42,9 +42,12 @@ pub struct Gate {
     shared: Arc<Shared>,
 }
 
+/// User, database and a hash of the settings: servers greet these alike.
+type GreetingKey = (Arc<str>, Arc<str>, u128);
+
 /// What outlives a reload.
 pub struct Shared {
-    greetings: Mutex<HashMap<(Arc<str>, Arc<str>, u128), Arc<Known>>>,
+    greetings: Mutex<HashMap<GreetingKey, Arc<Known>>>,
     interned: Mutex<HashMap<u128, Weak<Statement>>>,
     mock: Arc<login::scram::MockSecret>,
 }
@@ -130,7 +133,7 @@ impl Origins {
         Self { shared: gate.shared.clone(), user: identity.user.clone(), database: identity.database.clone() }
     }
 
-    fn key(&self, settings: u128) -> (Arc<str>, Arc<str>, u128) {
+    fn key(&self, settings: u128) -> GreetingKey {
         (self.user.clone(), self.database.clone(), settings)
     }
 

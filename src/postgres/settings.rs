@@ -243,10 +243,8 @@ impl Carried {
                 self.at_begin = None;
                 self.savepoints.clear();
             }
-            Effect::Savepoint(name) => {
-                if self.savepoints.len() < MAX_SAVEPOINTS {
-                    self.savepoints.push((name.clone(), self.now.clone()));
-                }
+            Effect::Savepoint(name) if self.savepoints.len() < MAX_SAVEPOINTS => {
+                self.savepoints.push((name.clone(), self.now.clone()));
             }
             Effect::Release(name) => {
                 if let Some(at) = self.savepoints.iter().rposition(|(other, _)| other == name) {

@@ -153,7 +153,7 @@ fn a_staleness_bound_counts_from_the_newest_sample_replayed() {
     assert_eq!(ask_at(&bounded(300), &snapshot, &policy(), now), Ok((1, Why::Replica)));
     assert_eq!(ask_at(&bounded(299), &snapshot, &policy(), now), Ok((0, Why::MaxLag)));
 
-    let mut unknown = snapshot.clone();
+    let mut unknown = snapshot;
     change(&mut unknown, 1, |node| node.fresh_as_of = None);
     assert_eq!(ask(&bounded(60_000), &unknown, &policy()), Ok((0, Why::MaxLag)));
 }

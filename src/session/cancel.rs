@@ -122,6 +122,11 @@ impl Entry {
         if self.calls.load(Ordering::Acquire) & wanted != 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
+    /// Has the task woken by the next call, whatever it is.
+    pub fn register(&self, context: &Context<'_>) {
+        self.waker.register(context.waker());
+    }
+
     /// Resolves when any of `calls` was made.
     pub async fn called(&self, calls: &[Call]) {
         std::future::poll_fn(|context| self.poll_called(context, calls)).await;

@@ -12,7 +12,7 @@ pub(crate) mod lexer;
 
 use std::sync::Arc;
 
-pub use classify::classify;
+pub use classify::{classify, split};
 pub use effects::{Effect, Isolation, PinReason};
 pub use hints::Hints;
 

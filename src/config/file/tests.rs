@@ -154,11 +154,9 @@ p.toml:14:11: cluster.shop.routing.max_lag: needs a unit: expected a duration su
 }
 
 #[test]
-fn each_wrong_line_is_told_in_words() {
+fn each_wrong_line_about_servers_is_told_in_words() {
     let listen = "listen = [\"0.0.0.0:6432\"]";
     let nodes = MINIMAL.lines().find(|line| line.starts_with("nodes")).expect("a line of nodes");
-    let users = "users  = [{ name = \"app\", password = \"secret\" }]";
-    let user = "user = \"pointsman\"";
     let cases = [
         (
             "name   = \"shop\"",
@@ -199,6 +197,16 @@ fn each_wrong_line_is_told_in_words() {
             "discovery = { patroni = [\"p:8008\"] }",
             "p.toml:6:26: cluster.shop.discovery.patroni[0]: must begin with http:// or https://",
         ),
+    ];
+    for (line, instead, expected) in cases {
+        assert_eq!(faults_with(line, instead), expected, "{instead}");
+    }
+}
+
+#[test]
+fn each_wrong_line_about_users_is_told_in_words() {
+    let users = "users  = [{ name = \"app\", password = \"secret\" }]";
+    let cases = [
         (
             users,
             "",
@@ -224,6 +232,16 @@ fn each_wrong_line_is_told_in_words() {
             "users = [{ name = \"app\", password = { vault = \"x\" } }]",
             "p.toml:7:37: cluster.shop.users[0].password: is not a secret: text, { env = \"NAME\" } or { file = \"PATH\" }",
         ),
+    ];
+    for (line, instead, expected) in cases {
+        assert_eq!(faults_with(line, instead), expected, "{instead}");
+    }
+}
+
+#[test]
+fn each_other_wrong_line_is_told_in_words() {
+    let user = "user = \"pointsman\"";
+    let cases = [
         (
             user,
             "user = \"m\"\ninterval = \"10ms\"\nfast_interval = \"20ms\"",

@@ -167,6 +167,26 @@ fn statements<'a>(whole: &Phrase<'a>) -> Vec<Phrase<'a>> {
     phrases
 }
 
+/// Splits a script into its statements as they stand in it, comments included. Where a statement
+/// ends that has a body of its own, or that is not understood, is not known: it goes on to the end.
+pub fn split(text: &str, dialect: Dialect, modes: LexModes) -> Vec<&str> {
+    let tokens = Tokens::of(text.as_bytes(), dialect, modes);
+    if !tokens.scan.clean {
+        return Some(text.trim()).filter(|text| !text.is_empty()).into_iter().collect();
+    }
+    let whole = Phrase { text: text.as_bytes(), tokens: &tokens.list, dialect, modes };
+    let around = |phrase: &Phrase<'_>| {
+        let (first, last) = (phrase.tokens.first()?, phrase.tokens.last()?);
+        // What stands beside a statement is a semicolon or nothing.
+        let before = tokens.list.partition_point(|token| token.start < first.start);
+        let start = before.checked_sub(1).map_or(0, |before| tokens.list[before].end);
+        let behind = tokens.list.partition_point(|token| token.start < last.end);
+        let end = tokens.list.get(behind).map_or(text.len(), |token| token.start);
+        text.get(start..end).map(str::trim)
+    };
+    statements(&whole).iter().filter_map(around).collect()
+}
+
 /// Whether a statement has a body with semicolons of its own, so that where it ends is not known.
 fn has_body(phrase: &Phrase<'_>) -> bool {
     if phrase.says(0, &["begin", "not", "atomic"]) {

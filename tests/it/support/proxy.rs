@@ -89,6 +89,11 @@ impl Proxy {
         Session::open(&self.dsn(database)).await
     }
 
+    /// The file that it was started with.
+    pub fn config_path(&self) -> PathBuf {
+        self.folder.path().join("pointsman.toml")
+    }
+
     /// What the proxy has logged so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()

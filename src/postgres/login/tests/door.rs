@@ -48,18 +48,21 @@ impl LoginContext for Users {
     }
 }
 
+/// Results that wait for a test to look at them.
+const MAX_UNREAD: usize = 256;
+
 /// Accepts one connection after the other; what became of each is in the channel.
-pub async fn listen(users: Users) -> (SocketAddr, mpsc::UnboundedReceiver<Result<Accepted, LoginFailure>>) {
+pub async fn listen(users: Users) -> (SocketAddr, mpsc::Receiver<Result<Accepted, LoginFailure>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has free ports");
     let address = listener.local_addr().expect("it is bound");
-    let (results, received) = mpsc::unbounded_channel();
+    let (results, received) = mpsc::channel(MAX_UNREAD);
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
             let mut result = accept(socket, &users).await;
             if let Ok(Accepted::Login(login)) = &mut result {
                 let _ = login.stream.write_all(&READY).await;
             }
-            if results.send(result).is_err() {
+            if results.send(result).await.is_err() {
                 break;
             }
         }

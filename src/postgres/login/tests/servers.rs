@@ -6,9 +6,10 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Weak},
 };
 
+use parking_lot::Mutex;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
@@ -117,7 +118,7 @@ host      all  all        127.0.0.1/32 scram-sha-256
 impl Postgres {
     /// Starts the server, or joins the one that another test has started.
     pub fn start() -> Arc<Self> {
-        let mut running = RUNNING.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut running = RUNNING.lock();
         if let Some(server) = running.upgrade() {
             return server;
         }
