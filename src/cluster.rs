@@ -1,12 +1,12 @@
 //! One cluster wired together: topology, pools, databases, sessions, and how they are configured.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
@@ -19,16 +19,14 @@ use crate::{
     floors::SharedFloors,
     line::Line,
     metrics::{ClusterMetrics, Connections},
+    operator::Operator,
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
     route::Policy,
     session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
     sql::{cache::Classifier, catalog::Catalog},
-    topology::{
-        self, ProbeCounter, Snapshot,
-        board::{Event, Traffic},
-    },
+    topology::{self, ProbeCounter, Snapshot, board::Traffic},
 };
 
 /// Everything that the sessions of one cluster share.
@@ -50,54 +48,10 @@ pub struct Cluster<P: Protocol> {
     pub shutdown: Shutdown,
     /// Statements waiting for a node.
     pub line: Line,
+    pub operator: Operator,
     /// What `user` reads must not be behind of.
     user_floors: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<SharedFloors>>>,
-    pub pause: Pause,
 }
-
-/// The console's PAUSE: new statements wait.
-#[derive(Default)]
-pub struct Pause {
-    paused: AtomicBool,
-    /// Wakes who waits for RESUME, in the order of asking.
-    pub resumed: Notify,
-}
-
-impl Pause {
-    /// Sequentially consistent, as is [`crate::session::cancel::Entry::set_activity`].
-    pub fn is_paused(&self) -> bool {
-        self.paused.load(Ordering::SeqCst)
-    }
-
-    pub fn set(&self, paused: bool) {
-        self.paused.store(paused, Ordering::SeqCst);
-        if !paused {
-            self.resumed.notify_waiters();
-        }
-    }
-}
-
-/// What a person wants of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    Drain,
-    Undrain,
-    Ban,
-    Unban,
-}
-
-/// Something that happened, and when.
-#[derive(Clone, Debug)]
-pub struct Recorded {
-    pub at: SystemTime,
-    pub event: Event,
-}
-
-/// Events kept for people to look at; the oldest go first.
-const MAX_RECORDED: usize = 256;
-
-/// Orders that the monitor has not taken yet.
-const MAX_ORDERS: usize = 64;
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
 /// position, the replicas until they have replayed it.
@@ -119,10 +73,6 @@ pub struct Topology {
     started: Instant,
     /// Bounded by the number of nodes: one report each, the latest.
     reports: Mutex<HashMap<Arc<str>, Traffic>>,
-    /// Bounded by [`MAX_ORDERS`].
-    orders: Mutex<Vec<(Arc<str>, Order)>>,
-    /// Bounded by [`MAX_RECORDED`].
-    events: Mutex<VecDeque<Recorded>>,
 }
 
 impl Default for Topology {
@@ -135,8 +85,6 @@ impl Default for Topology {
             wanted: AtomicU64::new(0),
             started: Instant::now(),
             reports: Mutex::default(),
-            orders: Mutex::default(),
-            events: Mutex::default(),
         }
     }
 }
@@ -175,36 +123,6 @@ impl Topology {
     pub fn report(&self, address: &Arc<str>, traffic: Traffic) {
         self.reports.lock().insert(address.clone(), traffic);
         self.nudge.notify_one();
-    }
-
-    /// Somebody wants something of a node. `false`: the monitor does not keep up.
-    pub fn order(&self, node: Arc<str>, order: Order) -> bool {
-        let mut orders = self.orders.lock();
-        if orders.len() >= MAX_ORDERS {
-            return false;
-        }
-        orders.push((node, order));
-        drop(orders);
-        self.nudge.notify_one();
-        true
-    }
-
-    pub fn take_orders(&self) -> Vec<(Arc<str>, Order)> {
-        std::mem::take(&mut *self.orders.lock())
-    }
-
-    /// Keeps an event for people to look at.
-    pub fn record(&self, event: Event) {
-        let mut events = self.events.lock();
-        if events.len() >= MAX_RECORDED {
-            events.pop_front();
-        }
-        events.push_back(Recorded { at: SystemTime::now(), event });
-    }
-
-    /// What happened lately, oldest first.
-    pub fn recorded(&self) -> Vec<Recorded> {
-        self.events.lock().iter().cloned().collect()
     }
 
     pub fn take_reports(&self) -> HashMap<Arc<str>, Traffic> {
@@ -311,8 +229,8 @@ impl<P: Protocol> Cluster<P> {
             metrics,
             shutdown,
             line: Line::default(),
+            operator: Operator::default(),
             user_floors: Mutex::default(),
-            pause: Pause::default(),
         }
     }
 

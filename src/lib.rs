@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod mysql;
 pub mod observe;
+pub mod operator;
 pub mod pool;
 pub mod postgres;
 pub mod protocol;

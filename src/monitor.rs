@@ -10,9 +10,10 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle};
 
 use crate::{
-    cluster::{Cluster, Database, Order},
+    cluster::{Cluster, Database},
     config::{self, Engine, Members},
     discovery::{DiscoveryFault, Membership, Patroni},
+    operator::Order,
     protocol::{Backend, ConnectFault, Identity, Protocol},
     topology::{
         self, Incarnation, Probe, ProbeFault, Role,
@@ -245,7 +246,7 @@ impl<P: Protocol> Monitor<P> {
     /// What people asked for in the console.
     fn take_orders(&self) {
         let now = Instant::now();
-        let orders = self.cluster.topology.take_orders();
+        let orders = self.cluster.operator.take_orders();
         if orders.is_empty() {
             return;
         }
@@ -283,7 +284,7 @@ impl<P: Protocol> Monitor<P> {
         drop(board);
         for event in &events {
             self.announce(event);
-            self.cluster.topology.record(event.clone());
+            self.cluster.operator.record(event.clone());
         }
         if let Some((_, took)) = counters.last_failover {
             self.cluster.metrics.failover_took(took.as_secs_f64());

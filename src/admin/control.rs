@@ -10,9 +10,10 @@ use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    cluster::{Cluster, Order, Recorded},
+    cluster::Cluster,
     config::{self, Config},
     metrics::{ClusterMetrics, Connections, Metrics},
+    operator::{Order, Recorded},
     protocol::Protocol,
     session::cancel::{Activity, Call, Entry},
     shutdown::Shutdown,
@@ -116,20 +117,22 @@ impl<P: Protocol> Managed for Cluster<P> {
     }
 
     fn events(&self) -> Vec<Recorded> {
-        self.topology.recorded()
+        self.operator.recorded()
     }
 
     fn order(&self, node: Arc<str>, order: Order) -> bool {
-        self.topology.order(node, order)
+        let taken = self.operator.order(node, order);
+        self.topology.nudge.notify_one();
+        taken
     }
 
     fn set_paused(&self, paused: bool) {
         self.metrics.paused.set(i64::from(paused));
-        self.pause.set(paused);
+        self.operator.pause.set(paused);
     }
 
     fn is_paused(&self) -> bool {
-        self.pause.is_paused()
+        self.operator.pause.is_paused()
     }
 
     fn kill(self: Arc<Self>, process: u32) -> bool {

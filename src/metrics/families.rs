@@ -76,7 +76,7 @@ families! {
         "Times another node became primary."
         "Any that nobody planned.";
     FAILOVER_SECONDS: Gauge "pointsman_failover_seconds" ["cluster"] in "seconds":
-        "How long the last failover left the cluster without primary; absent before the first."
+        "How long the last failover left the cluster without primary; 0 before the first."
         "Near `failover.hold`: statements are refused before it ends.";
     WITHOUT_PRIMARY_SECONDS: Gauge "pointsman_without_primary_seconds" ["cluster"] in "seconds":
         "Since when there is no primary; 0 while there is one."

@@ -27,6 +27,7 @@ use prometheus::{
 pub use self::cells::Histogram;
 use self::{cells::Cells, families::Family};
 use crate::{
+    refusal::RefusalKind,
     sql::{Access, PinReason, Reason},
     topology::{Node, Role, Snapshot, State},
 };
@@ -129,15 +130,19 @@ impl Metrics {
 
     /// The handles of one cluster; the same ones every time.
     pub fn cluster(&self, name: &Arc<str>) -> Arc<ClusterMetrics> {
-        self.clusters
-            .lock()
-            .entry(name.clone())
-            .or_insert_with(|| Arc::new(ClusterMetrics::new(self, name)))
-            .clone()
+        let make = || {
+            let made = ClusterMetrics::new(self, name);
+            made.begin();
+            Arc::new(made)
+        };
+        self.clusters.lock().entry(name.clone()).or_insert_with(make).clone()
     }
 
     /// The configuration the proxy started with is in force.
     pub fn configured(&self) {
+        for result in ["applied", "refused"] {
+            self.reloads.with_label_values(&[result]).inc_by(0);
+        }
         self.reload_success.set(1);
         self.reload_time.set(unix_seconds());
     }
@@ -388,6 +393,19 @@ impl Mirror {
     }
 }
 
+/// Errors that somebody has to look at.
+const ALERTED_ERRORS: [RefusalKind; 5] = [
+    RefusalKind::InDoubt,
+    RefusalKind::NoPrimary,
+    RefusalKind::NoReplica,
+    RefusalKind::PoolTimeout,
+    RefusalKind::ServerLost,
+];
+
+const RETRIES: [&str; 3] = ["stopping", "server_lost", "read_only"];
+const REROUTES: [&str; 4] = ["writes", "standby", "stale", "setting"];
+const LOGINS: [&str; 2] = ["ok", "wrong_password"];
+
 const ACCESSES: [&str; 2] = ["read", "write"];
 
 const fn index(access: Access) -> usize {
@@ -429,6 +447,24 @@ impl ClusterMetrics {
             probe_failures: all.probe_failures.clone(),
             logins: all.logins.clone(),
         }
+    }
+
+    /// Shows at 0 what alerts ask the rate of: the step from absent to 1 is none.
+    fn begin(&self) {
+        let n = &*self.name;
+        let families: [(&IntCounterVec, Vec<&str>); 5] = [
+            (&self.errors, ALERTED_ERRORS.map(RefusalKind::label).to_vec()),
+            (&self.retries, RETRIES.to_vec()),
+            (&self.reroutes, REROUTES.to_vec()),
+            (&self.pins, PinReason::ALL.iter().map(|reason| reason.label()).collect()),
+            (&self.logins, LOGINS.to_vec()),
+        ];
+        for (family, labels) in families {
+            for label in labels {
+                family.with_label_values(&[n, label]).inc_by(0);
+            }
+        }
+        self.failover_took(0.0);
     }
 
     /// The counters of one node; the same ones every time.
@@ -517,6 +553,7 @@ impl ClusterMetrics {
         for node in snapshot.nodes.iter() {
             if !shown.contains(&node.address) {
                 shown.insert(node.address.clone());
+                self.probe_failures.with_label_values(&[&*self.name, &*node.address]).inc_by(0);
             }
             self.show_node(node);
         }

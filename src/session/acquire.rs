@@ -22,7 +22,7 @@ use crate::{
     route::{self, Choice, Consistency, Nowhere, Question, Why},
     sql::{Access, Intent, hints::Target},
     standing::Watch,
-    topology::{self, Incarnation, Node, NodeId, Role, Snapshot, board::Traffic},
+    topology::{Incarnation, Node, NodeId, Role, Snapshot, State, board::Traffic},
 };
 
 /// Why a connection was not to be had.
@@ -47,7 +47,7 @@ impl<P: Protocol> Session<P> {
         attempt: &mut Attempt,
     ) -> Result<Held<P>, Refusal> {
         attempt.kept = false;
-        if self.cluster.pause.is_paused() && !self.holds_transaction() {
+        if self.cluster.operator.pause.is_paused() && !self.holds_transaction() {
             // Rare and long, as below.
             Box::pin(self.wait_for_resume(attempt)).await?;
         }
@@ -67,17 +67,18 @@ impl<P: Protocol> Session<P> {
     async fn wait_for_resume(&mut self, attempt: &mut Attempt) -> Result<(), Refusal> {
         let cluster = self.cluster.clone();
         let entry = self.registered.entry.clone();
+        let pause = &cluster.operator.pause;
         let hold = Hold::begin(&cluster, Nowhere::NoPrimary)?;
         loop {
             entry.set_activity(Activity::Idle);
-            let resumed = cluster.pause.resumed.notified();
-            if cluster.pause.is_paused() && self.patiently(hold.until, resumed).await?.is_none() {
+            let resumed = pause.resumed.notified();
+            if pause.is_paused() && self.patiently(hold.until, resumed).await?.is_none() {
                 let text = "the cluster was paused, and not resumed in time";
                 return Err(Refusal::new(RefusalKind::NoPrimary, text));
             }
             entry.set_activity(Activity::Active);
             // PAUSE waits for whom it sees active: look again after having said so.
-            if !cluster.pause.is_paused() {
+            if !pause.is_paused() {
                 attempt.waited = attempt.began.elapsed();
                 return Ok(());
             }
@@ -92,9 +93,10 @@ impl<P: Protocol> Session<P> {
         attempt: &Attempt,
     ) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
         let snapshot = self.snapshot();
+        let draining = |node: &Node| matches!(node.state, State::Draining);
         // Draining waits for transactions, not for what a session keeps between them.
         let drained = self.state.transaction == Transaction::Idle
-            && snapshot.find(kept.address()).is_some_and(|node| node.state == topology::State::Draining);
+            && snapshot.find(kept.address()).is_some_and(draining);
         if drained || snapshot.forbids(kept.address(), kept.role) {
             self.lose_previous(&kept);
             drop(kept);

@@ -120,11 +120,11 @@ impl Snapshot {
     }
 
     /// Whether a node gets nothing in a role any more, not even on connections that are open: it
-    /// is fenced, or another node has the role (hard case 1).
+    /// is fenced, banned by a person, or another node has the role (hard case 1).
     pub fn forbids(&self, address: &str, role: Role) -> bool {
-        let fenced = |node: &Node| matches!(node.state, State::Fenced(_) | State::Banned);
+        let barred = |node: &Node| matches!(node.state, State::Fenced(_) | State::Banned);
         let demoted = || self.primary().is_some_and(|primary| *primary.address != *address);
-        self.find(address).is_some_and(fenced) || (role == Role::Primary && demoted())
+        self.find(address).is_some_and(barred) || (role == Role::Primary && demoted())
     }
 
     /// The newest position known of any primary.

@@ -24,6 +24,7 @@ mod mysql_session;
 mod patroni;
 mod pipelining;
 mod prepared;
+mod prometheus;
 mod reload_drain;
 mod routing;
 mod servers;

@@ -1,6 +1,6 @@
 //! What may be typed.
 
-use crate::cluster::Order;
+use crate::operator::Order;
 
 /// A command, with its arguments as typed.
 #[derive(Clone, Debug, PartialEq, Eq)]

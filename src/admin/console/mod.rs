@@ -16,9 +16,9 @@ use self::{
 };
 use crate::{
     admin::control::{Control, Managed},
-    cluster::Order,
     config::{HostPort, Secret, User},
     listener,
+    operator::Order,
 };
 
 /// People on one door at a time.
