@@ -7,6 +7,8 @@ mod catalog;
 mod encode;
 mod frame;
 mod frontend;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 pub mod login;
 pub mod message;
