@@ -1,12 +1,12 @@
 //! One cluster wired together: topology, pools, databases, sessions, and how they are configured.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use arc_swap::ArcSwap;
@@ -16,14 +16,19 @@ use tokio::sync::Notify;
 
 use crate::{
     config,
-    metrics::ClusterMetrics,
+    floors::SharedFloors,
+    line::Line,
+    metrics::{ClusterMetrics, Connections},
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
     route::Policy,
     session::cancel::{Call, Registry},
     shutdown::Shutdown,
     sql::{cache::Classifier, catalog::Catalog},
-    topology::{self, NodeId, ProbeCounter, Snapshot, board::Traffic},
+    topology::{
+        self, ProbeCounter, Snapshot,
+        board::{Event, Traffic},
+    },
 };
 
 /// Everything that the sessions of one cluster share.
@@ -43,9 +48,56 @@ pub struct Cluster<P: Protocol> {
     pub sessions: Arc<Registry>,
     pub metrics: Arc<ClusterMetrics>,
     pub shutdown: Shutdown,
-    /// Statements waiting for a primary.
-    pub held: AtomicUsize,
+    /// Statements waiting for a node.
+    pub line: Line,
+    /// What `user` reads must not be behind of.
+    user_floors: Mutex<HashMap<PoolKey, Arc<SharedFloors>>>,
+    pub pause: Pause,
 }
+
+/// The console's PAUSE: new statements wait.
+#[derive(Default)]
+pub struct Pause {
+    paused: AtomicBool,
+    /// Wakes who waits for RESUME, in the order of asking.
+    pub resumed: Notify,
+}
+
+impl Pause {
+    /// Sequentially consistent, as is [`crate::session::cancel::Entry::set_activity`].
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::SeqCst)
+    }
+
+    pub fn set(&self, paused: bool) {
+        self.paused.store(paused, Ordering::SeqCst);
+        if !paused {
+            self.resumed.notify_waiters();
+        }
+    }
+}
+
+/// What a person wants of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    Drain,
+    Undrain,
+    Ban,
+    Unban,
+}
+
+/// Something that happened, and when.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    pub at: SystemTime,
+    pub event: Event,
+}
+
+/// Events kept for people to look at; the oldest go first.
+const MAX_RECORDED: usize = 256;
+
+/// Orders that the monitor has not taken yet.
+const MAX_ORDERS: usize = 64;
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
 /// position, the replicas until they have replayed it.
@@ -66,7 +118,11 @@ pub struct Topology {
     wanted: AtomicU64,
     started: Instant,
     /// Bounded by the number of nodes: one report each, the latest.
-    reports: Mutex<HashMap<NodeId, Traffic>>,
+    reports: Mutex<HashMap<Arc<str>, Traffic>>,
+    /// Bounded by [`MAX_ORDERS`].
+    orders: Mutex<Vec<(Arc<str>, Order)>>,
+    /// Bounded by [`MAX_RECORDED`].
+    events: Mutex<VecDeque<Recorded>>,
 }
 
 impl Default for Topology {
@@ -79,6 +135,8 @@ impl Default for Topology {
             wanted: AtomicU64::new(0),
             started: Instant::now(),
             reports: Mutex::default(),
+            orders: Mutex::default(),
+            events: Mutex::default(),
         }
     }
 }
@@ -92,10 +150,8 @@ impl Topology {
         self.snapshot.load_full()
     }
 
-    /// Publishes a snapshot and wakes those who wait for one.
-    pub fn publish(&self, snapshot: Snapshot) {
+    fn store(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
-        self.changed.notify_waiters();
     }
 
     /// A session wrote: its next read wants positions measured from now on.
@@ -116,12 +172,42 @@ impl Topology {
     }
 
     /// Traffic had trouble with a node.
-    pub fn report(&self, node: NodeId, traffic: Traffic) {
-        self.reports.lock().insert(node, traffic);
+    pub fn report(&self, address: &Arc<str>, traffic: Traffic) {
+        self.reports.lock().insert(address.clone(), traffic);
         self.nudge.notify_one();
     }
 
-    pub fn take_reports(&self) -> HashMap<NodeId, Traffic> {
+    /// Somebody wants something of a node. `false`: the monitor does not keep up.
+    pub fn order(&self, node: Arc<str>, order: Order) -> bool {
+        let mut orders = self.orders.lock();
+        if orders.len() >= MAX_ORDERS {
+            return false;
+        }
+        orders.push((node, order));
+        drop(orders);
+        self.nudge.notify_one();
+        true
+    }
+
+    pub fn take_orders(&self) -> Vec<(Arc<str>, Order)> {
+        std::mem::take(&mut *self.orders.lock())
+    }
+
+    /// Keeps an event for people to look at.
+    pub fn record(&self, event: Event) {
+        let mut events = self.events.lock();
+        if events.len() >= MAX_RECORDED {
+            events.pop_front();
+        }
+        events.push_back(Recorded { at: SystemTime::now(), event });
+    }
+
+    /// What happened lately, oldest first.
+    pub fn recorded(&self) -> Vec<Recorded> {
+        self.events.lock().iter().cloned().collect()
+    }
+
+    pub fn take_reports(&self) -> HashMap<Arc<str>, Traffic> {
         std::mem::take(&mut *self.reports.lock())
     }
 }
@@ -137,6 +223,8 @@ pub struct Database {
     pub sequences_matter: AtomicBool,
     read_at: AtomicU64,
     read: Notify,
+    /// What `global` reads must not be behind of.
+    pub floors: Arc<SharedFloors>,
 }
 
 impl Database {
@@ -149,6 +237,7 @@ impl Database {
             sequences_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
             read: Notify::new(),
+            floors: Arc::default(),
         }
     }
 
@@ -221,7 +310,9 @@ impl<P: Protocol> Cluster<P> {
             sessions: Arc::default(),
             metrics,
             shutdown,
-            held: AtomicUsize::new(0),
+            line: Line::default(),
+            user_floors: Mutex::default(),
+            pause: Pause::default(),
         }
     }
 
@@ -238,6 +329,37 @@ impl<P: Protocol> Cluster<P> {
                 let made = Arc::new(Pools::new(identity.clone(), self.link.clone(), self.shares.clone()));
                 pools.insert(key, made.clone());
                 made
+            }
+        }
+    }
+
+    /// The floors that all sessions of a user in a database share.
+    pub fn user_floors(&self, identity: &Identity<P>) -> Arc<SharedFloors> {
+        let key = (identity.user.clone(), identity.database.clone());
+        self.user_floors.lock().entry(key).or_default().clone()
+    }
+
+    /// Publishes a snapshot: what it forbids is fenced before anybody is told, and those who wait
+    /// look again in their order. `roles`: a node's role or state has changed.
+    pub fn publish(&self, snapshot: Snapshot, roles: bool) {
+        let version = snapshot.version;
+        self.topology.store(snapshot);
+        if roles {
+            self.apply_standings();
+            // Sessions that hold a connection look whether it may still be used.
+            self.call_all(Call::Look);
+        }
+        self.line.wake(version);
+        self.topology.changed.notify_waiters();
+    }
+
+    fn apply_standings(&self) {
+        let snapshot = self.topology.load_full();
+        for (_, pools) in self.all_pools() {
+            pools.fence(|address, role| snapshot.forbids(address, role));
+            for ((address, _), pool) in pools.all() {
+                let down = |node: &topology::Node| matches!(node.state, topology::State::Down);
+                pool.standing.set_down(snapshot.find(&address).is_some_and(down));
             }
         }
     }
@@ -265,7 +387,29 @@ impl<P: Protocol> Cluster<P> {
     pub fn refresh_metrics(&self) {
         let counts = self.classifier.load().counts();
         self.metrics.cache(counts.hits, counts.misses, counts.parse_failures);
-        self.metrics.show(&self.topology.load());
+        let snapshot = self.topology.load_full();
+        self.metrics.show(&snapshot);
+        let connections = self.connections();
+        for node in snapshot.nodes.iter() {
+            let mut of_node = connections.get(&node.address).copied().unwrap_or_default();
+            of_node.limit = self.shares.share(&node.address).limit();
+            self.metrics.pool(&node.address, of_node);
+        }
+    }
+
+    /// Server connections of all users and databases, by node.
+    pub fn connections(&self) -> HashMap<Arc<str>, Connections> {
+        let mut by_node: HashMap<Arc<str>, Connections> = HashMap::new();
+        for (_, pools) in self.all_pools() {
+            for ((address, _), pool) in pools.all() {
+                let status = pool.status();
+                let sum = by_node.entry(address).or_default();
+                sum.idle += status.idle;
+                sum.in_use += status.in_use;
+                sum.waiters += status.waiters;
+            }
+        }
+        by_node
     }
 
     /// Asks something of every session.

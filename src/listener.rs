@@ -17,7 +17,7 @@ use crate::{
     runtime::Workers,
     session::{
         Session,
-        cancel::{Call, CancelKey, Registered},
+        cancel::{Call, CancelKey, Entry, Registered},
     },
     sql::Access,
 };
@@ -26,7 +26,7 @@ use crate::{
 const BACKLOG: i32 = 1024;
 
 /// Pause after the system gave no descriptor for a new connection.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Binds every address that a host name stands for.
 ///
@@ -274,6 +274,11 @@ async fn any_server<P: Protocol>(
 async fn cancel<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
     let Some(entry) = cluster.sessions.find(key) else { return };
     entry.call(Call::Cancel);
+    cancel_running(cluster, &entry).await;
+}
+
+/// Cancels what runs for a session on a server just now.
+pub(crate) async fn cancel_running<P: Protocol>(cluster: &Cluster<P>, entry: &Entry) {
     let Some(target) = entry.begin_cancel() else { return };
     let link = cluster.link.load_full();
     let identity = cluster.monitor_identity.load_full();

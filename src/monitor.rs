@@ -10,10 +10,9 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle};
 
 use crate::{
-    cluster::{Cluster, Database},
+    cluster::{Cluster, Database, Order},
     config::{self, Engine, Members},
     protocol::{Backend, ConnectFault, Identity, Protocol},
-    session::cancel::Call,
     topology::{
         self, Incarnation, Probe, ProbeFault, Role,
         board::{Board, Event, NodeConfig, Settings},
@@ -34,6 +33,8 @@ const CATALOG_SPACING: Duration = Duration::from_millis(100);
 struct Monitor<P: Protocol> {
     cluster: Arc<Cluster<P>>,
     board: Mutex<Board>,
+    /// Held while a snapshot is made and published, so that none overtakes a later one.
+    publishing: Mutex<()>,
     /// Wakes the nodes' tasks when probes are wanted sooner.
     hurry: Notify,
 }
@@ -42,8 +43,12 @@ struct Monitor<P: Protocol> {
 pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let config = cluster.config.load_full();
     let board = Board::new(nodes(&config), settings(&config), Instant::now(), SystemTime::now());
-    let monitor =
-        Arc::new(Monitor { cluster: cluster.clone(), board: Mutex::new(board), hurry: Notify::new() });
+    let monitor = Arc::new(Monitor {
+        cluster: cluster.clone(),
+        board: Mutex::new(board),
+        publishing: Mutex::default(),
+        hurry: Notify::new(),
+    });
     monitor.publish();
     let mut tasks: HashMap<Arc<str>, JoinHandle<()>> = HashMap::new();
     let housekeeping = tokio::spawn(housekeeping(cluster.clone()));
@@ -63,6 +68,7 @@ pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
             applied = current;
         }
         monitor.take_reports();
+        monitor.take_orders();
         monitor.hurry.notify_waiters();
     }
     for task in tasks.into_values().chain([housekeeping, catalogs]) {
@@ -127,8 +133,32 @@ impl<P: Protocol> Monitor<P> {
             return;
         }
         let mut board = self.board.lock();
-        for (node, traffic) in reports {
-            board.report(node, traffic, now);
+        for (address, traffic) in reports {
+            if let Some(id) = board.id_of(&address) {
+                board.report(id, traffic, now);
+            }
+        }
+        drop(board);
+        self.publish();
+    }
+
+    /// What people asked for in the console.
+    fn take_orders(&self) {
+        let now = Instant::now();
+        let orders = self.cluster.topology.take_orders();
+        if orders.is_empty() {
+            return;
+        }
+        let mut board = self.board.lock();
+        for (node, order) in &orders {
+            tracing::warn!(cluster = %self.cluster.name, %node, ?order, "ordered by a person");
+            // A node that has gone since needs no order.
+            let _ = match order {
+                Order::Drain => board.drain(node, now),
+                Order::Undrain => board.undrain(node, now),
+                Order::Ban => board.ban(node, now),
+                Order::Unban => board.unban(node, now),
+            };
         }
         drop(board);
         self.publish();
@@ -145,6 +175,7 @@ impl<P: Protocol> Monitor<P> {
 
     /// Publishes what is known now, and says what has changed.
     fn publish(&self) {
+        let _alone = self.publishing.lock();
         let mut board = self.board.lock();
         let snapshot = board.snapshot(Instant::now());
         let events = board.take_events();
@@ -152,17 +183,15 @@ impl<P: Protocol> Monitor<P> {
         drop(board);
         for event in &events {
             self.announce(event);
+            self.cluster.topology.record(event.clone());
         }
         if let Some((_, took)) = counters.last_failover {
             self.cluster.metrics.failover_took(took.as_secs_f64());
         }
-        self.cluster.topology.publish(snapshot);
+        let roles = |event: &Event| matches!(event, Event::Elected { .. } | Event::Changed { .. });
+        self.cluster.publish(snapshot, events.iter().any(roles));
         if !events.is_empty() {
             self.cluster.refresh_metrics();
-        }
-        if events.iter().any(|event| matches!(event, Event::Elected { .. } | Event::Changed { .. })) {
-            // Sessions that hold a connection look whether it may still be used.
-            self.cluster.call_all(Call::Look);
         }
     }
 
@@ -252,6 +281,7 @@ async fn probe<P: Protocol>(
         }
         Err(fault) => {
             tracing::debug!(cluster = %cluster.name, node = %address, ?fault, "probe failed");
+            cluster.metrics.probe_failed(address);
             *connection = None;
         }
     }
@@ -280,20 +310,11 @@ async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let mut tick = tokio::time::interval(HOUSEKEEPING);
     loop {
         tick.tick().await;
-        let mut per_node: HashMap<Arc<str>, crate::pool::Status> = HashMap::new();
         for (_, pools) in cluster.all_pools() {
-            for ((address, _), pool) in pools.all() {
+            for (_, pool) in pools.all() {
                 pool.reap(Instant::now());
                 pool.warm().await;
-                let status = pool.status();
-                let sum = per_node.entry(address).or_default();
-                sum.idle += status.idle;
-                sum.in_use += status.in_use;
-                sum.waiters += status.waiters;
             }
-        }
-        for (address, status) in per_node {
-            cluster.metrics.pool(&address, status.idle, status.in_use, status.waiters);
         }
         cluster.refresh_metrics();
     }

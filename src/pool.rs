@@ -21,6 +21,7 @@ use crate::{
     protocol::{Backend, ConnectFault, Identity, Protocol},
     runtime,
     session::cancel::CancelTarget,
+    standing::Standing,
     topology::{Load, Node, NodeId, Role},
 };
 
@@ -120,6 +121,8 @@ pub struct NodePool<P: Protocol> {
     waiters: AtomicUsize,
     limits: Limits,
     closed: AtomicBool,
+    /// Whether the node may still answer on the connections of this pool.
+    pub standing: Standing,
 }
 
 /// One worker's idle connections, the one used last on top. On a cache line of its own.
@@ -154,6 +157,9 @@ struct Pooled<P: Protocol> {
     /// What a cancel request needs to know.
     target: Arc<CancelTarget>,
     expires: Option<Instant>,
+    opened: Instant,
+    /// It is known to be to the server that probes measure.
+    vouched: bool,
     idle_since: Instant,
     _share: OwnedSemaphorePermit,
 }
@@ -193,6 +199,7 @@ impl<P: Protocol> NodePool<P> {
             waiters: AtomicUsize::new(0),
             limits,
             closed: AtomicBool::new(false),
+            standing: Standing::default(),
         }
     }
 
@@ -249,7 +256,15 @@ impl<P: Protocol> NodePool<P> {
             .limits
             .max_lifetime
             .map(|life| now + life.mul_f64(1.0 - LIFETIME_JITTER * rand::random::<f64>()));
-        Ok(Box::new(Pooled { backend, target: Arc::new(target), expires, idle_since: now, _share: share }))
+        Ok(Box::new(Pooled {
+            backend,
+            target: Arc::new(target),
+            expires,
+            opened: now,
+            vouched: false,
+            idle_since: now,
+            _share: share,
+        }))
     }
 
     /// A share of the node's connections: a free one, or that of another pool's idle connection.
@@ -318,6 +333,18 @@ impl<P: Protocol> NodePool<P> {
 
     pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Process number and idle time of every idle connection.
+    pub fn idle_connections(&self, now: Instant) -> Vec<(u32, Duration)> {
+        let mut idle = Vec::new();
+        for shelf in &self.idle {
+            let shelf = shelf.0.lock();
+            idle.extend(
+                shelf.iter().map(|pooled| (pooled.target.key.process, now.duration_since(pooled.idle_since))),
+            );
+        }
+        idle
     }
 
     pub fn status(&self) -> Status {
@@ -455,6 +482,16 @@ impl<P: Protocol> Pools<P> {
         self.nodes.load().iter().map(|(key, pool)| (key.clone(), pool.clone())).collect()
     }
 
+    /// As [`Self::replace`], and nothing more is sent or handed on on connections in use either.
+    pub fn fence(&self, fenced: impl Fn(&str, Role) -> bool) {
+        for ((address, role), pool) in self.nodes.load().iter() {
+            if fenced(address, *role) {
+                pool.standing.fence();
+            }
+        }
+        self.replace(fenced);
+    }
+
     /// Replaces the pools that `stale` picks: connections in use end when they come back.
     pub fn replace(&self, stale: impl Fn(&str, Role) -> bool) {
         let mut dropped = Vec::new();
@@ -533,6 +570,19 @@ impl<P: Protocol> Held<P> {
 
     pub fn cancel_target(&self) -> Arc<CancelTarget> {
         self.pooled().target.clone()
+    }
+
+    /// Whether nobody has vouched yet that it is to the server that probes measure.
+    pub fn is_new(&self) -> bool {
+        !self.pooled().vouched
+    }
+
+    pub fn vouch(&mut self) {
+        self.pooled.as_mut().expect("held until released").vouched = true;
+    }
+
+    pub fn opened(&self) -> Instant {
+        self.pooled().opened
     }
 
     /// A statement begins, or has ended, on it: what node selection calls in flight.

@@ -18,6 +18,7 @@ use crate::{
         catalog::Catalog,
         effects::{ProxyCommand, TransactionModes},
     },
+    standing::Watch,
     topology::{Facts, Position, ProbeFault},
 };
 
@@ -163,6 +164,13 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
         key: &CancelKey,
     ) -> impl Future<Output = io::Result<()>> + Send;
 
+    /// When the server process at the other end was started, as probes tell it in
+    /// [`Incarnation::started`](crate::topology::Incarnation); `None` where it cannot be compared
+    /// exactly.
+    fn started(&mut self) -> impl Future<Output = Result<Option<i64>, Fault>> + Send {
+        async { Ok(None) }
+    }
+
     /// Role, position and identity of the server.
     fn probe(&mut self) -> impl Future<Output = Result<Facts, ProbeFault>> + Send;
 
@@ -252,6 +260,9 @@ pub struct Terms<'a> {
     pub may_refuse: MayRefuse,
     /// The session id: what one session left in a connection is cleared before another's request.
     pub session: u64,
+    /// Whether the server may still answer: asked before anything is sent and before anything
+    /// received is handed on. When it may not, the exchange ends with [`Fault::Server`].
+    pub watch: Watch<'a>,
 }
 
 /// Which of a server's errors another attempt might not meet.
@@ -259,7 +270,7 @@ pub struct Terms<'a> {
 pub enum MayRefuse {
     /// The client gets whatever the server says.
     No,
-    /// A plain statement on the primary: only that the server is stopping.
+    /// A plain statement on the primary: only that the server is stopping, or read-only.
     Stopping,
     /// A read on a replica: also that it writes, or that this copy cannot answer it.
     Any,
@@ -291,6 +302,8 @@ pub enum Transaction {
 pub enum Answer<'a> {
     /// As if the statement had run.
     Done,
+    /// As a server answers the end of a transaction that had failed.
+    RolledBack,
     /// One row of one text column.
     Row { column: &'a str, value: &'a str },
 }

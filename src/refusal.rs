@@ -25,6 +25,8 @@ pub enum RefusalKind {
     ServerLost,
     /// The server went away while its answer would have told whether something was committed.
     InDoubt,
+    /// The transaction that the statement belongs to is lost; the client has been told so.
+    FailedTransaction,
     /// Too many clients, or too many of this user.
     TooManyClients,
     /// The proxy is stopping.
@@ -66,6 +68,7 @@ impl RefusalKind {
             Self::PoolTimeout => "pool_timeout",
             Self::ServerLost => "server_lost",
             Self::InDoubt => "in_doubt",
+            Self::FailedTransaction => "failed_transaction",
             Self::TooManyClients => "too_many_clients",
             Self::ShuttingDown => "shutting_down",
             Self::Protocol => "protocol",

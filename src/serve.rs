@@ -11,10 +11,16 @@ use std::{
 };
 
 use thiserror::Error;
-use tokio::{net::TcpListener, sync::Notify};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, mpsc},
+};
 
 use crate::{
-    admin,
+    admin::{
+        self, console,
+        control::{Control, Managed, ReloadRequest},
+    },
     cluster::{AuthQuery, Cluster},
     config::{self, Config, Engine, HostPort, reload},
     listener,
@@ -51,6 +57,8 @@ pub struct Proxy {
     shutdown: Shutdown,
     /// Where the HTTP door is, if it is open.
     pub http: Option<SocketAddr>,
+    control: Control,
+    reloads: mpsc::Receiver<ReloadRequest>,
 }
 
 /// One cluster, whichever protocol it speaks.
@@ -62,7 +70,7 @@ trait Running: Send + Sync {
     fn apply(&self, config: &config::Cluster) -> Result<(), StartError>;
     fn call(&self, call: Call);
     fn sessions(&self) -> usize;
-    fn refresh_metrics(&self);
+    fn managed(&self) -> Arc<dyn Managed>;
 }
 
 /// A cluster, and how its parts are made from a configuration.
@@ -106,8 +114,8 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
         self.cluster.sessions.len()
     }
 
-    fn refresh_metrics(&self) {
-        self.cluster.refresh_metrics();
+    fn managed(&self) -> Arc<dyn Managed> {
+        self.cluster.clone()
     }
 }
 
@@ -123,16 +131,11 @@ impl Proxy {
         for cluster in &config.clusters {
             clusters.push(start_cluster(cluster, &workers, &metrics, &shutdown).await?);
         }
-        let http = match &config.admin.http {
-            Some(at) => Some(
-                admin::http::open(at, metrics.clone(), shutdown.clone())
-                    .await
-                    .map_err(|error| StartError::Listen { address: at.clone(), error })?,
-            ),
-            None => None,
-        };
-        metrics.reload_success.set(1);
-        Ok(Self { workers, clusters, config, metrics, shutdown, http })
+        let managed = clusters.iter().map(|running| running.managed()).collect();
+        let (control, reloads) = Control::new(managed, config.clone(), metrics.clone(), shutdown.clone());
+        let http = open_doors(&config.admin, &control).await?;
+        metrics.configured();
+        Ok(Self { workers, clusters, config, metrics, shutdown, http, control, reloads })
     }
 
     /// Where each cluster listens, by its name.
@@ -146,7 +149,12 @@ impl Proxy {
         loop {
             tokio::select! {
                 () = self.shutdown.draining() => break,
-                () = reload.notified() => self.reload(file.as_deref()),
+                () = reload.notified() => drop(self.reload(file.as_deref())),
+                Some(wish) = self.reloads.recv() => {
+                    let result = self.reload(file.as_deref());
+                    // Whoever asked may have left.
+                    let _ = wish.send(result);
+                }
             }
         }
         notify(Notice::Stopping);
@@ -177,27 +185,22 @@ impl Proxy {
     }
 
     /// Applies the file as a whole, or not at all.
-    fn reload(&mut self, file: Option<&Path>) {
+    fn reload(&mut self, file: Option<&Path>) -> Result<(), String> {
         notify(Notice::Reloading);
         let applied = match file {
             Some(file) => self.apply(file),
-            None => {
-                tracing::warn!("there is no configuration file to reload");
-                false
-            }
+            None => Err("there is no configuration file to reload".to_owned()),
         };
-        self.metrics.reloaded(applied);
+        if let Err(why) = &applied {
+            tracing::error!("the configuration was not reloaded, nothing has changed: {why}");
+        }
+        self.metrics.reloaded(applied.is_ok());
         notify(Notice::Ready);
+        applied
     }
 
-    fn apply(&mut self, file: &Path) -> bool {
-        let new = match Config::load(file) {
-            Ok(new) => new,
-            Err(faults) => {
-                tracing::error!("the configuration was not reloaded, nothing has changed:\n{faults}");
-                return false;
-            }
-        };
+    fn apply(&mut self, file: &Path) -> Result<(), String> {
+        let new = Config::load(file).map_err(|faults| faults.to_string())?;
         let changes = reload::Changes::between(&self.config, &new);
         let effective = reload::effective(&self.config, &new);
         let pairs: Vec<_> = self
@@ -209,16 +212,12 @@ impl Proxy {
             })
             .collect();
         for (running, config) in &pairs {
-            if let Err(error) = running.check(config) {
-                tracing::error!("the configuration was not reloaded, nothing has changed: {error}");
-                return false;
-            }
+            running.check(config).map_err(|error| error.to_string())?;
         }
         for (running, config) in pairs {
-            if let Err(error) = running.apply(config) {
-                tracing::error!("a file changed while it was being reloaded: {error}");
-                return false;
-            }
+            running
+                .apply(config)
+                .map_err(|error| format!("a file changed while it was being reloaded: {error}"))?;
         }
         for change in &changes.live {
             tracing::info!("reloaded: {change}");
@@ -226,8 +225,9 @@ impl Proxy {
         for change in &changes.restart {
             tracing::warn!("takes effect after a restart: {change}");
         }
+        self.control.set_config(effective.clone());
         self.config = effective;
-        true
+        Ok(())
     }
 }
 
@@ -236,6 +236,23 @@ const EMPTY_POLL: Duration = Duration::from_millis(20);
 
 /// How long sessions that are ended by force have for saying so.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// Opens the control plane's doors. Returns where the HTTP door is.
+async fn open_doors(admin: &config::Admin, control: &Control) -> Result<Option<SocketAddr>, StartError> {
+    let listen = |at: &HostPort| {
+        let address = at.clone();
+        move |error| StartError::Listen { address, error }
+    };
+    for (at, door) in [(&admin.postgres, console::Door::Postgres), (&admin.mysql, console::Door::Mysql)] {
+        if let Some(at) = at {
+            console::open(at, door, control.clone()).await.map_err(listen(at))?;
+        }
+    }
+    match &admin.http {
+        Some(at) => admin::http::open(at, control.clone()).await.map(Some).map_err(listen(at)),
+        None => Ok(None),
+    }
+}
 
 /// The one place where a protocol is chosen.
 async fn start_cluster(
@@ -328,7 +345,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.shutdown.stop();
         for cluster in &self.clusters {
-            cluster.refresh_metrics();
+            cluster.managed().refresh_metrics();
         }
     }
 }

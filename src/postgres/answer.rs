@@ -130,6 +130,7 @@ fn put_completion(out: &mut Vec<u8>, batch: &Batch, intent: &Intent, answer: Ans
     }
     let tag = match answer {
         Answer::Row { .. } => "SHOW",
+        Answer::RolledBack => "ROLLBACK",
         Answer::Done => command_tag(batch.text.as_deref().unwrap_or("")),
     };
     frame::put(out, b'C', |out| frame::put_cstring(out, tag.as_bytes()));

@@ -75,8 +75,8 @@ pub enum Subject {
     Named(Arc<Statement>),
     /// Close of a named statement.
     CloseNamed,
-    /// Parse of a name that is taken.
-    Duplicate,
+    /// Parse of a name that is taken, by this statement.
+    Duplicate(Arc<Statement>),
 }
 
 /// Where the first unit of `data` ends.

@@ -145,7 +145,7 @@ impl BatchWriter<'_> {
                 false
             }
             Subject::Unnamed(key) => has != *key,
-            Subject::Named(_) | Subject::CloseNamed | Subject::Duplicate => true,
+            Subject::Named(_) | Subject::CloseNamed | Subject::Duplicate(_) => true,
         })
     }
 
@@ -192,7 +192,7 @@ impl BatchWriter<'_> {
             Subject::CloseNamed => {
                 self.expect.push_back(Expect::Inject { bytes: frame::CLOSE_COMPLETE, named: true });
             }
-            Subject::Duplicate => self.duplicate(message),
+            Subject::Duplicate(taken) => self.duplicate(message, taken),
         }
     }
 
@@ -289,20 +289,13 @@ impl BatchWriter<'_> {
         self.expect.push_back(Expect::Bind { forward: true });
     }
 
-    /// Makes the server fail at this place, so that the rest of the unit is skipped and what came
-    /// before is undone, as with the server's own error.
-    fn duplicate(&mut self, message: &Message) {
+    /// The server itself says that the name is taken: it gets both definitions under it.
+    fn duplicate(&mut self, message: &Message, taken: &Statement) {
         let body = &self.data[body_at(message)..message.at + message.length];
-        let name = frame::split_cstring(body).map_or(body, |(name, _)| name);
-        let refusal = crate::refusal::Refusal::new(
-            crate::refusal::RefusalKind::DuplicateStatement,
-            format!("prepared statement \"{}\" already exists", String::from_utf8_lossy(name)),
-        );
-        frame::put(self.out, b'D', |out| {
-            out.push(b'S');
-            frame::put_cstring(out, b"pointsman_no_such_statement");
-        });
-        self.expect.push_back(Expect::FailAs(Box::new(refusal)));
+        let (name, _) = frame::split_cstring(body).expect("the frontend has found the name");
+        put_own(taken, name, self.server, self.out, self.expect);
+        self.copy(message);
+        self.expect_plain(message);
     }
 }
 

@@ -363,7 +363,7 @@ impl Frontend {
         if !whole || !Statement::is_whole_parse(definition) {
             // Too long to be kept, or malformed: it goes to the server under the client's name,
             // and nothing else of this session may run elsewhere.
-            unit.add_unknown();
+            unit.add_unseen();
             return Subject::Plain;
         }
         if name.is_empty() {
@@ -375,8 +375,8 @@ impl Frontend {
             unit.defined_unnamed = true;
             return Subject::Unnamed(Some(self.statements.define_unnamed(definition, intent)));
         }
-        if matches!(self.statements.resolve(name), Some(Resolved::Named(_))) {
-            return Subject::Duplicate;
+        if let Some(Resolved::Named(taken)) = self.statements.resolve(name) {
+            return Subject::Duplicate(taken.clone());
         }
         let statement = self.origins.intern(definition, intent);
         self.statements.expect(name, Some(statement.clone()));
@@ -541,9 +541,16 @@ impl Unit {
         }
     }
 
+    /// A message that only the server can make sense of, on the connection the session keeps if it
+    /// keeps one: a portal may be a cursor that SQL declared.
     fn add_unknown(&mut self) {
-        let unknown = Arc::new(Intent { access: Access::Write, reason: Reason::Unparsed, ..function_call() });
-        self.add(&unknown, true);
+        let unknown = Intent { reason: Reason::State, effects: Vec::new(), ..function_call() };
+        self.add(&Arc::new(unknown), true);
+    }
+
+    /// A statement that was not seen whole: it may leave anything behind.
+    fn add_unseen(&mut self) {
+        self.add(&Arc::new(Intent { reason: Reason::TooLong, ..function_call() }), true);
     }
 
     fn finish(self) -> Arc<Intent> {

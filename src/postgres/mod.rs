@@ -164,7 +164,7 @@ impl protocol::Backend<Postgres> for Backend {
         terms: &Terms<'_>,
     ) -> Result<Reply, Fault> {
         if self.needs_clearing(terms.session, &request.intent) {
-            self.execute_all(&["DISCARD SEQUENCES".into()]).await?;
+            relay::watched(terms.watch, self.execute_all(&["DISCARD SEQUENCES".into()])).await?;
             self.cleared();
         }
         Relay::new(self, frontend, terms).run(request).await
@@ -222,6 +222,10 @@ impl protocol::Backend<Postgres> for Backend {
         key: &CancelKey,
     ) -> io::Result<()> {
         login::send_cancel(address, &link.tls, key.process, &key.secret).await.map_err(io::Error::other)
+    }
+
+    async fn started(&mut self) -> Result<Option<i64>, Fault> {
+        probe::started(self).await
     }
 
     async fn probe(&mut self) -> Result<Facts, ProbeFault> {

@@ -34,6 +34,15 @@ pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
     read(row).ok_or(ProbeFault::Nonsense)
 }
 
+/// When the server was started, in the probe's unit.
+pub(super) async fn started(server: &mut Backend) -> Result<Option<i64>, Fault> {
+    let rows = server.query_all(STARTED).await?;
+    let first = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+    Ok(first.and_then(|micros| micros.parse().ok()))
+}
+
+const STARTED: &str = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint";
+
 /// Reads the probe's row; `None` when it makes no sense.
 fn read(row: &[Option<String>]) -> Option<Facts> {
     let text = |column: usize| row.get(column)?.as_deref();

@@ -37,6 +37,7 @@ pub const fn sqlstate(kind: RefusalKind) -> &'static str {
         RefusalKind::InDoubt => "08007",
         RefusalKind::Protocol => "08P01",
         RefusalKind::Unsupported => "0A000",
+        RefusalKind::FailedTransaction => "25P02",
         RefusalKind::Authentication => "28P01",
         RefusalKind::UnknownDatabase => "3D000",
         RefusalKind::InvalidSetting => "22023",

@@ -19,6 +19,7 @@ use crate::{
     inbox,
     protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms, Transaction},
     sql::Effect,
+    standing::Watch,
 };
 
 /// A message that decides something is looked at whole; a longer one passes unseen. Errors quote
@@ -94,6 +95,9 @@ impl<'a> Relay<'a> {
 
     /// Sends the request, relays the answer, and says how it ended.
     pub(super) async fn run(mut self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
+        if self.terms.watch.is_over(false) {
+            return Err(unsent());
+        }
         self.bring_settings(request).await?;
         self.bring_ahead_of_long_query(request).await?;
         self.send_request(request).await?;
@@ -131,7 +135,7 @@ impl<'a> Relay<'a> {
             return Ok(());
         }
         let statements = wanted.statements_from(had);
-        self.backend.execute_all(&statements).await?;
+        watched(self.terms.watch, self.backend.execute_all(&statements)).await?;
         self.backend.carried.bring(&wanted);
         Ok(())
     }
@@ -145,7 +149,7 @@ impl<'a> Relay<'a> {
         {
             return Ok(());
         }
-        self.backend.execute_all(self.terms.ahead).await?;
+        watched(self.terms.watch, self.backend.execute_all(self.terms.ahead)).await?;
         self.terms.ahead = &[];
         Ok(())
     }
@@ -251,11 +255,15 @@ impl<'a> Relay<'a> {
     /// Writes to the server; reads and hands on what it says meanwhile, so that neither waits for
     /// the other for ever.
     async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+        let watch = self.terms.watch;
         while !bytes.is_empty() {
             let step = std::future::poll_fn(|cx| {
                 let backend = &mut *self.backend;
                 if let Poll::Ready(written) = Pin::new(&mut backend.stream).poll_write(cx, bytes) {
                     return Poll::Ready(written.map(Step::Wrote));
+                }
+                if watch.poll_over(cx, false).is_ready() {
+                    return Poll::Ready(Err(given_up()));
                 }
                 backend.inbox.poll_fill(cx, &mut backend.stream).map_ok(Step::Read)
             })
@@ -271,6 +279,7 @@ impl<'a> Relay<'a> {
                     self.scan()?;
                     self.hand_on().await?;
                 }
+                Err(error) if watch.is_over(false) => return Err(self.server_lost(error)),
                 // What it said before it closed is still to be read.
                 Err(error) => return self.last_words(error).await,
             }
@@ -285,8 +294,7 @@ impl<'a> Relay<'a> {
     /// A write failed: the server may have said why before it closed.
     async fn last_words(&mut self, error: io::Error) -> Result<(), Fault> {
         loop {
-            let backend = &mut *self.backend;
-            match backend.inbox.fill(&mut backend.stream).await {
+            match self.receive().await {
                 Ok(0) | Err(_) => break,
                 Ok(_) => {
                     self.scan()?;
@@ -318,12 +326,16 @@ impl<'a> Relay<'a> {
                 Scan::CopyIn => {
                     self.flush().await?;
                     self.copy_in().await?;
+                    if !self.backend.expect.contains(&Expect::Query) {
+                        // In the extended protocol the server keeps its answer until the Sync,
+                        // which the client sends behind its data.
+                        return Ok(());
+                    }
                     continue;
                 }
                 Scan::More => self.hand_on().await?,
             }
-            let backend = &mut *self.backend;
-            match backend.inbox.fill(&mut backend.stream).await {
+            match self.receive().await {
                 Ok(0) => {
                     if self.dying && self.failed {
                         return self.flush().await;
@@ -334,6 +346,23 @@ impl<'a> Relay<'a> {
                 Err(error) => return Err(self.server_lost(error)),
             }
         }
+    }
+
+    /// Waits for what the server says next.
+    ///
+    /// # Errors
+    /// Also when the server may no longer say anything: it was fenced, or is down and another can
+    /// be asked.
+    async fn receive(&mut self) -> io::Result<usize> {
+        let watch = self.terms.watch;
+        let movable = self.terms.may_refuse == MayRefuse::Any && !self.forwarded && !self.decided;
+        let backend = &mut *self.backend;
+        let read = std::future::poll_fn(|cx| match backend.inbox.poll_fill(cx, &mut backend.stream) {
+            Poll::Pending => watch.poll_over(cx, movable).map(|()| Err(given_up())),
+            read => read,
+        })
+        .await?;
+        if watch.is_over(false) { Err(given_up()) } else { Ok(read) }
     }
 
     /// Hands on what may go to the client by now.
@@ -670,10 +699,12 @@ impl<'a> Relay<'a> {
         }
         let class = refusal::classify(&fields.code);
         if class == ErrorClass::Stopping {
-            return (fields.fatal && !self.noticed).then_some(RefusedCause::Stopping);
+            // Only 57P01 shows that nothing was committed: 57P02 strikes anywhere.
+            let harmless = self.terms.may_refuse == MayRefuse::Any || fields.code == *b"57P01";
+            return (fields.fatal && harmless && !self.noticed).then_some(RefusedCause::Stopping);
         }
         if self.terms.may_refuse == MayRefuse::Stopping {
-            return None;
+            return (class == ErrorClass::Writes && !ours).then_some(RefusedCause::Writes);
         }
         if ours {
             return Some(RefusedCause::Setting);
@@ -697,6 +728,7 @@ impl<'a> Relay<'a> {
 
     async fn pump_copy(&mut self, inbox: &mut inbox::Inbox, rest: &mut usize) -> Result<(), Fault> {
         let mut last = false;
+        let watch = self.terms.watch;
         loop {
             let (length, ended) = copy_part(inbox.data(), rest, &mut last, self.failed)?;
             if length > 0 {
@@ -708,6 +740,9 @@ impl<'a> Relay<'a> {
             }
             let step = std::future::poll_fn(|cx| {
                 let backend = &mut *self.backend;
+                if watch.poll_over(cx, false).is_ready() {
+                    return Poll::Ready(Err(Side::Server(given_up())));
+                }
                 if let Poll::Ready(read) = backend.inbox.poll_fill(cx, &mut backend.stream) {
                     return Poll::Ready(read.map(Step::Read).map_err(Side::Server));
                 }
@@ -755,6 +790,27 @@ pub(super) struct Outcome {
     /// Its last command was answered with ROLLBACK.
     pub rolled_back: bool,
     pub transaction: Transaction,
+}
+
+fn given_up() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the server is no longer the primary, or is down")
+}
+
+/// Runs a step ahead of the request, unless the server may no longer be used.
+pub(super) async fn watched<T>(
+    watch: Watch<'_>,
+    step: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    let mut step = std::pin::pin!(step);
+    std::future::poll_fn(|cx| match step.as_mut().poll(cx) {
+        Poll::Pending => watch.poll_over(cx, false).map(|()| Err(unsent())),
+        done => done,
+    })
+    .await
+}
+
+fn unsent() -> Fault {
+    Fault::Server { error: given_up(), sent: false, forwarded: Forwarded::Nothing }
 }
 
 enum Step {

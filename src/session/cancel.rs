@@ -57,14 +57,29 @@ pub enum Call {
     Look = 8,
 }
 
+/// What a session is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Activity {
+    /// Its client has nothing running.
+    Idle = 0,
+    /// A statement of its client is being answered.
+    Active = 1,
+    /// A transaction is open on a server.
+    InTransaction = 2,
+}
+
 /// One session as others see it.
 pub struct Entry {
     pub id: u64,
+    /// What its client knows as the process (MySQL: connection) number.
+    pub process: u32,
     pub user: Arc<str>,
     pub database: Arc<str>,
     pub peer: String,
     pub since: SystemTime,
     calls: AtomicU8,
+    activity: AtomicU8,
     waker: AtomicWaker,
     running: Mutex<Running>,
     /// A statement or transaction has been waiting for a connection since, in microseconds since
@@ -107,9 +122,33 @@ impl Entry {
         if self.calls.load(Ordering::Acquire) & wanted != 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
+    /// Has the task woken by the next call, whatever it is.
+    pub fn register(&self, context: &Context<'_>) {
+        self.waker.register(context.waker());
+    }
+
     /// Resolves when any of `calls` was made.
     pub async fn called(&self, calls: &[Call]) {
         std::future::poll_fn(|context| self.poll_called(context, calls)).await;
+    }
+
+    /// Sequentially consistent, as is PAUSE: whoever sets this and then finds no pause is waited
+    /// for.
+    pub fn set_activity(&self, activity: Activity) {
+        self.activity.store(activity as u8, Ordering::SeqCst);
+    }
+
+    pub fn activity(&self) -> Activity {
+        match self.activity.load(Ordering::SeqCst) {
+            0 => Activity::Idle,
+            1 => Activity::Active,
+            _ => Activity::InTransaction,
+        }
+    }
+
+    /// The server connection the session's statement runs on.
+    pub fn target(&self) -> Option<Arc<CancelTarget>> {
+        self.running.lock().at.clone()
     }
 
     /// A statement begins on this connection.
@@ -183,18 +222,6 @@ impl Registry {
         peer: String,
         secret_length: usize,
     ) -> Registered {
-        let entry = Arc::new(Entry {
-            id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
-            user: user.clone(),
-            database: database.clone(),
-            peer,
-            since: SystemTime::now(),
-            calls: AtomicU8::new(0),
-            waker: AtomicWaker::new(),
-            running: Mutex::default(),
-            waiting: AtomicU64::new(0),
-            started: Instant::now(),
-        });
         let mut secret = vec![0; secret_length].into_boxed_slice();
         OsRng.try_fill_bytes(&mut secret).expect("the system's random numbers never run out");
         let mut sessions = self.sessions.lock();
@@ -205,6 +232,20 @@ impl Registry {
                 break process;
             }
         };
+        let entry = Arc::new(Entry {
+            id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
+            process,
+            user: user.clone(),
+            database: database.clone(),
+            peer,
+            since: SystemTime::now(),
+            calls: AtomicU8::new(0),
+            activity: AtomicU8::new(Activity::Idle as u8),
+            waker: AtomicWaker::new(),
+            running: Mutex::default(),
+            waiting: AtomicU64::new(0),
+            started: Instant::now(),
+        });
         let key = CancelKey { process, secret };
         sessions.insert(process, (key.clone(), Arc::downgrade(&entry)));
         drop(sessions);

@@ -1,8 +1,11 @@
 //! One client's life: from its login to its last statement.
 
+mod acquire;
 pub mod cancel;
+mod consistency;
 mod execute;
 mod own;
+mod recover;
 pub mod state;
 
 use std::{
@@ -16,18 +19,22 @@ use std::{
 use rand::{SeedableRng, rngs::SmallRng};
 
 use self::{
-    cancel::{Call, Registered},
+    cancel::{Activity, Call, Registered},
     own::LastRoute,
     state::{State, Step},
 };
 use crate::{
     cluster::{Cluster, Database},
+    floors::SharedFloors,
     metrics::NodeMetrics,
     pool::{Fate, Held, NodePool, Pools},
-    protocol::{Answer, Backend, Fault, Frontend, Identity, Protocol, Request, Transaction, Welcomed},
+    protocol::{
+        Answer, Backend, Fault, Frontend, Identity, Protocol, Refused, Request, Transaction, Welcomed,
+    },
     refusal::{Refusal, RefusalKind},
+    route::Floor,
     sql::{PinReason, effects::ProxyCommand},
-    topology::{Role, Snapshot},
+    topology::{Role, Snapshot, board::Traffic},
 };
 
 /// A client that is in.
@@ -46,6 +53,14 @@ pub struct Session<P: Protocol> {
     random: SmallRng,
     /// Since when the transaction that is open has been idle or not.
     transaction_since: Option<Instant>,
+    /// What the server of a lost transaction said when it ended.
+    last_words: Option<Refused>,
+    /// What the last monotonic read may have seen, until it is sampled.
+    seen: Option<consistency::Seen>,
+    /// The causal token that the client gave.
+    adopted: Floor,
+    /// What `user` reads must not be behind of.
+    user_floors: Arc<SharedFloors>,
 }
 
 /// A node as a session knows it: what it would otherwise look up for every statement.
@@ -102,6 +117,10 @@ impl<P: Protocol> Session<P> {
             route: LastRoute::default(),
             random: SmallRng::from_os_rng(),
             transaction_since: None,
+            last_words: None,
+            seen: None,
+            adopted: Floor::None,
+            user_floors: cluster.user_floors(identity),
             cluster,
         }
     }
@@ -163,10 +182,10 @@ impl<P: Protocol> Session<P> {
             }
         };
         let entry = &self.registered.entry;
-        let calls: &[Call] = if self.is_between_transactions() {
-            &[Call::Drain, Call::Kill]
-        } else {
-            &[Call::Kill, Call::Look]
+        let calls: &[Call] = match (self.is_between_transactions(), &self.kept) {
+            (true, None) => &[Call::Drain, Call::Kill],
+            (true, Some(_)) => &[Call::Drain, Call::Kill, Call::Look],
+            (false, _) => &[Call::Kill, Call::Look],
         };
         let (mut next, mut idle) = (pin!(self.frontend.next()), pin!(idle));
         let stirred = async {
@@ -193,6 +212,11 @@ impl<P: Protocol> Session<P> {
 
     fn is_between_transactions(&self) -> bool {
         self.state.transaction == Transaction::Idle && !self.state.is_holding()
+    }
+
+    /// Whether a transaction is open on a server: it is let through where new statements wait.
+    fn holds_transaction(&self) -> bool {
+        self.kept.is_some() && self.state.transaction != Transaction::Idle
     }
 
     fn idle_timeout(&self) -> Option<(Duration, &'static str)> {
@@ -223,6 +247,17 @@ impl<P: Protocol> Session<P> {
             return Some(End::Ended);
         }
         entry.take(Call::Look);
+        let snapshot = self.snapshot();
+        if self.kept.as_ref().is_some_and(|kept| snapshot.forbids(kept.address(), kept.role)) {
+            // Closed at once: what was open there ends now, whatever the client does.
+            self.kept = None;
+            let refusal = self.lose_kept(None);
+            if refusal.fatal {
+                self.cluster.metrics.error(refusal.kind.label());
+                self.frontend.farewell(&refusal).await;
+                return Some(End::Ended);
+            }
+        }
         None
     }
 
@@ -234,6 +269,18 @@ impl<P: Protocol> Session<P> {
             Ok(()) => None,
             Err(Fault::Client(_)) => Some(End::Broken),
             Err(fault) => {
+                self.cluster.topology.report(held.address(), Traffic::Broken);
+                let stopped = match &fault {
+                    Fault::Refused(refused) => refused.code.starts_with(b"57P"),
+                    _ => true,
+                };
+                if stopped && !self.state.is_pinned() {
+                    // The client hears of it when it goes on.
+                    self.kept = None;
+                    self.state.lose_transaction(None);
+                    self.last_words = if let Fault::Refused(refused) = fault { Some(refused) } else { None };
+                    return None;
+                }
                 self.frontend_hears_of_loss(fault).await;
                 Some(End::Ended)
             }
@@ -287,7 +334,22 @@ impl<P: Protocol> Session<P> {
         let result = match step {
             Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
             Step::Proxy(command) => self.obey(request, command).await,
-            Step::Run(run) => self.execute(request, run, began).await,
+            Step::RolledBack => {
+                self.frontend.answer(request, Answer::RolledBack, self.state.transaction).await
+            }
+            Step::Lost => match self.last_words.take() {
+                Some(words) => self.frontend.deliver(request, words, self.state.transaction).await,
+                None => self.refuse(request, lost_transaction()).await,
+            },
+            Step::Aborted => self.refuse(request, aborted_transaction()).await,
+            Step::Run(run) => {
+                self.registered.entry.set_activity(Activity::Active);
+                let result = self.execute(request, run, began).await;
+                let in_transaction = self.holds_transaction();
+                let activity = if in_transaction { Activity::InTransaction } else { Activity::Idle };
+                self.registered.entry.set_activity(activity);
+                result
+            }
         };
         let is_open = !self.is_between_transactions();
         match (was_open, is_open) {
@@ -332,6 +394,20 @@ impl<P: Protocol> Session<P> {
     fn snapshot(&self) -> Arc<Snapshot> {
         self.cluster.topology.load_full()
     }
+}
+
+fn lost_transaction() -> Refusal {
+    Refusal::new(
+        RefusalKind::ServerLost,
+        "the server of this transaction was lost, and the transaction with it",
+    )
+}
+
+fn aborted_transaction() -> Refusal {
+    Refusal::new(
+        RefusalKind::FailedTransaction,
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
 }
 
 /// Nodes that a session remembers; reloads and failovers bring new ones.

@@ -6,7 +6,7 @@ use super::Session;
 use crate::{
     protocol::{Answer, Fault, Frontend, Protocol, Request},
     refusal::{Refusal, RefusalKind},
-    route::{Consistency, Why},
+    route::{Consistency, Floor, Why},
     sql::{Reason, effects::ProxyCommand},
 };
 
@@ -54,6 +54,9 @@ impl<P: Protocol> Session<P> {
     ) -> Result<(), Fault> {
         let transaction = self.state.transaction;
         let outcome = match &command {
+            ProxyCommand::Set { name, value } if &**name == "position" => {
+                self.adopt_token(value.trim().trim_matches('\'')).await.map(|()| None)
+            }
             ProxyCommand::Set { name, value } => self.set_own(name, value).map(|()| None),
             ProxyCommand::Reset { name } => self.reset_own(name).map(|()| None),
             ProxyCommand::Show { name } => self.show_own(name).await.map(|value| Some((name.clone(), value))),
@@ -95,6 +98,7 @@ impl<P: Protocol> Session<P> {
         match name {
             "consistency" => self.state.consistency = None,
             "max_lag" => self.state.max_lag = None,
+            "position" => self.adopted = Floor::None,
             _ => return Err(unknown(name)),
         }
         Ok(())
@@ -103,6 +107,7 @@ impl<P: Protocol> Session<P> {
     async fn show_own(&mut self, name: &str) -> Result<String, Refusal> {
         match name {
             "route" => Ok(self.route.describe()),
+            "position" => self.token().await,
             "consistency" => {
                 let consistency = self.state.consistency.unwrap_or(self.cluster.policy.load().consistency);
                 Ok(consistency.label().to_owned())

@@ -26,9 +26,13 @@ pub struct State {
     modes: TransactionModes,
     /// A statement of the open transaction may have written.
     wrote: bool,
+    /// To these tables.
+    written: Option<Tables>,
     pins: u16,
     /// Names of temporary tables, as far as they are known.
     temporary: Tables,
+    /// Cursors declared WITH HOLD and not closed.
+    held_cursors: Vec<Box<str>>,
     /// `default_transaction_read_only` and `default_transaction_isolation` as they apply here.
     pub defaults: TransactionModes,
     /// The defaults the session started with: what RESET goes back to.
@@ -36,12 +40,23 @@ pub struct State {
     pub consistency: Option<Consistency>,
     pub max_lag: Option<std::time::Duration>,
     pub floor: Floor,
+    lost: Option<Lost>,
+}
+
+/// A transaction whose server went away: the client has to end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lost {
+    /// It went while the client was silent: its next request gets the error.
+    Untold,
+    /// The client has had the error.
+    Told,
 }
 
 #[derive(Debug, Default)]
 struct Held {
     modes: TransactionModes,
     statements: Vec<Box<str>>,
+    savepoint: bool,
 }
 
 /// What to do with a request.
@@ -53,6 +68,12 @@ pub enum Step {
     Proxy(ProxyCommand),
     /// Run it. `kept`: on the connection the session holds.
     Run(Run),
+    /// The end of a transaction that had failed: no server needs to see it.
+    RolledBack,
+    /// The transaction was lost with its server: the client is told now.
+    Lost,
+    /// It was told before, and has not ended the transaction yet.
+    Aborted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,18 +94,25 @@ impl State {
         if let [Effect::Proxy(command)] = &intent.effects[..] {
             return Step::Proxy(command.clone());
         }
+        if let Some(lost) = self.lost {
+            return self.plan_lost(intent, lost);
+        }
         if intent.statements == 0 && matches!(self.transaction, Transaction::Idle) {
             return Step::Done;
         }
         if self.held.is_some() {
             return self.plan_held(intent, text);
         }
+        if self.transaction == Transaction::Unit {
+            // A pipeline that has only read stays where it is until it writes (hard case 13).
+            return Step::Run(self.run(intent, intent.access, true));
+        }
         if self.transaction != Transaction::Idle {
             return Step::Run(self.run(intent, self.transaction_access(), true));
         }
         match (&intent.effects[..], text) {
             ([Effect::Begin(modes)], Some(text)) if intent.statements == 1 => {
-                self.held = Some(Held { modes: *modes, statements: vec![text.into()] });
+                self.held = Some(Held { modes: *modes, statements: vec![text.into()], savepoint: false });
                 self.transaction = Transaction::Open;
                 Step::Done
             }
@@ -104,7 +132,8 @@ impl State {
                     self.transaction = Transaction::Idle;
                     return Step::Done;
                 }
-                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD => {
+                // Behind a savepoint the server refuses it: that answer is the server's to give.
+                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD && !held.savepoint => {
                     merge(&mut held.modes, *modes);
                     held.statements.push(text.into());
                     return Step::Done;
@@ -112,6 +141,7 @@ impl State {
                 Effect::Savepoint(_) | Effect::SetConstraints | Effect::Set { scope: Scope::Local, .. }
                     if held.statements.len() < MAX_HELD =>
                 {
+                    held.savepoint |= matches!(effect, Effect::Savepoint(_));
                     held.statements.push(text.into());
                     return Step::Done;
                 }
@@ -122,6 +152,59 @@ impl State {
         Step::Run(self.run(intent, self.transaction_access(), true))
     }
 
+    /// What becomes of a request in a transaction that no server has any more.
+    fn plan_lost(&mut self, intent: &Intent, lost: Lost) -> Step {
+        let single = if intent.statements == 1 { intent.effects.first() } else { None };
+        match (lost, single) {
+            (_, Some(Effect::Rollback { chain: false }))
+            | (Lost::Told, Some(Effect::Commit { chain: false })) => {
+                self.end_lost();
+                Step::RolledBack
+            }
+            (Lost::Untold, Some(Effect::Commit { .. } | Effect::PrepareTransaction)) => {
+                self.end_lost();
+                Step::Lost
+            }
+            (Lost::Untold, _) => {
+                self.mark_told();
+                Step::Lost
+            }
+            (Lost::Told, _) if intent.statements == 0 => Step::Done,
+            (Lost::Told, _) => Step::Aborted,
+        }
+    }
+
+    fn end_lost(&mut self) {
+        self.lost = None;
+        self.transaction = Transaction::Idle;
+    }
+
+    fn mark_told(&mut self) {
+        if self.transaction == Transaction::Unit {
+            // Over with the Sync that the client sends anyway.
+            self.end_lost();
+        } else {
+            self.lost = Some(Lost::Told);
+            self.transaction = Transaction::Failed;
+        }
+    }
+
+    /// The server of the open transaction is gone. The client hears of it in answer to the request
+    /// of `intent`, or else to its next one.
+    pub fn lose_transaction(&mut self, intent: Option<&Intent>) {
+        let was = self.transaction;
+        self.forget_server();
+        if was == Transaction::Idle {
+            return;
+        }
+        self.transaction = was;
+        match intent {
+            None => self.lost = Some(Lost::Untold),
+            Some(intent) if ends_transaction(intent) => self.end_lost(),
+            Some(_) => self.mark_told(),
+        }
+    }
+
     /// The statements that have to run before the next one, oldest first.
     pub fn held_statements(&self) -> &[Box<str>] {
         self.held.as_ref().map_or(&[], |held| &held.statements)
@@ -130,12 +213,6 @@ impl State {
     /// A transaction is held that no server knows of.
     pub fn is_holding(&self) -> bool {
         self.held.is_some()
-    }
-
-    /// What was held back could not be sent, and the client was told so.
-    pub fn forget_held(&mut self) {
-        self.held = None;
-        self.transaction = Transaction::Idle;
     }
 
     /// Where the open transaction belongs.
@@ -186,6 +263,9 @@ impl State {
         self.transaction = transaction;
         if on_primary && may_write(intent) {
             self.wrote = true;
+            if transaction != Transaction::Idle {
+                self.written = Some(all_of(self.written.take(), &intent.tables));
+            }
         }
         for effect in &intent.effects {
             self.apply(effect, failed);
@@ -197,12 +277,29 @@ impl State {
             self.modes = TransactionModes::default();
             // A failed autocommit statement may still have written: a procedure that committed
             // half its work, a statement of several.
+            self.written = None;
             return std::mem::take(&mut self.wrote);
         }
         if !was_open {
             self.adopt_modes(intent);
         }
         false
+    }
+
+    /// The tables of which others may see new rows once this request is answered; `None` where it
+    /// commits nothing.
+    pub fn commits(&self, intent: &Intent) -> Option<Tables> {
+        let writes = may_write(intent);
+        let stays_open =
+            matches!(self.transaction, Transaction::Open | Transaction::Failed) && !ends_transaction(intent);
+        if stays_open || !(writes || self.wrote) {
+            return None;
+        }
+        Some(match (&self.written, writes) {
+            (None, true) => intent.tables.clone(),
+            (Some(written), false) => written.clone(),
+            (written, _) => all_of(written.clone(), &intent.tables),
+        })
     }
 
     fn adopt_modes(&mut self, intent: &Intent) {
@@ -219,6 +316,13 @@ impl State {
             Effect::Pin(reason) => self.pin(*reason),
             Effect::Touches => self.pin(PinReason::Function),
             Effect::Unpin(reason) if !failed => self.unpin(*reason),
+            Effect::HoldsCursor(name) if !failed => self.held_cursors.push(name.clone()),
+            Effect::ClosesCursor(name) if !failed => {
+                self.held_cursors.retain(|held| held != name);
+                if self.held_cursors.is_empty() {
+                    self.unpin(PinReason::HoldCursor);
+                }
+            }
             Effect::Set { name, value, scope: Scope::Session, .. } if !failed => {
                 self.set_default(name, value)
             }
@@ -232,6 +336,7 @@ impl State {
                 self.defaults = self.startup_defaults;
                 self.pins &= bit(PinReason::SessionMode);
                 self.temporary = Tables::default();
+                self.held_cursors.clear();
             }
             Effect::Discard(Discard::Temp) if !failed => self.unpin(PinReason::TempTable),
             Effect::Discard(Discard::Sequences) if !failed => self.unpin(PinReason::Sequence),
@@ -254,8 +359,10 @@ impl State {
 
     pub fn unpin(&mut self, reason: PinReason) {
         self.pins &= !bit(reason);
-        if reason == PinReason::TempTable {
-            self.temporary = Tables::default();
+        match reason {
+            PinReason::TempTable => self.temporary = Tables::default(),
+            PinReason::HoldCursor => self.held_cursors.clear(),
+            _ => {}
         }
     }
 
@@ -296,11 +403,21 @@ impl State {
         }
     }
 
-    /// Remembers the names of temporary tables, among which those of what they were made from.
+    /// Remembers the names of temporary relations; one whose name is not known stands for all.
     fn note_temporary(&mut self, intent: &Intent) {
-        self.temporary = match (&self.temporary, &intent.tables) {
-            (Tables::Some(known), Tables::Some(new)) if known.len() < MAX_TEMPORARY => {
-                Tables::Some(known.iter().chain(new.iter()).cloned().collect())
+        let new: Vec<_> = intent
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Temporary(name) => Some(name.clone()),
+                _ => None,
+            })
+            .collect();
+        let pins =
+            intent.effects.iter().filter(|effect| **effect == Effect::Pin(PinReason::TempTable)).count();
+        self.temporary = match &self.temporary {
+            Tables::Some(known) if known.len() < MAX_TEMPORARY && new.len() >= pins => {
+                Tables::Some(known.iter().cloned().chain(new).collect())
             }
             _ => Tables::All,
         };
@@ -312,8 +429,11 @@ impl State {
         self.transaction = Transaction::Idle;
         self.modes = TransactionModes::default();
         self.wrote = false;
+        self.written = None;
+        self.lost = None;
         self.pins = 0;
         self.temporary = Tables::default();
+        self.held_cursors.clear();
     }
 }
 
@@ -325,6 +445,23 @@ fn merge(into: &mut TransactionModes, from: TransactionModes) {
     into.read_only = from.read_only.or(into.read_only);
     into.isolation = from.isolation.or(into.isolation);
     into.deferrable = from.deferrable.or(into.deferrable);
+}
+
+/// Whether it may end the open transaction with its work done.
+pub fn ends_transaction(intent: &Intent) -> bool {
+    intent.effects.iter().any(|effect| matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction))
+}
+
+/// Tables of a transaction that are told apart; one with more counts as touching all.
+const MAX_WRITTEN: usize = 64;
+
+fn all_of(before: Option<Tables>, more: &Tables) -> Tables {
+    let Some(before) = before else { return more.clone() };
+    let (Some(before), Some(more)) = (before.names(), more.names()) else { return Tables::All };
+    let mut names: Vec<Box<str>> = before.iter().chain(more).cloned().collect();
+    names.sort_unstable();
+    names.dedup();
+    if names.len() > MAX_WRITTEN { Tables::All } else { Tables::Some(names.into()) }
 }
 
 /// Whether its success may have changed data that others can see.

@@ -55,6 +55,11 @@ pub enum Effect {
     },
     /// Leaves state that cannot be carried: the server connection stays with the session.
     Pin(PinReason),
+    /// The name of a temporary relation that the pin of that reason is for.
+    Temporary(Box<str>),
+    /// Declares a cursor WITH HOLD of this name (with its pin), or closes a cursor.
+    HoldsCursor(Box<str>),
+    ClosesCursor(Box<str>),
     /// Ends every pin of this reason (`UNLISTEN *`, `pg_advisory_unlock_all()`, `CLOSE ALL`, `UNLOCK TABLES`).
     Unpin(PinReason),
     /// May draw a value from a sequence: `currval`/`lastval` of this connection now means something.
@@ -175,6 +180,9 @@ impl Effect {
             Self::Deallocate { name: Some(name) } => format!("deallocate {name}"),
             Self::Deallocate { name: None } => "deallocate all".into(),
             Self::Pin(reason) => format!("pin {}", reason.label()),
+            Self::Temporary(name) => format!("temporary relation {name}"),
+            Self::HoldsCursor(name) => format!("cursor {name} with hold"),
+            Self::ClosesCursor(name) => format!("close cursor {name}"),
             Self::Unpin(reason) => format!("unpin {}", reason.label()),
             Self::DrawsSequence => "may draw from a sequence".into(),
             Self::NeedsPrevious => "asks for what the previous statement left behind".into(),

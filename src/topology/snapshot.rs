@@ -6,7 +6,9 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use super::{GtidSet, Incarnation, Lsn, Node, NodeId, Position, ProbeNumber, Timelines, gtid::read_uuid};
+use super::{
+    GtidSet, Incarnation, Lsn, Node, NodeId, Position, ProbeNumber, Role, State, Timelines, gtid::read_uuid,
+};
 use crate::route::Floor;
 
 /// The topology at one moment. Immutable; published whole.
@@ -115,6 +117,14 @@ impl Snapshot {
 
     pub fn find(&self, address: &str) -> Option<&Node> {
         self.nodes.iter().find(|node| &*node.address == address)
+    }
+
+    /// Whether a node gets nothing in a role any more, not even on connections that are open: it
+    /// is fenced, or another node has the role (hard case 1).
+    pub fn forbids(&self, address: &str, role: Role) -> bool {
+        let fenced = |node: &Node| matches!(node.state, State::Fenced(_) | State::Banned);
+        let demoted = || self.primary().is_some_and(|primary| *primary.address != *address);
+        self.find(address).is_some_and(fenced) || (role == Role::Primary && demoted())
     }
 
     /// The newest position known of any primary.

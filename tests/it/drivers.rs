@@ -1,22 +1,10 @@
 //! The drivers that apps use, with their own habits: each script asserts where its statements ran.
 
-use std::{
-    path::PathBuf,
-    process::{Command, Output},
-};
+use std::process::{Command, Output};
 
 use pointsman::demo::servers::APP;
 
-use crate::support::Stage;
-
-fn drivers() -> PathBuf {
-    let folder = std::env::var_os("POINTSMAN_DRIVERS").map(PathBuf::from);
-    folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/drivers"))
-}
-
-fn script(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/drivers").join(name)
-}
+use crate::support::{Stage, drivers};
 
 /// Tells a client program where the proxy is and which port is whose.
 fn environment(command: &mut Command, stage: &Stage) {
@@ -65,8 +53,8 @@ fn run(command: &mut Command, stage: &Stage) -> Output {
 }
 
 async fn python(name: &str) {
-    let mut command = Command::new(drivers().join("venv/bin/python"));
-    command.arg(script(name));
+    let mut command = Command::new(drivers::folder().join("venv/bin/python"));
+    command.arg(drivers::script(name));
     runs(command).await;
 }
 
@@ -98,21 +86,21 @@ async fn django_notices_nothing() {
 #[tokio::test]
 async fn node_postgres_notices_nothing() {
     let mut command = Command::new("node");
-    command.arg(script("node_pg.js")).env("NODE_PATH", drivers().join("node/node_modules"));
+    command.arg(drivers::script("node_pg.js")).env("NODE_PATH", drivers::folder().join("node/node_modules"));
     runs(command).await;
 }
 
 #[tokio::test]
 async fn jdbc_notices_nothing() {
     let mut command = Command::new("java");
-    command.args(["-cp", "/usr/share/java/postgresql.jar"]).arg(script("Jdbc.java"));
+    command.args(["-cp", "/usr/share/java/postgresql.jar"]).arg(drivers::script("Jdbc.java"));
     runs(command).await;
 }
 
 #[tokio::test]
 async fn psql_notices_nothing() {
     let mut command = Command::new("psql");
-    command.args(["-X", "-v", "ON_ERROR_STOP=1", "-f"]).arg(script("psql.sql"));
+    command.args(["-X", "-v", "ON_ERROR_STOP=1", "-f"]).arg(drivers::script("psql.sql"));
     let (_, output) = runs(command).await;
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("\"public.book\"") && text.contains("rows: 3"), "{text}");

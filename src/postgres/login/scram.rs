@@ -79,6 +79,12 @@ impl Verifier {
         }
     }
 
+    /// Whether this is that password's verifier (compared in constant time).
+    pub fn is_of(&self, password: &str) -> bool {
+        let keys = Keys::derive(password, &self.salt, self.iterations.min(MAX_ITERATIONS));
+        bool::from(keys.verifier().stored_key.ct_eq(&self.stored_key))
+    }
+
     /// In pgwire's words.
     pub fn for_pgwire(&self) -> ScramSecret {
         ScramSecret::Verifier {

@@ -205,7 +205,11 @@ fn cursor(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
             .with(Effect::Unpin(PinReason::HoldCursor));
     }
     if leading != "declare" {
-        return Verdict { access: Access::Read, ..Verdict::state() }.with(Effect::Cursor);
+        let verdict = Verdict { access: Access::Read, ..Verdict::state() }.with(Effect::Cursor);
+        return match phrase.name(1) {
+            Some(name) if leading == "close" => verdict.with(Effect::ClosesCursor(name.into())),
+            _ => verdict,
+        };
     }
     let Some(at) = (2..phrase.len()).find(|&at| phrase.is(at, "cursor")) else {
         return Verdict::write(Reason::Unparsed).with(Effect::Pin(PinReason::HoldCursor));
@@ -222,6 +226,9 @@ fn cursor(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
     if holds {
         verdict.raise(Reason::State);
         verdict.pin(PinReason::HoldCursor);
+        if let Some(name) = phrase.name(1) {
+            verdict.effect(Effect::HoldsCursor(name.into()));
+        }
     } else if verdict.access == Access::Read {
         verdict.reason = Reason::State;
     }
@@ -261,6 +268,9 @@ fn create(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
     if temporary || in_temporary_schema {
         verdict.reason = Reason::State;
         verdict.pin(PinReason::TempTable);
+        if let Some(name) = created_name(phrase) {
+            verdict.effect(Effect::Temporary(name.into()));
+        }
     }
     // CREATE TABLE … AS runs a query; a new column's default and CREATE INDEX run expressions.
     if let Some(at) = (2..phrase.len()).find(|&at| phrase.is(at, "as"))
@@ -278,6 +288,14 @@ fn create(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
             }
         }
     }
+}
+
+/// The bare name of the relation that CREATE makes; `None` where it is not where it usually is.
+fn created_name(phrase: &Phrase<'_>) -> Option<String> {
+    let kind = (1..phrase.len().min(8)).find(|&at| phrase.is_any(at, &["table", "view", "sequence"]))?;
+    let at = if phrase.says(kind + 1, &["if", "not", "exists"]) { kind + 4 } else { kind + 1 };
+    let at = if phrase.punct(at + 1, b'.') { at + 2 } else { at };
+    phrase.name(at)
 }
 
 /// Statements that refuse to run behind others in one implicit transaction.

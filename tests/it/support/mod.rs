@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod drivers;
 pub mod link;
 pub mod proxy;
 pub mod wire;

@@ -114,8 +114,13 @@ impl Proxy {
 
     /// Puts a text into the file as it is and asks for a reload.
     pub fn reload_text(&self, text: &str) {
-        fs::write(self.folder.path().join("pointsman.toml"), text).expect("the folder is ours");
+        self.write_text(text);
         signal(self.pid(), Signal::HangUp);
+    }
+
+    /// Puts a text into the file as it is.
+    pub fn write_text(&self, text: &str) {
+        fs::write(self.folder.path().join("pointsman.toml"), text).expect("the folder is ours");
     }
 
     /// SIGTERM: begin to drain.
@@ -131,6 +136,20 @@ impl Proxy {
 
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ends the process at once and starts another with the same configuration.
+    pub fn restart(&mut self) {
+        self.terminate();
+        self.terminate();
+        self.wait();
+        self.child = spawn(&self.keeper, &self.folder);
+        self.wait_until_listening();
+    }
+
+    /// The address of a page of the HTTP door.
+    pub fn http_url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.http.number())
     }
 
     /// The body of a page of the HTTP door.

@@ -281,8 +281,13 @@ fn cursors_stay_where_their_transaction_is() {
     for text in ["DECLARE c CURSOR FOR SELECT 1", "FETCH ALL FROM c", "MOVE c", "CLOSE c"] {
         let intent = postgres(text);
         assert_eq!((intent.access, intent.reason), (Access::Read, Reason::State), "{text}");
-        assert_eq!(intent.effects, [Effect::Cursor], "{text}");
+        assert_eq!(intent.effects[0], Effect::Cursor, "{text}");
     }
+    assert_eq!(postgres("CLOSE c").effects[1..], [Effect::ClosesCursor("c".into())]);
+    assert_eq!(
+        postgres("DECLARE c CURSOR WITH HOLD FOR SELECT 1").effects,
+        [Effect::Pin(PinReason::HoldCursor), Effect::HoldsCursor("c".into()), Effect::Cursor]
+    );
     assert_eq!(postgres("DECLARE c CURSOR FOR SELECT * FROM t FOR UPDATE").access, Access::Write);
 }
 

@@ -1,0 +1,229 @@
+//! What may be typed.
+
+use crate::cluster::Order;
+
+/// A command, with its arguments as typed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    Show(Show),
+    /// A cluster's name; `None`: all.
+    Pause(Option<String>),
+    Resume(Option<String>),
+    Reload,
+    Node(Order, String),
+    Kill(u32),
+    /// Ends everything at once, or when the clients are done.
+    Shutdown {
+        wait: bool,
+    },
+    /// What drivers say without meaning it; the answer's tag.
+    Ignored(&'static str),
+    /// What drivers ask at login: a column and its value.
+    Constant(String, String),
+    Empty,
+}
+
+macro_rules! shows {
+    ($($name:ident $word:literal $about:literal;)+) => {
+        /// What can be shown.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Show { $($name),+ }
+
+        impl Show {
+            pub const ALL: &[(Show, &str, &str)] = &[$((Show::$name, $word, $about)),+];
+        }
+    };
+}
+
+shows! {
+    Nodes "NODES" "role, state, lag, weight and connections of every node";
+    Pools "POOLS" "clients and server connections by database and user, as PgBouncer's";
+    Clients "CLIENTS" "every client; KILL takes its id";
+    Servers "SERVERS" "every server connection";
+    Stats "STATS" "statements and times by cluster since the start";
+    Routes "ROUTES" "how many statements went where, and why";
+    Config "CONFIG" "every key of the configuration in force; no secrets";
+    Databases "DATABASES" "where each database's clients go";
+    Lists "LISTS" "how many there are of what";
+    Events "EVENTS" "elections and changes of state, newest last";
+    Version "VERSION" "this program's version";
+    Help "HELP" "this list";
+}
+
+/// Commands that are no SHOW, for HELP.
+pub const OTHERS: &[(&str, &str)] = &[
+    ("PAUSE [cluster]", "wait until running transactions are done, then hold new statements"),
+    ("RESUME [cluster]", "let them go, in order"),
+    ("RELOAD", "read the configuration file again"),
+    ("DRAIN node", "begin nothing new there; open transactions may end"),
+    ("UNDRAIN node", "take that back"),
+    ("BAN node", "use it for nothing, and end what is open there"),
+    ("UNBAN node", "take that back"),
+    ("KILL id", "end a client's connection"),
+    ("SHUTDOWN [WAIT_FOR_CLIENTS]", "end the proxy, at once or when transactions are done"),
+];
+
+/// Longest command that is looked at, in bytes.
+const MAX_LENGTH: usize = 1024;
+
+/// Reads a command.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(text: &str) -> Result<Command, String> {
+    if text.len() > MAX_LENGTH {
+        return Err(format!("a command has at most {MAX_LENGTH} bytes"));
+    }
+    let text = text.trim().trim_end_matches(';').trim();
+    let mut words = text.split_whitespace();
+    let Some(first) = words.next() else { return Ok(Command::Empty) };
+    let rest: Vec<&str> = words.collect();
+    let verb = first.to_ascii_uppercase();
+    match verb.as_str() {
+        "SHOW" => show(&rest),
+        "HELP" => Ok(Command::Show(Show::Help)),
+        "PAUSE" => at_most_one(&verb, &rest).map(Command::Pause),
+        "RESUME" => at_most_one(&verb, &rest).map(Command::Resume),
+        "RELOAD" => none(&verb, &rest).map(|()| Command::Reload),
+        "DRAIN" => one(&verb, &rest).map(|node| Command::Node(Order::Drain, node)),
+        "UNDRAIN" => one(&verb, &rest).map(|node| Command::Node(Order::Undrain, node)),
+        "BAN" => one(&verb, &rest).map(|node| Command::Node(Order::Ban, node)),
+        "UNBAN" => one(&verb, &rest).map(|node| Command::Node(Order::Unban, node)),
+        "KILL" | "KILL_CLIENT" => kill(&verb, &rest),
+        "SHUTDOWN" => shutdown(&rest),
+        "SET" => Ok(Command::Ignored("SET")),
+        "BEGIN" | "START" => Ok(Command::Ignored("BEGIN")),
+        "COMMIT" | "END" => Ok(Command::Ignored("COMMIT")),
+        "ROLLBACK" => Ok(Command::Ignored("ROLLBACK")),
+        "SELECT" => constant(text),
+        _ => Err(format!("unknown command {first:?}; SHOW HELP lists them")),
+    }
+}
+
+fn show(words: &[&str]) -> Result<Command, String> {
+    let [what] = words else { return Err("SHOW takes one word; SHOW HELP lists them".to_owned()) };
+    let what = unquoted(what).to_ascii_uppercase();
+    Show::ALL
+        .iter()
+        .find(|(_, word, _)| *word == what)
+        .map(|(show, _, _)| Command::Show(*show))
+        .ok_or_else(|| format!("there is no SHOW {what}; SHOW HELP lists what there is"))
+}
+
+fn kill(verb: &str, words: &[&str]) -> Result<Command, String> {
+    let words = match words {
+        // As MySQL has it.
+        [what, id] if ["CONNECTION", "CLIENT"].contains(&what.to_ascii_uppercase().as_str()) => {
+            std::slice::from_ref(id)
+        }
+        _ => words,
+    };
+    let id = one(verb, words)?;
+    id.parse().map(Command::Kill).map_err(|_| format!("{id:?} is no id; SHOW CLIENTS has them"))
+}
+
+fn shutdown(words: &[&str]) -> Result<Command, String> {
+    match words {
+        [] => Ok(Command::Shutdown { wait: false }),
+        [word]
+            if ["WAIT_FOR_CLIENTS", "WAIT_FOR_SERVERS", "WAIT"]
+                .contains(&word.to_ascii_uppercase().as_str()) =>
+        {
+            Ok(Command::Shutdown { wait: true })
+        }
+        _ => Err("SHUTDOWN takes WAIT_FOR_CLIENTS or nothing".to_owned()),
+    }
+}
+
+/// Drivers look whether somebody is there, and who.
+fn constant(text: &str) -> Result<Command, String> {
+    let refused = || "the console has no data: SELECT is not for here; SHOW HELP lists what is".to_owned();
+    let asked = text.get("SELECT".len()..).unwrap_or_default().trim();
+    let lower = asked.to_ascii_lowercase();
+    let asked_first = lower.split(" limit ").next().unwrap_or_default().trim();
+    let version = env!("CARGO_PKG_VERSION");
+    let value = match asked_first {
+        "version()" | "@@version" => format!("pointsman {version}"),
+        "@@version_comment" => "pointsman console".to_owned(),
+        "user()" | "current_user" | "current_user()" | "database()" | "current_database()" => String::new(),
+        number if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) => number.to_owned(),
+        _ => return Err(refused()),
+    };
+    let column = if asked_first.bytes().all(|byte| byte.is_ascii_digit()) { "?column?" } else { asked_first };
+    Ok(Command::Constant(column.to_owned(), value))
+}
+
+/// `'a'`, `"a"` and `` `a` `` are a.
+fn unquoted(word: &str) -> &str {
+    ['\'', '"', '`']
+        .into_iter()
+        .find_map(|quote| word.strip_prefix(quote)?.strip_suffix(quote))
+        .unwrap_or(word)
+}
+
+fn none(verb: &str, words: &[&str]) -> Result<(), String> {
+    if words.is_empty() { Ok(()) } else { Err(format!("{verb} takes no argument")) }
+}
+
+fn one(verb: &str, words: &[&str]) -> Result<String, String> {
+    match words {
+        [word] => Ok(unquoted(word).to_owned()),
+        _ => Err(format!("{verb} takes one argument")),
+    }
+}
+
+fn at_most_one(verb: &str, words: &[&str]) -> Result<Option<String>, String> {
+    if words.is_empty() { Ok(None) } else { one(verb, words).map(Some) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_read_in_any_case_with_or_without_quotes_and_semicolon() {
+        let cases = [
+            ("SHOW NODES", Command::Show(Show::Nodes)),
+            (" show pools ; ", Command::Show(Show::Pools)),
+            ("help", Command::Show(Show::Help)),
+            ("PAUSE", Command::Pause(None)),
+            ("pause \"shop\";", Command::Pause(Some("shop".to_owned()))),
+            ("RESUME shop", Command::Resume(Some("shop".to_owned()))),
+            ("reload", Command::Reload),
+            ("DRAIN 10.0.0.2:5432", Command::Node(Order::Drain, "10.0.0.2:5432".to_owned())),
+            ("UNBAN '[::1]:5432'", Command::Node(Order::Unban, "[::1]:5432".to_owned())),
+            ("KILL 7", Command::Kill(7)),
+            ("KILL CONNECTION 7", Command::Kill(7)),
+            ("shutdown wait_for_clients", Command::Shutdown { wait: true }),
+            ("SET autocommit=0", Command::Ignored("SET")),
+            ("select 1", Command::Constant("?column?".to_owned(), "1".to_owned())),
+            (";", Command::Empty),
+        ];
+        for (text, command) in cases {
+            assert_eq!(parse(text), Ok(command), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_command_is_refused() {
+        let long = "x".repeat(2000);
+        let cases = [
+            "SHOW",
+            "SHOW SECRETS",
+            "SHOW NODES POOLS",
+            "DRAIN",
+            "DRAIN a b",
+            "KILL",
+            "KILL me",
+            "KILL -1",
+            "RELOAD now",
+            "SELECT * FROM users",
+            "DROP TABLE t",
+            "PAUSE a b",
+            &long,
+        ];
+        for text in cases {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

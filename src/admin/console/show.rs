@@ -1,0 +1,414 @@
+//! The tables of SHOW.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::{
+    command::{OTHERS, Show},
+    table::{Cell, Table, cell, seconds},
+};
+use crate::{
+    admin::control::{Control, Managed, PoolView},
+    config::{Choice, PoolMode},
+    metrics::Connections,
+    session::cancel::{Activity, Entry},
+    sql::Access,
+};
+
+impl Show {
+    /// The answer's columns; the same however many rows there are.
+    #[expect(clippy::too_many_lines, reason = "a list of names")]
+    pub fn table(self) -> Table {
+        Table::new(match self {
+            Self::Nodes => &[
+                "cluster",
+                "node",
+                "role",
+                "state",
+                "lag_seconds~",
+                "lag_bytes#",
+                "weight~",
+                "timeline#",
+                "in_use#",
+                "idle#",
+                "waiters#",
+            ],
+            Self::Pools => &[
+                "database",
+                "user",
+                "cl_active#",
+                "cl_waiting#",
+                "cl_active_cancel_req#",
+                "cl_waiting_cancel_req#",
+                "sv_active#",
+                "sv_active_cancel#",
+                "sv_being_canceled#",
+                "sv_idle#",
+                "sv_used#",
+                "sv_tested#",
+                "sv_login#",
+                "maxwait#",
+                "maxwait_us#",
+                "pool_mode",
+                "cluster",
+            ],
+            Self::Clients => &[
+                "type",
+                "user",
+                "database",
+                "state",
+                "addr",
+                "port#",
+                "connect_time",
+                "wait#",
+                "wait_us#",
+                "link",
+                "id#",
+                "cluster",
+            ],
+            Self::Servers => &[
+                "type",
+                "user",
+                "database",
+                "state",
+                "addr",
+                "port#",
+                "link#",
+                "remote_pid#",
+                "role",
+                "idle_seconds~",
+                "cluster",
+            ],
+            Self::Stats => &[
+                "database",
+                "total_query_count#",
+                "total_query_time#",
+                "total_wait_time#",
+                "reads#",
+                "writes#",
+                "clients#",
+            ],
+            Self::Routes => &["cluster", "node", "access", "reason", "statements#"],
+            Self::Config => &["key", "value"],
+            Self::Databases => &[
+                "name",
+                "host",
+                "port#",
+                "database",
+                "force_user",
+                "pool_size#",
+                "min_pool_size#",
+                "pool_mode",
+                "current_connections#",
+                "paused#",
+                "disabled#",
+                "cluster",
+            ],
+            Self::Lists => &["list", "items#"],
+            Self::Events => &["time", "cluster", "event"],
+            Self::Version => &["version"],
+            Self::Help => &["command", "meaning"],
+        })
+    }
+
+    /// The whole answer.
+    pub fn answer(self, control: &Control) -> Table {
+        let mut table = self.table();
+        match self {
+            Self::Nodes => each(control, |cluster| nodes(cluster, &mut table)),
+            Self::Pools => each(control, |cluster| pools(cluster, &mut table)),
+            Self::Clients => each(control, |cluster| clients(cluster, &mut table)),
+            Self::Servers => each(control, |cluster| servers(cluster, &mut table)),
+            Self::Stats => each(control, |cluster| stats(cluster, &mut table)),
+            Self::Routes => each(control, |cluster| routes(cluster, &mut table)),
+            Self::Databases => each(control, |cluster| databases(cluster, &mut table)),
+            Self::Lists => lists(control, &mut table),
+            Self::Events => each(control, |cluster| events(cluster, &mut table)),
+            Self::Config => {
+                for entry in control.config().entries() {
+                    table.push(vec![cell(entry.key), cell(entry.value)]);
+                }
+            }
+            Self::Version => table.push(vec![cell(format!("pointsman {}", env!("CARGO_PKG_VERSION")))]),
+            Self::Help => help(&mut table),
+        }
+        table
+    }
+}
+
+fn each(control: &Control, mut show: impl FnMut(&dyn Managed)) {
+    for cluster in control.clusters() {
+        show(&**cluster);
+    }
+}
+
+fn nodes(cluster: &dyn Managed, table: &mut Table) {
+    let connections = cluster.connections();
+    for node in cluster.snapshot().nodes.iter() {
+        let Connections { idle, in_use, waiters, .. } =
+            connections.get(&node.address).copied().unwrap_or_default();
+        table.push(vec![
+            cell(cluster.name()),
+            cell(&node.address),
+            cell(node.role.label()),
+            cell(node.state.label()),
+            node.lag.and_then(seconds),
+            node.lag_distance.and_then(cell),
+            cell(format!("{:.3}", node.weight)),
+            node.timeline.and_then(cell),
+            cell(in_use),
+            cell(idle),
+            cell(waiters),
+        ]);
+    }
+}
+
+/// What the pools of one database and user have together.
+#[derive(Default)]
+struct PoolSums {
+    clients_active: usize,
+    clients_waiting: usize,
+    longest_wait: Duration,
+    cancels: usize,
+    in_use: usize,
+    idle: usize,
+}
+
+fn pools(cluster: &dyn Managed, table: &mut Table) {
+    let mut sums: BTreeMap<(Arc<str>, Arc<str>), PoolSums> = BTreeMap::new();
+    for entry in cluster.clients() {
+        let sum = sums.entry((entry.database.clone(), entry.user.clone())).or_default();
+        match entry.waiting_seconds() {
+            Some(waited) => {
+                sum.clients_waiting += 1;
+                sum.longest_wait = sum.longest_wait.max(Duration::from_secs_f64(waited));
+            }
+            None => sum.clients_active += 1,
+        }
+        sum.cancels += usize::from(entry.is_being_cancelled());
+    }
+    for pool in cluster.pools() {
+        let sum = sums.entry((pool.database, pool.user)).or_default();
+        sum.in_use += pool.in_use;
+        sum.idle += pool.idle.len();
+    }
+    let mode = cluster.config().pool.mode.name();
+    for ((database, user), sum) in sums {
+        table.push(vec![
+            cell(database),
+            cell(user),
+            cell(sum.clients_active),
+            cell(sum.clients_waiting),
+            cell(sum.cancels),
+            cell(0),
+            cell(sum.in_use),
+            cell(sum.cancels),
+            cell(sum.cancels),
+            cell(sum.idle),
+            cell(0),
+            cell(0),
+            cell(0),
+            cell(sum.longest_wait.as_secs()),
+            cell(sum.longest_wait.subsec_micros()),
+            cell(mode),
+            cell(cluster.name()),
+        ]);
+    }
+}
+
+/// `host:port` apart; the port of what has none is unknown.
+fn apart(address: &str) -> (Cell, Cell) {
+    match address.rsplit_once(':') {
+        Some((host, port)) => (cell(host.trim_start_matches('[').trim_end_matches(']')), cell(port)),
+        None => (cell(address), None),
+    }
+}
+
+fn state(entry: &Entry) -> &'static str {
+    match (entry.waiting_seconds(), entry.activity()) {
+        (Some(_), _) => "waiting",
+        (None, Activity::Idle) => "idle",
+        (None, Activity::Active) => "active",
+        (None, Activity::InTransaction) => "in_transaction",
+    }
+}
+
+fn clients(cluster: &dyn Managed, table: &mut Table) {
+    for entry in cluster.clients() {
+        let (host, port) = apart(&entry.peer);
+        let waited = Duration::from_secs_f64(entry.waiting_seconds().unwrap_or(0.0));
+        table.push(vec![
+            cell("C"),
+            cell(&entry.user),
+            cell(&entry.database),
+            cell(state(&entry)),
+            host,
+            port,
+            cell(time(entry.since)),
+            cell(waited.as_secs()),
+            cell(waited.subsec_micros()),
+            entry.target().map(|target| target.address.to_string()),
+            cell(entry.process),
+            cell(cluster.name()),
+        ]);
+    }
+}
+
+fn servers(cluster: &dyn Managed, table: &mut Table) {
+    let running: Vec<_> =
+        cluster.clients().into_iter().filter_map(|entry| Some((entry.target()?, entry))).collect();
+    for pool in cluster.pools() {
+        let here: Vec<_> = running
+            .iter()
+            .filter(|(target, entry)| {
+                target.address == pool.node && entry.user == pool.user && entry.database == pool.database
+            })
+            .collect();
+        // Connections between two statements of a transaction: nobody can tell which they are.
+        let quiet = pool.in_use.saturating_sub(here.len());
+        for (target, entry) in here {
+            push_server(
+                cluster,
+                &pool,
+                "active",
+                (cell(entry.process), cell(target.key.process), None),
+                table,
+            );
+        }
+        for _ in 0..quiet {
+            push_server(cluster, &pool, "used", (None, None, None), table);
+        }
+        for (process, idle) in &pool.idle {
+            push_server(cluster, &pool, "idle", (None, cell(process), seconds(*idle)), table);
+        }
+    }
+}
+
+fn push_server(
+    cluster: &dyn Managed,
+    pool: &PoolView,
+    state: &str,
+    (link, process, idle): (Cell, Cell, Cell),
+    table: &mut Table,
+) {
+    let (host, port) = apart(&pool.node);
+    table.push(vec![
+        cell("S"),
+        cell(&pool.user),
+        cell(&pool.database),
+        cell(state),
+        host,
+        port,
+        link,
+        process,
+        cell(pool.role.label()),
+        idle,
+        cell(cluster.name()),
+    ]);
+}
+
+fn stats(cluster: &dyn Managed, table: &mut Table) {
+    let metrics = cluster.metrics();
+    let micros = |seconds: f64| cell((seconds * 1e6) as u64);
+    let (reads, read_seconds) = metrics.seconds(Access::Read).totals();
+    let (writes, write_seconds) = metrics.seconds(Access::Write).totals();
+    table.push(vec![
+        cell(cluster.name()),
+        cell(reads + writes),
+        micros(read_seconds + write_seconds),
+        micros(metrics.waited_seconds()),
+        cell(reads),
+        cell(writes),
+        cell(cluster.clients().len()),
+    ]);
+}
+
+fn routes(cluster: &dyn Managed, table: &mut Table) {
+    for node in cluster.snapshot().nodes.iter() {
+        let counters = cluster.metrics().node(&node.address);
+        for (access, reason, count) in counters.counts().filter(|(_, _, count)| *count > 0) {
+            let row = vec![
+                cell(cluster.name()),
+                cell(&node.address),
+                cell(access),
+                cell(reason.label()),
+                cell(count),
+            ];
+            table.push(row);
+        }
+    }
+}
+
+fn databases(cluster: &dyn Managed, table: &mut Table) {
+    let mut sums: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+    for entry in cluster.clients() {
+        sums.entry(entry.database.clone()).or_default();
+    }
+    for pool in cluster.pools() {
+        *sums.entry(pool.database).or_default() += pool.in_use + pool.idle.len();
+    }
+    let snapshot = cluster.snapshot();
+    let (host, port) = snapshot.primary().map_or((None, None), |primary| apart(&primary.address));
+    let config = cluster.config();
+    for (database, connections) in sums {
+        table.push(vec![
+            cell(&database),
+            host.clone(),
+            port.clone(),
+            cell(&database),
+            None,
+            cell(config.pool.size),
+            cell(config.pool.min_idle),
+            cell(PoolMode::name(config.pool.mode)),
+            cell(connections),
+            cell(u8::from(cluster.is_paused())),
+            cell(0),
+            cell(cluster.name()),
+        ]);
+    }
+}
+
+fn lists(control: &Control, table: &mut Table) {
+    let clusters = control.clusters();
+    let clients: Vec<_> = clusters.iter().flat_map(|cluster| cluster.clients()).collect();
+    let pools: Vec<_> = clusters.iter().flat_map(|cluster| cluster.pools()).collect();
+    let waiting = clients.iter().filter(|entry| entry.waiting_seconds().is_some()).count();
+    let nodes: usize = clusters.iter().map(|cluster| cluster.snapshot().nodes.len()).sum();
+    let users: usize = clusters.iter().map(|cluster| cluster.config().users.len()).sum();
+    let rows = [
+        ("databases", clusters.len()),
+        ("users", users),
+        ("nodes", nodes),
+        ("pools", pools.len()),
+        ("used_clients", clients.len()),
+        ("waiting_clients", waiting),
+        ("free_servers", pools.iter().map(|pool| pool.idle.len()).sum()),
+        ("used_servers", pools.iter().map(|pool| pool.in_use).sum()),
+    ];
+    for (list, items) in rows {
+        table.push(vec![cell(list), cell(items)]);
+    }
+}
+
+fn events(cluster: &dyn Managed, table: &mut Table) {
+    for recorded in cluster.events() {
+        table.push(vec![cell(time(recorded.at)), cell(cluster.name()), cell(&recorded.event)]);
+    }
+}
+
+fn help(table: &mut Table) {
+    for (_, word, about) in Show::ALL {
+        table.push(vec![cell(format!("SHOW {word}")), cell(about)]);
+    }
+    for (command, about) in OTHERS {
+        table.push(vec![cell(command), cell(about)]);
+    }
+}
+
+/// To the second, in UTC.
+fn time(at: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(at).to_string()
+}

@@ -1,0 +1,266 @@
+//! The HTTP door: metrics, health, the API and the dashboard.
+//!
+//! `/metrics`, `/healthz` and `/readyz` are open; the rest asks for a login of `[admin].users`
+//! unless the door is on loopback. Nothing can be changed here.
+
+mod sample;
+
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{Path, Query, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    middleware::{self, Next},
+    response::{
+        Html, IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+    routing::get,
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures_util::{Stream, StreamExt, stream};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast::error::RecvError};
+
+use self::sample::Recorder;
+use crate::{
+    admin::{
+        console::{
+            self,
+            command::{Command, Show},
+            table::{Kind, Table},
+        },
+        control::{Control, Managed},
+    },
+    config::{Engine, HostPort, SecretForm},
+    listener,
+    postgres::login::Verifier,
+    shutdown::Phase,
+    topology::{Role, State as NodeState},
+};
+
+/// Pages that are kept up to date at a time.
+const MAX_STREAMS: usize = 64;
+
+/// The page, whole: it asks nobody else for anything.
+const PAGE: &str = include_str!("dashboard.html");
+
+/// What the API answers, for programs.
+const OPENAPI: &str = include_str!("openapi.json");
+
+#[derive(Clone)]
+struct Door {
+    control: Control,
+    recorder: Arc<Recorder>,
+    streams: Arc<Semaphore>,
+}
+
+/// Opens the door and serves it until the proxy stops. Returns where it is.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn open(at: &HostPort, control: Control) -> io::Result<SocketAddr> {
+    let listeners = listener::bind(at).await?;
+    let first =
+        listeners.first().ok_or_else(|| io::Error::other("the name stands for no address"))?.local_addr()?;
+    let recorder = Recorder::start(control.clone());
+    let streams = Arc::new(Semaphore::new(MAX_STREAMS));
+    for listener in listeners {
+        let shutdown = control.shutdown().clone();
+        let door = Door { control: control.clone(), recorder: recorder.clone(), streams: streams.clone() };
+        let router = router(door, listener.local_addr()?.ip().is_loopback());
+        let served =
+            axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.stopping().await });
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                tracing::error!(%error, "the HTTP door has closed");
+            }
+        });
+    }
+    Ok(first)
+}
+
+fn router(door: Door, loopback: bool) -> Router {
+    let guarded = Router::new()
+        .route("/", get(page))
+        .route("/api/openapi.json", get(|| async { ([(header::CONTENT_TYPE, "application/json")], OPENAPI) }))
+        .route("/api/v1/stream", get(follow))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/{what}", get(table));
+    let guarded = if loopback {
+        guarded
+    } else {
+        guarded.layer(middleware::from_fn_with_state(door.clone(), ask_for_login))
+    };
+    Router::new()
+        .route("/metrics", get(metrics_text))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .merge(guarded)
+        .with_state(door)
+}
+
+async fn metrics_text(State(door): State<Door>) -> Response {
+    let text = door.control.metrics_text();
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"))], text)
+        .into_response()
+}
+
+/// Ready: every cluster has a primary; with `?reads`, something that serves reads is enough.
+async fn ready(State(door): State<Door>, Query(query): Query<Map<String, Value>>) -> Response {
+    let refused = |text: String| (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
+    if door.control.shutdown().phase() != Phase::Running {
+        return refused("draining\n".to_owned());
+    }
+    let reads = query.contains_key("reads");
+    for cluster in door.control.clusters() {
+        if !serves(&**cluster, reads) {
+            let lack = if reads { "node that serves reads" } else { "primary" };
+            return refused(format!("cluster {} has no {lack}\n", cluster.name()));
+        }
+    }
+    "ready\n".into_response()
+}
+
+fn serves(cluster: &dyn Managed, reads: bool) -> bool {
+    let snapshot = cluster.snapshot();
+    let usable = |state: &NodeState| matches!(state, NodeState::Up | NodeState::Suspect);
+    snapshot.primary().is_some_and(|node| usable(&node.state))
+        || reads && snapshot.nodes.iter().any(|node| node.role == Role::Replica && usable(&node.state))
+}
+
+async fn ask_for_login(State(door): State<Door>, request: Request, next: Next) -> Response {
+    if is_known(&door.control, request.headers()) {
+        return next.run(request).await;
+    }
+    let challenge = [(
+        header::WWW_AUTHENTICATE,
+        HeaderValue::from_static("Basic realm=\"pointsman\", charset=\"UTF-8\""),
+    )];
+    (StatusCode::UNAUTHORIZED, challenge, "log in as one of [admin].users\n").into_response()
+}
+
+/// Whether a request carries the name and password of one of `[admin].users`.
+fn is_known(control: &Control, headers: &HeaderMap) -> bool {
+    let credentials = || {
+        let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+        let decoded = STANDARD.decode(value.strip_prefix("Basic ")?.trim()).ok()?;
+        let text = String::from_utf8(decoded).ok()?;
+        let (name, password) = text.split_once(':')?;
+        Some((name.to_owned(), password.to_owned()))
+    };
+    let Some((name, password)) = credentials() else { return false };
+    let Some(secret) = console::user(control, &name).and_then(|user| user.password) else { return false };
+    match secret.form(Engine::Postgres) {
+        // Hashed, so that the time tells nothing of the length either.
+        SecretForm::Plain => {
+            bool::from(Sha256::digest(secret.expose()).as_slice().ct_eq(Sha256::digest(&password).as_slice()))
+        }
+        SecretForm::ScramSha256 => {
+            Verifier::parse(secret.expose()).is_some_and(|verifier| verifier.is_of(&password))
+        }
+        SecretForm::Md5 | SecretForm::MysqlNative => false,
+    }
+}
+
+async fn page() -> Response {
+    let script = PAGE
+        .split_once("<script>")
+        .and_then(|(_, rest)| rest.split_once("</script>"))
+        .map_or("", |(script, _)| script);
+    let hash = STANDARD.encode(Sha256::digest(script));
+    let policy = format!(
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{hash}'; connect-src 'self'; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (header::CACHE_CONTROL, "no-cache".to_owned()),
+        (HeaderName::from_static("referrer-policy"), "no-referrer".to_owned()),
+    ];
+    (headers, Html(PAGE)).into_response()
+}
+
+/// `SHOW …` as JSON: an object per row.
+async fn table(State(door): State<Door>, Path(what): Path<String>) -> Response {
+    match console::command::parse(&format!("SHOW {what}")) {
+        Ok(Command::Show(show)) => Json(rows(&show.answer(&door.control))).into_response(),
+        _ => (StatusCode::NOT_FOUND, Json(json!({ "error": format!("there is no {what:?} here") })))
+            .into_response(),
+    }
+}
+
+fn rows(table: &Table) -> Value {
+    let row = |cells: &Vec<Option<String>>| {
+        let value = |kind: Kind, text: &Option<String>| match (kind, text) {
+            (_, None) => Value::Null,
+            (Kind::Text, Some(text)) => text.as_str().into(),
+            (Kind::Integer, Some(text)) => text.parse::<i64>().ok().into(),
+            (Kind::Float, Some(text)) => text.parse::<f64>().ok().into(),
+        };
+        let pairs = table.columns.iter().zip(cells);
+        Value::Object(pairs.map(|(column, text)| (column.name.clone(), value(column.kind, text))).collect())
+    };
+    table.rows.iter().map(row).collect()
+}
+
+/// The whole state at a glance.
+async fn status(State(door): State<Door>) -> Json<Value> {
+    let control = &door.control;
+    let nodes = rows(&Show::Nodes.answer(control));
+    let clusters: Vec<Value> = control
+        .clusters()
+        .iter()
+        .map(|cluster| {
+            let snapshot = cluster.snapshot();
+            json!({
+                "name": &**cluster.name(),
+                "paused": cluster.is_paused(),
+                "primary": snapshot.primary().map(|node| &*node.address),
+                "clients": cluster.metrics().clients.get(),
+                "held": cluster.metrics().held.get(),
+            })
+        })
+        .collect();
+    Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "started": humantime::format_rfc3339_seconds(control.started()).to_string(),
+        "phase": format!("{:?}", control.shutdown().phase()).to_lowercase(),
+        "clusters": clusters,
+        "nodes": nodes,
+    }))
+}
+
+/// Server-sent events: `history` once, then a `sample` a second.
+async fn follow(State(door): State<Door>) -> Response {
+    let Ok(place) = door.streams.clone().try_acquire_owned() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n").into_response();
+    };
+    Sse::new(events(&door, place)).keep_alive(KeepAlive::default()).into_response()
+}
+
+fn events(door: &Door, place: OwnedSemaphorePermit) -> impl Stream<Item = Result<Event, Infallible>> + use<> {
+    let (kept, fresh) = door.recorder.follow();
+    let history = Event::default().event("history").data(format!("[{}]", kept.join(",")));
+    let shutdown = door.control.shutdown().clone();
+    let coming = stream::unfold((fresh, place), |(mut fresh, place)| async move {
+        loop {
+            match fresh.recv().await {
+                Ok(sample) => {
+                    return Some((Ok(Event::default().event("sample").data(&*sample)), (fresh, place)));
+                }
+                // A page that is too slow misses some samples.
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            }
+        }
+    });
+    stream::once(async { Ok(history) })
+        .chain(coming)
+        // Otherwise an open page would keep a stopping proxy from ending.
+        .take_until(async move { shutdown.stopping().await })
+}

@@ -1,0 +1,219 @@
+//! Floors that many sessions share, table by table: what `user` and `global` consistency go by.
+//!
+//! A write is entered before its answer can reach the client and while it runs its tables are
+//! known to nobody but the primary; so there is no moment in which one client has the answer and
+//! another's read does not know of the write (hard case 17).
+
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::Mutex;
+
+use crate::{
+    route::Floor,
+    sql::Tables,
+    topology::{Incarnation, Position, ProbeNumber, Resolved, Snapshot},
+};
+
+/// Tables whose floors are kept apart; beyond that the floors of all become one.
+const MAX_TABLES: usize = 4096;
+
+/// The floors of one database, of all sessions or of one user's.
+#[derive(Debug, Default)]
+pub struct SharedFloors(Mutex<Floors>);
+
+#[derive(Debug, Default)]
+struct Floors {
+    tables: HashMap<Box<str>, Entry>,
+    /// Of writes that may have touched anything.
+    everything: Entry,
+    /// Of all writes: what a read of unknown tables has to meet.
+    newest: Entry,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    floor: Floor,
+    /// Writes under way.
+    running: u32,
+}
+
+/// Writes under way to tables; dropping it ends them without effect on the floors.
+#[derive(Debug)]
+pub struct Writing {
+    floors: Arc<SharedFloors>,
+    tables: Tables,
+}
+
+impl SharedFloors {
+    /// A write to `tables` is about to be sent that may be committed when it is answered.
+    pub fn begin(self: &Arc<Self>, tables: &Tables) -> Writing {
+        self.0.lock().each(tables, |entry| entry.running += 1);
+        Writing { floors: self.clone(), tables: tables.clone() }
+    }
+
+    /// What a read of `tables` must not be behind of.
+    pub fn of(&self, tables: &Tables, snapshot: &Snapshot) -> Floor {
+        let floors = self.0.lock();
+        let Tables::Some(names) = tables else { return floors.newest.bound() };
+        let named = names.iter().filter_map(|name| floors.tables.get(name));
+        named.map(Entry::bound).fold(floors.everything.bound(), |all, next| higher(all, next, snapshot))
+    }
+}
+
+impl Writing {
+    /// The writes were answered when `current` was the last probe sent; `floor` bounds them.
+    pub fn end(self, floor: &Floor, current: ProbeNumber) {
+        self.floors.0.lock().each(&self.tables, |entry| entry.floor.raise(floor, current));
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        let mut floors = self.floors.0.lock();
+        floors.each(&self.tables, |entry| entry.running = entry.running.saturating_sub(1));
+        floors.bound();
+    }
+}
+
+impl Floors {
+    fn each(&mut self, tables: &Tables, mut act: impl FnMut(&mut Entry)) {
+        act(&mut self.newest);
+        let Tables::Some(names) = tables else { return act(&mut self.everything) };
+        for name in names.iter() {
+            match self.tables.get_mut(name) {
+                Some(entry) => act(entry),
+                None => act(self.tables.entry(name.clone()).or_default()),
+            }
+        }
+    }
+
+    /// Keeps the number of tables bounded.
+    fn bound(&mut self) {
+        if self.tables.len() > MAX_TABLES {
+            self.tables.retain(|_, entry| entry.running > 0);
+            self.everything.floor = self.newest.floor.clone();
+        }
+    }
+}
+
+impl Entry {
+    fn bound(&self) -> Floor {
+        if self.running > 0 { Floor::not_before_ever() } else { self.floor.clone() }
+    }
+}
+
+impl Floor {
+    /// Met by the primary only.
+    fn not_before_ever() -> Self {
+        let incarnation = Incarnation { system: Arc::from(""), started: 0 };
+        Self::Unsampled { incarnation, after: ProbeNumber(u64::MAX) }
+    }
+
+    /// Raises it to a write that was answered just now, with `current` the last probe sent.
+    pub fn raise(&mut self, write: &Floor, current: ProbeNumber) {
+        match (&mut *self, write) {
+            (_, Floor::None) => {}
+            (Self::At(Position::Mysql(have)), Self::At(Position::Mysql(more))) => {
+                *have = Arc::new(have.union(more));
+            }
+            // What is sampled from now on covers both.
+            (Self::Unsampled { after, .. }, Self::At(_)) => *after = current,
+            (floor, write) => *floor = write.clone(),
+        }
+    }
+}
+
+/// The floor that asks for both.
+pub fn higher(one: Floor, other: Floor, snapshot: &Snapshot) -> Floor {
+    let (a, b) = match (snapshot.resolve(&one), snapshot.resolve(&other)) {
+        (Resolved::None, _) => return other,
+        (_, Resolved::None) => return one,
+        (Resolved::Pending, _) => return one,
+        (_, Resolved::Pending) => return other,
+        (a, b) => (position(a), position(b)),
+    };
+    match (a, b) {
+        (Some(Position::Mysql(a)), Some(Position::Mysql(b))) => {
+            Floor::At(Position::Mysql(Arc::new(a.union(&b))))
+        }
+        (Some(a), Some(b)) if snapshot.covers(&a, &b) == Some(true) => Floor::At(a),
+        (Some(a), Some(b)) if snapshot.covers(&b, &a) == Some(true) || a.timeline() <= b.timeline() => {
+            Floor::At(b)
+        }
+        (Some(a), _) => Floor::At(a),
+        (None, b) => b.map_or(Floor::None, Floor::At),
+    }
+}
+
+fn position(resolved: Resolved<'_>) -> Option<Position> {
+    match resolved {
+        Resolved::At(position) => Some(position.into_owned()),
+        Resolved::Lost { left } => Some(left),
+        Resolved::None | Resolved::Pending => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::topology::Lsn;
+
+    fn tables(names: &[&str]) -> Tables {
+        Tables::Some(names.iter().map(|&name| name.into()).collect())
+    }
+
+    fn at(lsn: u64) -> Floor {
+        Floor::At(Position::Postgres { system: 1, timeline: 1, lsn: Lsn(lsn) })
+    }
+
+    fn write(floors: &Arc<SharedFloors>, to: &Tables, floor: &Floor) {
+        floors.begin(to).end(floor, ProbeNumber(1));
+    }
+
+    #[test]
+    fn a_read_has_to_meet_the_writes_to_its_tables_only() {
+        let floors = Arc::new(SharedFloors::default());
+        let snapshot = Snapshot::empty(Instant::now());
+        write(&floors, &tables(&["a", "b"]), &at(10));
+        write(&floors, &tables(&["b"]), &at(20));
+
+        for (read, floor) in [
+            (tables(&["a"]), at(10)),
+            (tables(&["b"]), at(20)),
+            (tables(&["a", "b"]), at(20)),
+            (tables(&["c"]), Floor::None),
+            (tables(&[]), Floor::None),
+            (Tables::All, at(20)),
+        ] {
+            assert_eq!(floors.of(&read, &snapshot), floor, "{read:?}");
+        }
+
+        write(&floors, &Tables::All, &at(30));
+        assert_eq!(floors.of(&tables(&["c"]), &snapshot), at(30));
+    }
+
+    #[test]
+    fn while_a_write_runs_only_the_primary_can_answer_for_its_tables() {
+        let floors = Arc::new(SharedFloors::default());
+        let snapshot = Snapshot::empty(Instant::now());
+        let pending = |read: &Tables| snapshot.resolve(&floors.of(read, &snapshot)) == Resolved::Pending;
+
+        let writing = floors.begin(&tables(&["a"]));
+        assert!(pending(&tables(&["a"])) && pending(&Tables::All) && !pending(&tables(&["b"])));
+        drop(writing);
+        assert!(!pending(&tables(&["a"])) && !pending(&Tables::All));
+    }
+
+    #[test]
+    fn more_tables_than_are_kept_apart_become_one() {
+        let floors = Arc::new(SharedFloors::default());
+        for table in 0..=MAX_TABLES {
+            write(&floors, &tables(&[&format!("t{table}")]), &at(table as u64));
+        }
+        assert!(floors.0.lock().tables.len() <= MAX_TABLES);
+        let snapshot = Snapshot::empty(Instant::now());
+        assert_eq!(floors.of(&tables(&["other"]), &snapshot), at(MAX_TABLES as u64));
+    }
+}

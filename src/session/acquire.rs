@@ -1,0 +1,480 @@
+//! Finds a node and a connection for a request, and waits for them.
+
+use std::{
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
+
+use super::{
+    Session,
+    cancel::{Activity, Call, Entry},
+    execute::Attempt,
+};
+use crate::{
+    cluster::Cluster,
+    line::Ticket,
+    pool::{CheckoutFault, Fate, Held, NodePool},
+    protocol::{Backend, ConnectFault, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
+    refusal::{Refusal, RefusalKind},
+    route::{self, Choice, Consistency, Nowhere, Question, Why},
+    sql::{Access, Intent, hints::Target},
+    standing::Watch,
+    topology::{self, Incarnation, Node, NodeId, Role, Snapshot, board::Traffic},
+};
+
+/// Why a connection was not to be had.
+enum TakeFault {
+    NextNode,
+    /// The topology has changed meanwhile.
+    LookAgain,
+    Refusal(Box<Refusal>),
+}
+
+impl From<Refusal> for TakeFault {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refusal(Box::new(refusal))
+    }
+}
+
+impl<P: Protocol> Session<P> {
+    /// The connection to run on: the kept one, or one from a pool.
+    pub(super) async fn acquire(
+        &mut self,
+        request: &Request<P::Wire>,
+        attempt: &mut Attempt,
+    ) -> Result<Held<P>, Refusal> {
+        attempt.kept = false;
+        if self.cluster.pause.is_paused() && !self.holds_transaction() {
+            // Rare and long, as below.
+            Box::pin(self.wait_for_resume(attempt)).await?;
+        }
+        if let Some(kept) = self.kept.take() {
+            match self.fit(kept, request, attempt).await? {
+                Ok(held) => {
+                    attempt.kept = true;
+                    return Ok(held);
+                }
+                Err(kept) => self.kept = kept,
+            }
+        }
+        self.checkout(request, attempt).await
+    }
+
+    /// Waits until the console's RESUME, as long as for a primary that is missing.
+    async fn wait_for_resume(&mut self, attempt: &mut Attempt) -> Result<(), Refusal> {
+        let cluster = self.cluster.clone();
+        let entry = self.registered.entry.clone();
+        let hold = Hold::begin(&cluster, Nowhere::NoPrimary)?;
+        loop {
+            entry.set_activity(Activity::Idle);
+            let resumed = cluster.pause.resumed.notified();
+            if cluster.pause.is_paused() && self.patiently(hold.until, resumed).await?.is_none() {
+                let text = "the cluster was paused, and not resumed in time";
+                return Err(Refusal::new(RefusalKind::NoPrimary, text));
+            }
+            entry.set_activity(Activity::Active);
+            // PAUSE waits for whom it sees active: look again after having said so.
+            if !cluster.pause.is_paused() {
+                attempt.waited = attempt.began.elapsed();
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the kept connection serves this attempt. `Err(Some)`: it is kept for later.
+    async fn fit(
+        &mut self,
+        mut kept: Held<P>,
+        request: &Request<P::Wire>,
+        attempt: &Attempt,
+    ) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
+        let snapshot = self.snapshot();
+        // Draining waits for transactions, not for what a session keeps between them.
+        let drained = self.state.transaction == Transaction::Idle
+            && snapshot.find(kept.address()).is_some_and(|node| node.state == topology::State::Draining);
+        if drained || snapshot.forbids(kept.address(), kept.role) {
+            drop(kept);
+            return Err(self.lose_kept(Some(&request.intent)));
+        }
+        match self.state.transaction {
+            Transaction::Unit if kept.role != Role::Primary && attempt.run.access == Access::Write => {
+                // What this pipeline read is answered; the rest of it writes (hard case 13).
+                let ended = kept.backend().finish_unit().await;
+                kept.release(if ended.is_ok() { Fate::Reuse } else { Fate::Close }, Instant::now());
+                self.state.transaction = Transaction::Idle;
+                Ok(Err(None))
+            }
+            Transaction::Idle
+                if attempt.run.access == Access::Read
+                    && !attempt.run.in_transaction
+                    && self.state.roams(&request.intent) =>
+            {
+                Ok(Err(Some(kept)))
+            }
+            Transaction::Idle if kept.role != Role::Primary && attempt.run.access == Access::Write => {
+                kept.release(Fate::Reset, Instant::now());
+                Ok(Err(None))
+            }
+            _ => Ok(Ok(kept)),
+        }
+    }
+
+    /// The server of the kept connection, which is closed already, may not be used any more.
+    /// `intent`: the request that finds out; the client hears of it with the next one otherwise.
+    pub(super) fn lose_kept(&mut self, intent: Option<&Intent>) -> Refusal {
+        let text = "the server of this session may not be used any more";
+        if self.state.is_pinned() {
+            // What was kept for the client there is gone.
+            self.state.forget_server();
+            return Refusal::fatal(RefusalKind::ServerLost, text);
+        }
+        self.state.lose_transaction(intent);
+        Refusal::new(RefusalKind::ServerLost, text)
+    }
+
+    /// A connection from a pool of the node that routing chooses, waiting for a node as long as
+    /// statements may wait.
+    async fn checkout(
+        &mut self,
+        request: &Request<P::Wire>,
+        attempt: &mut Attempt,
+    ) -> Result<Held<P>, Refusal> {
+        let snapshot = self.snapshot();
+        if let Ok(node) = self.choose(&request.intent, attempt, &snapshot)
+            && (self.cluster.line.is_empty() || snapshot.primary != Some(node))
+        {
+            match self.take_from_pool(&request.intent, &snapshot, node, attempt, &mut None).await {
+                Ok(held) => return Ok(held),
+                Err(TakeFault::NextNode) => attempt.exclude.push(node),
+                Err(TakeFault::LookAgain) => {}
+                Err(TakeFault::Refusal(refusal)) => return Err(*refusal),
+            }
+        }
+        // Rare and long: its state is kept out of every statement's future.
+        Box::pin(self.checkout_patiently(&request.intent, attempt)).await
+    }
+
+    async fn checkout_patiently(
+        &mut self,
+        intent: &Intent,
+        attempt: &mut Attempt,
+    ) -> Result<Held<P>, Refusal> {
+        let cluster = self.cluster.clone();
+        let mut hold: Option<Hold<'_>> = None;
+        loop {
+            let snapshot = cluster.topology.load_full();
+            match self.choose(intent, attempt, &snapshot) {
+                Ok(node) => {
+                    if snapshot.primary == Some(node)
+                        && !self.has_turn(&cluster, &mut hold, &snapshot).await?
+                    {
+                        continue;
+                    }
+                    match self.take_from_pool(intent, &snapshot, node, attempt, &mut hold).await {
+                        Ok(held) => return Ok(held),
+                        Err(TakeFault::NextNode) => attempt.exclude.push(node),
+                        Err(TakeFault::LookAgain) => {}
+                        Err(TakeFault::Refusal(refusal)) => return Err(*refusal),
+                    }
+                }
+                Err(Nowhere::UnknownNode) => {
+                    return Err(Refusal::new(
+                        RefusalKind::UnknownNode,
+                        "the hint names no node that may be used",
+                    ));
+                }
+                Err(nowhere) => {
+                    let hold = match &mut hold {
+                        Some(hold) => hold,
+                        None => hold.insert(Hold::begin(&cluster, nowhere)?),
+                    };
+                    hold.nowhere = nowhere;
+                    // A node that failed this attempt may be back when the topology has changed.
+                    attempt.exclude.clear();
+                    let ticket = hold.ticket.get_or_insert_with(|| cluster.line.join());
+                    self.patiently(hold.until, ticket.changed(snapshot.version))
+                        .await?
+                        .ok_or_else(|| hold.refusal(&cluster.topology.load()))?;
+                    attempt.waited = attempt.began.elapsed();
+                }
+            }
+        }
+    }
+
+    /// Waits until those who came earlier have been served by the primary of `snapshot`. `false`:
+    /// that took a while, look again.
+    async fn has_turn<'c>(
+        &mut self,
+        cluster: &'c Arc<Cluster<P>>,
+        hold: &mut Option<Hold<'c>>,
+        snapshot: &Snapshot,
+    ) -> Result<bool, Refusal> {
+        if cluster.line.is_empty() {
+            return Ok(true);
+        }
+        let hold = match hold {
+            Some(hold) => hold,
+            None => hold.insert(Hold::begin(cluster, Nowhere::NoPrimary)?),
+        };
+        let until = hold.until;
+        let ticket = hold.ticket.get_or_insert_with(|| cluster.line.join());
+        self.patiently(until, ticket.turn(snapshot.version))
+            .await?
+            .ok_or_else(|| hold.refusal(&cluster.topology.load()))?;
+        Ok(cluster.topology.load().version == snapshot.version)
+    }
+
+    /// Waits for `event` as long as the client does, and until a deadline: then `None`.
+    async fn patiently<T>(
+        &mut self,
+        until: Instant,
+        event: impl Future<Output = T>,
+    ) -> Result<Option<T>, Refusal> {
+        let entry = self.registered.entry.clone();
+        entry.set_waiting(true);
+        let result = tokio::select! {
+            happened = event => Ok(Some(happened)),
+            () = tokio::time::sleep_until(until.into()) => Ok(None),
+            () = self.frontend.gone() => Err(Refusal::fatal(RefusalKind::Cancelled, "the client has gone")),
+            () = entry.called(&[Call::Cancel, Call::Kill]) => {
+                entry.take(Call::Cancel);
+                Err(Refusal::new(RefusalKind::Cancelled, "canceling statement due to user request"))
+            }
+        };
+        entry.set_waiting(false);
+        result
+    }
+
+    fn choose(
+        &mut self,
+        intent: &Intent,
+        attempt: &mut Attempt,
+        snapshot: &Snapshot,
+    ) -> Result<NodeId, Nowhere> {
+        // A clock read less for the many that neither waited nor are asked again.
+        let now = if attempt.waited.is_zero() && !attempt.again { attempt.began } else { Instant::now() };
+        let consistency = self.consistency(intent);
+        self.renew_floors(snapshot);
+        if attempt.run.access == Access::Read && self.seen.is_some() {
+            self.settle_seen(snapshot);
+            if consistency != Consistency::Monotonic || intent.hints.target.is_some() {
+                self.leave_seen(snapshot);
+            } else if let Some(target) = self.seen.as_ref().map(|seen| seen.target.clone()) {
+                match self.ask_route(intent, attempt, snapshot, Some(&target), now) {
+                    Ok(choice) => return Ok(self.chosen(attempt, choice)),
+                    Err(_) => self.leave_seen(snapshot),
+                }
+            }
+        }
+        let choice = self.ask_route(intent, attempt, snapshot, intent.hints.target.as_ref(), now)?;
+        Ok(self.chosen(attempt, choice))
+    }
+
+    fn ask_route(
+        &mut self,
+        intent: &Intent,
+        attempt: &Attempt,
+        snapshot: &Snapshot,
+        target: Option<&Target>,
+        now: Instant,
+    ) -> Result<Choice, Nowhere> {
+        let policy = self.cluster.policy.load();
+        let consistency = self.consistency(intent);
+        let mut random = self.random.clone();
+        let floor = self.floor_of(intent, consistency, snapshot);
+        let question = Question {
+            access: attempt.run.access,
+            target,
+            consistency,
+            floor: &floor,
+            max_lag: intent.hints.max_lag.or(self.state.max_lag),
+            exclude: &attempt.exclude,
+        };
+        let choice = route::choose(&question, snapshot, &policy, now, &mut || random.random::<f64>());
+        drop(floor);
+        self.random = random;
+        choice
+    }
+
+    fn chosen(&self, attempt: &mut Attempt, choice: Choice) -> NodeId {
+        if choice.why == Why::Floor {
+            self.cluster.metrics.causal_fallbacks.inc();
+        }
+        attempt.why = Some(choice.why);
+        choice.node
+    }
+
+    /// Takes a connection to a node. The place in the line is given up as soon as there is one in
+    /// the pool's queue.
+    async fn take_from_pool(
+        &mut self,
+        intent: &Intent,
+        snapshot: &Snapshot,
+        id: NodeId,
+        attempt: &mut Attempt,
+        hold: &mut Option<Hold<'_>>,
+    ) -> Result<Held<P>, TakeFault> {
+        let node = snapshot.node(id);
+        let asked = if attempt.again || !attempt.waited.is_zero() { Instant::now() } else { attempt.began };
+        let taken = {
+            let pool = self.known(&node.address, node.role).pool.clone();
+            let mut checkout = std::pin::pin!(Held::take(pool.clone(), node, asked));
+            // The usual case is a connection at once.
+            let first = futures_util::poll!(checkout.as_mut());
+            if let Some(hold) = hold {
+                hold.ticket = None;
+            }
+            match first {
+                Poll::Ready(taken) => taken,
+                Poll::Pending => {
+                    // The pool's own deadline is earlier.
+                    let until = asked + self.cluster.config.load().pool.checkout_timeout + GRACE;
+                    let entry = self.registered.entry.clone();
+                    let checkout = while_usable(&pool, &entry, checkout);
+                    let taken = Box::pin(self.patiently(until, checkout)).await?;
+                    attempt.waited = attempt.began.elapsed();
+                    self.cluster.metrics.pool_wait_seconds.observe(asked.elapsed());
+                    match taken {
+                        Some(taken) => taken.unwrap_or(Err(CheckoutFault::Closed)),
+                        None => Err(CheckoutFault::TimedOut),
+                    }
+                }
+            }
+        };
+        let mut held = taken.map_err(|fault| self.checkout_fault(fault, node, attempt))?;
+        // The pool may have been made anew while the topology changed: whoever fences it finds it
+        // from now on, or has published before.
+        if self.cluster.topology.load().forbids(held.address(), held.role) {
+            return Err(TakeFault::LookAgain);
+        }
+        if held.is_new() && !self.is_vouched_for(&mut held, intent, node).await {
+            return Err(TakeFault::NextNode);
+        }
+        Ok(held)
+    }
+
+    /// Whether what is known of a replica's position holds for this new connection: it may be to
+    /// a server that was restarted, further back than its former self (hard case 4).
+    async fn is_vouched_for(&self, held: &mut Held<P>, intent: &Intent, node: &Node) -> bool {
+        if held.role == Role::Primary {
+            held.vouch();
+            return true;
+        }
+        let known = node.incarnation.as_ref();
+        let (pool, timeout) = (held.pool.clone(), self.cluster.config.load().monitor.timeout);
+        let asked = while_usable(&pool, &self.registered.entry, held.backend().started());
+        let Ok(Some(started)) = tokio::time::timeout(timeout, asked).await else { return false };
+        let vouched = match started {
+            Ok(Some(started)) => {
+                if let Some(known) = known.filter(|known| known.started != started) {
+                    let other = Incarnation { system: known.system.clone(), started };
+                    self.cluster.topology.report(&node.address, Traffic::Opened(other));
+                }
+                known.is_some_and(|known| known.started == started)
+            }
+            // The server does not say: a probe sent after the connection was opened does.
+            Ok(None) => node.measured.is_some_and(|(sent, _)| sent > held.opened()),
+            Err(_) => false,
+        };
+        if vouched {
+            held.vouch();
+            return true;
+        }
+        self.cluster.topology.want_position();
+        self.consistency(intent) == Consistency::Eventual
+    }
+
+    fn checkout_fault(&self, fault: CheckoutFault, node: &Node, attempt: &mut Attempt) -> TakeFault {
+        match fault {
+            CheckoutFault::Closed => TakeFault::LookAgain,
+            CheckoutFault::TimedOut | CheckoutFault::Connect(ConnectFault::TooMany) => Refusal::new(
+                RefusalKind::PoolTimeout,
+                format!("no connection to {} became free within pool.checkout_timeout", node.address),
+            )
+            .into(),
+            CheckoutFault::Connect(ConnectFault::Refused { raw, code }) => {
+                attempt.refused = Some(Refused { raw, cause: RefusedCause::MaybeStale, code });
+                let is_primary = self.cluster.topology.load().primary == Some(node.id);
+                if is_primary || attempt.run.access == Access::Write {
+                    Refusal::new(RefusalKind::ServerLost, "the server refused the login").into()
+                } else {
+                    TakeFault::NextNode
+                }
+            }
+            CheckoutFault::Connect(ConnectFault::NotReady | ConnectFault::Unreachable(_)) => {
+                self.cluster.topology.report(&node.address, Traffic::Refused);
+                TakeFault::NextNode
+            }
+        }
+    }
+}
+
+/// Waits for what a node does only as long as it may be used and answers probes.
+async fn while_usable<P: Protocol, T>(
+    pool: &NodePool<P>,
+    entry: &Entry,
+    event: impl Future<Output = T>,
+) -> Option<T> {
+    let watch = Watch::new(&pool.standing, entry);
+    let mut event = std::pin::pin!(event);
+    std::future::poll_fn(|context| match event.as_mut().poll(context) {
+        Poll::Ready(happened) => Poll::Ready(Some(happened)),
+        Poll::Pending => watch.poll_over(context, true).map(|()| None),
+    })
+    .await
+}
+
+/// What a wait for a pool may take beyond the pool's own deadline.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// A statement that waits for a node: counted, bounded in number and time.
+struct Hold<'a> {
+    until: Instant,
+    nowhere: Nowhere,
+    ticket: Option<Ticket<'a>>,
+    gauge: &'a prometheus::IntGauge,
+}
+
+impl<'a> Hold<'a> {
+    fn begin<P: Protocol>(cluster: &'a Cluster<P>, nowhere: Nowhere) -> Result<Self, Refusal> {
+        let config = cluster.config.load();
+        let wait = match nowhere {
+            Nowhere::NoReplica => config.pool.checkout_timeout,
+            _ => config.failover.hold,
+        };
+        let gauge = &cluster.metrics.held;
+        gauge.inc();
+        let hold = Self { until: Instant::now() + wait, nowhere, ticket: None, gauge };
+        if cluster.line.len() >= config.failover.hold_limit {
+            return Err(hold.refusal(&cluster.topology.load()));
+        }
+        Ok(hold)
+    }
+
+    fn refusal(&self, snapshot: &Snapshot) -> Refusal {
+        if self.nowhere == Nowhere::NoReplica {
+            return Refusal::new(
+                RefusalKind::NoReplica,
+                "no replica may serve this read, and reads do not use the primary",
+            );
+        }
+        let since = snapshot
+            .without_primary_since
+            .map(|(_, wall)| humantime::format_rfc3339_millis(wall).to_string());
+        match since {
+            Some(since) => {
+                Refusal::new(RefusalKind::NoPrimary, format!("there has been no primary since {since}"))
+            }
+            None => Refusal::new(RefusalKind::NoPrimary, "no node may run this statement"),
+        }
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}

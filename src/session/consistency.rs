@@ -1,0 +1,258 @@
+//! What a read must not be behind of, and what a write leaves for later reads.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use super::Session;
+use crate::{
+    floors::{self, Writing},
+    pool::Held,
+    protocol::{Protocol, Reply},
+    refusal::{Refusal, RefusalKind},
+    route::{Consistency, Floor},
+    sql::{Access, Intent, hints::Target},
+    topology::{Incarnation, Position, ProbeNumber, Resolved, Role, Snapshot},
+};
+
+/// What the last read under `monotonic` may have seen.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// The replica it was read from.
+    pub target: Target,
+    incarnation: Option<Incarnation>,
+    /// A sample of a later probe bounds it.
+    after: ProbeNumber,
+}
+
+/// Writes of a request that are noted for other sessions when it is answered.
+pub(super) struct Noted([Option<Writing>; 2]);
+
+impl<P: Protocol> Session<P> {
+    pub(super) fn consistency(&self, intent: &Intent) -> Consistency {
+        intent
+            .hints
+            .consistency
+            .or(self.state.consistency)
+            .unwrap_or_else(|| self.cluster.policy.load().consistency)
+    }
+
+    /// The floor that a read has to meet.
+    pub(super) fn floor_of(
+        &self,
+        intent: &Intent,
+        consistency: Consistency,
+        snapshot: &Snapshot,
+    ) -> Cow<'_, Floor> {
+        let own = match consistency {
+            Consistency::Eventual => return Cow::Owned(Floor::None),
+            Consistency::Session | Consistency::Monotonic => Cow::Borrowed(&self.state.floor),
+            Consistency::User => Cow::Owned(self.user_floors.of(&intent.tables, snapshot)),
+            Consistency::Global => Cow::Owned(self.database.floors.of(&intent.tables, snapshot)),
+        };
+        match &self.adopted {
+            Floor::None => own,
+            adopted => Cow::Owned(floors::higher(own.into_owned(), adopted.clone(), snapshot)),
+        }
+    }
+
+    /// Replaces floors that were waiting for a sample by the sample.
+    pub(super) fn renew_floors(&mut self, snapshot: &Snapshot) {
+        let lost =
+            [&mut self.state.floor, &mut self.adopted].into_iter().filter_map(|floor| renew(floor, snapshot));
+        for left in lost.collect::<Vec<_>>() {
+            self.cluster.metrics.lost_positions.inc();
+            tracing::warn!(
+                cluster = %self.cluster.name,
+                user = %self.registered.entry.user,
+                %left,
+                "a session's floor lay in history that a failover threw away"
+            );
+        }
+    }
+
+    /// Turns what the last monotonic read may have seen into a floor as soon as that is known.
+    /// Until then the session stays where it read.
+    pub(super) fn settle_seen(&mut self, snapshot: &Snapshot) {
+        let Some(seen) = &self.seen else { return };
+        let Target::Node(address) = &seen.target else { return };
+        let node = snapshot.find(address).filter(|node| node.role == Role::Replica);
+        let same = node.filter(|node| node.incarnation == seen.incarnation);
+        let bound = match same {
+            Some(node) => match (&node.position, node.measured) {
+                (Some(position), Some((_, number))) if number > seen.after => Floor::At(position.clone()),
+                _ => return,
+            },
+            // It has restarted or is no replica any more: the primary had all that it showed.
+            None => match &seen.incarnation {
+                Some(incarnation) => Floor::Unsampled { incarnation: incarnation.clone(), after: seen.after },
+                None => return,
+            },
+        };
+        self.seen = None;
+        self.state.floor = floors::higher(std::mem::take(&mut self.state.floor), bound, snapshot);
+    }
+
+    /// The node the last monotonic read came from is of no more use to the session.
+    pub(super) fn leave_seen(&mut self, snapshot: &Snapshot) {
+        let Some(Seen { incarnation: Some(incarnation), after, .. }) = self.seen.take() else { return };
+        let bound = Floor::Unsampled { incarnation, after };
+        self.state.floor = floors::higher(std::mem::take(&mut self.state.floor), bound, snapshot);
+    }
+
+    /// Before a request that may commit something is sent.
+    pub(super) fn begin_writes(&self, intent: &Intent, on_primary: bool) -> Noted {
+        match self.state.commits(intent).filter(|_| on_primary) {
+            Some(tables) => {
+                Noted([Some(self.database.floors.begin(&tables)), Some(self.user_floors.begin(&tables))])
+            }
+            None => Noted([None, None]),
+        }
+    }
+
+    /// The session, and whoever asks for it, must not read behind what was written just now.
+    pub(super) fn wrote(&mut self, held: &Held<P>, reply: &Reply, noted: Noted) {
+        let current = self.cluster.topology.probes.current();
+        let floor = match &reply.wrote {
+            Some(position) => Floor::At(position.clone()),
+            None => self.unsampled(held.address(), current),
+        };
+        for writing in noted.0.into_iter().flatten() {
+            writing.end(&floor, current);
+        }
+        self.state.floor.raise(&floor, current);
+        self.cluster.topology.want_position();
+    }
+
+    /// Bounds what a read may have seen, where that matters.
+    pub(super) fn read(&mut self, held: &Held<P>) {
+        let after = self.cluster.topology.probes.current();
+        if held.role == Role::Primary {
+            self.seen = None;
+            let floor = self.unsampled(held.address(), after);
+            self.state.floor.raise(&floor, after);
+        } else {
+            let incarnation =
+                self.cluster.topology.load().find(held.address()).and_then(|node| node.incarnation.clone());
+            let target = Target::Node((&**held.address()).into());
+            self.seen = Some(Seen { target, incarnation, after });
+        }
+        self.cluster.topology.want_position();
+    }
+
+    fn unsampled(&self, address: &str, after: ProbeNumber) -> Floor {
+        let snapshot = self.cluster.topology.load();
+        // A node without facts has answered nothing: any later sample is of another incarnation.
+        let incarnation = snapshot.find(address).and_then(|node| node.incarnation.clone());
+        let incarnation = incarnation.unwrap_or_else(|| Incarnation { system: Arc::from(""), started: 0 });
+        Floor::Unsampled { incarnation, after }
+    }
+
+    /// Whether the last answer may count for monotonic reads.
+    pub(super) fn is_monotonic_read(&self, intent: &Intent, access: Access) -> bool {
+        access == Access::Read && self.consistency(intent) == Consistency::Monotonic
+    }
+
+    /// The causal token: what this session's next read must not be behind of. Waits for the sample
+    /// of the last write.
+    ///
+    /// # Errors
+    /// When it does not come within `monitor.timeout`.
+    pub(super) async fn token(&mut self) -> Result<String, Refusal> {
+        let deadline = tokio::time::Instant::now() + self.patience();
+        loop {
+            let cluster = self.cluster.clone();
+            let changed = cluster.topology.changed.notified();
+            let snapshot = self.snapshot();
+            self.renew_floors(&snapshot);
+            self.settle_seen(&snapshot);
+            let floor = floors::higher(self.state.floor.clone(), self.adopted.clone(), &snapshot);
+            match snapshot.resolve(&floor) {
+                Resolved::None if self.seen.is_none() => return Ok(String::new()),
+                Resolved::At(position) if self.seen.is_none() => return Ok(position.to_string()),
+                Resolved::Lost { left } if self.seen.is_none() => return Ok(left.to_string()),
+                _ => {}
+            }
+            self.cluster.topology.want_position();
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Err(Refusal::new(
+                    RefusalKind::NoPrimary,
+                    "the position of the last write is not known yet: no primary has told its position since",
+                ));
+            }
+        }
+    }
+
+    /// Adopts a causal token: reads wait for it from now on.
+    ///
+    /// # Errors
+    /// When it is none, is of another system, or the primary's position cannot be asked for within
+    /// `monitor.timeout`.
+    pub(super) async fn adopt_token(&mut self, text: &str) -> Result<(), Refusal> {
+        if text.is_empty() {
+            self.adopted = Floor::None;
+            return Ok(());
+        }
+        let position: Position = text.parse().map_err(|fault| {
+            Refusal::new(
+                RefusalKind::InvalidSetting,
+                format!("invalid value for parameter \"pointsman.position\": {fault}"),
+            )
+        })?;
+        // What the primary has written since its last probe is no history that was thrown away:
+        // that can be told only by a probe sent after the token was made.
+        let asked = self.cluster.topology.probes.current();
+        let deadline = tokio::time::Instant::now() + self.patience();
+        loop {
+            let cluster = self.cluster.clone();
+            let changed = cluster.topology.changed.notified();
+            let snapshot = self.snapshot();
+            if let Some(newest) = snapshot.newest()
+                && !are_kin(&position, newest)
+            {
+                return Err(Refusal::new(
+                    RefusalKind::InvalidSetting,
+                    "invalid value for parameter \"pointsman.position\": it is of another system",
+                ));
+            }
+            if snapshot.samples.last().is_some_and(|sample| sample.number > asked) {
+                self.adopted =
+                    floors::higher(std::mem::take(&mut self.adopted), Floor::At(position), &snapshot);
+                return Ok(());
+            }
+            self.cluster.topology.want_position();
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Err(Refusal::new(
+                    RefusalKind::NoPrimary,
+                    "the position cannot be checked: no primary has told its own in time",
+                ));
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        self.cluster.config.load().monitor.timeout
+    }
+}
+
+/// `Some`: the floor was lost, this is what is left of it.
+fn renew(floor: &mut Floor, snapshot: &Snapshot) -> Option<Position> {
+    match snapshot.resolve(floor) {
+        Resolved::At(position) if !matches!(floor, Floor::At(_)) => {
+            *floor = Floor::At(position.into_owned());
+            None
+        }
+        Resolved::Lost { left } => {
+            *floor = Floor::At(left.clone());
+            Some(left)
+        }
+        _ => None,
+    }
+}
+
+/// Whether two positions are of one system, as far as they tell.
+fn are_kin(one: &Position, other: &Position) -> bool {
+    match (one, other) {
+        (Position::Postgres { system, .. }, Position::Postgres { system: other, .. }) => system == other,
+        (Position::Mysql(_), Position::Mysql(_)) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,264 @@
+//! What an error, a refusal or a lost server means for a request: another attempt, or an answer.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Session,
+    execute::{Attempt, Next},
+    state::ends_transaction,
+};
+use crate::{
+    pool::{Fate, Held},
+    protocol::{Fault, Forwarded, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
+    refusal::{Refusal, RefusalKind},
+    sql::{Access, Intent, Reason},
+    topology::{Role, State, board::Traffic},
+};
+
+/// How long a stopping server may take to be seen as stopped before its 57P01 is taken to have
+/// been meant for the client.
+const STOP_SEEN_WITHIN: Duration = Duration::from_secs(1);
+
+impl<P: Protocol> Session<P> {
+    /// Decides what a failed attempt means. `again` gets the request back for another one.
+    pub(super) async fn recover(
+        &mut self,
+        request: Request<P::Wire>,
+        attempt: &mut Attempt,
+        fault: Fault,
+        held: Held<P>,
+        again: &mut Option<Request<P::Wire>>,
+    ) -> Next {
+        match fault {
+            Fault::Refused(refused) => self.refused(request, attempt, refused, held, again).await,
+            Fault::Server { sent, forwarded, error } => {
+                self.server_lost(request, attempt, Loss { sent, forwarded, error }, held, again).await
+            }
+            other => Next::Over(Err(other)),
+        }
+    }
+
+    async fn refused(
+        &mut self,
+        request: Request<P::Wire>,
+        attempt: &mut Attempt,
+        refused: Refused,
+        held: Held<P>,
+        again: &mut Option<Request<P::Wire>>,
+    ) -> Next {
+        let (node, address, role) = (held.node, held.address().clone(), held.role);
+        let on_primary = role == Role::Primary;
+        let elsewhere = match refused.cause {
+            RefusedCause::Stopping => {
+                drop(held);
+                self.cluster.topology.report(&address, Traffic::Broken);
+                self.is_seen_to_yield(&address, role).await
+            }
+            RefusedCause::Writes if on_primary => {
+                held.release(Fate::Reuse, Instant::now());
+                let asked = attempt.run.asked_read_only || self.state.defaults.read_only == Some(true);
+                if !asked {
+                    self.cluster.topology.report(&address, Traffic::ReadOnly);
+                }
+                !asked && self.is_seen_to_yield(&address, role).await
+            }
+            cause => {
+                held.release(Fate::Reuse, Instant::now());
+                !on_primary && self.primary_may_differ(cause, attempt, &address)
+            }
+        };
+        if !elsewhere {
+            self.count(attempt, &address, role);
+            let transaction = self.after_refusal(&request.intent);
+            return Next::Over(self.frontend.deliver(request, refused, transaction).await);
+        }
+        match refused.cause {
+            RefusedCause::Stopping => {
+                self.cluster.metrics.retry("stopping");
+                attempt.resent = true;
+                attempt.exclude.push(node);
+            }
+            RefusedCause::Writes if on_primary => {
+                self.cluster.metrics.retry("read_only");
+                attempt.resent = true;
+            }
+            RefusedCause::Writes => {
+                let text = self.frontend.raw_text(&request).to_vec();
+                self.cluster.classifier.load().learn(self.database.id(), &text, Instant::now());
+                self.reroute(attempt, "writes", Reason::Learned);
+            }
+            RefusedCause::Standby => self.reroute(attempt, "standby", attempt.run.reason),
+            RefusedCause::MaybeStale => self.reroute(attempt, "stale", attempt.run.reason),
+            RefusedCause::Setting => self.reroute(attempt, "setting", attempt.run.reason),
+        }
+        attempt.refused = Some(refused);
+        *again = Some(request);
+        Next::Again
+    }
+
+    fn reroute(&self, attempt: &mut Attempt, label: &str, reason: Reason) {
+        self.cluster.metrics.reroute(label);
+        attempt.run.access = Access::Write;
+        attempt.run.reason = reason;
+    }
+
+    /// Whether the primary could answer otherwise than this replica did.
+    fn primary_may_differ(&self, cause: RefusedCause, attempt: &Attempt, address: &str) -> bool {
+        match cause {
+            // The client asked for read-only: this is its answer.
+            RefusedCause::Writes => !attempt.run.asked_read_only,
+            RefusedCause::Standby | RefusedCause::Setting => true,
+            RefusedCause::MaybeStale => {
+                let snapshot = self.cluster.topology.load();
+                let node = snapshot.find(address);
+                match (node.and_then(|node| node.position.as_ref()), snapshot.newest()) {
+                    (Some(has), Some(newest)) => snapshot.covers(has, newest) != Some(true),
+                    _ => true,
+                }
+            }
+            RefusedCause::Stopping => false,
+        }
+    }
+
+    /// Whether a server that ended a statement with 57P01, or refused it as read-only, is then seen
+    /// to stop or to lose its role; if it goes on serving, the error was meant for the client (hard
+    /// case 6).
+    async fn is_seen_to_yield(&self, address: &str, role: Role) -> bool {
+        let topology = &self.cluster.topology;
+        let before = topology.probes.current();
+        let deadline = tokio::time::Instant::now() + STOP_SEEN_WITHIN;
+        loop {
+            let changed = topology.changed.notified();
+            let snapshot = topology.load_full();
+            let Some(node) = snapshot.find(address) else { return true };
+            if node.role != role || matches!(node.state, State::Down | State::Fenced(_)) {
+                return true;
+            }
+            if node.measured.is_some_and(|(_, number)| number > before) {
+                return false;
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return false;
+            }
+        }
+    }
+
+    /// The connection broke, or its server may no longer be used.
+    async fn server_lost(
+        &mut self,
+        request: Request<P::Wire>,
+        attempt: &mut Attempt,
+        loss: Loss,
+        held: Held<P>,
+        again: &mut Option<Request<P::Wire>>,
+    ) -> Next {
+        let (node, address, role) = (held.node, held.address().clone(), held.role);
+        drop(held);
+        self.cluster.topology.report(&address, Traffic::Broken);
+        tracing::debug!(%address, error = %loss.error, "lost a server connection");
+        let intent = &request.intent;
+        // Of a transaction that is only begun nothing can have been committed.
+        let first = self.state.is_holding();
+        let open = (attempt.run.in_transaction || self.state.transaction != Transaction::Idle) && !first;
+        let pin_lost = attempt.kept && self.state.is_pinned();
+        let undone = first && intent.plain && intent.statements == 1 && !ends_transaction(intent);
+        let harmless = attempt.run.access == Access::Read || !loss.sent || role != Role::Primary || undone;
+        if !open && !pin_lost && harmless && loss.forwarded == Forwarded::Nothing {
+            self.cluster.metrics.retry("server_lost");
+            if attempt.run.access == Access::Read {
+                attempt.exclude.push(node);
+            }
+            *again = Some(request);
+            return Next::Again;
+        }
+        let in_doubt = loss.sent && role == Role::Primary && self.state.commits(intent).is_some();
+        let refusal = if in_doubt { in_doubt_refusal(&address) } else { lost_refusal(&address) };
+        if loss.forwarded == Forwarded::Torn {
+            self.state.forget_server();
+            return Next::Over(Err(Fault::Client(loss.error)));
+        }
+        if pin_lost {
+            self.state.forget_server();
+            let refusal = Refusal { fatal: true, ..refusal };
+            self.cluster.metrics.error(refusal.kind.label());
+            self.frontend.farewell(&refusal).await;
+            return Next::Over(Err(Fault::Client(loss.error)));
+        }
+        if open || first {
+            self.state.lose_transaction(Some(intent));
+        }
+        Next::Over(self.refuse(request, refusal).await)
+    }
+
+    /// After an error that was kept back: a transaction that was begun and not sent has failed.
+    fn after_refusal(&mut self, intent: &Intent) -> Transaction {
+        if self.state.is_holding() {
+            self.state.lose_transaction(Some(intent));
+        }
+        self.state.transaction
+    }
+
+    fn count(&mut self, attempt: &Attempt, address: &Arc<str>, role: Role) {
+        self.known(address, role).meter.statement(attempt.run.access, attempt.run.reason);
+        self.cluster.metrics.answered(attempt.run.access, attempt.waited, attempt.began.elapsed());
+        self.route.note(address, attempt.why, attempt.run.reason, attempt.waited);
+    }
+
+    /// No node could answer: the client gets a server's own error if there was one.
+    pub(super) async fn give_up(
+        &mut self,
+        request: Request<P::Wire>,
+        attempt: Attempt,
+        refusal: Refusal,
+    ) -> Result<(), Fault> {
+        if refusal.fatal {
+            self.cluster.metrics.error(refusal.kind.label());
+            self.frontend.farewell(&refusal).await;
+            return Err(Fault::Client(std::io::ErrorKind::ConnectionAborted.into()));
+        }
+        match attempt.refused {
+            Some(refused) => {
+                let transaction = self.after_refusal(&request.intent);
+                self.frontend.deliver(request, refused, transaction).await
+            }
+            None => self.refuse(request, refusal).await,
+        }
+    }
+
+    /// Answers with an error of the proxy's own.
+    pub(super) async fn refuse(&mut self, request: Request<P::Wire>, refusal: Refusal) -> Result<(), Fault> {
+        self.cluster.metrics.error(refusal.kind.label());
+        tracing::info!(
+            cluster = %self.cluster.name,
+            user = %self.registered.entry.user,
+            kind = refusal.kind.label(),
+            "refused a statement: {}", refusal.message
+        );
+        if self.kept.is_none() && (self.state.is_holding() || self.state.transaction == Transaction::Open) {
+            // As after any error in a transaction; no server has anything of this one.
+            self.state.lose_transaction(Some(&request.intent));
+        }
+        self.frontend.refuse(request, &refusal, self.state.transaction).await
+    }
+}
+
+struct Loss {
+    sent: bool,
+    forwarded: Forwarded,
+    error: std::io::Error,
+}
+
+fn in_doubt_refusal(address: &str) -> Refusal {
+    Refusal::new(
+        RefusalKind::InDoubt,
+        format!("the server {address} was lost before it said whether the statement was committed"),
+    )
+    .with_hint("Look whether it took effect before sending it again.")
+}
+
+fn lost_refusal(address: &str) -> Refusal {
+    Refusal::new(RefusalKind::ServerLost, format!("the connection to the server {address} was lost"))
+}

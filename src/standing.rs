@@ -1,0 +1,74 @@
+//! Whether a server may go on answering on connections that are open already.
+//!
+//! A pool is one node in one role. When the node is fenced or loses that role the pool's standing
+//! falls for good and whoever waits for an answer there is woken: nothing that arrives afterwards
+//! is handed on (hard case 1). A node that comes back gets a new pool.
+
+use std::{
+    sync::atomic::{AtomicU8, Ordering},
+    task::{Context, Poll},
+};
+
+use crate::session::cancel::Entry;
+
+const FENCED: u8 = 1;
+const DOWN: u8 = 2;
+
+/// What is known of a pool's node that concerns its open connections.
+#[derive(Debug, Default)]
+pub struct Standing(AtomicU8);
+
+impl Standing {
+    /// Takes the right to answer away, for good.
+    pub fn fence(&self) {
+        self.0.fetch_or(FENCED, Ordering::AcqRel);
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        self.0.load(Ordering::Acquire) & FENCED != 0
+    }
+
+    /// The node does not answer probes, or does again: a request that another node could answer
+    /// need not wait for it.
+    pub fn set_down(&self, down: bool) {
+        if down {
+            self.0.fetch_or(DOWN, Ordering::AcqRel);
+        } else {
+            self.0.fetch_and(!DOWN, Ordering::AcqRel);
+        }
+    }
+
+    fn has_lost(&self, movable: bool) -> bool {
+        let given_up = if movable { FENCED | DOWN } else { FENCED };
+        self.0.load(Ordering::Acquire) & given_up != 0
+    }
+}
+
+/// The standing of the server that runs a session's request.
+#[derive(Clone, Copy)]
+pub struct Watch<'a> {
+    standing: &'a Standing,
+    entry: &'a Entry,
+}
+
+impl<'a> Watch<'a> {
+    /// `entry` is the session's: whoever changes a standing wakes all sessions.
+    pub fn new(standing: &'a Standing, entry: &'a Entry) -> Self {
+        Self { standing, entry }
+    }
+
+    /// Whether the server's answer may no longer be handed on. `movable`: another node can still
+    /// be asked, so that one that is down need not be waited for.
+    pub fn is_over(&self, movable: bool) -> bool {
+        self.standing.has_lost(movable)
+    }
+
+    /// Ready when [`Self::is_over`]; registers the task's waker otherwise.
+    pub fn poll_over(&self, context: &mut Context<'_>, movable: bool) -> Poll<()> {
+        if self.is_over(movable) {
+            return Poll::Ready(());
+        }
+        self.entry.register(context);
+        if self.is_over(movable) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}

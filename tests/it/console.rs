@@ -1,0 +1,269 @@
+//! What a person on call types into psql and mysql.
+
+use std::{
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use pointsman::demo::Port;
+
+use crate::support::{Session, Stage, client, code, eventually};
+
+/// The console's doors before a stage.
+struct Console {
+    stage: Stage,
+    postgres: Port,
+    mysql: Port,
+}
+
+const USERS: &str = "admin.users = [{ name = 'root', password = 'open-sesame' }]";
+
+impl Console {
+    async fn open(sql: &str, settings: &[&str]) -> Self {
+        let (postgres, mysql) = (Port::claim().expect("a port"), Port::claim().expect("a port"));
+        let doors = [
+            format!("admin.postgres = '127.0.0.1:{}'", postgres.number()),
+            format!("admin.mysql = '127.0.0.1:{}'", mysql.number()),
+        ];
+        let mut all: Vec<&str> = doors.iter().map(String::as_str).collect();
+        all.push(USERS);
+        all.extend(settings);
+        Self { stage: Stage::set(sql, &all).await, postgres, mysql }
+    }
+
+    fn dsn(&self, user: &str, password: &str) -> String {
+        let port = self.postgres.number();
+        format!("host=127.0.0.1 port={port} user={user} password={password} dbname=whatever")
+    }
+
+    async fn session(&self) -> Session {
+        Session::open(&self.dsn("root", "open-sesame")).await
+    }
+
+    fn psql(&self, command: &str) -> Output {
+        let dsn = self.dsn("root", "open-sesame");
+        Command::new("psql")
+            .args(["-X", "-A", "-F,", &dsn, "-c", command])
+            .output()
+            .expect("psql is installed")
+    }
+
+    fn mysql(&self, password: &str, command: &str) -> Output {
+        let port = format!("--port={}", self.mysql.number());
+        let password = format!("--password={password}");
+        let fixed = ["--no-defaults", "--host=127.0.0.1", "--user=root", "--batch", "--skip-auto-rehash"];
+        Command::new("mysql")
+            .args(fixed)
+            .args([&port, &password, "--database=whatever", "-e", command])
+            .output()
+            .expect("mysql is installed")
+    }
+
+    /// The cells of a column of `SHOW …`.
+    fn column(&self, what: &str, column: &str) -> Vec<String> {
+        let text = String::from_utf8(self.psql(&format!("SHOW {what}")).stdout).expect("text");
+        let mut lines = text.lines();
+        let at = lines.next().and_then(|head| head.split(',').position(|name| name == column));
+        let at = at.unwrap_or_else(|| panic!("no column {column} in {text}"));
+        lines
+            .filter(|line| !line.starts_with('('))
+            .map(|line| line.split(',').nth(at).unwrap_or("").to_owned())
+            .collect()
+    }
+}
+
+fn said(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[tokio::test]
+async fn both_doors_show_the_same_nodes() {
+    let console = Console::open("", &[]).await;
+
+    let head = "cluster,node,role,state,lag_seconds,lag_bytes,weight,timeline,in_use,idle,waiters";
+    let psql = console.psql("SHOW NODES;");
+    assert!(said(&psql).starts_with(head), "{}", said(&psql));
+    let mysql = console.mysql("open-sesame", "show nodes");
+    assert!(said(&mysql).replace('\t', ",").starts_with(head), "{}", said(&mysql));
+
+    assert_eq!(console.column("NODES", "role"), ["primary", "replica", "replica"]);
+    assert_eq!(said(&mysql).matches("\treplica\tup\t").count(), 2, "{}", said(&mysql));
+}
+
+#[tokio::test]
+async fn every_show_answers_on_both_doors() {
+    let console = Console::open("CREATE TABLE t (x int)", &[]).await;
+    let session = console.stage.session().await;
+    session.run("INSERT INTO t VALUES (1)").await;
+
+    for what in [
+        "POOLS",
+        "CLIENTS",
+        "SERVERS",
+        "STATS",
+        "ROUTES",
+        "CONFIG",
+        "DATABASES",
+        "LISTS",
+        "EVENTS",
+        "VERSION",
+        "HELP",
+    ] {
+        let (psql, mysql) =
+            (console.psql(&format!("SHOW {what}")), console.mysql("open-sesame", &format!("SHOW {what}")));
+        assert!(
+            psql.status.success() && psql.stdout.iter().filter(|byte| **byte == b'\n').count() > 2,
+            "{what}: {}",
+            said(&psql)
+        );
+        assert!(
+            mysql.status.success() && mysql.stdout.iter().filter(|byte| **byte == b'\n').count() > 1,
+            "{what}: {}",
+            said(&mysql)
+        );
+        assert!(!said(&psql).contains("open-sesame"), "{what} shows a secret");
+    }
+    let pools = console.column("POOLS", "user");
+    assert!(pools.contains(&"app".to_owned()), "{pools:?}");
+}
+
+#[tokio::test]
+async fn drivers_with_the_extended_protocol_get_typed_columns() {
+    let console = Console::open("", &[]).await;
+    let client = client::connect(&console.dsn("root", "open-sesame")).await.expect("it lets us in");
+
+    let rows = client.query("SHOW NODES", &[]).await.expect("it answers");
+
+    let in_use: Vec<i64> = rows.iter().map(|row| row.get("in_use")).collect();
+    assert_eq!(in_use.len(), 3);
+    let weight: f64 = rows[1].get("weight");
+    assert!(weight > 0.0);
+}
+
+#[tokio::test]
+async fn nobody_comes_in_without_the_password() {
+    let console = Console::open("", &[]).await;
+
+    for (user, password) in [("root", "wrong"), ("nobody", "open-sesame"), ("app", "app-pw")] {
+        let error = client::connect(&console.dsn(user, password)).await.err();
+        assert_eq!(error.as_ref().map(code).as_deref(), Some("28P01"), "{user}");
+    }
+    let mysql = console.mysql("wrong", "SHOW NODES");
+    assert!(!mysql.status.success() && !said(&mysql).contains("primary"), "{}", said(&mysql));
+}
+
+#[tokio::test]
+async fn the_console_is_closed_while_it_has_no_users() {
+    let mut console = Console::open("", &[]).await;
+    let before = console.psql("SHOW VERSION");
+    assert!(before.status.success(), "{}", said(&before));
+
+    console.stage.proxy.reload(&["admin.users = []"]);
+
+    eventually("the doors are closed", async || {
+        !console.psql("SHOW VERSION").status.success()
+            && !console.mysql("open-sesame", "SHOW VERSION").status.success()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_console_has_no_way_to_the_data() {
+    let console = Console::open("CREATE TABLE t (x int)", &[]).await;
+
+    for command in ["SELECT * FROM t", "INSERT INTO t VALUES (1)", "DROP TABLE t"] {
+        assert!(!console.psql(command).status.success(), "{command}");
+        assert!(!console.mysql("open-sesame", command).status.success(), "{command}");
+    }
+}
+
+#[tokio::test]
+async fn a_drained_or_banned_node_gets_nothing_new_within_a_second() {
+    let console = Console::open("", &[]).await;
+    let session = console.stage.session().await;
+    let node = console.stage.cluster.node(1).address();
+    let port = console.stage.replica_ports()[0];
+
+    for (away, back) in [("DRAIN", "UNDRAIN"), ("BAN", "UNBAN")] {
+        let done = console.psql(&format!("{away} {node}"));
+        assert!(done.status.success(), "{}", said(&done));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for _ in 0..50 {
+            assert_ne!(session.port().await, port, "after {away}");
+        }
+        assert!(console.psql(&format!("{back} {node}")).status.success());
+        eventually("it is used again", async || session.port().await == port).await;
+    }
+    assert!(!console.psql("DRAIN nowhere:1").status.success());
+}
+
+#[tokio::test]
+async fn pause_waits_for_transactions_then_holds_and_resume_lets_go() {
+    let console = Console::open("CREATE TABLE t (x int)", &[]).await;
+    let (busy, other) = (console.stage.session().await, console.stage.session().await);
+    busy.run("BEGIN; INSERT INTO t VALUES (1)").await;
+    let admin = console.session().await;
+    let pause = tokio::spawn(async move {
+        admin.run("PAUSE").await;
+        admin
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!pause.is_finished(), "a transaction is open");
+
+    let held = tokio::spawn(async move {
+        other.run("INSERT INTO t VALUES (3)").await;
+        other.value("SELECT count(*) FROM t").await
+    });
+    busy.run("INSERT INTO t VALUES (2)").await;
+    busy.run("COMMIT").await;
+    let admin = pause.await.expect("it pauses");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!held.is_finished(), "new statements wait");
+    assert_eq!(console.stage.database.ask(0, "SELECT count(*) FROM t"), "2");
+
+    admin.run("RESUME").await;
+
+    assert_eq!(held.await.expect("it goes on"), "3");
+}
+
+#[tokio::test]
+async fn kill_ends_a_client_and_what_it_runs() {
+    let console = Console::open("", &[]).await;
+    let session = console.stage.session().await;
+    let began = Instant::now();
+    let running = tokio::spawn(async move { session.try_run("SELECT pg_sleep(60)").await });
+    let id = || {
+        let (ids, states) = (console.column("CLIENTS", "id"), console.column("CLIENTS", "state"));
+        states.iter().position(|state| state == "active").map(|at| ids[at].clone())
+    };
+    eventually("it runs", async || id().is_some()).await;
+    let id = id().expect("it runs for a minute");
+
+    let killed = console.mysql("open-sesame", &format!("KILL {id}"));
+
+    assert!(killed.status.success(), "{}", said(&killed));
+    assert!(running.await.expect("no panic").is_err());
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert!(!console.psql("KILL 1").status.success());
+}
+
+#[tokio::test]
+async fn reload_says_what_is_wrong_with_the_file() {
+    let console = Console::open("", &[]).await;
+    assert!(console.psql("RELOAD").status.success());
+
+    console.stage.proxy.write_text("[[cluster]]\nnonsense = true\n");
+    let refused = console.psql("RELOAD");
+
+    assert!(!refused.status.success() && said(&refused).contains("nonsense"), "{}", said(&refused));
+}
+
+#[tokio::test]
+async fn shutdown_ends_the_proxy() {
+    let mut console = Console::open("", &[]).await;
+
+    let said_so = console.psql("SHUTDOWN");
+
+    assert!(said_so.status.success(), "{}", said(&said_so));
+    assert!(console.stage.proxy.wait().success());
+}

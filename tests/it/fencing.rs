@@ -1,0 +1,138 @@
+//! A node that lost the primary's role gets nothing more, not even on connections that are open.
+
+use std::time::Duration;
+
+use pointsman::demo::servers::{PgCluster, Stop};
+
+use crate::support::{Database, Proxy, cluster, eventually, link::Link};
+
+const TABLE: &str = "CREATE TABLE t (x int)";
+const OPEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND xact_start IS NOT NULL";
+
+/// Promotes node 1 beside node 0, which goes on as a primary of its own, once node 1 has all that
+/// node 0 has.
+fn promote_beside(cluster: &PgCluster) {
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    cluster.promote(1).expect("a replica takes over");
+}
+
+#[tokio::test]
+async fn a_transaction_open_on_the_old_primary_is_ended_when_another_takes_over() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+    session.run("BEGIN").await;
+    session.run("INSERT INTO t VALUES (1)").await;
+
+    promote_beside(&cluster);
+    let open = || cluster.node(0).sql("postgres", OPEN).expect("it answers");
+    eventually("the old primary has nothing open", async || open() == "0").await;
+
+    assert_eq!(session.error("COMMIT").await, "08006");
+    eventually("the session goes on", async || session.try_run("INSERT INTO t VALUES (2)").await.is_ok())
+        .await;
+    assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "0");
+    assert_eq!(cluster.node(1).sql(&database.name, "SELECT x FROM t").expect("it answers"), "2");
+}
+
+#[tokio::test]
+async fn a_session_pinned_to_the_old_primary_is_ended() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let pinned = proxy.session(&database.name).await;
+    pinned.run("CREATE TEMP TABLE mine (x int)").await;
+
+    promote_beside(&cluster);
+    proxy.wait_for_log("no longer the primary").await;
+
+    let error = pinned.error("INSERT INTO mine VALUES (1)").await;
+    assert!(["08006", "connection closed"].contains(&error.as_str()), "{error}");
+    let session = proxy.session(&database.name).await;
+    eventually("others write", async || session.try_run("INSERT INTO t VALUES (2)").await.is_ok()).await;
+    assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "0");
+}
+
+#[tokio::test]
+async fn a_commit_on_its_way_when_the_primary_is_replaced_is_in_doubt_and_one_not_sent_is_not_sent() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let link = Link::to(&cluster.node(0).address());
+    let nodes = [link.address(), cluster.node(1).address()];
+    let proxy = Proxy::start_unready(&nodes, &["cluster.monitor.timeout = '200ms'"]);
+    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let (sent, unsent) = (proxy.session(&database.name).await, proxy.session(&database.name).await);
+    for (session, x) in [(&sent, 1), (&unsent, 2)] {
+        session.run("BEGIN").await;
+        session.run(&format!("INSERT INTO t VALUES ({x})")).await;
+    }
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+
+    link.stall();
+    let commit = tokio::spawn(async move { sent.error("COMMIT").await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    cluster.promote(1).expect("a replica takes over");
+
+    assert_eq!(commit.await.expect("the session does not panic"), "08007");
+    assert_eq!(unsent.error("COMMIT").await, "08006");
+    link.resume();
+    let written = || cluster.node(0).sql(&database.name, "SELECT string_agg(x::text, ',') FROM t");
+    eventually("the commit that was sent arrives", async || written().is_ok_and(|rows| rows == "1")).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(written().expect("it answers"), "1", "the other one was sent too");
+}
+
+#[tokio::test]
+async fn an_old_primary_that_comes_back_writable_gets_not_one_statement() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    cluster.promote(1).expect("a replica takes over");
+    cluster.follow(2, 1).expect("the other follows");
+    session.run("INSERT INTO t VALUES (1)").await;
+
+    cluster.start_node(0).expect("it comes back, and takes writes");
+    proxy.wait_for_log("fenced").await;
+    let old = cluster.node(0).address();
+    for x in 2..20 {
+        session.run(&format!("INSERT INTO t VALUES ({x})")).await;
+        session.run("SELECT count(*) FROM t").await;
+        session.run("/* pointsman: primary */ SELECT count(*) FROM t").await;
+        session.run("BEGIN READ ONLY; SELECT count(*) FROM t; COMMIT").await;
+        assert_eq!(
+            session.error(&format!("/* pointsman: node={old} */ SELECT count(*) FROM t")).await,
+            "42704"
+        );
+    }
+
+    assert_eq!(database.calls("FROM t").0[0], 0, "it answered a read");
+    assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "0");
+    let label = format!("node=\"{old}\"");
+    assert_eq!(proxy.metric("pointsman_node_state", &[&label, "state=\"fenced\""]), 1.0);
+    assert_eq!(proxy.metric("pointsman_node_role", &[&label, "role=\"primary\""]), 0.0);
+}
+
+#[tokio::test]
+async fn a_promotion_beside_a_primary_that_has_more_stops_all_writes() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let proxy = Proxy::start(&cluster, &["cluster.failover.hold = '300ms'"]).await;
+    let session = proxy.session(&database.name).await;
+    cluster.pause_replay(1).expect("replay can be paused");
+    session.run("INSERT INTO t VALUES (1)").await;
+    eventually("the proxy has seen it", async || !session.value("SHOW pointsman.position").await.is_empty())
+        .await;
+
+    // It is cut off first, so that it is promoted without what was acknowledged.
+    cluster.follow_address(1, "127.0.0.1", 1).expect("it streams from nobody");
+    cluster.resume_replay(1).expect("replay goes on");
+    cluster.node(1).sql("postgres", "SELECT 1").expect("it answers");
+    cluster.promote(1).expect("somebody promotes it");
+
+    proxy.wait_for_log("stop one of them").await;
+    assert_eq!(session.error("INSERT INTO t VALUES (2)").await, "57P03");
+}
