@@ -9,9 +9,10 @@ use std::{future::Future, io, sync::Arc};
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 
+/// What a cancel request has to name, for the protocols to read and write.
+pub use crate::session::cancel::CancelKey;
 use crate::{
     refusal::Refusal,
-    session::cancel::CancelKey,
     sql::{
         Dialect, Intent,
         catalog::Catalog,

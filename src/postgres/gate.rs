@@ -130,6 +130,11 @@ pub struct Origins {
 }
 
 impl Origins {
+    /// Of a client without a cluster: what fuzzing reads with.
+    pub(super) fn detached() -> Self {
+        Self { shared: Arc::default(), user: "app".into(), database: "app".into() }
+    }
+
     fn new(gate: &Gate, identity: &Identity<super::Postgres>) -> Self {
         Self { shared: gate.shared.clone(), user: identity.user.clone(), database: identity.database.clone() }
     }

@@ -7,6 +7,8 @@ mod catalog;
 mod encode;
 mod frame;
 mod frontend;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 pub mod login;
 pub mod message;
@@ -30,11 +32,10 @@ pub use self::{
 use self::{batch::Kind, login::Accepted, relay::Relay};
 use crate::{
     protocol::{
-        self, Answer, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused, Reply,
-        Request, Terms, Transaction, TurnedAway, Welcomed,
+        self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused,
+        Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
     },
     refusal::Refusal,
-    session::cancel::CancelKey,
     sql::{Dialect, catalog::Catalog},
     topology::{Facts, ProbeFault, Role},
 };

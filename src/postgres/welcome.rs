@@ -11,9 +11,8 @@ use super::{
     settings::{Carried, Settings, quote_literal},
 };
 use crate::{
-    protocol::{Fault, ReaderContext, Welcomed},
+    protocol::{CancelKey, Fault, ReaderContext, Welcomed},
     refusal::{Refusal, RefusalKind},
-    session::cancel::CancelKey,
     sql::{
         Isolation,
         effects::{ProxyCommand, TransactionModes},
