@@ -17,6 +17,7 @@ mod failover_basic;
 mod fencing;
 mod freshness;
 mod http;
+mod limits;
 mod login;
 mod metrics;
 mod mysql_failover;
