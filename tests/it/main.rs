@@ -3,6 +3,7 @@
 mod support;
 
 mod bad_input;
+mod both;
 mod cancel;
 mod catalog;
 mod command_route;
