@@ -48,12 +48,15 @@ pub struct Cluster<P: Protocol> {
     /// Statements waiting for a node.
     pub line: Line,
     /// What `user` reads must not be behind of.
-    user_floors: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<SharedFloors>>>,
+    user_floors: Mutex<HashMap<FloorKey, Arc<SharedFloors>>>,
 }
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
 /// position, the replicas until they have replayed it.
 const WANTED_FOR: Duration = Duration::from_millis(200);
+
+/// User and database.
+type FloorKey = (Arc<str>, Arc<str>);
 
 /// User, database and flavour.
 type PoolKey = (Arc<str>, Arc<str>, u64);
@@ -311,7 +314,9 @@ impl<P: Protocol> Cluster<P> {
         let Some(target) = entry.begin_cancel() else { return };
         let link = self.link.load_full();
         let timeout = self.config.load().monitor.timeout;
-        let sent = tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, identity, &target.key)).await;
+        let sent =
+            tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, identity, &target.key))
+                .await;
         if !matches!(sent, Ok(Ok(()))) {
             tracing::info!(cluster = %self.name, node = %target.address, "a cancel request could not be handed on");
         }

@@ -9,8 +9,7 @@ use crate::{
     cluster::Cluster,
     config::HostPort,
     protocol::{
-        Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway,
-        Welcomed,
+        Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway, Welcomed,
     },
     refusal::{Refusal, RefusalKind},
     route::{self, Consistency, Floor, Question},

@@ -87,10 +87,7 @@ pub fn given_up() -> io::Error {
 ///
 /// # Errors
 /// Those of the step; [`Fault::Server`] when the server was given up.
-pub async fn watched<T>(
-    watch: Watch<'_>,
-    step: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
+pub async fn watched<T>(watch: Watch<'_>, step: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
     let mut step = std::pin::pin!(step);
     std::future::poll_fn(|cx| match step.as_mut().poll(cx) {
         Poll::Pending => watch.poll_over(cx, false).map(|()| Err(unsent())),

@@ -285,7 +285,11 @@ impl Tls {
     }
 }
 
-fn tls_parameters(mode: TlsMode, identity: Option<&Identity>, ca: Option<&PathBuf>) -> crate::tls::Parameters {
+fn tls_parameters(
+    mode: TlsMode,
+    identity: Option<&Identity>,
+    ca: Option<&PathBuf>,
+) -> crate::tls::Parameters {
     use crate::tls::Mode;
     crate::tls::Parameters {
         mode: match mode {

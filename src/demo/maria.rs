@@ -394,7 +394,10 @@ impl MariaNode {
     /// With what the client says.
     pub fn sql(&self, database: &str, sql: &str) -> Result<String, ServerError> {
         let mut client = Command::new(program("mariadb")?);
-        client.args(["--no-defaults", "-N", "-B", "-u", "root", "--delimiter=$$", "-S"]).arg(&self.socket).args(["-e", sql]);
+        client
+            .args(["--no-defaults", "-N", "-B", "-u", "root", "--delimiter=$$", "-S"])
+            .arg(&self.socket)
+            .args(["-e", sql]);
         if !database.is_empty() {
             client.arg(database);
         }
@@ -451,7 +454,8 @@ mod tests {
 
     #[test]
     fn a_primary_with_two_replicas_starts_replicates_and_fails_over() {
-        let cluster = MariaCluster::start(MariaOptions { replicas: 2, ..MariaOptions::default() }).expect("it starts");
+        let cluster =
+            MariaCluster::start(MariaOptions { replicas: 2, ..MariaOptions::default() }).expect("it starts");
         cluster.node(0).sql("app", "CREATE TABLE t AS SELECT 1 AS x").expect("the primary takes writes");
         cluster.wait_until_caught_up(0).expect("replicas follow");
         assert_eq!(cluster.node(2).sql("app", "SELECT x FROM t").expect("a replica serves reads"), "1");

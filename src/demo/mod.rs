@@ -3,10 +3,10 @@
 //! [`servers`] is also what the tests stand on.
 
 mod binaries;
+pub mod maria;
 mod node;
 mod ports;
 mod process;
-pub mod maria;
 pub mod servers;
 mod stage;
 mod workload;
@@ -22,8 +22,8 @@ pub use process::{Keeper, Signal, signal, signal_tree, wait_for_exit};
 use servers::{APP, MONITOR, ServerError};
 pub use stage::DemoEngine;
 use stage::Servers;
-pub use workload::{Count, Counts};
 use workload::Client;
+pub use workload::{Count, Counts};
 
 const REPLICAS: usize = 2;
 /// The proxy has found its servers by then, or never will.
@@ -58,7 +58,12 @@ pub struct Proxy<S, E> {
 ///
 /// # Errors
 /// When the servers or the proxy do not start, or a statement of the workload gets no answer.
-pub fn run<S, E>(engine: DemoEngine, once: bool, proxy: Proxy<S, E>, out: &mut dyn Write) -> Result<(), DemoError>
+pub fn run<S, E>(
+    engine: DemoEngine,
+    once: bool,
+    proxy: Proxy<S, E>,
+    out: &mut dyn Write,
+) -> Result<(), DemoError>
 where
     S: FnOnce(&str) -> Result<(), String> + Send,
     E: Fn(),

@@ -139,7 +139,17 @@ impl Servers {
             Self::Postgres { binaries, .. } => {
                 let mut command = binaries.command("psql");
                 command
-                    .args(["-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", &port.to_string()])
+                    .args([
+                        "-X",
+                        "-q",
+                        "-At",
+                        "-v",
+                        "ON_ERROR_STOP=1",
+                        "-h",
+                        "127.0.0.1",
+                        "-p",
+                        &port.to_string(),
+                    ])
                     .args(["-U", APP.name, "-d", APP.name])
                     .env("PGPASSWORD", APP.password)
                     .env("PGAPPNAME", "pointsman demo");
@@ -148,7 +158,16 @@ impl Servers {
             Self::Mysql(_) => {
                 let mut command = Command::new(maria::program("mariadb")?);
                 command
-                    .args(["--no-defaults", "-N", "-B", "--unbuffered", "-h", "127.0.0.1", "-P", &port.to_string()])
+                    .args([
+                        "--no-defaults",
+                        "-N",
+                        "-B",
+                        "--unbuffered",
+                        "-h",
+                        "127.0.0.1",
+                        "-P",
+                        &port.to_string(),
+                    ])
                     .args(["-u", APP.name, APP.name])
                     .env("MYSQL_PWD", APP.password);
                 Ok(command)

@@ -76,7 +76,10 @@ pub(super) fn run(servers: &Servers, port: u16) -> Result<Counts, ServerError> {
     thread::scope(|scope| {
         let writer = scope.spawn(|| session(servers, port, servers.statements().write, WRITES, WRITE_PAUSE));
         let readers: Vec<_> = (0..READERS)
-            .map(|_| scope.spawn(|| session(servers, port, servers.statements().read, READS_PER_READER, READ_PAUSE)))
+            .map(|_| {
+                scope
+                    .spawn(|| session(servers, port, servers.statements().read, READS_PER_READER, READ_PAUSE))
+            })
             .collect();
         let mut counts = Counts::new();
         for port in joined(writer)? {
@@ -107,6 +110,8 @@ fn session(
         .collect()
 }
 
-fn joined(session: thread::ScopedJoinHandle<'_, Result<Vec<u16>, ServerError>>) -> Result<Vec<u16>, ServerError> {
+fn joined(
+    session: thread::ScopedJoinHandle<'_, Result<Vec<u16>, ServerError>>,
+) -> Result<Vec<u16>, ServerError> {
     session.join().unwrap_or_else(|_| Err(io::Error::other("a session of the workload panicked").into()))
 }

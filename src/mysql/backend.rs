@@ -11,7 +11,9 @@ use super::{
         Credentials,
         server::{Connected, Exchange, Greeting},
     },
-    packet::{self, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, capability as can, lenenc, lenenc_bytes, status},
+    packet::{
+        self, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, capability as can, lenenc, lenenc_bytes, status,
+    },
     prepared::ServerStatements,
     settings::{Settings, Steps},
 };
@@ -69,7 +71,13 @@ pub struct Backend {
 pub(super) type Row = Vec<Option<String>>;
 
 impl Backend {
-    pub(super) fn new(connected: Connected, address: &str, role: Role, link: &Link, identity: &Identity<super::Mysql>) -> Self {
+    pub(super) fn new(
+        connected: Connected,
+        address: &str,
+        role: Role,
+        link: &Link,
+        identity: &Identity<super::Mysql>,
+    ) -> Self {
         Self {
             stream: connected.stream,
             inbox: connected.inbox,
@@ -246,7 +254,8 @@ impl Backend {
         self.bare = true;
         let multi_statements = self.carried.multi_statements;
         let schema = self.carried.schema.clone();
-        let fresh = Settings::default().with_schema(schema.as_deref()).with_multi_statements(multi_statements);
+        let fresh =
+            Settings::default().with_schema(schema.as_deref()).with_multi_statements(multi_statements);
         self.carried = Arc::new(fresh);
     }
 

@@ -32,7 +32,14 @@ WHERE delete_rule IN ('CASCADE', 'SET NULL') OR update_rule IN ('CASCADE', 'SET 
 
 /// Words in a body that may leave state in the connection, or hide what would.
 const TELLTALES: [&str; 9] = [
-    "get_lock", "temporary", "prepare", "execute", "last_insert_id", "release_lock", "handler", "sql_calc_found_rows",
+    "get_lock",
+    "temporary",
+    "prepare",
+    "execute",
+    "last_insert_id",
+    "release_lock",
+    "handler",
+    "sql_calc_found_rows",
     "call",
 ];
 
@@ -88,9 +95,11 @@ fn read_functions(rows: &[Row], catalog: &mut Catalog) {
         let Some(name) = text(row, 0) else { continue };
         let body = text(row, 2).map(str::to_lowercase);
         let declares_writes = text(row, 1) == Some("MODIFIES SQL DATA");
-        let writes = declares_writes || body.as_deref().is_none_or(|body| words(body).any(|word| WRITES.contains(&word)));
+        let writes = declares_writes
+            || body.as_deref().is_none_or(|body| words(body).any(|word| WRITES.contains(&word)));
         let touches = body.as_deref().is_none_or(|body| tells(body, &Catalog::default()));
-        let entry = catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
+        let entry =
+            catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
         entry.writes |= writes;
         entry.touches |= touches;
     }

@@ -65,7 +65,11 @@ pub struct Tail {
 pub enum Cut {
     /// More bytes are needed.
     Short,
-    Command { code: u8, length: usize, tail: Option<Tail> },
+    Command {
+        code: u8,
+        length: usize,
+        tail: Option<Tail>,
+    },
 }
 
 /// Finds the first command of `data`.
@@ -86,8 +90,7 @@ pub fn cut(data: &[u8]) -> Result<Cut, Refusal> {
         _ => GATHERED,
     };
     let mut at = 0;
-    loop {
-        let Some(header) = packet::header(&data[at..]) else { break };
+    while let Some(header) = packet::header(&data[at..]) {
         let end = at + header.total();
         let continues = header.length == MAX_PAYLOAD;
         if end > data.len() {

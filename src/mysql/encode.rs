@@ -28,7 +28,8 @@ pub(super) fn command(
     data: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), Fault> {
-    let Some((id, statement)) = command.statement.as_ref().filter(|_| command.code != code::STMT_PREPARE) else {
+    let Some((id, statement)) = command.statement.as_ref().filter(|_| command.code != code::STMT_PREPARE)
+    else {
         if !backend.closing.is_empty() {
             backend.put_closing(out);
             out.extend_from_slice(data);
@@ -213,7 +214,11 @@ mod tests {
         put_execute(&data, 77, 1, &[3, 0], &mut out).expect("it is short");
 
         let mut expected = Vec::new();
-        packet::put_command(&mut expected, code::STMT_EXECUTE, &[77, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 0, b'v']);
+        packet::put_command(
+            &mut expected,
+            code::STMT_EXECUTE,
+            &[77, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 0, b'v'],
+        );
         assert_eq!(out, expected);
     }
 

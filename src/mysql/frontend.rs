@@ -1,12 +1,7 @@
 //! Our end of a client's connection: cuts commands out of what arrives and knows what the client
 //! was told.
 
-use std::{
-    collections::HashMap,
-    io,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::HashMap, io, sync::Arc, time::Instant};
 
 use tokio::io::AsyncWriteExt;
 
@@ -124,7 +119,9 @@ impl Frontend {
     async fn drop_tail(&mut self) -> Result<(), Fault> {
         while let Some(mut tail) = self.tail {
             if tail.rest > 0 {
-                if self.inbox.is_empty() && self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0 {
+                if self.inbox.is_empty()
+                    && self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0
+                {
                     return Err(Fault::Client(eof()));
                 }
                 let part = tail.rest.min(self.inbox.len());
@@ -202,7 +199,11 @@ impl Frontend {
             }
             code::CHANGE_USER => self.change_user(&argument).await.map(Some),
             _ => {
-                self.reject(RefusalKind::Unsupported, format!("the proxy does not pass on command {code:#04x}")).await?;
+                self.reject(
+                    RefusalKind::Unsupported,
+                    format!("the proxy does not pass on command {code:#04x}"),
+                )
+                .await?;
                 Ok(None)
             }
         }
@@ -268,7 +269,11 @@ impl Frontend {
     fn behind(&self, intent: Arc<Intent>) -> Arc<Intent> {
         let [Effect::Execute { name }] = &intent.effects[..] else {
             let hidden = intent.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. }));
-            return if hidden { Arc::new(Intent { access: Access::Write, reason: Reason::Command, ..Intent::clone(&intent) }) } else { intent };
+            return if hidden {
+                Arc::new(Intent { access: Access::Write, reason: Reason::Command, ..Intent::clone(&intent) })
+            } else {
+                intent
+            };
         };
         let mut behind = match self.own.get(name) {
             Some((_, inner)) => Intent::clone(inner),
@@ -292,7 +297,8 @@ impl Frontend {
 
     async fn prepare(&mut self, text: &[u8]) -> Result<Option<Request<Command>>, Fault> {
         if self.statements.is_full() {
-            let message = format!("Can't create more than {} prepared statements", super::prepared::MAX_STATEMENTS);
+            let message =
+                format!("Can't create more than {} prepared statements", super::prepared::MAX_STATEMENTS);
             self.reject(RefusalKind::DuplicateStatement, message).await?;
             return Ok(None);
         }
@@ -315,7 +321,9 @@ impl Frontend {
     }
 
     async fn execute(&mut self, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
-        let (Some((id, _)), Some(&flags)) = (u32_le(argument), argument.get(4)) else { return Err(malformed()) };
+        let (Some((id, _)), Some(&flags)) = (u32_le(argument), argument.get(4)) else {
+            return Err(malformed());
+        };
         let mut wire = self.command(code::STMT_EXECUTE);
         let Some(handle) = self.statements.get_mut(id) else { return self.unknown_statement(id).await };
         let statement = handle.statement.clone();
@@ -327,7 +335,8 @@ impl Frontend {
         let mut intent = statement.intent.clone();
         if !intent.effects.is_empty() {
             intent = self.behind(intent);
-            wire.text = std::str::from_utf8(&statement.text).ok().filter(|_| intent.statements == 1).map(Into::into);
+            wire.text =
+                std::str::from_utf8(&statement.text).ok().filter(|_| intent.statements == 1).map(Into::into);
         }
         if opens_cursor && intent.access == Access::Read {
             let mut kept = Intent::clone(&intent);
@@ -344,7 +353,8 @@ impl Frontend {
         let mut wire = self.command(code);
         let Some(handle) = self.statements.get_mut(id) else { return self.unknown_statement(id).await };
         let statement = handle.statement.clone();
-        let had_cursor = if code == code::STMT_RESET { std::mem::take(&mut handle.cursor) } else { handle.cursor };
+        let had_cursor =
+            if code == code::STMT_RESET { std::mem::take(&mut handle.cursor) } else { handle.cursor };
         self.statements.forget_long_data(id);
         if code == code::STMT_RESET && !had_cursor {
             self.consume();
@@ -427,7 +437,8 @@ impl Frontend {
         let value = value.to_ascii_lowercase();
         let has = |wanted: &[&str]| value.split(',').any(|mode| wanted.contains(&mode.trim()));
         // ANSI and its like are combinations that hold ANSI_QUOTES.
-        self.modes.ansi_quotes = has(&["ansi_quotes", "ansi", "db2", "maxdb", "mssql", "oracle", "postgresql"]);
+        self.modes.ansi_quotes =
+            has(&["ansi_quotes", "ansi", "db2", "maxdb", "mssql", "oracle", "postgresql"]);
         self.modes.standard_strings = has(&["no_backslash_escapes"]);
         self.modes.unreadable |= has(&["oracle"]);
     }

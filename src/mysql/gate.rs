@@ -75,10 +75,13 @@ pub struct Shared {
     profiles: Mutex<HashMap<Box<str>, Profile>>,
     known: Notify,
     numbers: AtomicU32,
-    greetings: Mutex<HashMap<(Arc<str>, Option<Box<str>>), Arc<Known>>>,
+    greetings: Mutex<HashMap<GreetingKey, Arc<Known>>>,
     /// When each server process was started, by its own clock.
     started: Mutex<HashMap<Box<str>, i64>>,
 }
+
+/// User and default schema.
+type GreetingKey = (Arc<str>, Option<Box<str>>);
 
 struct Profile {
     greeting: ServerGreeting,
@@ -193,9 +196,10 @@ impl Gate {
 /// Greets a client and turns its login into a frontend.
 pub(super) async fn greet(socket: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<super::Mysql>, TurnedAway> {
     let offer = gate.shared.offer().await;
-    let login = client::accept(socket, &offer, &gate.tls, async |user: &str| gate.secret(user).await)
-        .await
-        .map_err(|failure| TurnedAway { fault: login_fault(&failure), detail: failure.to_string() })?;
+    let login =
+        client::accept(socket, &offer, &gate.tls, async |user: &str| gate.secret(user).await)
+            .await
+            .map_err(|failure| TurnedAway { fault: login_fault(&failure), detail: failure.to_string() })?;
     let identity = identity(&login);
     let frontend = Frontend::new(login, offer.number, identity.user.clone(), gate.clone());
     Ok(Greeting::Client { frontend, identity })

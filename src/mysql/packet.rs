@@ -215,7 +215,10 @@ pub fn eof_status(payload: &[u8]) -> Option<u16> {
 /// One change of session state (`enum_session_state_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change<'a> {
-    Variable { name: &'a [u8], value: &'a [u8] },
+    Variable {
+        name: &'a [u8],
+        value: &'a [u8],
+    },
     Schema(&'a [u8]),
     /// Something of the session's state changed that has no type of its own.
     State,

@@ -113,7 +113,10 @@ mod tests {
         ] {
             let facts = read(&row(read_only, "0-1-5", ""), 101_119, has_source).expect("it is well-formed");
             assert_eq!(facts.claim, claim);
-            assert_eq!((facts.written.is_some(), facts.replayed.is_some()), (claim == Claim::Primary, claim == Claim::Replica));
+            assert_eq!(
+                (facts.written.is_some(), facts.replayed.is_some()),
+                (claim == Claim::Primary, claim == Claim::Replica)
+            );
         }
     }
 

@@ -92,7 +92,8 @@ mod tests {
 
     #[test]
     fn errors_are_sorted_by_what_another_server_might_say() {
-        let read_only = b"The MariaDB server is running with the --read-only option so it cannot execute this".as_slice();
+        let read_only =
+            b"The MariaDB server is running with the --read-only option so it cannot execute this".as_slice();
         let files = b"The MySQL server is running with the --secure-file-priv option so it cannot".as_slice();
         for (errno, message, class) in [
             (1290, read_only, ErrorClass::Writes),

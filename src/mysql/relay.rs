@@ -35,14 +35,18 @@ const KEPT_BACK: usize = inbox::BUFFER;
 enum Phase {
     /// The first of an answer: OK, an error, a request for a file, or a number of columns.
     First,
-    Columns { left: u64 },
+    Columns {
+        left: u64,
+    },
     /// The EOF packet behind the columns, for those who want one.
     ColumnsEnd,
     Rows,
     /// The answer to COM_STMT_PREPARE; then the definitions of parameters and columns, each with
     /// an EOF packet behind it for those who want one.
     Prepared,
-    Definitions { left: u64 },
+    Definitions {
+        left: u64,
+    },
     /// One packet without a mark.
     Text,
     Done,
@@ -84,7 +88,12 @@ enum Scan {
 }
 
 impl<'a> Relay<'a> {
-    pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>, code: u8) -> Self {
+    pub(super) fn new(
+        backend: &'a mut Backend,
+        frontend: &'a mut Frontend,
+        terms: &Terms<'a>,
+        code: u8,
+    ) -> Self {
         let phase = match code {
             code::STMT_PREPARE => Phase::Prepared,
             code::STMT_FETCH | code::FIELD_LIST => Phase::Rows,
@@ -359,13 +368,18 @@ impl<'a> Relay<'a> {
             }
             let Some(&first) = data.get(HEADER) else {
                 if header.length == 0 {
-                    return Err(self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "an empty packet")));
+                    return Err(
+                        self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "an empty packet"))
+                    );
                 }
                 return Ok(Scan::More);
             };
             if self.looks_at(first, header.length) && header.total() > data.len() {
                 if header.length > LOOKED_AT {
-                    return Err(self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "impossible packet length")));
+                    return Err(self.server_lost(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "impossible packet length",
+                    )));
                 }
                 return Ok(Scan::More);
             }
@@ -411,7 +425,12 @@ impl<'a> Relay<'a> {
     }
 
     /// Acts on one packet. `true`: the server waits for a file.
-    fn message(&mut self, first: u8, header: packet::Header, request: &Request<Command>) -> Result<bool, Fault> {
+    fn message(
+        &mut self,
+        first: u8,
+        header: packet::Header,
+        request: &Request<Command>,
+    ) -> Result<bool, Fault> {
         if first == packet::ERR && self.phase != Phase::Done {
             self.error(header);
             return Ok(false);
@@ -426,7 +445,8 @@ impl<'a> Relay<'a> {
                 self.end_of_result(first, header, request)?;
             }
             Phase::First => {
-                let columns = lenenc(self.payload(header)).map(|(columns, _)| columns).filter(|columns| *columns > 0);
+                let columns =
+                    lenenc(self.payload(header)).map(|(columns, _)| columns).filter(|columns| *columns > 0);
                 let Some(left) = columns else { return Err(self.nonsense()) };
                 self.phase = Phase::Columns { left };
                 self.pass(header);
@@ -440,7 +460,9 @@ impl<'a> Relay<'a> {
                 self.pass_row(header);
             }
             Phase::ColumnsEnd => {
-                let Some(flags) = packet::eof_status(self.payload(header)) else { return Err(self.nonsense()) };
+                let Some(flags) = packet::eof_status(self.payload(header)) else {
+                    return Err(self.nonsense());
+                };
                 if flags & status::CURSOR_EXISTS != 0 {
                     self.end_of_result(first, header, request)?;
                 } else {
@@ -448,7 +470,9 @@ impl<'a> Relay<'a> {
                     self.pass(header);
                 }
             }
-            Phase::Rows if self.ends_rows(first, header.length) => self.end_of_result(first, header, request)?,
+            Phase::Rows if self.ends_rows(first, header.length) => {
+                self.end_of_result(first, header, request)?
+            }
             Phase::Rows => {
                 self.decided = true;
                 self.pass_row(header);
@@ -477,14 +501,20 @@ impl<'a> Relay<'a> {
     }
 
     /// OK, or what stands at the end of rows.
-    fn end_of_result(&mut self, first: u8, header: packet::Header, request: &Request<Command>) -> Result<(), Fault> {
+    fn end_of_result(
+        &mut self,
+        first: u8,
+        header: packet::Header,
+        request: &Request<Command>,
+    ) -> Result<(), Fault> {
         self.decided = true;
         let payload = self.payload(header);
         let is_ok = first == packet::OK || (self.backend.deprecates_eof() && header.length >= 7);
         let flags = if is_ok {
             let Some(ok) = OkPacket::read(payload) else { return Err(self.nonsense()) };
             let (status, changes) = (ok.status, ok.changes.to_vec());
-            let cut = (!changes.is_empty() && !self.frontend.tracks_session()).then(|| without_changes(payload, ok, header.sequence));
+            let cut = (!changes.is_empty() && !self.frontend.tracks_session())
+                .then(|| without_changes(payload, ok, header.sequence));
             self.note_changes(&changes, request);
             match cut {
                 Some(packet) => self.replace(header, &packet),
@@ -508,7 +538,9 @@ impl<'a> Relay<'a> {
             unnamed |= change == Change::State;
             named |= matches!(change, Change::Variable { .. } | Change::Schema(_) | Change::Gtids(_));
             match change {
-                Change::Gtids(text) | Change::Variable { name: b"last_gtid", value: text } => self.note_gtid(text),
+                Change::Gtids(text) | Change::Variable { name: b"last_gtid", value: text } => {
+                    self.note_gtid(text)
+                }
                 Change::Variable { name: b"sql_mode", value } => {
                     self.frontend.note_sql_mode(&String::from_utf8_lossy(value));
                 }
@@ -540,7 +572,8 @@ impl<'a> Relay<'a> {
             let (parameters, _) = u16_le(rest)?;
             Some((id, columns, parameters))
         };
-        let (Some((id, columns, parameters)), Some((_, statement))) = (numbers(), &request.wire.statement) else {
+        let (Some((id, columns, parameters)), Some((_, statement))) = (numbers(), &request.wire.statement)
+        else {
             return Err(self.nonsense());
         };
         let statement = Arc::new(Statement {
@@ -615,7 +648,9 @@ impl<'a> Relay<'a> {
             let header = self.client_header(inbox).await?;
             let mut rest = header.total();
             while rest > 0 {
-                if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0 {
+                if inbox.is_empty()
+                    && inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0
+                {
                     return Err(Fault::Client(eof()));
                 }
                 let part = inbox.len().min(rest);
@@ -666,4 +701,3 @@ enum Step {
     Wrote(usize),
     Read(usize),
 }
-

@@ -196,7 +196,6 @@ impl Carried {
             }
         }
     }
-
 }
 
 /// Writes a value as a literal that reads the same in every `sql_mode`.
@@ -213,7 +212,8 @@ mod tests {
 
     #[test]
     fn a_connection_is_brought_to_a_sessions_settings_in_one_statement() {
-        let had = Settings::default().with("sql_mode", "SET SESSION sql_mode = 'ANSI'").with("@a", "SET @a = 1");
+        let had =
+            Settings::default().with("sql_mode", "SET SESSION sql_mode = 'ANSI'").with("@a", "SET @a = 1");
         let wanted = Settings::default()
             .with("wait_timeout", "SET SESSION wait_timeout = 9")
             .with(NAMES, "SET NAMES latin1")

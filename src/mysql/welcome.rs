@@ -50,11 +50,15 @@ impl Frontend {
         let mariadb = server.is_mariadb();
         let question = if mariadb { MARIADB_DEFAULTS } else { MYSQL_DEFAULTS };
         let rows = server.query_all(question).await?;
-        let text = |column: usize| rows.first().and_then(|row| row.get(column)?.as_deref()).unwrap_or_default();
+        let text =
+            |column: usize| rows.first().and_then(|row| row.get(column)?.as_deref()).unwrap_or_default();
         Ok(Greeting {
             sql_mode: text(0).into(),
             autocommit: text(1) != "0",
-            defaults: TransactionModes { isolation: Isolation::parse(text(2)), ..TransactionModes::default() },
+            defaults: TransactionModes {
+                isolation: Isolation::parse(text(2)),
+                ..TransactionModes::default()
+            },
             mariadb,
         })
     }
@@ -65,7 +69,11 @@ impl Frontend {
     }
 
     /// Tells the client that it is in.
-    pub(super) async fn greet(&mut self, greeting: &Greeting, context: ReaderContext) -> Result<Welcomed, Fault> {
+    pub(super) async fn greet(
+        &mut self,
+        greeting: &Greeting,
+        context: ReaderContext,
+    ) -> Result<Welcomed, Fault> {
         self.reader = Some(context);
         self.note_sql_mode(&greeting.sql_mode);
         self.autocommit = greeting.autocommit;
@@ -84,8 +92,9 @@ impl Frontend {
 
     fn first_settings(&mut self, startup: &Startup, mariadb: bool) -> Settings {
         let multi_statements = self.capabilities & can::MULTI_STATEMENTS != 0;
-        let settings =
-            Settings::default().with_schema(startup.schema.as_deref()).with_multi_statements(multi_statements);
+        let settings = Settings::default()
+            .with_schema(startup.schema.as_deref())
+            .with_multi_statements(multi_statements);
         match names_of(startup.collation, mariadb) {
             Some((charset, statement)) => {
                 self.note_setting(NAMES, &charset);

@@ -74,10 +74,20 @@ impl<P: Protocol> Session<P> {
     }
 
     /// `KILL`: session numbers are the proxy's own, so it is the proxy that ends sessions.
-    pub(super) async fn kill(&mut self, request: Request<P::Wire>, id: u64, query_only: bool) -> Result<(), Fault> {
+    pub(super) async fn kill(
+        &mut self,
+        request: Request<P::Wire>,
+        id: u64,
+        query_only: bool,
+    ) -> Result<(), Fault> {
         let entry = u32::try_from(id).ok().and_then(|number| self.cluster.sessions.by_process(number));
         let Some(entry) = entry else {
-            return self.refuse(request, Refusal::new(RefusalKind::UnknownSession, format!("Unknown thread id: {id}"))).await;
+            return self
+                .refuse(
+                    request,
+                    Refusal::new(RefusalKind::UnknownSession, format!("Unknown thread id: {id}")),
+                )
+                .await;
         };
         if entry.user != self.registered.entry.user {
             let refusal = Refusal::new(RefusalKind::Forbidden, format!("You are not owner of thread {id}"));

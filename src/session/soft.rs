@@ -94,7 +94,10 @@ impl<P: Protocol> Session<P> {
 
     /// A statement that asks for values that are lost gets an error, never another session's; from
     /// then on sessions keep their connections firmly.
-    pub(super) async fn refuse_if_lost(&mut self, request: Request<P::Wire>) -> Result<Option<Request<P::Wire>>, Fault> {
+    pub(super) async fn refuse_if_lost(
+        &mut self,
+        request: Request<P::Wire>,
+    ) -> Result<Option<Request<P::Wire>>, Fault> {
         let asks = self.previous.lost && request.intent.effects.contains(&Effect::NeedsPrevious);
         if !asks {
             return Ok(Some(request));

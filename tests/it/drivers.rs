@@ -9,12 +9,12 @@ use pointsman::demo::servers::APP;
 
 use crate::support::Stage;
 
-fn drivers() -> PathBuf {
+pub fn drivers() -> PathBuf {
     let folder = std::env::var_os("POINTSMAN_DRIVERS").map(PathBuf::from);
     folder.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/drivers"))
 }
 
-fn script(name: &str) -> PathBuf {
+pub fn script(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/drivers").join(name)
 }
 

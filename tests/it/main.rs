@@ -16,6 +16,7 @@ mod fencing;
 mod freshness;
 mod login;
 mod metrics;
+mod mysql_drivers;
 mod mysql_failover;
 mod mysql_session;
 mod pipelining;

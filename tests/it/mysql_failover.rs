@@ -41,7 +41,8 @@ async fn a_promoted_replica_gets_the_writes_and_the_old_primary_none() {
     });
     cluster.promote(1).expect("a replica takes over");
     cluster.follow(2, 1).expect("the other follows it");
-    let (mut session, answer) = tokio::time::timeout(PATIENCE, held).await.expect("it is answered").expect("no panic");
+    let (mut session, answer) =
+        tokio::time::timeout(PATIENCE, held).await.expect("it is answered").expect("no panic");
     match answer {
         Ok(_) => {}
         // The loss was noticed by this very statement.
@@ -87,7 +88,8 @@ async fn reads_after_a_write_wait_for_no_replica_and_never_see_old_data() {
     cluster.resume_replay(2).expect("it goes on");
     let fresh = cluster.node(2).port();
     let session = tokio::sync::Mutex::new(session);
-    eventually("the replica that has caught up reads", async || session.lock().await.port().await == fresh).await;
+    eventually("the replica that has caught up reads", async || session.lock().await.port().await == fresh)
+        .await;
     let mut other = Session::connect(proxy.port(), APP, &schema, BASIC).await.expect("it logs in");
     assert_eq!(other.value("/* pointsman: consistency=eventual */ SELECT 1").await, "1");
 }

@@ -35,7 +35,8 @@ async fn writes_are_read_back_at_once_and_reads_return_to_replicas() {
         session.run(&format!("INSERT INTO t VALUES ({x})")).await;
         let row = session.run("SELECT MAX(x), @@port FROM t").await.results[0][0].clone();
         assert_eq!(row[0].as_deref(), Some(x.to_string().as_str()));
-        on_replicas += u32::from(stage.is_replica(row[1].as_deref().and_then(|port| port.parse().ok()).unwrap_or(0)));
+        on_replicas +=
+            u32::from(stage.is_replica(row[1].as_deref().and_then(|port| port.parse().ok()).unwrap_or(0)));
     }
     eprintln!("{on_replicas} of 100 reads after a write ran on a replica");
     let primary = stage.primary_port();
@@ -54,7 +55,9 @@ async fn settings_go_where_the_session_goes() {
     other.run("SET NAMES utf8mb4").await;
 
     for _ in 0..10 {
-        let row = session.run("SELECT @@sql_mode, @@wait_timeout, @@character_set_client, \"x\" FROM (SELECT 1 AS x) y").await;
+        let row = session
+            .run("SELECT @@sql_mode, @@wait_timeout, @@character_set_client, \"x\" FROM (SELECT 1 AS x) y")
+            .await;
         let row: Vec<_> = row.results[0][0].iter().map(|value| value.clone().unwrap_or_default()).collect();
         assert_eq!(row, ["ANSI_QUOTES", "77", "latin1", "1"]);
         let row = other.run("SELECT @@wait_timeout, @@character_set_client").await;
@@ -121,7 +124,9 @@ async fn transactions_stay_on_their_server() {
 async fn read_only_transactions_use_one_replica() {
     let stage = Stage::set("CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
     let mut session = stage.session().await;
-    for begin in ["START TRANSACTION READ ONLY", "SET TRANSACTION READ ONLY; ", "SET SESSION TRANSACTION READ ONLY"] {
+    for begin in
+        ["START TRANSACTION READ ONLY", "SET TRANSACTION READ ONLY; ", "SET SESSION TRANSACTION READ ONLY"]
+    {
         if begin.starts_with("SET") {
             session.run(begin.trim_end_matches("; ")).await;
             session.run("BEGIN").await;
@@ -163,7 +168,8 @@ async fn a_write_that_was_taken_for_a_read_never_happens_on_a_replica() {
     assert_eq!(session.value("SELECT sneaky()").await, "2");
     assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1");
     for node in 1..3 {
-        let count = stage.cluster.node(node).sql(&stage.schema, "SELECT COUNT(*) FROM t").expect("it answers");
+        let count =
+            stage.cluster.node(node).sql(&stage.schema, "SELECT COUNT(*) FROM t").expect("it answers");
         assert!(count == "1" || count == "0", "{count}");
     }
     assert!(stage.proxy.metric("pointsman_reroutes_total", &["writes"]) >= 1.0);
@@ -177,8 +183,9 @@ async fn several_statements_and_several_results_pass() {
     )
     .await;
     for extra in [0, can::DEPRECATE_EOF, can::SESSION_TRACK, can::DEPRECATE_EOF | can::SESSION_TRACK] {
-        let mut session =
-            Session::connect(stage.proxy.port(), APP, &stage.schema, BASIC | extra).await.expect("it logs in");
+        let mut session = Session::connect(stage.proxy.port(), APP, &stage.schema, BASIC | extra)
+            .await
+            .expect("it logs in");
         let answer = session.run("SELECT 1; SELECT @@port; INSERT INTO t VALUES (1)").await;
         assert_eq!(answer.results.len(), 2);
         assert_eq!(answer.results[1][0][0].as_deref(), Some(stage.primary_port().to_string().as_str()));
@@ -188,8 +195,9 @@ async fn several_statements_and_several_results_pass() {
         assert_eq!(session.error("SELECT 1; SELECT nope").await, 1054);
         assert_eq!(session.value("SELECT 5").await, "5");
     }
-    let mut single =
-        Session::connect(stage.proxy.port(), APP, &stage.schema, BASIC & !can::MULTI_STATEMENTS).await.expect("it logs in");
+    let mut single = Session::connect(stage.proxy.port(), APP, &stage.schema, BASIC & !can::MULTI_STATEMENTS)
+        .await
+        .expect("it logs in");
     assert_eq!(single.error("SELECT 1; SELECT 2").await, 1064);
 }
 
@@ -317,4 +325,27 @@ async fn the_proxys_own_variables_are_answered_by_it() {
     assert!(session.value("SELECT @pointsman_route").await.contains("choice=replica"));
     assert_eq!(session.error("SET @pointsman_consistency = 'nonsense'").await, 1231);
     assert_eq!(session.error("").await, 1065);
+}
+
+#[tokio::test]
+async fn a_verifier_lets_its_user_in_and_opens_servers() {
+    use sha1::{Digest, Sha1};
+    let verifier = hex::encode_upper(Sha1::digest(Sha1::digest(APP.password)));
+    let users = format!("cluster.users = [{{ name = '{}', password = '*{verifier}' }}]", APP.name);
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[&users]).await;
+
+    let mut session = stage.session().await;
+    session.run("INSERT INTO t VALUES (1)").await;
+    assert_eq!(session.value("SELECT x FROM t").await, "1");
+
+    let wrong = pointsman::demo::servers::Login { name: APP.name, password: "wrong" };
+    let Err(refused) = Session::connect(stage.proxy.port(), wrong, "", BASIC).await else {
+        panic!("it got in")
+    };
+    assert_eq!(refused.errno, 1045);
+    let nobody = pointsman::demo::servers::Login { name: "nobody", password: "wrong" };
+    let Err(refused) = Session::connect(stage.proxy.port(), nobody, "", BASIC).await else {
+        panic!("it got in")
+    };
+    assert_eq!(refused.errno, 1045);
 }

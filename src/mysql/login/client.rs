@@ -116,11 +116,18 @@ pub async fn accept(
     door.stream.write_all(&greeting).await?;
     let mut payload = door.receive().await?;
     if payload.len() == TLS_REQUEST && flags(&payload) & can::SSL != 0 {
-        let Some(acceptor) = acceptor else { return Err(LoginFailure::Garbage("asks for TLS that was not offered")) };
+        let Some(acceptor) = acceptor else {
+            return Err(LoginFailure::Garbage("asks for TLS that was not offered"));
+        };
         door = door.secure(acceptor).await?;
         payload = door.receive().await?;
     } else if tls.mode().requires_tls() {
-        door.refuse(3159, "HY000", "Connections using insecure transport are prohibited while TLS is required.").await;
+        door.refuse(
+            3159,
+            "HY000",
+            "Connections using insecure transport are prohibited while TLS is required.",
+        )
+        .await;
         return Err(LoginFailure::WithoutTls);
     }
     let response = Response::read(&payload).ok_or(LoginFailure::Garbage("a login that cannot be read"))?;
@@ -152,7 +159,8 @@ pub async fn change_user(
 ) -> Result<Login, LoginFailure> {
     let peer = stream.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
     let mut door = Door { stream, inbox, sequence: 0, peer };
-    let change = Response::read_change(argument, capabilities).ok_or(LoginFailure::Garbage("a change of user that cannot be read"))?;
+    let change = Response::read_change(argument, capabilities)
+        .ok_or(LoginFailure::Garbage("a change of user that cannot be read"))?;
     let secret = secret(&change.user).await;
     // No nonce matches: whatever the plugin is, the client is asked to begin again.
     let response = Response { plugin: String::new(), ..change };
@@ -329,7 +337,11 @@ impl Door {
             return Ok(credentials);
         }
         self.deny(&response.user, !proof.is_empty()).await;
-        Err(if matches!(secret, Secret::Unknown) { LoginFailure::UnknownUser } else { LoginFailure::WrongPassword })
+        Err(if matches!(secret, Secret::Unknown) {
+            LoginFailure::UnknownUser
+        } else {
+            LoginFailure::WrongPassword
+        })
     }
 
     async fn switch(&mut self, plugin: &str, nonce: &[u8]) -> Result<Vec<u8>, LoginFailure> {
@@ -350,7 +362,8 @@ impl Door {
     /// As the server words it.
     async fn deny(&mut self, user: &str, with_password: bool) {
         let with_password = if with_password { "YES" } else { "NO" };
-        let message = format!("Access denied for user '{user}'@'{}' (using password: {with_password})", self.peer);
+        let message =
+            format!("Access denied for user '{user}'@'{}' (using password: {with_password})", self.peer);
         let mut out = Vec::new();
         let refusal = Refusal::fatal(RefusalKind::Authentication, message);
         put_error(&mut out, self.sequence.wrapping_add(1), &refusal);
@@ -384,7 +397,12 @@ mod tests {
             (0, &b"\x02ab"[..], None, NATIVE),
             (can::CONNECT_WITH_DB, b"\x02abshop\0", Some("shop"), NATIVE),
             (can::CONNECT_WITH_DB, b"\x02abshop", Some("shop"), NATIVE),
-            (can::PLUGIN_AUTH | can::PLUGIN_AUTH_LENENC, b"\x02abcaching_sha2_password\0", None, CACHING_SHA2),
+            (
+                can::PLUGIN_AUTH | can::PLUGIN_AUTH_LENENC,
+                b"\x02abcaching_sha2_password\0",
+                None,
+                CACHING_SHA2,
+            ),
         ] {
             let mut payload = (base | extra).to_le_bytes().to_vec();
             payload.extend_from_slice(&[0; 28]);
@@ -392,7 +410,10 @@ mod tests {
             payload.extend_from_slice(b"app\0");
             payload.extend_from_slice(tail);
             let response = Response::read(&payload).expect("it is a login");
-            assert_eq!((response.user.as_str(), response.collation, response.proof.as_slice()), ("app", 33, &b"ab"[..]));
+            assert_eq!(
+                (response.user.as_str(), response.collation, response.proof.as_slice()),
+                ("app", 33, &b"ab"[..])
+            );
             assert_eq!((response.schema.as_deref(), response.plugin.as_str()), (schema, plugin));
             for length in 0..payload.len() {
                 let _ = Response::read(&payload[..length]);

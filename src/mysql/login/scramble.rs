@@ -81,7 +81,8 @@ pub fn proves(plugin: &str, nonce: &[u8], password: &[u8], response: &[u8]) -> b
         }
         super::ED25519 => {
             let context = Password { password, nonce, tls: false };
-            Plugin::named(plugin.as_bytes(), false).and_then(|mut plugin| plugin.answer(&context, nonce).ok()?)
+            Plugin::named(plugin.as_bytes(), false)
+                .and_then(|mut plugin| plugin.answer(&context, nonce).ok()?)
         }
         _ => return false,
     };
@@ -135,9 +136,11 @@ mod tests {
     fn each_plugin_takes_the_right_password_only() {
         let short = nonce::<NONCE>();
         let long = nonce::<ED25519_NONCE>();
-        for (plugin, nonce) in
-            [(super::super::NATIVE, &short[..]), (super::super::CACHING_SHA2, &short), (super::super::ED25519, &long)]
-        {
+        for (plugin, nonce) in [
+            (super::super::NATIVE, &short[..]),
+            (super::super::CACHING_SHA2, &short),
+            (super::super::ED25519, &long),
+        ] {
             let context = Password { password: b"secret", nonce, tls: false };
             let mut ours = Plugin::named(plugin.as_bytes(), false).expect("it is known");
             let response = ours.answer(&context, nonce).expect("it answers").expect("with something");

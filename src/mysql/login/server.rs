@@ -189,7 +189,12 @@ pub struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    async fn log_in(&mut self, greeting: &Greeting, user: &str, capabilities: u32) -> Result<(), ConnectFault> {
+    async fn log_in(
+        &mut self,
+        greeting: &Greeting,
+        user: &str,
+        capabilities: u32,
+    ) -> Result<(), ConnectFault> {
         let mut plugin = self.plugin(&greeting.plugin)?;
         let proof = plugin.answer(self, &greeting.nonce)?.unwrap_or_default();
         let capabilities = capabilities | can::PLUGIN_AUTH_LENENC | can::SECURE_CONNECTION;
@@ -231,7 +236,12 @@ impl Exchange<'_> {
     ///
     /// # Errors
     /// See [`ConnectFault`].
-    pub async fn log_in_again(&mut self, greeting: &Greeting, user: &str, capabilities: u32) -> Result<(), ConnectFault> {
+    pub async fn log_in_again(
+        &mut self,
+        greeting: &Greeting,
+        user: &str,
+        capabilities: u32,
+    ) -> Result<(), ConnectFault> {
         let mut plugin = self.plugin(&greeting.plugin)?;
         let proof = plugin.answer(self, &greeting.nonce)?.unwrap_or_default();
         let mut command = Vec::new();
@@ -297,13 +307,20 @@ impl Step {
 
     fn answer(&mut self, exchange: &Exchange<'_>, nonce: &[u8]) -> Result<Option<Vec<u8>>, ConnectFault> {
         match exchange.credentials {
-            Credentials::NativeHash(hash) if self.name == NATIVE => Ok(Some(native_by_hash(nonce, hash).to_vec())),
+            Credentials::NativeHash(hash) if self.name == NATIVE => {
+                Ok(Some(native_by_hash(nonce, hash).to_vec()))
+            }
             Credentials::NativeHash(_) => Err(not_possible(&self.name)),
             _ => self.more(exchange, nonce, nonce),
         }
     }
 
-    fn more(&mut self, exchange: &Exchange<'_>, nonce: &[u8], data: &[u8]) -> Result<Option<Vec<u8>>, ConnectFault> {
+    fn more(
+        &mut self,
+        exchange: &Exchange<'_>,
+        nonce: &[u8],
+        data: &[u8],
+    ) -> Result<Option<Vec<u8>>, ConnectFault> {
         let password = match exchange.credentials {
             Credentials::Plain(password) => password.as_bytes(),
             _ => b"",
@@ -316,7 +333,9 @@ impl Step {
 /// The server wants a proof that the credentials at hand cannot give.
 fn not_possible(plugin: &str) -> ConnectFault {
     let mut raw = Vec::new();
-    let message = format!("the server asks for the plugin '{plugin}', for which the proxy does not know enough of this user");
+    let message = format!(
+        "the server asks for the plugin '{plugin}', for which the proxy does not know enough of this user"
+    );
     packet::put_err(&mut raw, 1, 1045, "28000", message.as_bytes());
     ConnectFault::Refused { raw, code: *b"28000" }
 }

@@ -13,7 +13,7 @@ pub enum Engine {
 
 /// A cluster that ends with its test, a table space of the test's own, and a proxy.
 pub enum Stage {
-    Postgres { cluster: &'static pointsman::demo::servers::PgCluster, database: String, proxy: Proxy },
+    Postgres { cluster: &'static pointsman::demo::servers::PgCluster, database: String, proxy: Box<Proxy> },
     Mysql(mysql::Stage),
 }
 
@@ -30,7 +30,7 @@ impl Stage {
             Engine::Postgres => {
                 let cluster = cluster::shared();
                 let database = Database::with(cluster, sql).name;
-                Self::Postgres { cluster, database, proxy: Proxy::start(cluster, settings).await }
+                Self::Postgres { cluster, database, proxy: Box::new(Proxy::start(cluster, settings).await) }
             }
             Engine::Mysql => Self::Mysql(mysql::Stage::set(sql, settings).await),
         }
@@ -40,13 +40,6 @@ impl Stage {
         match self {
             Self::Postgres { proxy, database, .. } => Session::Postgres(proxy.session(database).await),
             Self::Mysql(stage) => Session::Mysql(Box::new(stage.session().await)),
-        }
-    }
-
-    pub fn proxy(&self) -> &Proxy {
-        match self {
-            Self::Postgres { proxy, .. } => proxy,
-            Self::Mysql(stage) => &stage.proxy,
         }
     }
 
@@ -70,7 +63,11 @@ impl Session {
             }
             Self::Mysql(session) => {
                 let sql = sql.replace("$port", "@@port");
-                session.query(&sql).await.map(|answer| answer.value()).map_err(|error| error.errno.to_string())
+                session
+                    .query(&sql)
+                    .await
+                    .map(|answer| answer.value())
+                    .map_err(|error| error.errno.to_string())
             }
         }
     }
@@ -120,7 +117,9 @@ impl Servers {
             }
             Self::Mysql(_) => {
                 let session = mysql::Session::connect(proxy.port(), APP, database, mysql::BASIC).await;
-                session.map(|session| Session::Mysql(Box::new(session))).map_err(|error| error.errno.to_string())
+                session
+                    .map(|session| Session::Mysql(Box::new(session)))
+                    .map_err(|error| error.errno.to_string())
             }
         }
     }

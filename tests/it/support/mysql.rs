@@ -49,9 +49,11 @@ pub fn own() -> MariaCluster {
 fn template() -> PathBuf {
     TEMPLATE
         .get_or_init(|| {
-            let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("maria-template-{}", std::process::id()));
+            let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+                .join(format!("maria-template-{}", std::process::id()));
             super::cluster::on_exit(remove_template);
-            MariaCluster::make_template(&folder).unwrap_or_else(|error| panic!("no servers, no tests: {error}"));
+            MariaCluster::make_template(&folder)
+                .unwrap_or_else(|error| panic!("no servers, no tests: {error}"));
             folder
         })
         .clone()
@@ -96,11 +98,6 @@ impl Stage {
 
     pub fn is_replica(&self, port: u16) -> bool {
         self.cluster.nodes()[1..].iter().any(|node| node.port() == port)
-    }
-
-    /// How often each node was sent a statement that contains `text`.
-    pub fn calls(&self, text: &str) -> Vec<usize> {
-        self.cluster.nodes().iter().map(|node| node.statements().matches(text).count()).collect()
     }
 }
 
@@ -201,7 +198,8 @@ impl Session {
         let greeting = pointsman::mysql::login::server::Greeting::read(&greeting).expect("it is a greeting");
         (session.number, session.version) = (greeting.thread, greeting.version);
         let flags = if schema.is_empty() { capabilities } else { capabilities | can::CONNECT_WITH_DB };
-        let proof = scramble_native(&greeting.nonce, login.password.as_bytes()).map_or(Vec::new(), |proof| proof.to_vec());
+        let proof = scramble_native(&greeting.nonce, login.password.as_bytes())
+            .map_or(Vec::new(), |proof| proof.to_vec());
         let mut out = Vec::new();
         packet::put(&mut out, 1, |out| {
             out.extend_from_slice(&flags.to_le_bytes());
@@ -261,7 +259,8 @@ impl Session {
 
     pub async fn command(&mut self, code: u8, argument: &[u8]) -> Result<Answer, Refused> {
         self.send(code, argument).await;
-        let what = format!("command {code}: {}", String::from_utf8_lossy(&argument[..argument.len().min(200)]));
+        let what =
+            format!("command {code}: {}", String::from_utf8_lossy(&argument[..argument.len().min(200)]));
         soon(&what, self.answer()).await
     }
 
@@ -284,7 +283,11 @@ impl Session {
     fn read_ok(&self, payload: Vec<u8>, answer: &mut Answer) {
         let ok = packet::OkPacket::read(&payload).expect("it is an OK");
         if self.capabilities & can::SESSION_TRACK == 0 {
-            assert_eq!(ok.status & packet::status::SESSION_STATE_CHANGED, 0, "state changes nobody asked for");
+            assert_eq!(
+                ok.status & packet::status::SESSION_STATE_CHANGED,
+                0,
+                "state changes nobody asked for"
+            );
         }
         (answer.insert_id, answer.status) = (ok.insert_id, ok.status);
         answer.last = payload;
@@ -298,7 +301,9 @@ impl Session {
         let mut rows = Vec::new();
         loop {
             let (_, payload) = self.receive().await?;
-            if payload[0] == packet::EOF && payload.len() < if deprecates_eof { packet::MAX_PAYLOAD } else { 9 } {
+            if payload[0] == packet::EOF
+                && payload.len() < if deprecates_eof { packet::MAX_PAYLOAD } else { 9 }
+            {
                 if deprecates_eof {
                     self.read_ok(payload, answer);
                 } else {
