@@ -178,6 +178,14 @@ impl ConfigFile {
         self.named().unwrap_or_else(|| DEFAULT_FILE.into())
     }
 
+    /// The configuration that the file holds.
+    ///
+    /// # Errors
+    /// Every fault of the file.
+    pub fn load(&self) -> Result<Config, Faults> {
+        load(&self.path())
+    }
+
     /// The file, if somebody named one or the default one is there: for commands that can do
     /// without.
     pub fn path_if_any(&self) -> Option<PathBuf> {

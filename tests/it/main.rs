@@ -10,6 +10,7 @@ mod console;
 mod copy;
 mod crowd;
 mod dashboard;
+mod doctor;
 mod drivers;
 mod failover;
 mod failover_basic;
