@@ -23,7 +23,7 @@ use crate::{
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
     route::Policy,
-    session::cancel::{Call, Registry},
+    session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
     sql::{cache::Classifier, catalog::Catalog},
     topology::{self, ProbeCounter, Snapshot, board::Traffic},
@@ -50,15 +50,15 @@ pub struct Cluster<P: Protocol> {
     pub line: Line,
     pub operator: Operator,
     /// What `user` reads must not be behind of.
-    user_floors: Mutex<HashMap<PoolKey, Arc<SharedFloors>>>,
+    user_floors: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<SharedFloors>>>,
 }
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
 /// position, the replicas until they have replayed it.
 const WANTED_FOR: Duration = Duration::from_millis(200);
 
-/// User and database.
-type PoolKey = (Arc<str>, Arc<str>);
+/// User, database and flavour.
+type PoolKey = (Arc<str>, Arc<str>, u64);
 
 /// What is known of the nodes, and the ways in which data plane and monitor nudge each other.
 pub struct Topology {
@@ -236,7 +236,7 @@ impl<P: Protocol> Cluster<P> {
 
     /// The pools of a user and database, with the newest credentials.
     pub fn pools(&self, identity: &Identity<P>) -> Arc<Pools<P>> {
-        let key = (identity.user.clone(), identity.database.clone());
+        let key = (identity.user.clone(), identity.database.clone(), identity.flavour);
         let mut pools = self.pools.lock();
         match pools.get(&key) {
             Some(found) => {
@@ -328,6 +328,21 @@ impl<P: Protocol> Cluster<P> {
             }
         }
         by_node
+    }
+
+    /// Ends what a session is waiting for or running, as `identity` where that takes a login.
+    pub async fn interrupt(&self, entry: &Entry, identity: &Identity<P>) {
+        entry.call(Call::Cancel);
+        let Some(target) = entry.begin_cancel() else { return };
+        let link = self.link.load_full();
+        let timeout = self.config.load().monitor.timeout;
+        let sent =
+            tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, identity, &target.key))
+                .await;
+        if !matches!(sent, Ok(Ok(()))) {
+            tracing::info!(cluster = %self.name, node = %target.address, "a cancel request could not be handed on");
+        }
+        entry.end_cancel();
     }
 
     /// Asks something of every session.

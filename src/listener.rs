@@ -9,15 +9,15 @@ use crate::{
     cluster::Cluster,
     config::HostPort,
     protocol::{
-        Backend, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway,
+        Backend as _, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway,
         Welcomed,
     },
     refusal::{Refusal, RefusalKind},
     route::{self, Consistency, Floor, Question},
     runtime::Workers,
     session::{
-        Session,
-        cancel::{Call, CancelKey, Entry, Registered},
+        Renewed, Session,
+        cancel::{CancelKey, Registered},
     },
     sql::Access,
 };
@@ -101,8 +101,12 @@ impl<P: Protocol> Drop for Counted<P> {
 pub async fn admit<P: Protocol>(socket: TcpStream, cluster: Arc<Cluster<P>>) {
     let _counted = Counted::new(&cluster);
     // The login's state is large and short-lived: it does not stay in the session's task.
-    if let Some(session) = Box::pin(log_in(socket, &cluster)).await {
-        session.run().await;
+    let mut session = Box::pin(log_in(socket, &cluster)).await;
+    while let Some(current) = session {
+        session = match current.run().await {
+            Some(renewed) => Box::pin(renew(renewed, &cluster)).await,
+            None => None,
+        };
     }
 }
 
@@ -140,6 +144,15 @@ async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Op
     }
 }
 
+/// A session for a client that has become another user.
+async fn renew<P: Protocol>(renewed: Renewed<P>, cluster: &Arc<Cluster<P>>) -> Option<Session<P>> {
+    let timeout = cluster.config.load().limits.login_timeout;
+    let entering = enter(renewed.frontend, renewed.identity, renewed.peer, cluster);
+    let result = tokio::time::timeout(timeout, entering).await.unwrap_or(Err(LoginFault::TimedOut));
+    cluster.metrics.login(result.as_ref().map_or_else(|fault| fault.label(), |_| "ok"));
+    result.ok().flatten()
+}
+
 /// From "authenticated" to a session.
 async fn enter<P: Protocol>(
     mut frontend: P::Frontend,
@@ -151,8 +164,8 @@ async fn enter<P: Protocol>(
         frontend.farewell(&refusal).await;
         return Err(LoginFault::Forbidden);
     }
-    let registered =
-        cluster.sessions.enter(&identity.user, &identity.database, peer, frontend.cancel_key_length());
+    let (number, secret_length) = (frontend.session_number(), frontend.cancel_key_length());
+    let registered = cluster.sessions.enter(&identity.user, &identity.database, peer, number, secret_length);
     // Until the catalog is known, every call of a function is a write that may leave state behind:
     // a session that began in that moment would be pinned by its first statement.
     let database = cluster.database(&identity.database);
@@ -272,22 +285,30 @@ async fn any_server<P: Protocol>(
 
 /// Sends a cancel request on to where the named session's statement runs.
 async fn cancel<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
-    let Some(entry) = cluster.sessions.find(key) else { return };
-    entry.call(Call::Cancel);
-    cancel_running(cluster, &entry).await;
+    let Some(entry) = cluster.sessions.find(key) else { return ask_peers(cluster, key).await };
+    let identity = cluster.monitor_identity.load_full();
+    cluster.interrupt(&entry, &identity).await;
 }
 
-/// Cancels what runs for a session on a server just now.
-pub(crate) async fn cancel_running<P: Protocol>(cluster: &Cluster<P>, entry: &Entry) {
-    let Some(target) = entry.begin_cancel() else { return };
+/// Hands a cancel request for nobody here on to the other proxies before the same servers, once:
+/// they may know each other, and would hand it back.
+async fn ask_peers<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
+    let config = cluster.config.load_full();
+    if config.peers.is_empty() || !cluster.operator.is_first(key.process) {
+        return;
+    }
     let link = cluster.link.load_full();
     let identity = cluster.monitor_identity.load_full();
-    let timeout = cluster.config.load().monitor.timeout;
-    let sent =
-        tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, &identity, &target.key))
-            .await;
-    if !matches!(sent, Ok(Ok(()))) {
-        tracing::info!(cluster = %cluster.name, node = %target.address, "a cancel request could not be handed on");
-    }
-    entry.end_cancel();
+    let timeout = config.monitor.timeout;
+    let asked = config.peers.iter().map(|peer| {
+        let (link, identity) = (&link, &identity);
+        async move {
+            let peer = peer.to_string();
+            let sent = P::Backend::cancel(&peer, link, identity, key);
+            if !matches!(tokio::time::timeout(timeout, sent).await, Ok(Ok(()))) {
+                tracing::info!(cluster = %cluster.name, peer, "a cancel request could not be handed on");
+            }
+        }
+    });
+    futures_util::future::join_all(asked).await;
 }

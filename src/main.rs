@@ -31,6 +31,8 @@ fn command(command: &Command) -> Exit {
         Command::Doctor(doctor) => self::doctor(doctor),
         Command::Route(route) => self::route(route),
         Command::Demo(demo) => self::demo(demo),
+        Command::Completions { shell } => printed(cli::completions(*shell, &mut io::stdout())),
+        Command::Manual { command } => printed(cli::manual(command.as_deref(), &mut io::stdout())),
     }
 }
 
@@ -80,9 +82,10 @@ async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown) -> Exi
 }
 
 fn demo(demo: &cli::Demo) -> Exit {
-    if demo.engine != cli::DialectName::Postgres {
-        return not_available("demo --engine mysql");
-    }
+    let engine = match demo.engine {
+        cli::DialectName::Postgres => demo::DemoEngine::Postgres,
+        cli::DialectName::Mysql => demo::DemoEngine::Mysql,
+    };
     let shutdown = Shutdown::new();
     let proxy = demo::Proxy {
         serve: |text: &str| {
@@ -100,7 +103,7 @@ fn demo(demo: &cli::Demo) -> Exit {
         },
         stop: || shutdown.stop(),
     };
-    match demo::run(demo.once, proxy, &mut io::stdout()) {
+    match demo::run(engine, demo.once, proxy, &mut io::stdout()) {
         Ok(()) => Exit::Done,
         Err(error) => {
             say(&format!("pointsman: {error}"));
@@ -146,14 +149,16 @@ fn doctor(command: &cli::Doctor) -> Exit {
     })
 }
 
+fn printed(result: io::Result<Exit>) -> Exit {
+    result.unwrap_or_else(|error| {
+        say(&format!("pointsman: {error}"));
+        Exit::Unavailable
+    })
+}
+
 /// The runtime of commands that only ask.
 fn one_thread() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
-fn not_available(what: &str) -> Exit {
-    say(&format!("pointsman: `{what}` is not available in this build"));
-    Exit::Unavailable
 }
 
 /// Writes a line to standard error, or gives up when that is closed.

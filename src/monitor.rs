@@ -12,6 +12,7 @@ use tokio::{sync::Notify, task::JoinHandle};
 use crate::{
     cluster::{Cluster, Database},
     config::{self, Engine, Members},
+    discovery::{DiscoveryFault, Membership, Patroni},
     operator::Order,
     protocol::{Backend, ConnectFault, Identity, Protocol},
     topology::{
@@ -27,6 +28,16 @@ const SHARE_OF_CONNECTIONS: f64 = 0.8;
 /// How often idle connections and gauges are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// How often Patroni is asked: its own view changes no faster than its agents' loop, but for a
+/// failover.
+const DISCOVERY_PAUSE: Duration = Duration::from_secs(1);
+
+/// … and while there is no primary, or the one there is has trouble.
+const DISCOVERY_FAST: Duration = Duration::from_millis(100);
+
+/// Rounds without any answer after which Patroni's last word counts no more.
+const SILENT_ROUNDS: u32 = 3;
+
 /// Shortest time between two readings of one catalog, however much DDL passes through.
 const CATALOG_SPACING: Duration = Duration::from_millis(100);
 
@@ -38,22 +49,26 @@ struct Monitor<P: Protocol> {
     publishing: Mutex<()>,
     /// Wakes the nodes' tasks when probes are wanted sooner.
     hurry: Notify,
+    /// Patroni's last word, where it is asked.
+    members: Mutex<Option<Membership>>,
 }
 
 /// Watches a cluster until the proxy stops.
 pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let config = cluster.config.load_full();
-    let board = Board::new(nodes(&config), settings(&config), Instant::now(), SystemTime::now());
+    let board = Board::new(nodes(&config, None), settings(&config), Instant::now(), SystemTime::now());
     let monitor = Arc::new(Monitor {
         cluster: cluster.clone(),
         board: Mutex::new(board),
         publishing: Mutex::default(),
         hurry: Notify::new(),
+        members: Mutex::default(),
     });
     monitor.publish();
     let mut tasks: HashMap<Arc<str>, JoinHandle<()>> = HashMap::new();
     let housekeeping = tokio::spawn(housekeeping(cluster.clone()));
     let catalogs = tokio::spawn(catalogs(cluster.clone()));
+    let mut discovery = monitor.start_discovery(&config);
     let mut applied = config;
     monitor.start_nodes(&mut tasks);
     loop {
@@ -63,22 +78,26 @@ pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
         }
         let current = cluster.config.load_full();
         if !Arc::ptr_eq(&current, &applied) {
-            monitor.board.lock().reconfigure(nodes(&current), settings(&current), Instant::now());
-            monitor.start_nodes(&mut tasks);
-            monitor.publish();
+            if current.members != applied.members {
+                discovery.abort();
+                *monitor.members.lock() = None;
+                discovery = monitor.start_discovery(&current);
+            }
+            monitor.reconfigure();
             applied = current;
         }
+        monitor.start_nodes(&mut tasks);
         monitor.take_reports();
         monitor.take_orders();
         monitor.hurry.notify_waiters();
     }
-    for task in tasks.into_values().chain([housekeeping, catalogs]) {
+    for task in tasks.into_values().chain([housekeeping, catalogs, discovery]) {
         task.abort();
     }
 }
 
-/// The nodes that a configuration names.
-fn nodes(config: &config::Cluster) -> Vec<NodeConfig> {
+/// The nodes that a configuration names, or Patroni.
+fn nodes(config: &config::Cluster, members: Option<&Membership>) -> Vec<NodeConfig> {
     match &config.members {
         Members::Nodes(nodes) => nodes
             .iter()
@@ -89,7 +108,7 @@ fn nodes(config: &config::Cluster) -> Vec<NodeConfig> {
                 no_load_balance: false,
             })
             .collect(),
-        Members::Patroni(_) => Vec::new(),
+        Members::Patroni(_) => members.map(|members| members.nodes.clone()).unwrap_or_default(),
     }
 }
 
@@ -125,6 +144,87 @@ impl<P: Protocol> Monitor<P> {
                 .entry(node.address.clone())
                 .or_insert_with(|| tokio::spawn(watch(self.clone(), node.address.clone())));
         }
+    }
+
+    /// Starts to ask Patroni, where it is to be asked.
+    fn start_discovery(self: &Arc<Self>, config: &config::Cluster) -> JoinHandle<()> {
+        let endpoints = match &config.members {
+            Members::Nodes(_) => Vec::new(),
+            Members::Patroni(endpoints) => endpoints.clone(),
+        };
+        let monitor = self.clone();
+        tokio::spawn(async move {
+            if !endpoints.is_empty() {
+                monitor.follow_patroni(Patroni::new(endpoints)).await;
+            } else {
+                monitor.board.lock().set_leader(None, Instant::now());
+            }
+        })
+    }
+
+    async fn follow_patroni(&self, mut patroni: Patroni) {
+        let mut silent = 0;
+        loop {
+            let timeout = self.cluster.config.load().monitor.timeout;
+            match patroni.ask(timeout).await {
+                Ok(membership) => {
+                    let again = silent >= SILENT_ROUNDS;
+                    if again {
+                        tracing::info!(cluster = %self.cluster.name, "patroni answers again");
+                    }
+                    silent = 0;
+                    self.take_membership(membership, again);
+                }
+                Err(faults) => {
+                    silent += 1;
+                    if silent == SILENT_ROUNDS {
+                        self.lose_patroni(&faults);
+                    }
+                }
+            }
+            let hurried =
+                self.cluster.topology.load().primary().is_none_or(|node| node.state != topology::State::Up);
+            tokio::time::sleep(if hurried { DISCOVERY_FAST } else { DISCOVERY_PAUSE }).await;
+        }
+    }
+
+    /// `again`: its last word had ceased to count.
+    fn take_membership(&self, membership: Membership, again: bool) {
+        let mut members = self.members.lock();
+        let nodes = members.as_ref().is_none_or(|known| known.nodes != membership.nodes);
+        let leader = members.as_ref().map(|known| &known.leader) != Some(&membership.leader);
+        let word = membership.leader.clone();
+        *members = Some(membership);
+        drop(members);
+        if nodes {
+            self.reconfigure();
+            self.cluster.topology.nudge.notify_one();
+        }
+        if leader {
+            tracing::info!(cluster = %self.cluster.name, leader = word.as_deref().unwrap_or("nobody"), "patroni's leader");
+        }
+        if nodes || leader || again {
+            self.board.lock().set_leader(Some(word), Instant::now());
+            self.publish();
+            self.hurry.notify_waiters();
+        }
+    }
+
+    /// Nobody answers for Patroni: the nodes stay, and who leads the servers' own words tell.
+    fn lose_patroni(&self, faults: &[(url::Url, DiscoveryFault)]) {
+        for (endpoint, fault) in faults {
+            tracing::warn!(cluster = %self.cluster.name, %endpoint, "patroni does not answer: {fault}");
+        }
+        self.board.lock().set_leader(None, Instant::now());
+        self.publish();
+    }
+
+    /// Applies the configuration and the list of nodes.
+    fn reconfigure(&self) {
+        let config = self.cluster.config.load_full();
+        let nodes = nodes(&config, self.members.lock().as_ref());
+        self.board.lock().reconfigure(nodes, settings(&config), Instant::now());
+        self.publish();
     }
 
     fn take_reports(&self) {
@@ -190,7 +290,12 @@ impl<P: Protocol> Monitor<P> {
             self.cluster.metrics.failover_took(took.as_secs_f64());
         }
         let roles = |event: &Event| matches!(event, Event::Elected { .. } | Event::Changed { .. });
-        self.cluster.publish(snapshot, events.iter().any(roles));
+        let roles = events.iter().any(roles);
+        self.cluster.publish(snapshot, roles);
+        if roles || events.iter().any(|event| matches!(event, Event::NoPrimary { .. })) {
+            // Probes that were to come at leisure may be due now.
+            self.hurry.notify_waiters();
+        }
         if !events.is_empty() {
             self.cluster.refresh_metrics();
         }
@@ -206,12 +311,8 @@ impl<P: Protocol> Monitor<P> {
                 }
             }
             Event::NoPrimary { lost, why } => tracing::warn!(cluster, ?lost, "no primary: {why}"),
-            Event::Changed { address, role, was, state } => {
-                tracing::info!(cluster, node = %address, ?role, ?was, ?state, "node changed");
-            }
-            Event::Restarted { address } => {
-                tracing::info!(cluster, node = %address, "node was restarted");
-            }
+            Event::Changed { state: topology::State::Fenced(_), .. } => tracing::warn!(cluster, "{event}"),
+            Event::Changed { .. } | Event::Restarted { .. } => tracing::info!(cluster, "{event}"),
             Event::PositionFell { address, from, to } => {
                 tracing::warn!(cluster, node = %address, %from, %to, "the primary lost acknowledged positions in a crash");
             }

@@ -4,7 +4,7 @@
 //! left it in a state, is decided here.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{
     protocol::{Backend, ConnectFault, Identity, Protocol},
     runtime,
-    session::cancel::CancelTarget,
+    session::cancel::{Call, CancelTarget, Entry},
     standing::Standing,
     topology::{Load, Node, NodeId, Role},
 };
@@ -119,6 +119,8 @@ pub struct NodePool<P: Protocol> {
     role: Role,
     siblings: Siblings<P>,
     waiters: AtomicUsize,
+    /// Sessions that keep a connection only until somebody waits for one.
+    lenders: Mutex<VecDeque<Arc<Entry>>>,
     limits: Limits,
     closed: AtomicBool,
     /// Whether the node may still answer on the connections of this pool.
@@ -197,6 +199,7 @@ impl<P: Protocol> NodePool<P> {
             role,
             siblings,
             waiters: AtomicUsize::new(0),
+            lenders: Mutex::default(),
             limits,
             closed: AtomicBool::new(false),
             standing: Standing::default(),
@@ -218,6 +221,9 @@ impl<P: Protocol> NodePool<P> {
     async fn wait(&self, now: Instant) -> Result<(Object<Places>, Box<Pooled<P>>), CheckoutFault> {
         let _waiting = Count::up(&self.waiters);
         let deadline = now + self.limits.checkout_timeout;
+        if self.places.status().available == 0 {
+            self.ask_back();
+        }
         let attempt = async {
             let place = self.places.get().await.map_err(|_| CheckoutFault::Closed)?;
             let pooled = match self.take_idle(Instant::now()) {
@@ -274,7 +280,7 @@ impl<P: Protocol> NodePool<P> {
         }
         let siblings: Vec<_> = self.siblings.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
         for sibling in siblings {
-            if sibling.give_up_idle() {
+            if sibling.give_up_idle() || sibling.ask_back() {
                 break;
             }
         }
@@ -289,6 +295,30 @@ impl<P: Protocol> NodePool<P> {
         pooled.idle_since = now;
         let here = runtime::worker().min(self.idle.len() - 1);
         self.idle[here].0.lock().push(pooled);
+    }
+
+    /// A session keeps a connection softly: it may be asked for.
+    pub fn lend(&self, entry: &Arc<Entry>) {
+        self.lenders.lock().push_back(entry.clone());
+    }
+
+    /// The session has given the connection back.
+    pub fn take_back(&self, entry: &Arc<Entry>) {
+        self.lenders.lock().retain(|other| !Arc::ptr_eq(other, entry));
+    }
+
+    /// Asks the session that lent first for its connection.
+    fn ask_back(&self) -> bool {
+        let lender = self.lenders.lock().pop_front();
+        lender.is_some_and(|lender| {
+            lender.call(Call::Yield);
+            true
+        })
+    }
+
+    /// Somebody waits for a connection, or for a share of the node's.
+    pub fn is_wanted(&self) -> bool {
+        self.waiters.load(Ordering::Relaxed) > 0 || self.share.permits.available_permits() == 0
     }
 
     /// Closes one idle connection for another pool's sake.

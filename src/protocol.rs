@@ -9,9 +9,10 @@ use std::{future::Future, io, sync::Arc};
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 
+/// What a cancel request has to name, for the protocols to read and write.
+pub use crate::session::cancel::CancelKey;
 use crate::{
     refusal::Refusal,
-    session::cancel::CancelKey,
     sql::{
         Dialect, Intent,
         catalog::Catalog,
@@ -24,6 +25,9 @@ use crate::{
 /// One database's wire protocol.
 pub trait Protocol: Sized + Send + Sync + 'static {
     const DIALECT: Dialect;
+    /// A statement that asks for what the one before left in its connection is not told when that
+    /// was another session's: sessions that have written keep their connections softly.
+    const FORGETS_PREVIOUS: bool;
     /// Where a request's bytes are, and what they consist of.
     type Wire: Send + Sync;
     /// What a client's login revealed that opens servers as the same user.
@@ -59,8 +63,19 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// Length in bytes of the secret in this client's cancel key.
     fn cancel_key_length(&self) -> usize;
 
+    /// The number of its session, where the protocol tells the client before it logs in.
+    fn session_number(&self) -> Option<u32> {
+        None
+    }
+
     /// The next request, or `None` when the client has left. Dropping the future loses nothing.
     fn next(&mut self) -> impl Future<Output = Result<Option<Request<P::Wire>>, Fault>> + Send;
+
+    /// Whom the client has become with the request just read, if that changed its user: a session
+    /// of its own, which `welcome` answers the request for.
+    fn new_identity(&mut self) -> Option<Identity<P>> {
+        None
+    }
 
     /// The text of a request that is one statement with effects on the session, if it could be
     /// sent again by itself.
@@ -203,6 +218,8 @@ pub enum Greeting<P: Protocol> {
 pub struct Welcomed {
     /// Effective `default_transaction_isolation` and `_read_only`.
     pub defaults: TransactionModes,
+    /// `autocommit = 0`: every statement begins a transaction if none is open.
+    pub implicit_transactions: bool,
     /// Settings of the proxy's own that the client asked for at startup.
     pub commands: Vec<ProxyCommand>,
 }
@@ -222,6 +239,9 @@ pub trait VerifierSource: Send + Sync {
 pub struct Identity<P: Protocol> {
     pub user: Arc<str>,
     pub database: Arc<str>,
+    /// What else server connections differ in that cannot be changed once they are open: MySQL's
+    /// capability flags. 0 where there is nothing.
+    pub flavour: u64,
     pub credentials: P::Credentials,
 }
 
@@ -230,6 +250,7 @@ impl<P: Protocol> Clone for Identity<P> {
         Self {
             user: self.user.clone(),
             database: self.database.clone(),
+            flavour: self.flavour,
             credentials: self.credentials.clone(),
         }
     }
@@ -269,6 +290,9 @@ pub struct Terms<'a> {
 pub enum MayRefuse {
     /// The client gets whatever the server says.
     No,
+    /// A statement outside of any transaction: only that a prepared plan is out of date, which is
+    /// said before anything was done.
+    Replan,
     /// A plain statement on the primary: only that the server is stopping, or read-only.
     Stopping,
     /// A read on a replica: also that it writes, or that this copy cannot answer it.
@@ -327,6 +351,8 @@ pub enum RefusedCause {
     MaybeStale,
     /// A carried setting or a statement sent ahead failed: the request did not run.
     Setting,
+    /// The prepared statement has to be prepared anew; nothing was done.
+    Replan,
     /// The server is stopping; a plain statement has provably not been committed.
     Stopping,
 }

@@ -47,6 +47,8 @@ pub enum RefusalKind {
     UnknownStatement,
     /// A prepared statement of this name exists already.
     DuplicateStatement,
+    /// Nobody has this session number (KILL).
+    UnknownSession,
     /// The client was idle for too long, in or outside a transaction.
     IdleTimeout,
     /// `limits.statement_timeout`, or a cancel request while waiting.
@@ -79,6 +81,7 @@ impl RefusalKind {
             Self::UnknownSetting => "unknown_setting",
             Self::UnknownStatement => "unknown_statement",
             Self::DuplicateStatement => "duplicate_statement",
+            Self::UnknownSession => "unknown_session",
             Self::IdleTimeout => "idle_timeout",
             Self::Cancelled => "cancelled",
             Self::UnknownNode => "unknown_node",

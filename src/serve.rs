@@ -25,7 +25,7 @@ use crate::{
     config::{self, Config, Engine, HostPort, reload},
     listener,
     metrics::Metrics,
-    monitor,
+    monitor, mysql,
     observe::{self, Observed},
     postgres,
     protocol::{Protocol, VerifierSource},
@@ -44,8 +44,6 @@ pub enum StartError {
     Tls { cluster: Arc<str>, error: Box<TlsError> },
     #[error("cannot start the worker threads: {0}")]
     Workers(io::Error),
-    #[error("cluster {0}: this build does not speak its protocol")]
-    Unsupported(Arc<str>),
 }
 
 /// A proxy that listens and serves.
@@ -271,14 +269,22 @@ async fn start_cluster(
             };
             start_service::<postgres::Postgres, _>(config, parts, workers, metrics, shutdown).await
         }
-        Engine::Mysql => Err(StartError::Unsupported(config.name.clone())),
+        Engine::Mysql => {
+            let shared = Arc::new(mysql::Shared::default());
+            let parts = move |config: &config::Cluster| {
+                let query = config.auth.query.clone().map(AuthQuery::new);
+                let source = query.clone().map(|query| query as Arc<dyn VerifierSource>);
+                Ok((mysql::parts(config, &shared, source)?, query))
+            };
+            start_service::<mysql::Mysql, _>(config, parts, workers, metrics, shutdown).await
+        }
     }
 }
 
 /// Looks at a cluster's servers for a moment, without serving anybody.
 ///
 /// # Errors
-/// When a TLS file cannot be used, or this build does not speak the protocol.
+/// When a TLS file cannot be used.
 pub async fn observe(config: &config::Cluster, database: &Arc<str>) -> Result<Observed, StartError> {
     match config.engine {
         Engine::Postgres => {
@@ -286,7 +292,12 @@ pub async fn observe(config: &config::Cluster, database: &Arc<str>) -> Result<Ob
                 .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
             Ok(observe::look::<postgres::Postgres>(config, parts, database).await)
         }
-        Engine::Mysql => Err(StartError::Unsupported(config.name.clone())),
+        Engine::Mysql => {
+            let parts = mysql::parts(config, &Arc::default(), None)
+                .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
+            // One catalog holds all schemas.
+            Ok(observe::look::<mysql::Mysql>(config, parts, &"".into()).await)
+        }
     }
 }
 

@@ -5,11 +5,16 @@
 //! is handed on (hard case 1). A node that comes back gets a new pool.
 
 use std::{
+    future::Future,
+    io,
     sync::atomic::{AtomicU8, Ordering},
     task::{Context, Poll},
 };
 
-use crate::session::cancel::Entry;
+use crate::{
+    protocol::{Fault, Forwarded},
+    session::cancel::Entry,
+};
 
 const FENCED: u8 = 1;
 const DOWN: u8 = 2;
@@ -71,4 +76,27 @@ impl<'a> Watch<'a> {
         self.entry.register(context);
         if self.is_over(movable) { Poll::Ready(()) } else { Poll::Pending }
     }
+}
+
+/// What ends a wait for a server that may no longer be used.
+pub fn given_up() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the server is no longer the primary, or is down")
+}
+
+/// Runs a step ahead of a request, unless the server may no longer be used.
+///
+/// # Errors
+/// Those of the step; [`Fault::Server`] when the server was given up.
+pub async fn watched<T>(watch: Watch<'_>, step: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+    let mut step = std::pin::pin!(step);
+    std::future::poll_fn(|cx| match step.as_mut().poll(cx) {
+        Poll::Pending => watch.poll_over(cx, false).map(|()| Err(unsent())),
+        done => done,
+    })
+    .await
+}
+
+/// The same for a request of which nothing was sent.
+pub fn unsent() -> Fault {
+    Fault::Server { error: given_up(), sent: false, forwarded: Forwarded::Nothing }
 }

@@ -92,7 +92,7 @@ impl<P: Protocol> Managed for Cluster<P> {
     fn pools(&self) -> Vec<PoolView> {
         let mut views = Vec::new();
         let now = Instant::now();
-        for ((user, database), pools) in self.all_pools() {
+        for ((user, database, _), pools) in self.all_pools() {
             for ((node, role), pool) in pools.all() {
                 let status = pool.status();
                 views.push(PoolView {
@@ -139,7 +139,8 @@ impl<P: Protocol> Managed for Cluster<P> {
         let Some(entry) = self.sessions.by_process(process) else { return false };
         entry.call(Call::Kill);
         // Whatever runs for it on a server is of no use to anybody.
-        tokio::spawn(async move { crate::listener::cancel_running(&self, &entry).await });
+        let identity = self.monitor_identity.load_full();
+        tokio::spawn(async move { self.interrupt(&entry, &identity).await });
         true
     }
 }

@@ -77,6 +77,8 @@ pub struct Cluster {
     pub engine: Engine,
     /// At least one; none overlaps another listener. Port 0 lets the system choose.
     pub listen: Vec<HostPort>,
+    /// Other proxies before the same servers: cancel requests for their clients go on to them.
+    pub peers: Vec<HostPort>,
     pub members: Members,
     /// May be empty where `auth.query` or `auth.trust_loopback` lets clients in.
     pub users: Vec<User>,
@@ -271,6 +273,39 @@ pub struct Limits {
 pub struct Tls {
     pub client: ClientTls,
     pub server: ServerTls,
+}
+
+impl Tls {
+    /// What clients reach us by.
+    pub fn client_parameters(&self) -> crate::tls::Parameters {
+        tls_parameters(self.client.mode, self.client.identity.as_ref(), self.client.ca.as_ref())
+    }
+
+    /// What we reach servers by.
+    pub fn server_parameters(&self) -> crate::tls::Parameters {
+        tls_parameters(self.server.mode, self.server.identity.as_ref(), self.server.ca.as_ref())
+    }
+}
+
+fn tls_parameters(
+    mode: TlsMode,
+    identity: Option<&Identity>,
+    ca: Option<&PathBuf>,
+) -> crate::tls::Parameters {
+    use crate::tls::Mode;
+    crate::tls::Parameters {
+        mode: match mode {
+            TlsMode::Disable => Mode::Disable,
+            TlsMode::Allow => Mode::Allow,
+            TlsMode::Prefer => Mode::Prefer,
+            TlsMode::Require => Mode::Require,
+            TlsMode::VerifyCa => Mode::VerifyCa,
+            TlsMode::VerifyFull => Mode::VerifyFull,
+        },
+        certificate: identity.map(|identity| identity.certificate.clone()),
+        key: identity.map(|identity| identity.key.clone()),
+        ca: ca.cloned(),
+    }
 }
 
 /// TLS toward clients; a server's part.

@@ -3,10 +3,12 @@
 //! [`servers`] is also what the tests stand on.
 
 mod binaries;
+pub mod maria;
 mod node;
 mod ports;
 mod process;
 pub mod servers;
+mod stage;
 mod workload;
 
 use std::{
@@ -16,10 +18,12 @@ use std::{
 };
 
 pub use ports::Port;
-pub use process::{Keeper, Signal, signal, signal_tree, wait_for_exit};
-use servers::{APP, Binaries, MONITOR, PgCluster, PgOptions, ServerError};
+pub use process::{Keeper, RunAs, Signal, signal, signal_tree, wait_for_exit};
+use servers::{APP, MONITOR, ServerError};
+pub use stage::DemoEngine;
+use stage::Servers;
+use workload::Client;
 pub use workload::{Count, Counts};
-use workload::{Psql, TABLE, WHERE};
 
 const REPLICAS: usize = 2;
 /// The proxy has found its servers by then, or never will.
@@ -54,16 +58,19 @@ pub struct Proxy<S, E> {
 ///
 /// # Errors
 /// When the servers or the proxy do not start, or a statement of the workload gets no answer.
-pub fn run<S, E>(once: bool, proxy: Proxy<S, E>, out: &mut dyn Write) -> Result<(), DemoError>
+pub fn run<S, E>(
+    engine: DemoEngine,
+    once: bool,
+    proxy: Proxy<S, E>,
+    out: &mut dyn Write,
+) -> Result<(), DemoError>
 where
     S: FnOnce(&str) -> Result<(), String> + Send,
     E: Fn(),
 {
     writeln!(io::stderr(), "starting a primary and {REPLICAS} replicas …")?;
-    let cluster = PgCluster::start(PgOptions { replicas: REPLICAS, ..PgOptions::default() })?;
-    cluster.node(0).sql(APP.name, &format!("SET ROLE {}; {TABLE}", APP.name))?;
-    cluster.wait_until_caught_up(0)?;
-    let stage = Stage { binaries: Binaries::find()?, port: Port::claim()?, http: Port::claim()?, cluster };
+    let servers = Servers::start(engine, REPLICAS)?;
+    let stage = Stage { port: Port::claim()?, http: Port::claim()?, servers };
     let config = stage.configuration();
     let Proxy { serve, stop } = proxy;
     thread::scope(|scope| {
@@ -77,16 +84,15 @@ where
 }
 
 struct Stage {
-    binaries: Binaries,
     port: Port,
     http: Port,
-    cluster: PgCluster,
+    servers: Servers,
 }
 
 impl Stage {
     /// What anybody would write who puts the proxy before these servers.
     fn configuration(&self) -> String {
-        let nodes: Vec<String> = self.cluster.addresses().iter().map(|node| format!("{node:?}")).collect();
+        let nodes: Vec<String> = self.servers.addresses().iter().map(|node| format!("{node:?}")).collect();
         format!(
             r#"[log]
 level = "warn"
@@ -96,7 +102,7 @@ http = "127.0.0.1:{http}"
 
 [[cluster]]
 name = "demo"
-engine = "postgres"
+engine = "{engine}"
 listen = ["127.0.0.1:{port}"]
 nodes = [{nodes}]
 users = [{{ name = "{app}", password = "{app_password}" }}]
@@ -106,6 +112,7 @@ user = "{monitor}"
 password = "{monitor_password}"
 "#,
             http = self.http.number(),
+            engine = self.servers.engine(),
             port = self.port.number(),
             nodes = nodes.join(", "),
             app = APP.name,
@@ -119,7 +126,7 @@ password = "{monitor_password}"
         self.wait_until_ready(ended)?;
         self.introduce()?;
         loop {
-            let counts = match workload::run(&self.binaries, self.port.number()) {
+            let counts = match workload::run(&self.servers, self.port.number()) {
                 // Told to end, the proxy closes its sessions and is gone a moment later.
                 Err(_) if !once && soon(ended) => return Ok(()),
                 counts => counts?,
@@ -135,8 +142,9 @@ password = "{monitor_password}"
     fn wait_until_ready(&self, ended: &dyn Fn() -> bool) -> Result<(), DemoError> {
         let deadline = Instant::now() + READY_LIMIT;
         while Instant::now() < deadline {
-            let port = Psql::open(&self.binaries, self.port.number())?.port(WHERE);
-            if port.is_ok_and(|port| port != self.cluster.node(0).port()) {
+            let whereabouts = self.servers.statements().whereabouts;
+            let port = Client::open(&self.servers, self.port.number())?.port(whereabouts);
+            if port.is_ok_and(|port| port != self.servers.primary_port()) {
                 return Ok(());
             }
             if ended() {
@@ -149,28 +157,23 @@ password = "{monitor_password}"
 
     fn introduce(&self) -> io::Result<()> {
         let mut out = io::stderr();
-        for (index, address) in self.cluster.addresses().iter().enumerate() {
+        for (index, address) in self.servers.addresses().iter().enumerate() {
             writeln!(out, "  {address}  {}", if index == 0 { "primary" } else { "replica" })?;
         }
         writeln!(
             out,
-            "the proxy:     psql 'host=127.0.0.1 port={} user={} password={} dbname={}'\n\
+            "the proxy:     {}\n\
              the dashboard: http://127.0.0.1:{}/\n\
              one session writes, four read; where each statement ran, by the servers' own word:",
-            self.port.number(),
-            APP.name,
-            APP.password,
-            APP.name,
+            self.servers.invitation(self.port.number()),
             self.http.number()
         )
     }
 
     fn print(&self, counts: &Counts, out: &mut dyn Write) -> Result<(), DemoError> {
-        for node in self.cluster.nodes() {
-            let in_recovery = node.sql("postgres", "SELECT pg_is_in_recovery()")?;
-            let role = if in_recovery == "t" { "replica" } else { "primary" };
-            let Count { reads, writes } = counts.get(&node.port()).copied().unwrap_or_default();
-            writeln!(out, "{} {role} reads={reads} writes={writes}", node.address())?;
+        for (address, port, role) in self.servers.roles()? {
+            let Count { reads, writes } = counts.get(&port).copied().unwrap_or_default();
+            writeln!(out, "{address} {role} reads={reads} writes={writes}")?;
         }
         out.flush().map_err(DemoError::Io)
     }
@@ -239,7 +242,7 @@ mod tests {
         };
         let mut out = Vec::new();
 
-        run(true, proxy, &mut out).expect("the demo runs");
+        run(DemoEngine::Postgres, true, proxy, &mut out).expect("the demo runs");
 
         let lines = String::from_utf8(out).expect("it is text");
         let ends: Vec<&str> = lines.lines().filter_map(|line| Some(line.split_once(' ')?.1)).collect();
@@ -253,7 +256,7 @@ mod tests {
     fn a_proxy_that_does_not_start_is_the_error() {
         let proxy = Proxy { serve: |_: &str| Err("no port to be had".to_owned()), stop: || {} };
 
-        let error = run(true, proxy, &mut Vec::new()).expect_err("there is no proxy");
+        let error = run(DemoEngine::Postgres, true, proxy, &mut Vec::new()).expect_err("there is no proxy");
 
         assert_eq!(error.to_string(), "the proxy ended: no port to be had");
     }

@@ -46,6 +46,11 @@ pub enum ServerError {
          /usr/lib/postgresql; on Debian: apt-get install postgresql-15"
     )]
     NotInstalled,
+    #[error(
+        "MariaDB's programs (mariadbd, mariadb-install-db, mariadb) were found neither in PATH nor under /usr/sbin; \
+         on Debian: apt-get install mariadb-server"
+    )]
+    MariaNotInstalled,
     #[error("{program} failed: {said}")]
     Program { program: String, said: String },
     #[error("server {node} did not start; the end of its log:\n{log}")]
@@ -355,7 +360,7 @@ impl PgCluster {
 }
 
 /// How long changes of role, replay and the like may take.
-const CHANGE_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const CHANGE_LIMIT: Duration = Duration::from_secs(30);
 const STATISTICS: &str = "pg_stat_statements";
 
 /// Small WAL segments make a data folder of 25 MB instead of 40, and tests meet segment borders.
@@ -397,7 +402,7 @@ const HBA: [&str; 4] = [
 ];
 
 /// Waits until `condition` holds; errs when it does not within `limit`, or errs itself.
-fn eventually(
+pub(super) fn eventually(
     what: &str,
     limit: Duration,
     mut condition: impl FnMut() -> Result<bool, ServerError>,
@@ -413,7 +418,7 @@ fn eventually(
 }
 
 /// `cp -a`, which shares blocks where the file system can.
-fn copy_folder(from: &Path, to: &Path) -> Result<(), ServerError> {
+pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<(), ServerError> {
     let mut copy = Command::new("cp");
     copy.args(["-a", "--reflink=auto", "-T"]).arg(from).arg(to);
     run(copy, RunAs::Myself).map(drop)

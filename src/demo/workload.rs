@@ -1,28 +1,22 @@
-//! A small app: one session writes, four read, each through `psql`; every statement says which
+//! A small app: one session writes, four read, each through the database's own client; every statement says which
 //! server ran it.
 
 use std::{
     collections::BTreeMap,
     io::{self, BufRead, BufReader, Write},
     os::unix::process::CommandExt,
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Stdio},
     thread,
     time::Duration,
 };
 
-use super::servers::{APP, Binaries, ServerError};
+use super::{servers::ServerError, stage::Servers};
 
 pub(super) const WRITES: u32 = 40;
 const WRITE_PAUSE: Duration = Duration::from_millis(75);
 const READERS: u32 = 4;
 const READS_PER_READER: u32 = 50;
 const READ_PAUSE: Duration = Duration::from_millis(60);
-
-pub(super) const TABLE: &str =
-    "CREATE TABLE visits (id bigserial PRIMARY KEY, at timestamptz DEFAULT now());";
-const WRITE: &str = "INSERT INTO visits DEFAULT VALUES RETURNING inet_server_port();";
-const READ: &str = "SELECT inet_server_port(), count(*) FROM visits;";
-pub(super) const WHERE: &str = "SELECT inet_server_port();";
 
 /// How many statements a server ran, by its own word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,22 +28,18 @@ pub struct Count {
 /// Counts by the server's port.
 pub type Counts = BTreeMap<u16, Count>;
 
-/// A session of `psql`, one statement at a time.
-pub(super) struct Psql {
+/// A session of the database's own client, one statement at a time.
+pub(super) struct Client {
     child: Child,
     statements: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
-impl Psql {
+impl Client {
     /// Opens a session of the user `app` at a port of 127.0.0.1.
-    pub(super) fn open(binaries: &Binaries, port: u16) -> io::Result<Self> {
-        let mut command: Command = binaries.command("psql");
+    pub(super) fn open(servers: &Servers, port: u16) -> Result<Self, ServerError> {
+        let mut command = servers.client(port)?;
         command
-            .args(["-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", &port.to_string()])
-            .args(["-U", APP.name, "-d", APP.name])
-            .env("PGPASSWORD", APP.password)
-            .env("PGAPPNAME", "pointsman demo")
             // A terminal's ^C is for the proxy, which then ends these sessions in order.
             .process_group(0)
             .stdin(Stdio::piped())
@@ -57,24 +47,24 @@ impl Psql {
             .stderr(Stdio::null());
         let mut child = command.spawn()?;
         let (Some(statements), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(io::Error::other("psql's pipes were not opened"));
+            return Err(io::Error::other("the client's pipes were not opened").into());
         };
         Ok(Self { child, statements, answers: BufReader::new(answers) })
     }
 
     /// Runs a statement that answers one row and returns its first column, the server's port; errs
-    /// when psql ends because the statement failed.
+    /// when the client ends because the statement failed.
     pub(super) fn port(&mut self, statement: &str) -> io::Result<u16> {
         writeln!(self.statements, "{statement}")?;
         self.statements.flush()?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
-        let port = line.trim().split('|').next().and_then(|port| port.parse().ok());
+        let port = line.trim().split(['|', '\t']).next().and_then(|port| port.parse().ok());
         port.ok_or_else(|| io::Error::other(format!("no answer to: {statement}")))
     }
 }
 
-impl Drop for Psql {
+impl Drop for Client {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -82,11 +72,14 @@ impl Drop for Psql {
 }
 
 /// Runs all sessions side by side, once; errs when one of them got no answer.
-pub(super) fn run(binaries: &Binaries, port: u16) -> Result<Counts, ServerError> {
+pub(super) fn run(servers: &Servers, port: u16) -> Result<Counts, ServerError> {
     thread::scope(|scope| {
-        let writer = scope.spawn(|| session(binaries, port, WRITE, WRITES, WRITE_PAUSE));
+        let writer = scope.spawn(|| session(servers, port, servers.statements().write, WRITES, WRITE_PAUSE));
         let readers: Vec<_> = (0..READERS)
-            .map(|_| scope.spawn(|| session(binaries, port, READ, READS_PER_READER, READ_PAUSE)))
+            .map(|_| {
+                scope
+                    .spawn(|| session(servers, port, servers.statements().read, READS_PER_READER, READ_PAUSE))
+            })
             .collect();
         let mut counts = Counts::new();
         for port in joined(writer)? {
@@ -102,21 +95,23 @@ pub(super) fn run(binaries: &Binaries, port: u16) -> Result<Counts, ServerError>
 }
 
 fn session(
-    binaries: &Binaries,
+    servers: &Servers,
     port: u16,
     statement: &str,
     times: u32,
     pause: Duration,
-) -> io::Result<Vec<u16>> {
-    let mut psql = Psql::open(binaries, port)?;
+) -> Result<Vec<u16>, ServerError> {
+    let mut client = Client::open(servers, port)?;
     (0..times)
         .map(|_| {
             thread::sleep(pause);
-            psql.port(statement)
+            Ok(client.port(statement)?)
         })
         .collect()
 }
 
-fn joined(session: thread::ScopedJoinHandle<'_, io::Result<Vec<u16>>>) -> io::Result<Vec<u16>> {
-    session.join().unwrap_or_else(|_| Err(io::Error::other("a session of the workload panicked")))
+fn joined(
+    session: thread::ScopedJoinHandle<'_, Result<Vec<u16>, ServerError>>,
+) -> Result<Vec<u16>, ServerError> {
+    session.join().unwrap_or_else(|_| Err(io::Error::other("a session of the workload panicked").into()))
 }

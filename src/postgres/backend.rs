@@ -8,7 +8,7 @@ use super::{
     encode::{self, Expect},
     frame::{self, HEADER},
     frontend::{Frontend, eof},
-    prepared::ServerStatements,
+    prepared::{self, ServerStatements, Shape, Statement},
     relay::Outcome,
     settings::{Carried, Settings},
 };
@@ -47,6 +47,10 @@ pub struct Backend {
     pub(super) statements: ServerStatements,
     pub(super) carried: Carried,
     pub(super) parameters: Vec<(Box<str>, Box<str>)>,
+    /// Shared statements that are forgotten here and not yet closed there.
+    retired: Vec<u32>,
+    /// Shape of the last result that a question of ours was told.
+    described: Option<Shape>,
     /// LISTEN: notifications are for the session that holds this connection.
     pub(super) listening: bool,
     /// The server ends this connection, or it is beyond repair.
@@ -76,6 +80,8 @@ impl Backend {
             statements: ServerStatements::new(prepared_statements),
             carried: Carried::default(),
             parameters,
+            retired: Vec::new(),
+            described: None,
             listening: false,
             closed: false,
             drew: None,
@@ -296,6 +302,46 @@ impl Backend {
         self.inbox.is_empty()
     }
 
+    /// Forgets a shared statement; the server is told with the next request.
+    pub(super) fn retire(&mut self, key: u128) {
+        if let Some(number) = self.statements.retire(key) {
+            self.retired.push(number);
+        }
+    }
+
+    /// Closes statements that were retired, ahead of the next request.
+    pub(super) fn put_retired(&mut self, out: &mut Vec<u8>) {
+        for number in std::mem::take(&mut self.retired) {
+            encode::put_close_number(number, out, &mut self.expect);
+        }
+    }
+
+    /// Prepares a statement if need be, and finds out the shape of its result.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] with the server's error.
+    pub(super) async fn describe(&mut self, key: u128, statement: &Statement) -> Result<Shape, Fault> {
+        let mut out = Vec::new();
+        let found = self.statements.find(key);
+        let number = found.unwrap_or_else(|| {
+            let (number, evicted) = self.statements.insert(key);
+            self.retired.extend(evicted);
+            encode::put_parse_number(number, &statement.body, &mut out);
+            number
+        });
+        encode::put_describe_number(number, &mut out);
+        out.extend_from_slice(&frame::SYNC);
+        self.stream.write_all(&out).await.map_err(lost)?;
+        self.described = None;
+        if let Err(fault) = self.collect().await {
+            if found.is_none() {
+                self.statements.remove(key);
+            }
+            return Err(fault);
+        }
+        Ok(self.described.take().unwrap_or(prepared::NO_RESULT))
+    }
+
     /// Runs statements of ours, in one flight and one implicit transaction.
     ///
     /// # Errors
@@ -363,6 +409,7 @@ impl Backend {
                     error = Some(Refused { raw, cause: RefusedCause::Setting, code: fields.code });
                 }
                 b'S' => self.note_parameter(header.length),
+                b'T' => self.described = prepared::shape(body),
                 b'Z' => {
                     self.transaction = match body {
                         b"I" => Transaction::Idle,

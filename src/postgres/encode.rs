@@ -24,8 +24,11 @@ pub enum Expect {
     Close {
         forward: bool,
     },
-    /// ParameterDescription, then RowDescription or NoData.
-    DescribeStatement,
+    /// ParameterDescription, then RowDescription or NoData. `named`: the client's name and the
+    /// server's key of the statement whose shape this tells.
+    DescribeStatement {
+        named: Option<(Box<[u8]>, u128)>,
+    },
     /// RowDescription or NoData.
     DescribePortal,
     /// Rows and CommandComplete, EmptyQueryResponse or PortalSuspended.
@@ -42,8 +45,8 @@ pub enum Expect {
         bytes: [u8; 5],
         named: bool,
     },
-    /// The server is made to fail here; the client gets this error instead of the server's.
-    FailAs(Box<crate::refusal::Refusal>),
+    /// The server is made to fail here; the client gets this message instead of the server's.
+    FailAs(Vec<u8>),
 }
 
 /// Whose Execute it is.
@@ -98,6 +101,31 @@ pub fn put_close(name: &[u8], out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) 
         frame::put_cstring(out, name);
     });
     expect.push_back(Expect::Close { forward: false });
+}
+
+/// Closes a shared statement by its number.
+pub fn put_close_number(number: u32, out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
+    frame::put(out, b'C', |out| {
+        out.push(b'S');
+        prepared::put_server_name(out, number);
+    });
+    expect.push_back(Expect::Close { forward: false });
+}
+
+/// Prepares a statement under its number.
+pub fn put_parse_number(number: u32, body: &[u8], out: &mut Vec<u8>) {
+    frame::put(out, b'P', |out| {
+        prepared::put_server_name(out, number);
+        out.extend_from_slice(body);
+    });
+}
+
+/// Describes a shared statement.
+pub fn put_describe_number(number: u32, out: &mut Vec<u8>) {
+    frame::put(out, b'D', |out| {
+        out.push(b'S');
+        prepared::put_server_name(out, number);
+    });
 }
 
 fn put_parse(name: &[u8], body: &[u8], out: &mut Vec<u8>) {
@@ -170,7 +198,7 @@ impl BatchWriter<'_> {
 
     fn describes(&self, message: &Message) -> Expect {
         match self.data.get(body_at(message)) {
-            Some(b'S') => Expect::DescribeStatement,
+            Some(b'S') => Expect::DescribeStatement { named: None },
             _ => Expect::DescribePortal,
         }
     }
@@ -188,7 +216,7 @@ impl BatchWriter<'_> {
                 self.copy(message);
                 self.expect_plain(message);
             }
-            Subject::Named(statement) => self.named(message, statement),
+            Subject::Named(statement) => self.named(message, statement, frontend),
             Subject::CloseNamed => {
                 self.expect.push_back(Expect::Inject { bytes: frame::CLOSE_COMPLETE, named: true });
             }
@@ -220,7 +248,7 @@ impl BatchWriter<'_> {
     }
 
     /// Parse, Bind or Describe of a named statement: by the name it has on this server.
-    fn named(&mut self, message: &Message, statement: &Statement) {
+    fn named(&mut self, message: &Message, statement: &Statement, frontend: &Frontend) {
         let body = &self.data[body_at(message)..message.at + message.length];
         let key = statement.key ^ u128::from(self.plan_key);
         let known = self.server.find(key);
@@ -241,30 +269,53 @@ impl BatchWriter<'_> {
             }
         };
         match message.tag {
+            b'B' if self.is_out_of_shape(body, key, frontend) => self.fail_shape(),
             b'B' => self.bind(message, body, number),
             _ => {
-                frame::put(self.out, b'D', |out| {
-                    out.push(b'S');
-                    prepared::put_server_name(out, number);
-                });
-                self.expect.push_back(Expect::DescribeStatement);
+                let name = frame::split_cstring(&body[1..]).map_or(&body[1..], |(name, _)| name).into();
+                put_describe_number(number, self.out);
+                self.expect.push_back(Expect::DescribeStatement { named: Some((name, key)) });
             }
         }
+    }
+
+    /// Whether this server would answer a Bind with other columns than the client was told.
+    fn is_out_of_shape(&self, body: &[u8], key: u128, frontend: &Frontend) -> bool {
+        let name = frame::split_cstring(body).and_then(|(_, rest)| frame::split_cstring(rest));
+        let told = name.and_then(|(name, _)| frontend.statements.told(name));
+        matches!((told, self.server.shape(key)), (Some(told), Some(has)) if told != has)
+    }
+
+    /// The error by which drivers know that they have to prepare anew, as the server gives it;
+    /// the rest of the unit is skipped and what came before is undone, as behind the server's own.
+    fn fail_shape(&mut self) {
+        frame::put(self.out, b'D', |out| {
+            out.push(b'S');
+            frame::put_cstring(out, b"pointsman_no_such_statement");
+        });
+        let mut error = Vec::new();
+        frame::put(&mut error, b'E', |out| {
+            for field in [
+                "SERROR",
+                "VERROR",
+                "C0A000",
+                "Mcached plan must not change result type",
+                "Fplancache.c",
+                "RRevalidateCachedQuery",
+            ] {
+                frame::put_cstring(out, field.as_bytes());
+            }
+            out.push(0);
+        });
+        self.expect.push_back(Expect::FailAs(error));
     }
 
     fn prepare(&mut self, key: u128, statement: &Statement, forward: bool) {
         let (number, evicted) = self.server.insert(key);
         if let Some(evicted) = evicted {
-            frame::put(self.out, b'C', |out| {
-                out.push(b'S');
-                prepared::put_server_name(out, evicted);
-            });
-            self.expect.push_back(Expect::Close { forward: false });
+            put_close_number(evicted, self.out, self.expect);
         }
-        frame::put(self.out, b'P', |out| {
-            prepared::put_server_name(out, number);
-            out.extend_from_slice(&statement.body);
-        });
+        put_parse_number(number, &statement.body, self.out);
         self.expect.push_back(Expect::Parse { forward, key: Some(key), named: forward });
     }
 

@@ -97,7 +97,7 @@ pub fn put_query(out: &mut Vec<u8>, sql: &str) {
 
 /// The SQLSTATE and the severity (never translated) of an ErrorResponse's body.
 pub fn error_fields(mut body: &[u8]) -> ErrorFields {
-    let mut fields = ErrorFields { code: *b"XX000", fatal: false };
+    let mut fields = ErrorFields { code: *b"XX000", fatal: false, stale_plan: false };
     while let [kind, rest @ ..] = body {
         let Some((value, rest)) = split_cstring(rest) else { break };
         match kind {
@@ -107,6 +107,8 @@ pub fn error_fields(mut body: &[u8]) -> ErrorFields {
                 }
             }
             b'V' => fields.fatal = value != b"ERROR",
+            // Texts are translated; the routine's name is not.
+            b'R' => fields.stale_plan = value == b"RevalidateCachedQuery",
             _ => {}
         }
         body = rest;
@@ -119,4 +121,6 @@ pub struct ErrorFields {
     pub code: [u8; 5],
     /// FATAL or PANIC: the server closes the connection behind it.
     pub fatal: bool,
+    /// "cached plan must not change result type".
+    pub stale_plan: bool,
 }

@@ -456,6 +456,16 @@ impl Frontend {
         }
     }
 
+    /// The statement's name in a Bind of the current request.
+    pub(super) fn bound_name(&self, message: &Message) -> Option<&[u8]> {
+        if message.tag != b'B' {
+            return None;
+        }
+        let body = batch::body(self.inbox.data(), message.at, message.length);
+        let (_, rest) = frame::split_cstring(body)?;
+        frame::split_cstring(rest).map(|(name, _)| name)
+    }
+
     /// The transaction is over: its portals are gone.
     pub(super) fn close_portals(&mut self) {
         if !self.portals.is_empty() {

@@ -107,6 +107,7 @@ pub(super) async fn greet(login: Login, gate: &Arc<Gate>) -> Result<Greeting<sup
     let identity = Identity {
         user: login.user.as_str().into(),
         database: login.database.as_str().into(),
+        flavour: 0,
         credentials: login.credentials,
     };
     let startup = match StartupRequest::read(&login.parameters, login.minor) {
@@ -129,6 +130,11 @@ pub struct Origins {
 }
 
 impl Origins {
+    /// Of a client without a cluster: what fuzzing reads with.
+    pub(super) fn detached() -> Self {
+        Self { shared: Arc::default(), user: "app".into(), database: "app".into() }
+    }
+
     fn new(gate: &Gate, identity: &Identity<super::Postgres>) -> Self {
         Self { shared: gate.shared.clone(), user: identity.user.clone(), database: identity.database.clone() }
     }
@@ -247,16 +253,8 @@ pub fn parts(
     shared: &Arc<Shared>,
     source: Option<Arc<dyn VerifierSource>>,
 ) -> Result<Parts<super::Postgres>, tls::TlsError> {
-    let client = tls::ClientTls::build(&tls_parameters(
-        config.tls.client.mode,
-        config.tls.client.identity.as_ref(),
-        config.tls.client.ca.as_ref(),
-    ))?;
-    let server = ServerTls::build(&tls_parameters(
-        config.tls.server.mode,
-        config.tls.server.identity.as_ref(),
-        config.tls.server.ca.as_ref(),
-    ))?;
+    let client = tls::ClientTls::build(&config.tls.client_parameters())?;
+    let server = ServerTls::build(&config.tls.server_parameters())?;
     let users = config
         .users
         .iter()
@@ -272,27 +270,8 @@ pub fn parts(
         monitor_identity: Identity {
             user: config.monitor.user.clone(),
             database: config.monitor.database.clone(),
+            flavour: 0,
             credentials: credentials(config.monitor.password.as_ref()),
         },
     })
-}
-
-fn tls_parameters(
-    mode: config::TlsMode,
-    identity: Option<&config::Identity>,
-    ca: Option<&std::path::PathBuf>,
-) -> tls::Parameters {
-    tls::Parameters {
-        mode: match mode {
-            config::TlsMode::Disable => tls::Mode::Disable,
-            config::TlsMode::Allow => tls::Mode::Allow,
-            config::TlsMode::Prefer => tls::Mode::Prefer,
-            config::TlsMode::Require => tls::Mode::Require,
-            config::TlsMode::VerifyCa => tls::Mode::VerifyCa,
-            config::TlsMode::VerifyFull => tls::Mode::VerifyFull,
-        },
-        certificate: identity.map(|identity| identity.certificate.clone()),
-        key: identity.map(|identity| identity.key.clone()),
-        ca: ca.cloned(),
-    }
 }

@@ -7,6 +7,8 @@ mod catalog;
 mod encode;
 mod frame;
 mod frontend;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 pub mod login;
 pub mod message;
@@ -30,11 +32,10 @@ pub use self::{
 use self::{batch::Kind, login::Accepted, relay::Relay};
 use crate::{
     protocol::{
-        self, Answer, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused, Reply,
-        Request, Terms, Transaction, TurnedAway, Welcomed,
+        self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused,
+        Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
     },
     refusal::Refusal,
-    session::cancel::CancelKey,
     sql::{Dialect, catalog::Catalog},
     topology::{Facts, ProbeFault, Role},
 };
@@ -44,6 +45,7 @@ pub struct Postgres;
 
 impl Protocol for Postgres {
     const DIALECT: Dialect = Dialect::Postgres;
+    const FORGETS_PREVIOUS: bool = false;
     /// Boxed: a request is moved a dozen times on its way.
     type Wire = Box<Batch>;
     type Credentials = login::Credentials;
@@ -163,7 +165,7 @@ impl protocol::Backend<Postgres> for Backend {
         terms: &Terms<'_>,
     ) -> Result<Reply, Fault> {
         if self.needs_clearing(terms.session, &request.intent) {
-            relay::watched(terms.watch, self.execute_all(&["DISCARD SEQUENCES".into()])).await?;
+            crate::standing::watched(terms.watch, self.execute_all(&["DISCARD SEQUENCES".into()])).await?;
             self.cleared();
         }
         Relay::new(self, frontend, terms).run(request).await

@@ -54,9 +54,15 @@ impl Statement {
 pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
     /// Definitions and removals that a server has not confirmed yet, in the order of the messages.
-    pending: VecDeque<(Box<[u8]>, Option<Arc<Statement>>)>,
+    pending: VecDeque<Change>,
+    /// Shapes of the results that the client was told for its names: a driver that was told once
+    /// decodes by it for ever (hard case 11).
+    told: HashMap<Box<[u8]>, Shape>,
     unnamed: Option<Unnamed>,
 }
+
+/// A name, and what it is to mean; `None`: nothing any more.
+type Change = (Box<[u8]>, Option<Arc<Statement>>);
 
 /// The unnamed statement. Its buffer is reused: drivers define it anew with every execution.
 #[derive(Debug)]
@@ -69,6 +75,28 @@ struct Unnamed {
 
 /// A longer buffer is not kept for an idle client.
 const UNNAMED_KEPT: usize = 4096;
+
+/// A hash of the names and types of a result's columns.
+pub type Shape = u64;
+
+/// Reads the shape off a RowDescription's body; `None` where it makes no sense.
+pub fn shape(body: &[u8]) -> Option<Shape> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (name, behind) = frame::split_cstring(rest)?;
+        // Table, column number, type, length, modifier, format.
+        let (numbers, behind) = behind.split_first_chunk::<18>()?;
+        hasher.update(name);
+        hasher.update(&[0]);
+        hasher.update(&numbers[6..10]);
+        rest = behind;
+    }
+    Some(hasher.digest())
+}
+
+/// The shape of a statement without result.
+pub const NO_RESULT: Shape = 0;
 
 /// How a client's name resolves.
 pub enum Resolved<'a> {
@@ -141,9 +169,19 @@ impl ClientStatements {
             }
             Some((name, None)) => {
                 self.named.remove(&name);
+                self.told.remove(&name);
             }
             None => {}
         }
+    }
+
+    /// The client was told what a statement's result looks like.
+    pub fn tell(&mut self, name: &[u8], shape: Shape) {
+        self.told.insert(name.into(), shape);
+    }
+
+    pub fn told(&self, name: &[u8]) -> Option<Shape> {
+        if self.told.is_empty() { None } else { self.told.get(name).copied() }
     }
 
     /// An error: what was expected behind it will not happen.
@@ -157,11 +195,13 @@ impl ClientStatements {
 
     /// Removes a statement; `false` if there was none.
     pub fn remove(&mut self, name: &[u8]) -> bool {
+        self.told.remove(name);
         self.named.remove(name).is_some()
     }
 
     pub fn clear(&mut self) {
         self.named = HashMap::new();
+        self.told = HashMap::new();
         self.pending.clear();
         self.unnamed = None;
     }
@@ -185,6 +225,8 @@ pub struct ServerStatements {
 struct Shared {
     number: u32,
     used: u64,
+    /// What it returns, once that is known. The server holds it to that.
+    shape: Option<Shape>,
 }
 
 impl ServerStatements {
@@ -207,12 +249,27 @@ impl ServerStatements {
         let evicted = if self.shared.len() >= self.capacity { self.evict() } else { None };
         self.clock += 1;
         self.next = self.next.wrapping_add(1);
-        self.shared.insert(key, Shared { number: self.next, used: self.clock });
+        self.shared.insert(key, Shared { number: self.next, used: self.clock, shape: None });
         (self.next, evicted)
     }
 
     fn evict(&mut self) -> Option<u32> {
         let (&key, _) = self.shared.iter().min_by_key(|(_, entry)| entry.used)?;
+        self.shared.remove(&key).map(|entry| entry.number)
+    }
+
+    pub fn shape(&self, key: u128) -> Option<Shape> {
+        self.shared.get(&key)?.shape
+    }
+
+    pub fn set_shape(&mut self, key: u128, shape: Shape) {
+        if let Some(entry) = self.shared.get_mut(&key) {
+            entry.shape = Some(shape);
+        }
+    }
+
+    /// Forgets a statement that the server still has: its number is to be closed.
+    pub fn retire(&mut self, key: u128) -> Option<u32> {
         self.shared.remove(&key).map(|entry| entry.number)
     }
 

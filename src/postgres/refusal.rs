@@ -41,7 +41,7 @@ pub const fn sqlstate(kind: RefusalKind) -> &'static str {
         RefusalKind::Authentication => "28P01",
         RefusalKind::UnknownDatabase => "3D000",
         RefusalKind::InvalidSetting => "22023",
-        RefusalKind::UnknownSetting | RefusalKind::UnknownNode => "42704",
+        RefusalKind::UnknownSetting | RefusalKind::UnknownNode | RefusalKind::UnknownSession => "42704",
         RefusalKind::UnknownStatement => "26000",
         RefusalKind::DuplicateStatement => "42P05",
         RefusalKind::IdleTimeout => "57P05",

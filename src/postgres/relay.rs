@@ -9,17 +9,18 @@ use tokio::io::AsyncWrite;
 
 use super::{
     backend::Backend,
-    batch::{Batch, End, Kind},
+    batch::{Batch, End, Kind, Subject},
     encode::{self, BatchWriter, Expect, Whose},
     frame::{self, HEADER},
     frontend::{Frontend, eof},
+    prepared,
     refusal::{self, ErrorClass},
 };
 use crate::{
     inbox,
     protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms, Transaction},
     sql::Effect,
-    standing::Watch,
+    standing::{given_up, unsent, watched},
 };
 
 /// A message that decides something is looked at whole; a longer one passes unseen. Errors quote
@@ -57,6 +58,8 @@ pub(super) struct Relay<'a> {
     refused: Option<Refused>,
     /// The server is ending this connection.
     dying: bool,
+    /// The plan of a prepared statement is out of date.
+    stale_plan: bool,
 }
 
 /// What the scan of received bytes came to.
@@ -84,12 +87,13 @@ impl<'a> Relay<'a> {
             sent: false,
             decided: false,
             noticed: false,
-            released: terms.may_refuse == MayRefuse::No,
+            released: matches!(terms.may_refuse, MayRefuse::No | MayRefuse::Replan),
             failed: false,
             rolled_back: false,
             setting_failed: false,
             refused: None,
             dying: false,
+            stale_plan: false,
         }
     }
 
@@ -100,13 +104,18 @@ impl<'a> Relay<'a> {
         }
         self.bring_settings(request).await?;
         self.bring_ahead_of_long_query(request).await?;
+        self.learn_shapes(request).await?;
         self.send_request(request).await?;
         self.backend.in_unit = true;
-        if encode::answer_due(&request.wire) || self.dying {
-            self.relay_answers().await?;
+        let answered = if encode::answer_due(&request.wire) || self.dying {
+            self.relay_answers().await
         } else {
-            self.flush().await?;
+            self.flush().await
+        };
+        if self.stale_plan {
+            self.retire_stale(request);
         }
+        answered?;
         self.finish(request)
     }
 
@@ -152,6 +161,48 @@ impl<'a> Relay<'a> {
         watched(self.terms.watch, self.backend.execute_all(self.terms.ahead)).await?;
         self.terms.ahead = &[];
         Ok(())
+    }
+
+    /// Finds out what this server answers to statements whose shape the client was told and that
+    /// are new here: a client that would decode rows by another shape must not get them.
+    async fn learn_shapes(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
+        if self.backend.in_unit {
+            return Ok(());
+        }
+        let plan_key = u128::from(self.frontend.carried.now().plan_key());
+        for message in &request.wire.messages {
+            let Subject::Named(statement) = &message.subject else { continue };
+            let key = statement.key ^ plan_key;
+            let name = self.frontend.bound_name(message);
+            let told = name.is_some_and(|name| self.frontend.statements.told(name).is_some());
+            if told && self.backend.statements.shape(key).is_none() {
+                self.bring_settings_now().await?;
+                let shape = self.backend.describe(key, statement).await.map_err(stale_refusal)?;
+                self.backend.statements.set_shape(key, shape);
+            }
+        }
+        Ok(())
+    }
+
+    /// What is described depends on search_path and role.
+    async fn bring_settings_now(&mut self) -> Result<(), Fault> {
+        let wanted = self.frontend.carried.now().clone();
+        let statements = wanted.statements_from(self.backend.carried.now());
+        if !statements.is_empty() {
+            self.backend.execute_all(&statements).await?;
+            self.backend.carried.bring(&wanted);
+        }
+        Ok(())
+    }
+
+    /// Statements whose plans are out of date are prepared anew when they are wanted again.
+    fn retire_stale(&mut self, request: &Request<Box<Batch>>) {
+        let plan_key = u128::from(self.frontend.carried.now().plan_key());
+        for message in &request.wire.messages {
+            if let Subject::Named(statement) = &message.subject {
+                self.backend.retire(statement.key ^ plan_key);
+            }
+        }
     }
 
     async fn send_request(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
@@ -201,6 +252,9 @@ impl<'a> Relay<'a> {
         }
         if !out.is_empty() {
             backend.statements.unnamed = Some(super::backend::UNKNOWN_STATEMENT);
+        }
+        if batch.kind == Kind::Extended {
+            backend.put_retired(out);
         }
         if batch.kind != Kind::Extended {
             encode::expect_single(batch, &mut backend.expect);
@@ -430,12 +484,21 @@ impl<'a> Relay<'a> {
                     self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length"))
                 );
             }
-            if looked_at(header.tag) && header.length <= LOOKED_AT && header.length > data.len() {
+            if self.looks_at(header.tag) && header.length <= LOOKED_AT && header.length > data.len() {
                 return Ok(Scan::More);
             }
             if let Some(end) = self.message(header)? {
                 return Ok(end);
             }
+        }
+    }
+
+    /// Messages whose body decides something.
+    fn looks_at(&self, tag: u8) -> bool {
+        match tag {
+            b'Z' | b'E' | b'S' | b'C' => true,
+            b'T' => matches!(self.backend.expect.front(), Some(Expect::DescribeStatement { .. })),
+            _ => false,
         }
     }
 
@@ -484,7 +547,7 @@ impl<'a> Relay<'a> {
             b'2' => forward = self.pop_forward(),
             b'3' => forward = self.closed(),
             b't' => {}
-            b'T' | b'n' => forward = self.described(),
+            b'T' | b'n' => forward = self.described(header),
             b'C' | b'I' | b's' => {
                 let body = self.body(header);
                 self.rolled_back = header.tag == b'C' && body == b"ROLLBACK\0";
@@ -566,9 +629,25 @@ impl<'a> Relay<'a> {
         }
     }
 
-    fn described(&mut self) -> bool {
+    fn described(&mut self, header: frame::Header) -> bool {
         match self.backend.expect.front() {
-            Some(Expect::DescribeStatement | Expect::DescribePortal) => {
+            Some(Expect::DescribeStatement { .. }) => {
+                let whole = header.length <= self.backend.inbox.len() - self.at;
+                let shape = match header.tag {
+                    b'n' => Some(prepared::NO_RESULT),
+                    _ if whole => prepared::shape(self.body(header)),
+                    _ => None,
+                };
+                let expected = self.backend.expect.pop_front();
+                if let (Some(Expect::DescribeStatement { named: Some((name, key)) }), Some(shape)) =
+                    (expected, shape)
+                {
+                    self.backend.statements.set_shape(key, shape);
+                    self.frontend.statements.tell(&name, shape);
+                }
+                true
+            }
+            Some(Expect::DescribePortal) => {
                 self.backend.expect.pop_front();
                 true
             }
@@ -644,25 +723,24 @@ impl<'a> Relay<'a> {
         let length = header.length.min(data.len());
         let fields = frame::error_fields(&data[HEADER..length]);
         let replaced = match self.backend.expect.front() {
-            Some(Expect::FailAs(refusal)) => Some(refusal.clone()),
+            Some(Expect::FailAs(error)) => Some(error.clone()),
             _ => None,
         };
         let ours = self.backend.skip_to_sync(self.frontend);
         self.failed = true;
+        self.stale_plan |= fields.stale_plan;
         self.setting_failed |= ours && !self.decided;
         self.dying |= fields.fatal;
-        let cause = self.refusal_cause(fields, ours);
+        let cause = if replaced.is_some() { None } else { self.refusal_cause(fields, ours) };
         match (cause, replaced) {
             (Some(cause), _) if self.refused.is_none() => {
                 let raw = self.kept_back_with(start..start + length);
                 self.refused = Some(Refused { raw, cause, code: fields.code });
                 self.pass_message(header.length, true);
             }
-            (_, Some(refusal)) => {
+            (_, Some(error)) => {
                 self.pass_message(header.length, false);
-                let mut bytes = Vec::new();
-                refusal::put_error(&mut bytes, &refusal);
-                self.inject(&bytes);
+                self.inject(&error);
             }
             _ => self.pass_message(header.length, true),
         }
@@ -695,6 +773,12 @@ impl<'a> Relay<'a> {
     /// Whether, and why, this error is kept from the client for another attempt.
     fn refusal_cause(&self, fields: frame::ErrorFields, ours: bool) -> Option<RefusedCause> {
         if self.forwarded || self.decided || self.terms.may_refuse == MayRefuse::No {
+            return None;
+        }
+        if fields.stale_plan {
+            return Some(RefusedCause::Replan);
+        }
+        if self.terms.may_refuse == MayRefuse::Replan {
             return None;
         }
         let class = refusal::classify(&fields.code);
@@ -792,25 +876,19 @@ pub(super) struct Outcome {
     pub transaction: Transaction,
 }
 
-fn given_up() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the server is no longer the primary, or is down")
-}
-
-/// Runs a step ahead of the request, unless the server may no longer be used.
-pub(super) async fn watched<T>(
-    watch: Watch<'_>,
-    step: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
-    let mut step = std::pin::pin!(step);
-    std::future::poll_fn(|cx| match step.as_mut().poll(cx) {
-        Poll::Pending => watch.poll_over(cx, false).map(|()| Err(unsent())),
-        done => done,
-    })
-    .await
-}
-
-fn unsent() -> Fault {
-    Fault::Server { error: given_up(), sent: false, forwarded: Forwarded::Nothing }
+/// The error of a statement that could not be prepared here, as that of the request itself.
+fn stale_refusal(fault: Fault) -> Fault {
+    match fault {
+        Fault::Refused(refused) => {
+            let cause = match refusal::classify(&refused.code) {
+                ErrorClass::Standby => RefusedCause::Standby,
+                ErrorClass::MaybeStale => RefusedCause::MaybeStale,
+                _ => RefusedCause::Setting,
+            };
+            Refused { cause, ..refused }.into()
+        }
+        other => other,
+    }
 }
 
 enum Step {
@@ -821,11 +899,6 @@ enum Step {
 enum Side {
     Server(io::Error),
     Client(io::Error),
-}
-
-/// Messages whose body decides something.
-const fn looked_at(tag: u8) -> bool {
-    matches!(tag, b'Z' | b'E' | b'S' | b'C')
 }
 
 /// How much of the client's bytes belongs to its COPY, and whether the COPY ends with them.

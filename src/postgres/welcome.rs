@@ -11,9 +11,8 @@ use super::{
     settings::{Carried, Settings, quote_literal},
 };
 use crate::{
-    protocol::{Fault, ReaderContext, Welcomed},
+    protocol::{CancelKey, Fault, ReaderContext, Welcomed},
     refusal::{Refusal, RefusalKind},
-    session::cancel::CancelKey,
     sql::{
         Isolation,
         effects::{ProxyCommand, TransactionModes},
@@ -150,7 +149,7 @@ impl Frontend {
         }
         self.carried = Carried::new(startup.settings);
         self.reader = Some(context);
-        Ok(Welcomed { defaults: greeting.defaults, commands: startup.commands })
+        Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: false, commands: startup.commands })
     }
 
     /// Asks a server what a session with this client's startup settings looks like.

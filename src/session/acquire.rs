@@ -98,6 +98,7 @@ impl<P: Protocol> Session<P> {
         let drained = self.state.transaction == Transaction::Idle
             && snapshot.find(kept.address()).is_some_and(draining);
         if drained || snapshot.forbids(kept.address(), kept.role) {
+            self.lose_previous(&kept);
             drop(kept);
             return Err(self.lose_kept(Some(&request.intent)));
         }
@@ -127,7 +128,7 @@ impl<P: Protocol> Session<P> {
     /// The server of the kept connection, which is closed already, may not be used any more.
     /// `intent`: the request that finds out; the client hears of it with the next one otherwise.
     pub(super) fn lose_kept(&mut self, intent: Option<&Intent>) -> Refusal {
-        let text = "the server of this session is no longer the primary";
+        let text = "the server of this session may not be used any more";
         if self.state.is_pinned() {
             // What was kept for the client there is gone.
             self.state.forget_server();

@@ -55,6 +55,8 @@ pub enum Call {
     Cancel = 4,
     /// The topology has changed: look whether the connection that is held may be used.
     Look = 8,
+    /// Another session waits for a connection: give up the one that is only kept softly.
+    Yield = 16,
 }
 
 /// What a session is at.
@@ -214,18 +216,23 @@ pub struct Registered {
 }
 
 impl Registry {
-    /// Enters a session, under a key that nobody can guess.
+    /// Enters a session, under a key that nobody can guess. `number`: it has one already.
     pub fn enter(
         self: &Arc<Self>,
         user: &Arc<str>,
         database: &Arc<str>,
         peer: String,
+        number: Option<u32>,
         secret_length: usize,
     ) -> Registered {
         let mut secret = vec![0; secret_length].into_boxed_slice();
         OsRng.try_fill_bytes(&mut secret).expect("the system's random numbers never run out");
         let mut sessions = self.sessions.lock();
         let process = loop {
+            if let Some(number) = number {
+                // The client was told already; the protocol gives every number out once.
+                break number;
+            }
             // Positive, as a process id is to clients that read it as a signed number.
             let process = rand::rng().random_range(1..=i32::MAX as u32);
             if !sessions.contains_key(&process) {

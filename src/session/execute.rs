@@ -146,7 +146,7 @@ impl<P: Protocol> Session<P> {
         } else if request.intent.plain && !attempt.resent && !ends_transaction(&request.intent) {
             MayRefuse::Stopping
         } else {
-            MayRefuse::No
+            MayRefuse::Replan
         }
     }
 
@@ -179,6 +179,10 @@ impl<P: Protocol> Session<P> {
     ) {
         let on_primary = held.role == Role::Primary;
         let pinned_before = self.state.is_pinned();
+        if on_primary && (reply.wrote.is_some() || attempt.run.reason == Reason::Learned) {
+            // Whatever it was taken for.
+            self.state.note_write();
+        }
         let wrote = self.state.learn(&request.intent, reply.transaction, reply.failed, on_primary);
         if !request.intent.effects.is_empty() {
             self.learn_effects(request, reply.failed, pinned_before);
@@ -193,6 +197,7 @@ impl<P: Protocol> Session<P> {
         self.known(held.address(), held.role).meter.statement(attempt.run.access, reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
+        self.note_previous(&request.intent, held.role);
         self.keep_or_release(held, now).await;
     }
 
@@ -203,7 +208,9 @@ impl<P: Protocol> Session<P> {
                     self.database.stale.store(true, Ordering::Relaxed);
                     self.cluster.topology.nudge.notify_one();
                 }
-                Effect::NeedsPrevious => self.database.sequences_matter.store(true, Ordering::Relaxed),
+                Effect::NeedsPrevious if !P::FORGETS_PREVIOUS => {
+                    self.database.sequences_matter.store(true, Ordering::Relaxed);
+                }
                 Effect::DrawsSequence if self.database.sequences_matter.load(Ordering::Relaxed) => {
                     self.state.pin(PinReason::Sequence);
                 }
@@ -227,6 +234,7 @@ impl<P: Protocol> Session<P> {
             held.release(Fate::Close, now);
             return;
         }
+        let Some(mut held) = self.keep_softly(held) else { return };
         let fate = if held.backend().is_clean() { Fate::Reuse } else { Fate::Reset };
         held.release(fate, now);
     }

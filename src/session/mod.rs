@@ -6,6 +6,7 @@ mod consistency;
 mod execute;
 mod own;
 mod recover;
+mod soft;
 pub mod state;
 
 use std::{
@@ -50,6 +51,7 @@ pub struct Session<P: Protocol> {
     /// Pool and counters of the nodes used so far.
     nodes: Vec<Known<P>>,
     route: LastRoute,
+    previous: soft::Previous,
     random: SmallRng,
     /// Since when the transaction that is open has been idle or not.
     transaction_since: Option<Instant>,
@@ -69,6 +71,13 @@ struct Known<P: Protocol> {
     role: Role,
     pool: Arc<NodePool<P>>,
     meter: Arc<NodeMetrics>,
+}
+
+/// A client that has become another user.
+pub struct Renewed<P: Protocol> {
+    pub frontend: P::Frontend,
+    pub identity: Identity<P>,
+    pub peer: String,
 }
 
 /// How a session came to its end.
@@ -102,7 +111,7 @@ impl<P: Protocol> Session<P> {
     ) -> Self {
         let pools = cluster.pools(identity);
         let database = cluster.database(&identity.database);
-        let mut state = State::default();
+        let mut state = State::of(P::DIALECT);
         if cluster.config.load().pool.mode == crate::config::PoolMode::Session {
             state.pin(PinReason::SessionMode);
         }
@@ -115,6 +124,7 @@ impl<P: Protocol> Session<P> {
             kept: None,
             nodes: Vec::new(),
             route: LastRoute::default(),
+            previous: soft::Previous::default(),
             random: SmallRng::from_os_rng(),
             transaction_since: None,
             last_words: None,
@@ -129,6 +139,8 @@ impl<P: Protocol> Session<P> {
     pub fn start(&mut self, welcomed: Welcomed) -> Result<(), Refusal> {
         self.state.defaults = welcomed.defaults;
         self.state.startup_defaults = welcomed.defaults;
+        self.state.implicit = welcomed.implicit_transactions;
+        self.state.startup_implicit = welcomed.implicit_transactions;
         for command in welcomed.commands {
             if let ProxyCommand::Set { name, value } = command {
                 self.set_own(&name, &value)?;
@@ -142,8 +154,8 @@ impl<P: Protocol> Session<P> {
         self.frontend.farewell(refusal).await;
     }
 
-    /// Serves the client until it leaves or has to.
-    pub async fn run(mut self) -> End {
+    /// Serves the client until it leaves or has to, or becomes another user: then it comes back.
+    pub async fn run(mut self) -> Option<Renewed<P>> {
         loop {
             let request = match self.wait().await {
                 Event::Request(Ok(Some(request))) => request,
@@ -163,6 +175,9 @@ impl<P: Protocol> Session<P> {
                     return self.leave(End::Ended);
                 }
             };
+            if let Some(identity) = self.frontend.new_identity() {
+                return Some(self.renew(identity));
+            }
             if let Err(end) = self.serve(request).await {
                 return self.leave(end);
             }
@@ -184,8 +199,8 @@ impl<P: Protocol> Session<P> {
         let entry = &self.registered.entry;
         let calls: &[Call] = match (self.is_between_transactions(), &self.kept) {
             (true, None) => &[Call::Drain, Call::Kill],
-            (true, Some(_)) => &[Call::Drain, Call::Kill, Call::Look],
-            (false, _) => &[Call::Kill, Call::Look],
+            (true, Some(_)) => &[Call::Drain, Call::Kill, Call::Look, Call::Yield],
+            (false, _) => &[Call::Kill, Call::Look, Call::Yield],
         };
         let (mut next, mut idle) = (pin!(self.frontend.next()), pin!(idle));
         let stirred = async {
@@ -196,6 +211,10 @@ impl<P: Protocol> Session<P> {
         };
         let mut stirred = pin!(stirred);
         poll_fn(|context| {
+            // Whoever was killed runs nothing more, however quickly it asks.
+            if entry.is_called(Call::Kill) {
+                return Poll::Ready(Event::Called);
+            }
             if let Poll::Ready(request) = next.as_mut().poll(context) {
                 return Poll::Ready(Event::Request(request));
             }
@@ -247,11 +266,19 @@ impl<P: Protocol> Session<P> {
             return Some(End::Ended);
         }
         entry.take(Call::Look);
+        self.yield_kept();
         let snapshot = self.snapshot();
         if self.kept.as_ref().is_some_and(|kept| snapshot.forbids(kept.address(), kept.role)) {
             // Closed at once: what was open there ends now, whatever the client does.
-            self.kept = None;
+            if let Some(kept) = self.kept.take() {
+                self.lose_previous(&kept);
+            }
             let refusal = self.lose_kept(None);
+            tracing::info!(
+                cluster = %self.cluster.name,
+                user = %entry.user,
+                "ended what was open on a server that is no longer the primary"
+            );
             if refusal.fatal {
                 self.cluster.metrics.error(refusal.kind.label());
                 self.frontend.farewell(&refusal).await;
@@ -264,10 +291,17 @@ impl<P: Protocol> Session<P> {
     /// Hands on what the kept server connection said by itself; if it has ended, so has what was
     /// in it.
     async fn hear_server(&mut self) -> Option<End> {
+        let soft = self.is_kept_softly();
         let held = self.kept.as_mut()?;
         match held.backend().pass_on(&mut self.frontend).await {
             Ok(()) => None,
             Err(Fault::Client(_)) => Some(End::Broken),
+            Err(_) if soft => {
+                if let Some(held) = self.kept.take() {
+                    self.lose_previous(&held);
+                }
+                None
+            }
             Err(fault) => {
                 self.cluster.topology.report(held.address(), Traffic::Broken);
                 let stopped = match &fault {
@@ -300,7 +334,7 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    async fn broken(mut self, fault: Fault) -> End {
+    async fn broken(mut self, fault: Fault) -> Option<Renewed<P>> {
         if let Fault::Protocol(refusal) = fault {
             self.cluster.metrics.error("protocol");
             tracing::info!(peer = %self.registered.entry.peer, %refusal.message, "client broke the protocol");
@@ -309,9 +343,21 @@ impl<P: Protocol> Session<P> {
         self.leave(End::Broken)
     }
 
+    /// The client goes on as somebody else, with nothing of what this session was.
+    fn renew(mut self, identity: Identity<P>) -> Renewed<P> {
+        if let Some(held) = self.kept.take() {
+            self.lose_previous(&held);
+            held.release(Fate::Reset, Instant::now());
+        }
+        let peer = self.registered.entry.peer.clone();
+        Renewed { frontend: self.frontend, identity, peer }
+    }
+
     /// Gives back what the session holds.
-    fn leave(mut self, end: End) -> End {
+    fn leave(mut self, end: End) -> Option<Renewed<P>> {
+        tracing::trace!(peer = %self.registered.entry.peer, ?end, "a session ends");
         if let Some(mut held) = self.kept.take() {
+            self.lose_previous(&held);
             // An open transaction is rolled back and the state forgotten, by a task that keeps the
             // connection's place; answers under way cannot be told apart: closed.
             let fate = match self.state.transaction {
@@ -321,7 +367,7 @@ impl<P: Protocol> Session<P> {
             };
             held.release(fate, Instant::now());
         }
-        end
+        None
     }
 
     /// Answers one request.
@@ -342,14 +388,19 @@ impl<P: Protocol> Session<P> {
                 None => self.refuse(request, lost_transaction()).await,
             },
             Step::Aborted => self.refuse(request, aborted_transaction()).await,
-            Step::Run(run) => {
-                self.registered.entry.set_activity(Activity::Active);
-                let result = self.execute(request, run, began).await;
-                let in_transaction = self.holds_transaction();
-                let activity = if in_transaction { Activity::InTransaction } else { Activity::Idle };
-                self.registered.entry.set_activity(activity);
-                result
-            }
+            Step::Kill { id, query_only } => self.kill(request, id, query_only).await,
+            Step::Run(run) => match self.refuse_if_lost(request).await {
+                Ok(Some(request)) => {
+                    self.registered.entry.set_activity(Activity::Active);
+                    let result = self.execute(request, run, began).await;
+                    let in_transaction = self.holds_transaction();
+                    let activity = if in_transaction { Activity::InTransaction } else { Activity::Idle };
+                    self.registered.entry.set_activity(activity);
+                    result
+                }
+                Ok(None) => Ok(()),
+                Err(fault) => Err(fault),
+            },
         };
         let is_open = !self.is_between_transactions();
         match (was_open, is_open) {

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
-use super::Session;
+use super::{Session, cancel::Call};
 use crate::{
     protocol::{Answer, Fault, Frontend, Protocol, Request},
     refusal::{Refusal, RefusalKind},
@@ -71,6 +71,35 @@ impl<P: Protocol> Session<P> {
             }
             Err(refusal) => self.refuse(request, refusal).await,
         }
+    }
+
+    /// `KILL`: session numbers are the proxy's own, so it is the proxy that ends sessions.
+    pub(super) async fn kill(
+        &mut self,
+        request: Request<P::Wire>,
+        id: u64,
+        query_only: bool,
+    ) -> Result<(), Fault> {
+        let entry = u32::try_from(id).ok().and_then(|number| self.cluster.sessions.by_process(number));
+        let Some(entry) = entry else {
+            return self
+                .refuse(
+                    request,
+                    Refusal::new(RefusalKind::UnknownSession, format!("Unknown thread id: {id}")),
+                )
+                .await;
+        };
+        if entry.user != self.registered.entry.user {
+            let refusal = Refusal::new(RefusalKind::Forbidden, format!("You are not owner of thread {id}"));
+            return self.refuse(request, refusal).await;
+        }
+        if !query_only {
+            entry.call(Call::Kill);
+        }
+        // As the session's own user, who may end what is the user's on every server.
+        let identity = self.pools.identity.load_full();
+        self.cluster.interrupt(&entry, &identity).await;
+        self.frontend.answer(request, Answer::Done, self.state.transaction).await
     }
 
     /// Changes a setting of the session.

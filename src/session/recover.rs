@@ -50,6 +50,7 @@ impl<P: Protocol> Session<P> {
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
+        self.lose_previous(&held);
         let on_primary = role == Role::Primary;
         let elsewhere = match refused.cause {
             RefusedCause::Stopping => {
@@ -66,8 +67,13 @@ impl<P: Protocol> Session<P> {
                 !asked && self.is_seen_to_yield(&address, role).await
             }
             cause => {
-                held.release(Fate::Reuse, Instant::now());
-                !on_primary && self.primary_may_differ(cause, attempt, &address)
+                if attempt.kept {
+                    self.kept = Some(held);
+                } else {
+                    held.release(Fate::Reuse, Instant::now());
+                }
+                cause == RefusedCause::Replan
+                    || (!on_primary && self.primary_may_differ(cause, attempt, &address))
             }
         };
         if !elsewhere {
@@ -93,6 +99,7 @@ impl<P: Protocol> Session<P> {
             RefusedCause::Standby => self.reroute(attempt, "standby", attempt.run.reason),
             RefusedCause::MaybeStale => self.reroute(attempt, "stale", attempt.run.reason),
             RefusedCause::Setting => self.reroute(attempt, "setting", attempt.run.reason),
+            RefusedCause::Replan => self.cluster.metrics.retry("replan"),
         }
         attempt.refused = Some(refused);
         *again = Some(request);
@@ -119,7 +126,7 @@ impl<P: Protocol> Session<P> {
                     _ => true,
                 }
             }
-            RefusedCause::Stopping => false,
+            RefusedCause::Stopping | RefusedCause::Replan => false,
         }
     }
 
@@ -156,6 +163,7 @@ impl<P: Protocol> Session<P> {
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
+        self.lose_previous(&held);
         drop(held);
         self.cluster.topology.report(&address, Traffic::Broken);
         tracing::debug!(%address, error = %loss.error, "lost a server connection");

@@ -4,7 +4,7 @@ use crate::{
     protocol::Transaction,
     route::{Consistency, Floor},
     sql::{
-        Access, Effect, Intent, Isolation, PinReason, Reason, Tables,
+        Access, Dialect, Effect, Intent, Isolation, PinReason, Reason, Tables,
         effects::{Discard, ProxyCommand, Scope, TransactionModes},
     },
 };
@@ -37,6 +37,13 @@ pub struct State {
     pub defaults: TransactionModes,
     /// The defaults the session started with: what RESET goes back to.
     pub startup_defaults: TransactionModes,
+    /// MySQL's `autocommit = 0`: every statement begins a transaction if none is open.
+    pub implicit: bool,
+    pub startup_implicit: bool,
+    /// `SET TRANSACTION` is for the next transaction, as in MySQL, not for the current one.
+    pub sets_next: bool,
+    /// What is held back waits for a later statement than the one that runs now.
+    deferred: bool,
     pub consistency: Option<Consistency>,
     pub max_lag: Option<std::time::Duration>,
     pub floor: Floor,
@@ -57,6 +64,8 @@ struct Held {
     modes: TransactionModes,
     statements: Vec<Box<str>>,
     savepoint: bool,
+    /// The client has begun a transaction; otherwise it has only said what the next one is to be.
+    begun: bool,
 }
 
 /// What to do with a request.
@@ -66,6 +75,8 @@ pub enum Step {
     Done,
     /// A setting or a question for the proxy.
     Proxy(ProxyCommand),
+    /// End another session, or what it is running.
+    Kill { id: u64, query_only: bool },
     /// Run it. `kept`: on the connection the session holds.
     Run(Run),
     /// The end of a transaction that had failed: no server needs to see it.
@@ -89,11 +100,19 @@ pub struct Run {
 }
 
 impl State {
+    pub fn of(dialect: Dialect) -> Self {
+        Self { sets_next: dialect == Dialect::Mysql, ..Self::default() }
+    }
+
     /// Decides on a request; `statement` is its text when it is a single one sent by itself.
     pub fn plan(&mut self, intent: &Intent, text: Option<&str>) -> Step {
         if let [Effect::Proxy(command)] = &intent.effects[..] {
             return Step::Proxy(command.clone());
         }
+        if let [Effect::Kill { id, query_only }] = intent.effects[..] {
+            return Step::Kill { id, query_only };
+        }
+        self.deferred = false;
         if let Some(lost) = self.lost {
             return self.plan_lost(intent, lost);
         }
@@ -112,12 +131,23 @@ impl State {
         }
         match (&intent.effects[..], text) {
             ([Effect::Begin(modes)], Some(text)) if intent.statements == 1 => {
-                self.held = Some(Held { modes: *modes, statements: vec![text.into()], savepoint: false });
+                self.hold(*modes, text, true);
                 self.transaction = Transaction::Open;
                 Step::Done
             }
+            ([Effect::SetTransaction(modes)], Some(text)) if self.sets_next && intent.statements == 1 => {
+                self.hold(*modes, text, false);
+                Step::Done
+            }
+            _ if self.implicit && intent.reason != Reason::Session => {
+                Step::Run(self.run(intent, self.transaction_access(), true))
+            }
             _ => Step::Run(self.run_idle(intent)),
         }
+    }
+
+    fn hold(&mut self, modes: TransactionModes, text: &str, begun: bool) {
+        self.held = Some(Held { modes, statements: vec![text.into()], savepoint: false, begun });
     }
 
     fn plan_held(&mut self, intent: &Intent, text: Option<&str>) -> Step {
@@ -125,8 +155,24 @@ impl State {
         if intent.statements == 0 {
             return Step::Done;
         }
+        let sets = matches!(intent.effects[..], [Effect::SetTransaction(_)]);
+        if !held.begun && intent.reason == Reason::Session && !sets {
+            // It begins no transaction: what was said of the next one stays said.
+            self.deferred = true;
+            return Step::Run(self.run_idle(intent));
+        }
         if let (1, [effect], Some(text)) = (intent.statements, &intent.effects[..], text) {
             match effect {
+                Effect::Commit { chain: false } | Effect::Rollback { chain: false } if !held.begun => {
+                    return Step::Done;
+                }
+                Effect::Begin(modes) if !held.begun => {
+                    merge(&mut held.modes, *modes);
+                    held.statements.push(text.into());
+                    held.begun = true;
+                    self.transaction = Transaction::Open;
+                    return Step::Done;
+                }
                 Effect::Commit { chain: false } | Effect::Rollback { chain: false } => {
                     self.held = None;
                     self.transaction = Transaction::Idle;
@@ -207,7 +253,7 @@ impl State {
 
     /// The statements that have to run before the next one, oldest first.
     pub fn held_statements(&self) -> &[Box<str>] {
-        self.held.as_ref().map_or(&[], |held| &held.statements)
+        self.held.as_ref().filter(|_| !self.deferred).map_or(&[], |held| &held.statements)
     }
 
     /// A transaction is held that no server knows of.
@@ -259,7 +305,9 @@ impl State {
         on_primary: bool,
     ) -> bool {
         let was_open = self.transaction != Transaction::Idle;
-        self.held = None;
+        if !self.deferred {
+            self.held = None;
+        }
         self.transaction = transaction;
         if on_primary && may_write(intent) {
             self.wrote = true;
@@ -302,6 +350,12 @@ impl State {
         })
     }
 
+    /// The statement being answered wrote, whatever it was taken for.
+    pub fn note_write(&mut self) {
+        self.wrote = true;
+        self.written = Some(Tables::All);
+    }
+
     fn adopt_modes(&mut self, intent: &Intent) {
         for effect in &intent.effects {
             if let Effect::Begin(modes) | Effect::SetTransaction(modes) = effect {
@@ -329,11 +383,19 @@ impl State {
             Effect::Reset { name } if !failed => match &**name {
                 "default_transaction_read_only" => self.defaults.read_only = self.startup_defaults.read_only,
                 "default_transaction_isolation" => self.defaults.isolation = self.startup_defaults.isolation,
+                "transaction_read_only" if self.sets_next => {
+                    self.defaults.read_only = self.startup_defaults.read_only;
+                }
+                "transaction_isolation" if self.sets_next => {
+                    self.defaults.isolation = self.startup_defaults.isolation;
+                }
+                "autocommit" if self.sets_next => self.implicit = self.startup_implicit,
                 _ => {}
             },
             Effect::ResetAll if !failed => self.defaults = self.startup_defaults,
             Effect::Discard(Discard::All) if !failed => {
                 self.defaults = self.startup_defaults;
+                self.implicit = self.startup_implicit;
                 self.pins &= bit(PinReason::SessionMode);
                 self.temporary = Tables::default();
                 self.held_cursors.clear();
@@ -349,6 +411,10 @@ impl State {
         match name {
             "default_transaction_read_only" => self.defaults.read_only = parse_bool(value),
             "default_transaction_isolation" => self.defaults.isolation = Isolation::parse(value),
+            // PostgreSQL's variables of these names are the current transaction's own.
+            "transaction_read_only" if self.sets_next => self.defaults.read_only = parse_bool(value),
+            "transaction_isolation" if self.sets_next => self.defaults.isolation = Isolation::parse(value),
+            "autocommit" if self.sets_next => self.implicit = parse_bool(value) == Some(false),
             _ => {}
         }
     }

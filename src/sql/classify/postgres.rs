@@ -35,15 +35,21 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "copy" => copy(phrase, cx),
         "declare" | "fetch" | "move" | "close" => cursor(phrase, &leading, cx),
         "lock" => Verdict::write(Reason::Lock),
-        "listen" => notification().with(Effect::Pin(PinReason::Listen)),
-        "unlisten" if phrase.punct(1, b'*') => notification().with(Effect::Unpin(PinReason::Listen)),
-        "unlisten" | "notify" => notification(),
+        "listen" => listening().with(Effect::Pin(PinReason::Listen)),
+        "unlisten" if phrase.punct(1, b'*') => listening().with(Effect::Unpin(PinReason::Listen)),
+        "unlisten" => listening(),
+        "notify" => notification(),
         "load" => Verdict::state().with(Effect::Pin(PinReason::Library)),
         "do" | "call" => {
             Verdict::write(Reason::Command).with(Effect::DrawsSequence).with(Effect::Touches).apart()
         }
         _ => definition(phrase, &leading, cx),
     }
+}
+
+/// Changes what the session hears, and no data: no later read has to wait for it.
+fn listening() -> Verdict {
+    Verdict { tables: Touched::none(), ..Verdict::state() }
 }
 
 fn notification() -> Verdict {

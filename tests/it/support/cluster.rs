@@ -67,7 +67,7 @@ extern "C" fn remove_template() {
 }
 
 #[expect(unsafe_code, reason = "atexit(3) has no wrapper in std")]
-fn on_exit(action: extern "C" fn()) {
+pub fn on_exit(action: extern "C" fn()) {
     // SAFETY: the functions handed over touch only statics that were set before, and do not panic.
     unsafe { libc::atexit(action) };
 }

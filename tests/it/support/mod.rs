@@ -4,6 +4,8 @@ pub mod client;
 pub mod cluster;
 pub mod drivers;
 pub mod link;
+pub mod mysql;
+pub mod patroni;
 pub mod proxy;
 pub mod wire;
 

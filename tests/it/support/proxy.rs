@@ -238,13 +238,14 @@ fn configuration(nodes: &[String], port: u16, http: u16, settings: &[&str]) -> t
         name = "it"
         engine = "postgres"
         listen = ["127.0.0.1:{port}"]
-        nodes = [{nodes}]
+        {nodes}
         users = [{{ name = "{app}", password = "{app_password}" }}]
         [cluster.monitor]
         user = "{monitor}"
         password = "{monitor_password}"
         "#,
-        nodes = nodes.join(", "),
+        // Without nodes a setting has to say who discovers them.
+        nodes = if nodes.is_empty() { String::new() } else { format!("nodes = [{}]", nodes.join(", ")) },
         app = APP.name,
         app_password = APP.password,
         monitor = MONITOR.name,

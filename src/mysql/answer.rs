@@ -1,0 +1,94 @@
+//! Answers that no server gives: of statements held back, of the proxy's own settings, and errors.
+
+use super::{
+    command::{Command, code},
+    frontend::Frontend,
+    packet::{self, HEADER, capability as can, put_lenenc_bytes},
+};
+use crate::protocol::{Answer, Fault, Request, Transaction};
+
+/// `MYSQL_TYPE_VAR_STRING`.
+const VAR_STRING: u8 = 253;
+/// utf8mb4_general_ci.
+const UTF8: u16 = 45;
+/// Of an answer's column, in characters.
+const WIDTH: u32 = 1024;
+
+impl Frontend {
+    pub(super) async fn answer_here(
+        &mut self,
+        request: &Request<Command>,
+        answer: Answer<'_>,
+        transaction: Transaction,
+    ) -> Result<(), Fault> {
+        let status = self.status(transaction);
+        let mut out = Vec::with_capacity(64);
+        match answer {
+            Answer::Done if request.intent.statements == 0 => {
+                packet::put_err(&mut out, self.sequence, 1065, "42000", b"Query was empty");
+            }
+            Answer::Done | Answer::RolledBack => packet::put_ok(&mut out, self.sequence, status),
+            Answer::Row { column, value } => {
+                let binary = request.wire.code == code::STMT_EXECUTE;
+                self.put_row(&mut out, column, value, binary, status);
+            }
+        }
+        self.finish_answer(&out).await
+    }
+
+    fn put_row(&self, out: &mut Vec<u8>, column: &str, value: &str, binary: bool, status: u16) {
+        let deprecates_eof = self.capabilities & can::DEPRECATE_EOF != 0;
+        packet::put(out, 1, |out| out.push(1));
+        packet::put(out, 2, |out| {
+            put_lenenc_bytes(out, b"def");
+            for text in ["", "", "", column, ""] {
+                put_lenenc_bytes(out, text.as_bytes());
+            }
+            out.push(12);
+            out.extend_from_slice(&UTF8.to_le_bytes());
+            out.extend_from_slice(&WIDTH.to_le_bytes());
+            out.extend_from_slice(&[VAR_STRING, 0, 0, 0, 0, 0]);
+        });
+        let mut sequence = 3;
+        if !deprecates_eof {
+            put_eof(out, sequence, status);
+            sequence += 1;
+        }
+        packet::put(out, sequence, |out| {
+            if binary {
+                // A row's mark and an empty NULL bitmap.
+                out.extend_from_slice(&[0, 0]);
+            }
+            put_lenenc_bytes(out, value.as_bytes());
+        });
+        if deprecates_eof {
+            packet::put(out, sequence + 1, |out| {
+                out.extend_from_slice(&[packet::EOF, 0, 0]);
+                out.extend_from_slice(&status.to_le_bytes());
+                out.extend_from_slice(&[0, 0]);
+            });
+        } else {
+            put_eof(out, sequence + 1, status);
+        }
+    }
+
+    /// Answers a request with an error packet that is written already.
+    pub(super) async fn fail_request(&mut self, mut error: Vec<u8>) -> Result<(), Fault> {
+        if let Some(sequence) = error.get_mut(HEADER - 1) {
+            *sequence = self.sequence;
+        }
+        self.finish_answer(&error).await
+    }
+
+    async fn finish_answer(&mut self, out: &[u8]) -> Result<(), Fault> {
+        self.consume();
+        self.write(out).await
+    }
+}
+
+fn put_eof(out: &mut Vec<u8>, sequence: u8, status: u16) {
+    packet::put(out, sequence, |out| {
+        out.extend_from_slice(&[packet::EOF, 0, 0]);
+        out.extend_from_slice(&status.to_le_bytes());
+    });
+}

@@ -1,0 +1,433 @@
+//! Our end of a server connection: what it has, and questions of our own to it.
+
+use std::{collections::HashMap, io, sync::Arc};
+
+use tokio::io::AsyncWriteExt;
+
+use super::{
+    command::code,
+    gate::{Link, Shared},
+    login::{
+        Credentials,
+        server::{Connected, Exchange, Greeting},
+    },
+    packet::{
+        self, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, capability as can, lenenc, lenenc_bytes, status,
+    },
+    prepared::ServerStatements,
+    settings::{Settings, Steps},
+};
+use crate::{
+    inbox::Inbox,
+    protocol::{ConnectFault, Fault, Forwarded, Identity, Refused, RefusedCause, Transaction},
+    runtime,
+    sql::{Effect, Intent, effects::Discard},
+    stream::Stream,
+    topology::Role,
+};
+
+/// Buffers up to this size are kept between requests.
+const OUT_KEPT: usize = 1024;
+
+/// Rows in an answer to a question of our own: routines and views of a server.
+const MOST_OWN_ROWS: usize = 1_000_000;
+
+/// A server connection that has logged in.
+pub struct Backend {
+    pub(super) stream: Stream,
+    pub(super) inbox: Inbox,
+    /// What is to be sent; empty between requests.
+    pub(super) out: Vec<u8>,
+    /// What is to be handed to the client that does not lie in the inbox in one piece.
+    pub(super) pending: Vec<u8>,
+    pub(super) capabilities: u32,
+    pub(super) status: u16,
+    pub(super) carried: Arc<Settings>,
+    pub(super) statements: ServerStatements,
+    /// SQL PREPARE: the hash of what is known here under a name of the clients'.
+    pub(super) own: HashMap<Box<str>, u128>,
+    /// Ids that are to be closed with the next command.
+    pub(super) closing: Vec<u32>,
+    /// An answer is on its way.
+    pub(super) busy: bool,
+    /// The server ends this connection, or it is beyond repair.
+    pub(super) closed: bool,
+    /// State of unknown kind was left: only a reset makes it another session's.
+    pub(super) touched: bool,
+    /// The session whose statement ran here last: LAST_INSERT_ID() and its like are its.
+    pub(super) last_session: u64,
+    /// What every connection begins with was undone.
+    pub(super) bare: bool,
+    pub(super) role: Role,
+    pub(super) shared: Arc<Shared>,
+    pub(super) address: Box<str>,
+    user: Arc<str>,
+    credentials: Credentials,
+    greeting: Greeting,
+    home: usize,
+}
+
+/// One row of text columns.
+pub(super) type Row = Vec<Option<String>>;
+
+impl Backend {
+    pub(super) fn new(
+        connected: Connected,
+        address: &str,
+        role: Role,
+        link: &Link,
+        identity: &Identity<super::Mysql>,
+    ) -> Self {
+        Self {
+            stream: connected.stream,
+            inbox: connected.inbox,
+            out: Vec::new(),
+            pending: Vec::new(),
+            capabilities: connected.capabilities,
+            status: status::AUTOCOMMIT,
+            carried: Arc::default(),
+            statements: ServerStatements::new(link.prepared_statements),
+            own: HashMap::new(),
+            closing: Vec::new(),
+            busy: false,
+            closed: false,
+            touched: false,
+            last_session: 0,
+            bare: true,
+            role,
+            shared: link.shared.clone(),
+            address: address.into(),
+            user: identity.user.clone(),
+            credentials: identity.credentials.clone(),
+            greeting: connected.greeting,
+            home: runtime::worker(),
+        }
+    }
+
+    pub(super) fn thread(&self) -> u32 {
+        self.greeting.thread
+    }
+
+    pub(super) fn is_mariadb(&self) -> bool {
+        self.greeting.version.contains("MariaDB")
+    }
+
+    pub(super) fn deprecates_eof(&self) -> bool {
+        self.capabilities & can::DEPRECATE_EOF != 0
+    }
+
+    pub(super) fn transaction(&self) -> Transaction {
+        if self.status & status::IN_TRANSACTION != 0 { Transaction::Open } else { Transaction::Idle }
+    }
+
+    pub(super) fn give_out(&mut self, mut out: Vec<u8>) {
+        if out.capacity() <= OUT_KEPT {
+            out.clear();
+            self.out = out;
+        }
+    }
+
+    pub(super) fn give_pending(&mut self, mut pending: Vec<u8>) {
+        if pending.capacity() <= OUT_KEPT {
+            pending.clear();
+            self.pending = pending;
+        }
+    }
+
+    /// What every connection begins with: the server tells what changes in the session, and a
+    /// replica's takes no writes, whoever the user is (hard case 10).
+    pub(super) async fn initialise(&mut self) -> Result<(), Fault> {
+        if self.role == Role::Unknown {
+            self.bare = false;
+            return Ok(());
+        }
+        let gtids = if self.is_mariadb() { "" } else { ", session_track_gtids = OWN_GTID" };
+        let track = format!(
+            "SET session_track_schema = 1, session_track_state_change = 1, session_track_system_variables = '*'{gtids}"
+        );
+        self.query_all(&track).await?;
+        if self.role == Role::Replica {
+            self.query_all("SET SESSION TRANSACTION READ ONLY").await?;
+        }
+        self.bare = false;
+        Ok(())
+    }
+
+    /// Brings the connection to a session's settings, a step at a time: a step that fails keeps
+    /// the rest from being taken, and the request from being run (hard case 12).
+    pub(super) async fn bring(&mut self, wanted: &Arc<Settings>) -> Result<(), Fault> {
+        if self.bare {
+            self.initialise().await?;
+        }
+        if self.carried.hash() == wanted.hash() {
+            return Ok(());
+        }
+        let steps = wanted.steps_from(&self.carried, self.role == Role::Replica);
+        if steps.forget_schema {
+            // Nothing but a new login forgets a schema.
+            self.log_in_again().await?;
+            return Box::pin(self.bring(wanted)).await;
+        }
+        // A step that fails leaves the connection in between: only a reset tells where.
+        self.touched = true;
+        self.take(&steps).await?;
+        self.carried = wanted.clone();
+        self.touched = false;
+        Ok(())
+    }
+
+    async fn log_in_again(&mut self) -> Result<(), Fault> {
+        let credentials = self.credentials.clone();
+        let mut exchange = Exchange {
+            stream: std::mem::replace(&mut self.stream, Stream::Moving),
+            inbox: std::mem::take(&mut self.inbox),
+            sequence: 0,
+            credentials: &credentials,
+        };
+        let result = exchange.log_in_again(&self.greeting, &self.user, self.capabilities).await;
+        self.stream = exchange.stream;
+        self.inbox = exchange.inbox;
+        match result {
+            Ok(()) => {
+                self.status = status::AUTOCOMMIT;
+                self.carried = Arc::default();
+                self.forget();
+                self.carried = Arc::default();
+                self.initialise().await
+            }
+            Err(ConnectFault::Refused { raw, code }) => {
+                self.closed = true;
+                Err(Fault::Refused(Refused { raw, cause: RefusedCause::Setting, code }))
+            }
+            Err(ConnectFault::Unreachable(error)) => Err(unsent(error)),
+            Err(_) => Err(unsent(io::ErrorKind::ConnectionRefused.into())),
+        }
+    }
+
+    async fn take(&mut self, steps: &Steps) -> Result<(), Fault> {
+        for statement in &steps.statements {
+            self.query_all(statement).await?;
+        }
+        if let Some(schema) = &steps.schema {
+            self.select_schema(schema).await?;
+        }
+        if let Some(on) = steps.multi_statements {
+            self.command(code::SET_OPTION, &u16::from(!on).to_le_bytes()).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn select_schema(&mut self, schema: &str) -> Result<(), Fault> {
+        self.command(code::INIT_DB, schema.as_bytes()).await.map(drop)
+    }
+
+    /// A schema was selected for a session that is being welcomed.
+    pub(super) fn note_schema(&mut self, schema: &str) {
+        self.carried = Arc::new(self.carried.with_schema(Some(schema)));
+    }
+
+    /// Follows what an answered request did to this connection.
+    pub(super) fn learn(&mut self, intent: &Intent, failed: bool, now: &Arc<Settings>) {
+        for effect in &intent.effects {
+            match effect {
+                Effect::Touches | Effect::Pin(_) => self.touched = true,
+                Effect::Discard(Discard::All) if !failed => self.forget(),
+                // A failed string of several statements may have set some of them.
+                Effect::Set { .. } | Effect::Reset { .. } if failed => self.touched = true,
+                Effect::Set { name, .. } | Effect::Reset { name } if &**name == "transaction_read_only" => {
+                    self.bare |= self.role == Role::Replica;
+                }
+                _ => {}
+            }
+        }
+        if !failed {
+            self.carried = now.clone();
+        }
+    }
+
+    /// The server has forgotten all session state.
+    fn forget(&mut self) {
+        self.statements.clear();
+        self.closing.clear();
+        self.own.clear();
+        self.touched = false;
+        self.bare = true;
+        let multi_statements = self.carried.multi_statements;
+        let schema = self.carried.schema.clone();
+        let fresh =
+            Settings::default().with_schema(schema.as_deref()).with_multi_statements(multi_statements);
+        self.carried = Arc::new(fresh);
+    }
+
+    /// Rolls back what is open and forgets all session state but the default schema, which the next
+    /// session sets anew.
+    pub(super) async fn clean(&mut self) -> Result<(), Fault> {
+        if self.busy || self.closed {
+            // An answer is still on its way: nobody can tell it from the next session's.
+            return Err(lost(io::ErrorKind::ConnectionAborted.into()));
+        }
+        self.command(code::RESET_CONNECTION, b"").await?;
+        self.forget();
+        self.initialise().await
+    }
+
+    /// Runs one statement of ours and returns its rows as text.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] with the server's error, [`Fault::Server`] when the connection broke.
+    pub(super) async fn query_all(&mut self, sql: &str) -> Result<Vec<Row>, Fault> {
+        self.command(code::QUERY, sql.as_bytes()).await
+    }
+
+    /// Sends a command of ours and gathers its answer.
+    pub(super) async fn command(&mut self, code: u8, argument: &[u8]) -> Result<Vec<Row>, Fault> {
+        let mut out = Vec::with_capacity(HEADER + 1 + argument.len());
+        packet::put_command(&mut out, code, argument);
+        self.busy = true;
+        self.stream.write_all(&out).await.map_err(lost)?;
+        self.stream.flush().await.map_err(lost)?;
+        let rows = self.collect().await?;
+        self.busy = false;
+        Ok(rows)
+    }
+
+    /// Reads the answers to one command of ours.
+    async fn collect(&mut self) -> Result<Vec<Row>, Fault> {
+        let mut rows = Vec::new();
+        loop {
+            let first = self.payload().await?;
+            match first.first() {
+                Some(&packet::ERR) => return Err(self.refused(&first)),
+                Some(&packet::OK) => self.end_by_ok(&first)?,
+                Some(&packet::EOF) => self.end_rows(&first)?,
+                _ => {
+                    let (columns, _) = lenenc(&first).ok_or_else(garbage)?;
+                    self.read_rows(columns, &mut rows).await?;
+                }
+            }
+            if self.status & status::MORE_RESULTS == 0 {
+                return Ok(rows);
+            }
+        }
+    }
+
+    async fn read_rows(&mut self, columns: u64, rows: &mut Vec<Row>) -> Result<(), Fault> {
+        let definitions = columns + u64::from(!self.deprecates_eof());
+        for _ in 0..definitions {
+            self.payload().await?;
+        }
+        loop {
+            let row = self.payload().await?;
+            match row.first() {
+                Some(&packet::ERR) => return Err(self.refused(&row)),
+                Some(&packet::EOF) => return self.end_rows(&row),
+                _ => {}
+            }
+            if rows.len() >= MOST_OWN_ROWS {
+                return Err(garbage());
+            }
+            rows.push(parse_row(&row, columns).ok_or_else(garbage)?);
+        }
+    }
+
+    fn end_rows(&mut self, payload: &[u8]) -> Result<(), Fault> {
+        if self.deprecates_eof() {
+            return self.end_by_ok(payload);
+        }
+        self.status = packet::eof_status(payload).ok_or_else(garbage)?;
+        Ok(())
+    }
+
+    fn end_by_ok(&mut self, payload: &[u8]) -> Result<(), Fault> {
+        self.status = OkPacket::read(payload).ok_or_else(garbage)?.status;
+        Ok(())
+    }
+
+    pub(super) fn refused(&mut self, payload: &[u8]) -> Fault {
+        self.busy = false;
+        let Some(error) = ErrPacket::read(payload) else { return garbage() };
+        let mut raw = Vec::with_capacity(HEADER + payload.len());
+        packet::put(&mut raw, 1, |out| out.extend_from_slice(payload));
+        Fault::Refused(Refused { raw, cause: RefusedCause::Setting, code: error.sqlstate })
+    }
+
+    /// Takes the next packet of an answer to us.
+    pub(super) async fn payload(&mut self) -> Result<Vec<u8>, Fault> {
+        loop {
+            if let Some((header, payload)) = packet::payload(self.inbox.data()) {
+                if header.length == MAX_PAYLOAD {
+                    return Err(garbage());
+                }
+                let payload = payload.to_vec();
+                self.inbox.consume(header.total());
+                return Ok(payload);
+            }
+            if self.inbox.fill(&mut self.stream).await.map_err(lost)? == 0 {
+                return Err(lost(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    /// Moves a plain socket to this worker's reactor: a wake-up across threads costs more than
+    /// registering anew.
+    pub(super) fn move_here(&mut self) -> io::Result<()> {
+        let here = runtime::worker();
+        if self.home != here {
+            self.stream.migrate()?;
+            self.home = here;
+        }
+        Ok(())
+    }
+
+    /// Waits until the server says something by itself, or closes.
+    pub(super) async fn wait_for_stir(&mut self) {
+        if self.closed || !self.inbox.is_empty() {
+            return;
+        }
+        if !matches!(self.inbox.fill(&mut self.stream).await, Ok(count) if count > 0) {
+            self.closed = true;
+        }
+    }
+
+    /// What a server says unasked is why it ends the connection.
+    pub(super) fn last_words(&mut self) -> Fault {
+        self.closed = true;
+        if let Some((_, payload)) = packet::payload(self.inbox.data())
+            && let Some(error) = ErrPacket::read(payload)
+            && payload.first() == Some(&packet::ERR)
+        {
+            let mut raw = Vec::new();
+            packet::put(&mut raw, 0, |out| out.extend_from_slice(payload));
+            return Fault::Refused(Refused { raw, cause: RefusedCause::Stopping, code: error.sqlstate });
+        }
+        lost(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+fn parse_row(mut data: &[u8], columns: u64) -> Option<Row> {
+    let mut row = Vec::with_capacity(columns.min(64) as usize);
+    for _ in 0..columns {
+        if data.first() == Some(&0xFB) {
+            row.push(None);
+            data = &data[1..];
+            continue;
+        }
+        let (value, rest) = lenenc_bytes(data)?;
+        row.push(Some(String::from_utf8_lossy(value).into_owned()));
+        data = rest;
+    }
+    Some(row)
+}
+
+pub(super) fn lost(error: io::Error) -> Fault {
+    Fault::Server { error, sent: true, forwarded: Forwarded::Nothing }
+}
+
+/// Nothing of the request has left.
+pub(super) fn unsent(error: io::Error) -> Fault {
+    Fault::Server { error, sent: false, forwarded: Forwarded::Nothing }
+}
+
+pub(super) fn garbage() -> Fault {
+    lost(io::Error::new(io::ErrorKind::InvalidData, "an answer that cannot be read"))
+}

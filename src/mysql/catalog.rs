@@ -1,0 +1,185 @@
+//! What a server says of its routines, views and triggers: of all schemas together, by bare name.
+
+use std::collections::HashSet;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::backend::{Backend, Row};
+use crate::{
+    protocol::Fault,
+    sql::catalog::{Catalog, Relation, UserFunction},
+};
+
+/// Name, what it declares of its data, and body. A body that may not be seen is NULL.
+const FUNCTIONS: &str = "\
+SELECT LOWER(routine_name), sql_data_access, routine_definition, security_type \
+FROM information_schema.routines \
+WHERE routine_type = 'FUNCTION' AND routine_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema') \
+ORDER BY routine_schema, routine_name";
+
+const VIEWS: &str = "\
+SELECT LOWER(table_name), view_definition FROM information_schema.views \
+WHERE table_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema') ORDER BY table_schema, table_name";
+
+const TRIGGERS: &str = "\
+SELECT LOWER(event_object_table), action_statement FROM information_schema.triggers \
+WHERE trigger_schema <> 'sys' ORDER BY trigger_schema, trigger_name";
+
+/// The referencing side of foreign keys that change it.
+const REFERENCES: &str = "\
+SELECT LOWER(referenced_table_name), LOWER(table_name) FROM information_schema.referential_constraints \
+WHERE delete_rule IN ('CASCADE', 'SET NULL') OR update_rule IN ('CASCADE', 'SET NULL') ORDER BY 1, 2";
+
+/// Words in a body that may leave state in the connection, or hide what would.
+const TELLTALES: [&str; 9] = [
+    "get_lock",
+    "temporary",
+    "prepare",
+    "execute",
+    "last_insert_id",
+    "release_lock",
+    "handler",
+    "sql_calc_found_rows",
+    "call",
+];
+
+/// Words in a body that write.
+const WRITES: [&str; 10] =
+    ["insert", "update", "delete", "replace", "truncate", "call", "load", "create", "alter", "drop"];
+
+/// Reads the catalog in four round trips.
+pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
+    let functions = server.query_all(FUNCTIONS).await?;
+    let views = server.query_all(VIEWS).await?;
+    let triggers = server.query_all(TRIGGERS).await?;
+    let references = server.query_all(REFERENCES).await?;
+    let mut catalog = Catalog { loaded: true, ..Catalog::default() };
+    read_functions(&functions, &mut catalog);
+    for row in &views {
+        let (Some(name), definition) = (text(row, 0), text(row, 1)) else { continue };
+        let definition = definition.unwrap_or_default().to_lowercase();
+        let calls = |of: fn(&UserFunction) -> bool| {
+            words(&definition).any(|word| catalog.functions.get(word).is_some_and(of))
+        };
+        let (writes, touches) = (calls(|function| function.writes), calls(|function| function.touches));
+        let relation: &mut Relation = catalog.relations.entry(name.into()).or_default();
+        relation.reads_all = true;
+        relation.writes_all = true;
+        relation.writes_on_read |= writes;
+        relation.touches |= touches;
+    }
+    for row in &triggers {
+        let (Some(name), body) = (text(row, 0), text(row, 1).map(str::to_lowercase)) else { continue };
+        let touches = body.is_none_or(|body| tells(&body, &catalog));
+        let relation: &mut Relation = catalog.relations.entry(name.into()).or_default();
+        relation.writes_all = true;
+        relation.touches |= touches;
+    }
+    for row in &references {
+        if let (Some(parent), Some(child)) = (text(row, 0), text(row, 1)) {
+            catalog.relations.entry(parent.into()).or_default().relatives.push(child.into());
+        }
+    }
+    catalog.version = version(&[&functions, &views, &triggers, &references]);
+    Ok(catalog)
+}
+
+fn text(row: &Row, column: usize) -> Option<&str> {
+    row.get(column)?.as_deref()
+}
+
+/// What a function does, by its body and by the functions it calls; MySQL does not hold functions
+/// to what they declare, so a declaration alone vouches for nothing but a write.
+fn read_functions(rows: &[Row], catalog: &mut Catalog) {
+    for row in rows {
+        let Some(name) = text(row, 0) else { continue };
+        let body = text(row, 2).map(str::to_lowercase);
+        let declares_writes = text(row, 1) == Some("MODIFIES SQL DATA");
+        let writes = declares_writes
+            || body.as_deref().is_none_or(|body| words(body).any(|word| WRITES.contains(&word)));
+        let touches = body.as_deref().is_none_or(|body| tells(body, &Catalog::default()));
+        let entry =
+            catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
+        entry.writes |= writes;
+        entry.touches |= touches;
+    }
+    let bodies: Vec<(String, String)> = rows
+        .iter()
+        .filter_map(|row| Some((text(row, 0)?.to_owned(), text(row, 2)?.to_lowercase())))
+        .collect();
+    // What a called function does, the caller does: until nothing changes.
+    loop {
+        let mut changed = false;
+        for (name, body) in &bodies {
+            let called: HashSet<&str> = words(body).filter(|word| *word != name).collect();
+            let of = |of: fn(&UserFunction) -> bool| {
+                called.iter().any(|word| catalog.functions.get(*word).is_some_and(of))
+            };
+            let (writes, touches) = (of(|function| function.writes), of(|function| function.touches));
+            if let Some(entry) = catalog.functions.get_mut(name.as_str()) {
+                changed |= (writes && !entry.writes) || (touches && !entry.touches);
+                entry.writes |= writes;
+                entry.touches |= touches;
+            }
+        }
+        if !changed {
+            return;
+        }
+    }
+}
+
+/// Whether a body may leave state in the connection: user variables, settings, locks, temporary
+/// tables, prepared statements.
+fn tells(body: &str, catalog: &Catalog) -> bool {
+    if body.contains('@') || words(body).any(|word| TELLTALES.contains(&word)) {
+        return true;
+    }
+    words(body).any(|word| catalog.functions.get(word).is_some_and(|function| function.touches))
+}
+
+fn words(source: &str) -> impl Iterator<Item = &str> {
+    source.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '$').filter(|word| !word.is_empty())
+}
+
+/// A number that changes when anything that was read changes.
+fn version(results: &[&Vec<Row>]) -> u64 {
+    let mut hasher = Xxh3::new();
+    for value in results.iter().flat_map(|rows| rows.iter()).flatten() {
+        let bytes = value.as_deref().unwrap_or("\0");
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes.as_bytes());
+    }
+    hasher.digest()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_function_does_what_its_body_and_its_callees_do() {
+        let function = |name: &str, declares: &str, body: Option<&str>| {
+            vec![Some(name.to_owned()), Some(declares.to_owned()), body.map(str::to_owned), None]
+        };
+        let rows = [
+            function("harmless", "CONTAINS SQL", Some("RETURN a + 1")),
+            function("liar", "NO SQL", Some("BEGIN INSERT INTO t VALUES (1); RETURN 1; END")),
+            function("outer_one", "READS SQL DATA", Some("RETURN liar()")),
+            function("keeper", "READS SQL DATA", Some("BEGIN SET @x = 1; RETURN 1; END")),
+            function("hidden", "READS SQL DATA", None),
+            function("honest", "MODIFIES SQL DATA", Some("RETURN 1")),
+        ];
+        let mut catalog = Catalog::default();
+        read_functions(&rows, &mut catalog);
+        for (name, writes, touches) in [
+            ("harmless", false, false),
+            ("liar", true, false),
+            ("outer_one", true, false),
+            ("keeper", false, true),
+            ("hidden", true, true),
+            ("honest", true, false),
+        ] {
+            assert_eq!(catalog.functions[name], UserFunction { writes, touches }, "{name}");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! One request → what is sent to this server connection for it.
+
+use tokio::io::AsyncWriteExt;
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{
+    backend::{Backend, garbage, lost},
+    command::{Command, code},
+    frontend::{Frontend, bound_flag_at},
+    packet::{self, HEADER, MAX_PAYLOAD, u16_le, u32_le},
+    prepared::Statement,
+};
+use crate::{
+    protocol::Fault,
+    refusal::{Refusal, RefusalKind},
+    sql::{Effect, Intent},
+};
+
+/// Where the statement's id stands in the packets of COM_STMT_….
+const ID: std::ops::Range<usize> = HEADER + 1..HEADER + 5;
+
+/// Writes a command where it has to be changed; nothing written means that it goes out as it lies
+/// in `data`.
+pub(super) fn command(
+    backend: &mut Backend,
+    frontend: &Frontend,
+    command: &Command,
+    data: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), Fault> {
+    let Some((id, statement)) = command.statement.as_ref().filter(|_| command.code != code::STMT_PREPARE)
+    else {
+        if !backend.closing.is_empty() {
+            backend.put_closing(out);
+            out.extend_from_slice(data);
+        }
+        return Ok(());
+    };
+    backend.put_closing(out);
+    let Some(server_id) = backend.statements.get(statement.key) else { return Err(unknown(*id)) };
+    let handle = frontend.statements.get(*id).ok_or_else(|| unknown(*id))?;
+    if command.code != code::STMT_EXECUTE {
+        let start = out.len();
+        out.extend_from_slice(data);
+        let Some(place) = out.get_mut(start + ID.start..start + ID.end) else { return Err(malformed()) };
+        place.copy_from_slice(&server_id.to_le_bytes());
+        return Ok(());
+    }
+    put_long_data(&handle.long_data, server_id, out);
+    put_execute(data, server_id, statement.parameters, &handle.types, out)
+}
+
+fn unknown(id: u32) -> Fault {
+    Fault::Protocol(Refusal::fatal(
+        RefusalKind::UnknownStatement,
+        format!("Unknown prepared statement handler ({id}) given to the proxy"),
+    ))
+}
+
+/// Kept COM_STMT_SEND_LONG_DATA packets, under the server's id.
+fn put_long_data(packets: &[u8], id: u32, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(packets);
+    let mut at = start;
+    let mut continued = false;
+    while let Some(header) = packet::header(&out[at..]) {
+        if !continued && header.length >= 5 {
+            out[at + ID.start..at + ID.end].copy_from_slice(&id.to_le_bytes());
+        }
+        continued = header.length == MAX_PAYLOAD;
+        at = (at + header.total()).min(out.len());
+    }
+}
+
+/// COM_STMT_EXECUTE with the server's id and, where the client has left them out because it sent
+/// them before, with the types of the parameters: another session's may be the last that this
+/// connection has seen.
+fn put_execute(data: &[u8], id: u32, parameters: u16, types: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+    let start = out.len();
+    out.extend_from_slice(data);
+    let Some(id_bytes) = out.get_mut(start + ID.start..start + ID.end) else { return Err(malformed()) };
+    id_bytes.copy_from_slice(&id.to_le_bytes());
+    let flag = start + HEADER + 1 + bound_flag_at(usize::from(parameters));
+    if parameters == 0 || out.get(flag) != Some(&0) || types.is_empty() {
+        return Ok(());
+    }
+    let Some(header) = packet::header(data).filter(|header| header.length + types.len() < MAX_PAYLOAD) else {
+        return Err(Fault::Protocol(Refusal::fatal(
+            RefusalKind::Unsupported,
+            "an execution of 16 MB has to name the types of its parameters",
+        )));
+    };
+    out[flag] = 1;
+    out.splice(flag + 1..flag + 1, types.iter().copied());
+    let length = (header.length + types.len()) as u32;
+    out[start..start + 3].copy_from_slice(&length.to_le_bytes()[..3]);
+    Ok(())
+}
+
+fn malformed() -> Fault {
+    Fault::Protocol(Refusal::fatal(RefusalKind::Protocol, "Malformed communication packet"))
+}
+
+/// Prepares a statement on this connection, in the schema in which the client prepared it.
+pub(super) async fn prepare(backend: &mut Backend, statement: &Statement) -> Result<(), Fault> {
+    if backend.statements.get(statement.key).is_some() {
+        return Ok(());
+    }
+    let current = backend.carried.schema.clone();
+    let elsewhere = statement.schema.as_deref().filter(|schema| Some(*schema) != current.as_deref());
+    if let Some(schema) = elsewhere {
+        backend.select_schema(schema).await?;
+    }
+    let prepared = backend.prepare(&statement.text).await;
+    if elsewhere.is_some() {
+        match &current {
+            Some(schema) => backend.select_schema(schema).await?,
+            // It had none and now has one.
+            None => backend.touched = true,
+        }
+    }
+    entered(backend, statement.key, prepared?);
+    Ok(())
+}
+
+/// Enters a server's id; the statement it takes the place of is closed with the next command.
+pub(super) fn entered(backend: &mut Backend, key: u128, id: u32) {
+    if let Some(old) = backend.statements.enter(key, id) {
+        backend.closing.push(old);
+    }
+}
+
+/// Makes a statement of SQL PREPARE known under the client's name for it.
+pub(super) async fn prepare_own(backend: &mut Backend, frontend: &Frontend, name: &str) -> Result<(), Fault> {
+    match frontend.own.get(name) {
+        Some((statement, _)) => {
+            let hash = xxh3_128(statement.as_bytes());
+            if backend.own.get(name) != Some(&hash) {
+                backend.query_all(statement).await?;
+                backend.own.insert(name.into(), hash);
+            }
+        }
+        None if backend.own.remove(name).is_some() => {
+            backend.query_all(&format!("DEALLOCATE PREPARE `{}`", name.replace('`', "``"))).await?;
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// Follows SQL PREPARE and DEALLOCATE.
+pub(super) fn learn_own(backend: &mut Backend, intent: &Intent, failed: bool) {
+    for effect in &intent.effects {
+        match effect {
+            Effect::Prepare { name, statement, .. } if !failed => {
+                backend.own.insert(name.clone(), xxh3_128(statement.as_bytes()));
+            }
+            // A failed PREPARE has dropped what had the name before.
+            Effect::Prepare { name, .. } | Effect::Deallocate { name: Some(name) } => {
+                backend.own.remove(name);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Backend {
+    /// Prepares a statement and returns the server's id for it.
+    async fn prepare(&mut self, text: &[u8]) -> Result<u32, Fault> {
+        let mut out = Vec::new();
+        self.put_closing(&mut out);
+        packet::put_command(&mut out, code::STMT_PREPARE, text);
+        self.busy = true;
+        self.stream.write_all(&out).await.map_err(lost)?;
+        self.stream.flush().await.map_err(lost)?;
+        let answer = self.payload().await?;
+        if answer.first() == Some(&packet::ERR) {
+            return Err(self.refused(&answer));
+        }
+        let numbers = || {
+            let (id, rest) = u32_le(answer.get(1..)?)?;
+            let (columns, rest) = u16_le(rest)?;
+            Some((id, columns, u16_le(rest)?.0))
+        };
+        let (id, columns, parameters) = numbers().ok_or_else(garbage)?;
+        let ends = u32::from(!self.deprecates_eof());
+        for count in [columns, parameters].into_iter().filter(|count| *count > 0) {
+            for _ in 0..u32::from(count) + ends {
+                self.payload().await?;
+            }
+        }
+        self.busy = false;
+        Ok(id)
+    }
+
+    /// Closes statements that others have taken the place of; that has no answer.
+    pub(super) fn put_closing(&mut self, out: &mut Vec<u8>) {
+        for id in self.closing.drain(..) {
+            packet::put_command(out, code::STMT_CLOSE, &id.to_le_bytes());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_execution_gets_the_servers_id_and_the_types_it_left_out() {
+        let mut data = Vec::new();
+        packet::put_command(&mut data, code::STMT_EXECUTE, &[9, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, b'v']);
+
+        let mut out = Vec::new();
+        put_execute(&data, 77, 1, &[3, 0], &mut out).expect("it is short");
+
+        let mut expected = Vec::new();
+        packet::put_command(
+            &mut expected,
+            code::STMT_EXECUTE,
+            &[77, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 0, b'v'],
+        );
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn long_data_gets_the_servers_id_in_every_command_of_it() {
+        let mut packets = Vec::new();
+        for value in [&b"aaa"[..], b"b"] {
+            let argument = [&[1, 0, 0, 0, 0, 0], value].concat();
+            packet::put_command(&mut packets, code::STMT_SEND_LONG_DATA, &argument);
+        }
+        let mut out = vec![];
+        put_long_data(&packets, 5, &mut out);
+        assert_eq!(out.len(), packets.len());
+        assert_eq!((out[5], out[4 + 10 + 5]), (5, 5));
+    }
+}

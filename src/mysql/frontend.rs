@@ -1,0 +1,527 @@
+//! Our end of a client's connection: cuts commands out of what arrives and knows what the client
+//! was told.
+
+use std::{collections::HashMap, io, sync::Arc, time::Instant};
+
+use tokio::io::AsyncWriteExt;
+
+use super::{
+    command::{self, Command, Cut, GATHERED, Tail, code},
+    gate::Gate,
+    login::{self, client::Login},
+    packet::{self, capability as can, status, u32_le},
+    prepared::{ClientStatements, Statement},
+    settings::{Carried, NAMES},
+};
+use crate::{
+    inbox::Inbox,
+    protocol::{Fault, Identity, ReaderContext, Request, Transaction},
+    refusal::{Refusal, RefusalKind},
+    sql::{
+        Access, Dialect, Effect, Intent, LexModes, Reason, Tables,
+        effects::{Discard, PinReason},
+    },
+    stream::Stream,
+};
+
+/// SQL PREPARE names of one client.
+const MAX_OWN_STATEMENTS: usize = 4096;
+
+/// A client that has logged in.
+pub struct Frontend {
+    pub(super) stream: Stream,
+    pub(super) inbox: Inbox,
+    pub(super) reader: Option<ReaderContext>,
+    pub(super) capabilities: u32,
+    pub(super) number: u32,
+    pub(super) user: Arc<str>,
+    pub(super) statements: ClientStatements,
+    /// SQL PREPARE: by name, the statement that prepares it and what executing it does.
+    pub(super) own: HashMap<Box<str>, (Box<str>, Arc<Intent>)>,
+    pub(super) carried: Carried,
+    pub(super) modes: LexModes,
+    pub(super) gate: Arc<Gate>,
+    /// Whom COM_CHANGE_USER has made of the client.
+    pub(super) renewed: Option<Identity<super::Mysql>>,
+    /// What the login brought, until `welcome` has used it.
+    pub(super) startup: Option<Startup>,
+    /// Sequence number of what we send next.
+    pub(super) sequence: u8,
+    /// Bytes of the current command that are still in the inbox.
+    unconsumed: usize,
+    /// What of the current command has not been read.
+    pub(super) tail: Option<Tail>,
+    /// As the server's status flag.
+    pub(super) autocommit: bool,
+    /// A cursor's statement was closed: the next request frees the connection.
+    cursor_closed: bool,
+}
+
+/// What the client asked for when it logged in.
+#[derive(Debug)]
+pub struct Startup {
+    pub schema: Option<String>,
+    pub collation: u8,
+}
+
+impl Frontend {
+    pub(super) fn new(login: Login, number: u32, user: Arc<str>, gate: Arc<Gate>) -> Self {
+        Self {
+            stream: login.stream,
+            inbox: login.inbox,
+            reader: None,
+            capabilities: login.capabilities,
+            number,
+            user,
+            statements: ClientStatements::default(),
+            own: HashMap::new(),
+            carried: Carried::default(),
+            modes: LexModes::default_of(Dialect::Mysql),
+            gate,
+            renewed: None,
+            startup: Some(Startup { schema: login.schema, collation: login.collation }),
+            sequence: login.sequence.wrapping_add(1),
+            unconsumed: 0,
+            tail: None,
+            autocommit: true,
+            cursor_closed: false,
+        }
+    }
+
+    /// Waits for the next request; answers what nobody else has to see.
+    pub(super) async fn read_request(&mut self) -> Result<Option<Request<Command>>, Fault> {
+        loop {
+            if self.tail.is_some() {
+                self.drop_tail().await?;
+            }
+            if !self.inbox.is_empty()
+                && let Cut::Command { code, length, tail } =
+                    command::cut(self.inbox.data()).map_err(Fault::Protocol)?
+            {
+                if code == code::QUIT {
+                    return Ok(None);
+                }
+                self.sequence = 1;
+                self.unconsumed = length;
+                self.tail = tail;
+                if let Some(request) = self.request(code).await? {
+                    return Ok(Some(request));
+                }
+                continue;
+            }
+            if self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads what is left of a command that nobody wants any more.
+    async fn drop_tail(&mut self) -> Result<(), Fault> {
+        while let Some(mut tail) = self.tail {
+            if tail.rest > 0 {
+                if self.inbox.is_empty()
+                    && self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0
+                {
+                    return Err(Fault::Client(eof()));
+                }
+                let part = tail.rest.min(self.inbox.len());
+                self.inbox.consume(part);
+                tail.rest -= part;
+                self.tail = Some(tail);
+            } else if tail.continues {
+                let header = loop {
+                    if let Some(header) = packet::header(self.inbox.data()) {
+                        break header;
+                    }
+                    if self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0 {
+                        return Err(Fault::Client(eof()));
+                    }
+                };
+                self.inbox.consume(packet::HEADER);
+                let continues = header.length == packet::MAX_PAYLOAD;
+                self.tail = Some(Tail { rest: header.length, continues });
+            } else {
+                self.tail = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the command at the front; `None`: it is dealt with.
+    async fn request(&mut self, code: u8) -> Result<Option<Request<Command>>, Fault> {
+        let argument = command::argument(&self.inbox.data()[..self.unconsumed]).into_owned();
+        match code {
+            code::QUERY => Ok(Some(self.query(&argument))),
+            code::STMT_PREPARE => self.prepare(&argument).await,
+            code::STMT_EXECUTE => self.execute(&argument).await,
+            code::STMT_FETCH | code::STMT_RESET => self.of_statement(code, &argument).await,
+            code::STMT_SEND_LONG_DATA => {
+                let Some((id, _)) = u32_le(&argument) else { return Err(malformed()) };
+                let packets = self.inbox.data()[..self.unconsumed].to_vec();
+                if !self.statements.keep_long_data(id, &packets) {
+                    tracing::debug!(id, "a long parameter value could not be kept");
+                }
+                self.consume();
+                Ok(None)
+            }
+            code::STMT_CLOSE => {
+                let id = u32_le(&argument).map_or(0, |(id, _)| id);
+                self.cursor_closed |= self.statements.remove(id).is_some_and(|handle| handle.cursor);
+                self.consume();
+                Ok(None)
+            }
+            code::PING => {
+                self.consume();
+                let status = self.idle_status();
+                let mut out = Vec::new();
+                packet::put_ok(&mut out, 1, status);
+                self.write(&out).await?;
+                Ok(None)
+            }
+            code::INIT_DB => {
+                let Ok(schema) = String::from_utf8(argument) else { return Err(malformed()) };
+                let effects = vec![Effect::UseDatabase(schema.into())];
+                Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
+            }
+            code::FIELD_LIST => Ok(Some(self.plain(code, Access::Read, Reason::Read, Vec::new()))),
+            code::STATISTICS | code::PROCESS_INFO | code::DEBUG | code::REFRESH => {
+                Ok(Some(self.plain(code, Access::Write, Reason::Server, Vec::new())))
+            }
+            code::SET_OPTION => Ok(Some(self.plain(code, Access::Read, Reason::Session, Vec::new()))),
+            code::RESET_CONNECTION => {
+                let effects = vec![Effect::Discard(Discard::All)];
+                Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
+            }
+            code::PROCESS_KILL => {
+                let Some((id, _)) = u32_le(&argument) else { return Err(malformed()) };
+                let effects = vec![Effect::Kill { id: u64::from(id), query_only: false }];
+                Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
+            }
+            code::CHANGE_USER => self.change_user(&argument).await.map(Some),
+            _ => {
+                self.reject(
+                    RefusalKind::Unsupported,
+                    format!("the proxy does not pass on command {code:#04x}"),
+                )
+                .await?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// COM_CHANGE_USER: a login of its own, on the same connection.
+    async fn change_user(&mut self, argument: &[u8]) -> Result<Request<Command>, Fault> {
+        let wire = self.command(code::CHANGE_USER);
+        self.consume();
+        let stream = std::mem::replace(&mut self.stream, Stream::Moving);
+        let inbox = std::mem::take(&mut self.inbox);
+        let gate = self.gate.clone();
+        let secret = async |user: &str| gate.secret(user).await;
+        let login = login::client::change_user(stream, inbox, argument, self.capabilities, secret);
+        let login = login.await.map_err(|failure| Fault::Client(io::Error::other(failure)))?;
+        self.user = login.user.as_str().into();
+        self.renewed = Some(super::gate::identity(&login));
+        self.stream = login.stream;
+        self.inbox = login.inbox;
+        self.sequence = login.sequence.wrapping_add(1);
+        self.startup = Some(Startup { schema: login.schema, collation: login.collation });
+        self.statements.clear();
+        self.own.clear();
+        Ok(Request { intent: Arc::new(nothing()), wire })
+    }
+
+    /// Answers the current command with an error.
+    async fn reject(&mut self, kind: RefusalKind, message: String) -> Result<(), Fault> {
+        self.consume();
+        let mut out = Vec::new();
+        super::refusal::put_error(&mut out, self.sequence, &Refusal::new(kind, message));
+        self.write(&out).await
+    }
+
+    fn command(&self, code: u8) -> Command {
+        Command { code, length: self.unconsumed, tail: self.tail, text: None, statement: None }
+    }
+
+    fn plain(&mut self, code: u8, access: Access, reason: Reason, effects: Vec<Effect>) -> Request<Command> {
+        let mut wire = self.command(code);
+        wire.text = matches!(effects[..], [Effect::Discard(_)]).then(|| "RESET CONNECTION".into());
+        let intent = Intent { access, reason, effects, ..nothing() };
+        Request { intent: self.closing_cursor(Arc::new(intent)), wire }
+    }
+
+    fn query(&mut self, text: &[u8]) -> Request<Command> {
+        let mut wire = self.command(code::QUERY);
+        let intent = self.classify(text);
+        let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
+        if intent.statements == 1 && !intent.effects.is_empty() {
+            wire.text = std::str::from_utf8(text).ok().map(Into::into);
+        }
+        Request { intent: self.closing_cursor(intent), wire }
+    }
+
+    pub(super) fn classify(&self, text: &[u8]) -> Arc<Intent> {
+        let reader = self.reader.as_ref().expect("statements are read after the welcome");
+        let catalog = reader.database.catalog();
+        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now)
+    }
+
+    /// Replaces EXECUTE by what the statement behind the name does.
+    fn behind(&self, intent: Arc<Intent>) -> Arc<Intent> {
+        let [Effect::Execute { name }] = &intent.effects[..] else {
+            let hidden = intent.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. }));
+            return if hidden {
+                Arc::new(Intent { access: Access::Write, reason: Reason::Command, ..Intent::clone(&intent) })
+            } else {
+                intent
+            };
+        };
+        let mut behind = match self.own.get(name) {
+            Some((_, inner)) => Intent::clone(inner),
+            // Nobody knows it: the primary says so.
+            None => Intent { access: Access::Write, reason: Reason::State, ..Intent::clone(&intent) },
+        };
+        behind.effects.push(Effect::Execute { name: name.clone() });
+        behind.plain = false;
+        Arc::new(behind)
+    }
+
+    /// The connection that a closed cursor was on is free after the next request.
+    fn closing_cursor(&mut self, intent: Arc<Intent>) -> Arc<Intent> {
+        if !std::mem::take(&mut self.cursor_closed) {
+            return intent;
+        }
+        let mut intent = Intent::clone(&intent);
+        intent.effects.push(Effect::Unpin(PinReason::Cursor));
+        Arc::new(intent)
+    }
+
+    async fn prepare(&mut self, text: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        if self.statements.is_full() {
+            let message =
+                format!("Can't create more than {} prepared statements", super::prepared::MAX_STATEMENTS);
+            self.reject(RefusalKind::DuplicateStatement, message).await?;
+            return Ok(None);
+        }
+        let intent = self.classify(text);
+        let settings = self.carried.now();
+        let schema = settings.schema.clone();
+        let key = Statement::key_of(text, schema.as_deref(), settings.statement_of("sql_mode"));
+        let mut wire = self.command(code::STMT_PREPARE);
+        let bare = Intent { effects: Vec::new(), plain: false, ..Intent::clone(&intent) };
+        // The number of its parameters comes with the answer.
+        let statement = Statement { text: text.into(), schema, key, intent, parameters: 0 };
+        wire.statement = Some((0, Arc::new(statement)));
+        Ok(Some(Request { intent: self.closing_cursor(Arc::new(bare)), wire }))
+    }
+
+    async fn unknown_statement(&mut self, id: u32) -> Result<Option<Request<Command>>, Fault> {
+        let message = format!("Unknown prepared statement handler ({id}) given to the proxy");
+        self.reject(RefusalKind::UnknownStatement, message).await?;
+        Ok(None)
+    }
+
+    async fn execute(&mut self, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        let (Some((id, _)), Some(&flags)) = (u32_le(argument), argument.get(4)) else {
+            return Err(malformed());
+        };
+        let mut wire = self.command(code::STMT_EXECUTE);
+        let Some(handle) = self.statements.get_mut(id) else { return self.unknown_statement(id).await };
+        let statement = handle.statement.clone();
+        if let Some(types) = bound_types(argument, statement.parameters) {
+            handle.types = types.into();
+        }
+        let opens_cursor = flags != 0;
+        handle.cursor |= opens_cursor;
+        let mut intent = statement.intent.clone();
+        if !intent.effects.is_empty() {
+            intent = self.behind(intent);
+            wire.text =
+                std::str::from_utf8(&statement.text).ok().filter(|_| intent.statements == 1).map(Into::into);
+        }
+        if opens_cursor && intent.access == Access::Read {
+            let mut kept = Intent::clone(&intent);
+            (kept.access, kept.reason) = (Access::Write, Reason::State);
+            kept.effects.push(Effect::Pin(PinReason::Cursor));
+            intent = Arc::new(kept);
+        }
+        wire.statement = Some((id, statement));
+        Ok(Some(Request { intent: self.closing_cursor(intent), wire }))
+    }
+
+    async fn of_statement(&mut self, code: u8, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        let Some((id, _)) = u32_le(argument) else { return Err(malformed()) };
+        let mut wire = self.command(code);
+        let Some(handle) = self.statements.get_mut(id) else { return self.unknown_statement(id).await };
+        let statement = handle.statement.clone();
+        let had_cursor =
+            if code == code::STMT_RESET { std::mem::take(&mut handle.cursor) } else { handle.cursor };
+        self.statements.forget_long_data(id);
+        if code == code::STMT_RESET && !had_cursor {
+            self.consume();
+            let mut out = Vec::new();
+            packet::put_ok(&mut out, 1, self.idle_status());
+            self.write(&out).await?;
+            return Ok(None);
+        }
+        self.cursor_closed |= code == code::STMT_RESET;
+        wire.statement = Some((id, statement));
+        let intent = Intent { access: Access::Write, reason: Reason::State, ..nothing() };
+        Ok(Some(Request { intent: self.closing_cursor(Arc::new(intent)), wire }))
+    }
+
+    /// Status flags of an answer of ours.
+    pub(super) fn status(&self, transaction: Transaction) -> u16 {
+        let autocommit = if self.autocommit { status::AUTOCOMMIT } else { 0 };
+        let open = if transaction == Transaction::Idle { 0 } else { status::IN_TRANSACTION };
+        autocommit | open
+    }
+
+    fn idle_status(&self) -> u16 {
+        self.status(Transaction::Idle)
+    }
+
+    pub(super) fn tracks_session(&self) -> bool {
+        self.capabilities & can::SESSION_TRACK != 0
+    }
+
+    /// Drops a request that has been answered.
+    pub(super) fn consume(&mut self) {
+        self.inbox.consume(std::mem::take(&mut self.unconsumed));
+    }
+
+    /// Lends out the inbox without the current request, for what streams behind it.
+    pub(super) fn take_inbox_behind_command(&mut self) -> Inbox {
+        let mut inbox = std::mem::take(&mut self.inbox);
+        inbox.consume(std::mem::take(&mut self.unconsumed));
+        inbox
+    }
+
+    /// Follows what an answered request did to what the session carries.
+    pub(super) fn learn(&mut self, request: &Request<Command>, failed: bool) {
+        if failed {
+            return;
+        }
+        self.carried.learn(&request.intent.effects);
+        for effect in &request.intent.effects {
+            match effect {
+                Effect::Set { name, value, .. } => self.note_setting(name, value),
+                Effect::Prepare { name, statement, inner } if self.own.len() < MAX_OWN_STATEMENTS => {
+                    self.own.insert(name.clone(), (statement.clone(), Arc::new(Intent::clone(inner))));
+                }
+                Effect::Deallocate { name: Some(name) } => {
+                    self.own.remove(name);
+                }
+                Effect::Discard(Discard::All) => {
+                    self.statements.clear();
+                    self.own.clear();
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Follows the settings that say how this client's text is to be read.
+    pub(super) fn note_setting(&mut self, name: &str, value: &str) {
+        let value = value.trim_matches(['\'', '"']).to_ascii_lowercase();
+        match name {
+            "sql_mode" => self.note_sql_mode(&value),
+            NAMES | "character set" | "character_set_client" => {
+                let charset = value.split_ascii_whitespace().next().unwrap_or_default();
+                self.modes.unreadable = is_unreadable(charset.trim_matches(['\'', '"']));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn note_sql_mode(&mut self, value: &str) {
+        let value = value.to_ascii_lowercase();
+        let has = |wanted: &[&str]| value.split(',').any(|mode| wanted.contains(&mode.trim()));
+        // ANSI and its like are combinations that hold ANSI_QUOTES.
+        self.modes.ansi_quotes =
+            has(&["ansi_quotes", "ansi", "db2", "maxdb", "mssql", "oracle", "postgresql"]);
+        self.modes.standard_strings = has(&["no_backslash_escapes"]);
+        self.modes.unreadable |= has(&["oracle"]);
+    }
+
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
+        self.stream.write_all(bytes).await.map_err(Fault::Client)?;
+        if self.stream.is_tls() {
+            self.stream.flush().await.map_err(Fault::Client)?;
+        }
+        Ok(())
+    }
+
+    /// Resolves when the client has closed its side; what it sends is kept, up to a bound.
+    pub(super) async fn closed(&mut self) {
+        loop {
+            if self.inbox.len() >= GATHERED {
+                std::future::pending::<()>().await;
+            }
+            match self.inbox.fill(&mut self.stream).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// The types that an execution binds to its parameters: behind id, flags, count and NULL bitmap
+/// stands a 1, then two bytes for each. `None`: it binds none.
+fn bound_types(argument: &[u8], parameters: u16) -> Option<&[u8]> {
+    let parameters = usize::from(parameters);
+    if parameters == 0 {
+        return None;
+    }
+    let at = bound_flag_at(parameters);
+    (argument.get(at) == Some(&1)).then(|| argument.get(at + 1..at + 1 + 2 * parameters))?
+}
+
+/// Where in the argument of COM_STMT_EXECUTE it says whether types are bound.
+pub(super) const fn bound_flag_at(parameters: usize) -> usize {
+    9 + parameters.div_ceil(8)
+}
+
+pub(super) fn nothing() -> Intent {
+    Intent {
+        access: Access::Read,
+        reason: Reason::Session,
+        effects: Vec::new(),
+        tables: Tables::Some(Arc::new([])),
+        hints: Default::default(),
+        fingerprint: 0,
+        statements: 1,
+        plain: false,
+        joins: true,
+    }
+}
+
+/// Character sets in which a byte of ASCII's range may be part of another character.
+fn is_unreadable(charset: &str) -> bool {
+    matches!(charset, "sjis" | "cp932" | "big5" | "gbk" | "gb18030" | "ucs2" | "utf16" | "utf16le" | "utf32")
+}
+
+fn malformed() -> Fault {
+    Fault::Protocol(Refusal::fatal(RefusalKind::Protocol, "Malformed communication packet"))
+}
+
+pub(super) fn eof() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed in mid-packet")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_types_of_parameters_are_found_behind_the_null_bitmap() {
+        let mut argument = vec![1, 0, 0, 0, 0, 1, 0, 0, 0];
+        argument.extend_from_slice(&[0, 0]); // nine parameters take two bytes
+        argument.push(1);
+        argument.extend(0..18);
+        assert_eq!(bound_types(&argument, 9), Some(&argument[12..30]));
+        argument[11] = 0;
+        assert_eq!(bound_types(&argument, 9), None);
+        assert_eq!(bound_types(&argument[..8], 9), None);
+        assert_eq!(bound_types(&argument, 0), None);
+    }
+}

@@ -1,0 +1,303 @@
+//! How clients get in and how servers are reached: built from a cluster's configuration.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::{net::TcpStream, sync::Notify};
+use zeroize::Zeroizing;
+
+use super::{
+    backend::Backend,
+    frontend::Frontend,
+    login::{
+        CACHING_SHA2, Credentials, NATIVE,
+        client::{self, LoginFailure, Offer, Secret},
+        server::{self, Greeting as ServerGreeting},
+    },
+    packet::capability as can,
+    welcome::Greeting as Known,
+};
+use crate::{
+    cluster::Parts,
+    config,
+    protocol::{ConnectFault, Greeting, Identity, LoginFault, TurnedAway, VerifierSource},
+    refusal::{Refusal, RefusalKind},
+    tls::{self, ServerTls},
+    topology::Role,
+};
+
+/// Greetings that are remembered: one per user and schema.
+const MAX_GREETINGS: usize = 1024;
+
+/// What clients are offered, as far as every server has it.
+const OFFERED: u32 = EVERYBODYS | FLAVOURS | can::CONNECT_WITH_DB | can::INTERACTIVE | can::MULTI_STATEMENTS;
+
+/// What every server connection has.
+const EVERYBODYS: u32 = can::LONG_PASSWORD
+    | can::LONG_FLAG
+    | can::PROTOCOL_41
+    | can::TRANSACTIONS
+    | can::SECURE_CONNECTION
+    | can::PLUGIN_AUTH
+    | can::PLUGIN_AUTH_LENENC
+    | can::CONNECT_ATTRS
+    | can::SESSION_TRACK;
+
+/// What a server connection must have in common with its client: it shapes answers, or what
+/// statements do.
+pub const FLAVOURS: u32 = can::FOUND_ROWS
+    | can::ODBC
+    | can::LOCAL_FILES
+    | can::IGNORE_SPACE
+    | can::MULTI_RESULTS
+    | can::PS_MULTI_RESULTS
+    | can::DEPRECATE_EOF;
+
+/// What logins go by. Built anew at each reload.
+pub struct Gate {
+    tls: tls::ClientTls,
+    users: HashMap<Arc<str>, Secret>,
+    /// Asks servers for verifiers of users that the file does not list.
+    source: Option<Arc<dyn VerifierSource>>,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// What outlives a reload.
+pub struct Shared {
+    /// What servers said of themselves, by address.
+    profiles: Mutex<HashMap<Box<str>, Profile>>,
+    known: Notify,
+    numbers: AtomicU32,
+    greetings: Mutex<HashMap<(Arc<str>, Option<Box<str>>), Arc<Known>>>,
+    /// When each server process was started, by its own clock.
+    started: Mutex<HashMap<Box<str>, i64>>,
+}
+
+struct Profile {
+    greeting: ServerGreeting,
+    is_primary: bool,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            profiles: Mutex::default(),
+            known: Notify::new(),
+            numbers: AtomicU32::new(rand::random::<u32>() >> 1),
+            greetings: Mutex::default(),
+            started: Mutex::default(),
+        }
+    }
+}
+
+/// Uptime is in whole seconds: two readings of one start differ by as much.
+const START_TOLERANCE: i64 = 2_000_000;
+
+impl Shared {
+    /// What to greet clients with, once some server has said what it is.
+    async fn offer(&self) -> Offer {
+        loop {
+            let known = self.known.notified();
+            if let Some(offer) = self.offer_now() {
+                return offer;
+            }
+            known.await;
+        }
+    }
+
+    fn offer_now(&self) -> Option<Offer> {
+        let profiles = self.profiles.lock();
+        let model = profiles.values().max_by_key(|profile| profile.is_primary)?;
+        let common = profiles.values().fold(u32::MAX, |all, profile| all & profile.greeting.capabilities);
+        Some(Offer {
+            version: model.greeting.version.as_bytes().into(),
+            capabilities: OFFERED & common,
+            collation: model.greeting.collation,
+            plugin: if model.greeting.plugin == CACHING_SHA2 { CACHING_SHA2 } else { NATIVE },
+            number: self.next_number(),
+        })
+    }
+
+    /// A session's number: from 1 on, each given out once.
+    fn next_number(&self) -> u32 {
+        loop {
+            let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+            if number != 0 {
+                return number;
+            }
+        }
+    }
+
+    fn note(&self, address: &str, greeting: &ServerGreeting, role: Role) {
+        let mut profiles = self.profiles.lock();
+        let was_primary = profiles.get(address).is_some_and(|profile| profile.is_primary);
+        let is_primary = role == Role::Primary || (role == Role::Unknown && was_primary);
+        profiles.insert(address.into(), Profile { greeting: greeting.clone(), is_primary });
+        drop(profiles);
+        self.known.notify_waiters();
+    }
+
+    pub(super) fn greeting(&self, user: &Arc<str>, schema: Option<&str>) -> Option<Arc<Known>> {
+        self.greetings.lock().get(&(user.clone(), schema.map(Into::into))).cloned()
+    }
+
+    pub(super) fn remember(&self, user: &Arc<str>, schema: Option<&str>, greeting: &Arc<Known>) {
+        let mut greetings = self.greetings.lock();
+        if greetings.len() >= MAX_GREETINGS {
+            greetings.clear();
+        }
+        greetings.insert((user.clone(), schema.map(Into::into)), greeting.clone());
+    }
+
+    /// The start of a server's process in microseconds, the same at every reading.
+    pub(super) fn steady_start(&self, address: &str, read: i64) -> i64 {
+        let mut started = self.started.lock();
+        let known = started.entry(address.into()).or_insert(read);
+        if (*known - read).abs() > START_TOLERANCE {
+            *known = read;
+        }
+        *known
+    }
+}
+
+/// How server connections are opened.
+pub struct Link {
+    pub tls: ServerTls,
+    pub prepared_statements: usize,
+    pub timeout: Duration,
+    pub shared: Arc<Shared>,
+}
+
+impl Gate {
+    pub(super) async fn secret(&self, user: &str) -> Secret {
+        if let Some(secret) = self.users.get(user) {
+            return secret.clone();
+        }
+        match &self.source {
+            Some(source) => match source.verifier(user, "").await {
+                Ok(Some(text)) => Secret::parse(&text),
+                _ => Secret::Unknown,
+            },
+            None => Secret::Unknown,
+        }
+    }
+}
+
+/// Greets a client and turns its login into a frontend.
+pub(super) async fn greet(socket: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<super::Mysql>, TurnedAway> {
+    let offer = gate.shared.offer().await;
+    let login =
+        client::accept(socket, &offer, &gate.tls, async |user: &str| gate.secret(user).await)
+            .await
+            .map_err(|failure| TurnedAway { fault: login_fault(&failure), detail: failure.to_string() })?;
+    let identity = identity(&login);
+    let frontend = Frontend::new(login, offer.number, identity.user.clone(), gate.clone());
+    Ok(Greeting::Client { frontend, identity })
+}
+
+/// Who a client is toward the servers.
+pub(super) fn identity(login: &client::Login) -> Identity<super::Mysql> {
+    Identity {
+        user: login.user.as_str().into(),
+        // Sessions carry their default schema: pools are of all schemas, and so is the catalog.
+        database: "".into(),
+        flavour: u64::from(login.capabilities & FLAVOURS),
+        credentials: login.credentials.clone(),
+    }
+}
+
+fn login_fault(failure: &LoginFailure) -> LoginFault {
+    match failure {
+        LoginFailure::Io(_) => LoginFault::Closed,
+        LoginFailure::Garbage(_) => LoginFault::Protocol,
+        LoginFailure::Tls(_) | LoginFailure::WithoutTls => LoginFault::Tls,
+        LoginFailure::WrongPassword => LoginFault::Password,
+        LoginFailure::UnknownUser => LoginFault::UnknownUser,
+    }
+}
+
+/// A new server connection, as the user who logged in.
+pub(super) async fn connect(
+    address: &str,
+    link: &Link,
+    identity: &Identity<super::Mysql>,
+    role: Role,
+) -> Result<Backend, ConnectFault> {
+    let flavour = identity.flavour as u32 & FLAVOURS;
+    let login = server::Login {
+        user: &identity.user,
+        credentials: &identity.credentials,
+        capabilities: EVERYBODYS | flavour,
+        tls: &link.tls,
+    };
+    let connected = server::connect(link.timeout, address, &login).await?;
+    link.shared.note(address, &connected.greeting, role);
+    if connected.capabilities & flavour != flavour {
+        return Err(cannot(&format!("the server {address} lacks what this session was promised")));
+    }
+    let mut backend = Backend::new(connected, address, role, link, identity);
+    match tokio::time::timeout(link.timeout, backend.initialise()).await {
+        Ok(Ok(())) => Ok(backend),
+        Ok(Err(crate::protocol::Fault::Refused(refused))) => {
+            Err(ConnectFault::Refused { raw: refused.raw, code: refused.code })
+        }
+        Ok(Err(crate::protocol::Fault::Server { error, .. })) => Err(ConnectFault::Unreachable(error)),
+        _ => Err(ConnectFault::Unreachable(std::io::ErrorKind::TimedOut.into())),
+    }
+}
+
+fn cannot(message: &str) -> ConnectFault {
+    let mut raw = Vec::new();
+    super::refusal::put_error(&mut raw, 1, &Refusal::new(RefusalKind::ServerLost, message.to_owned()));
+    ConnectFault::Refused { raw, code: *b"08S01" }
+}
+
+/// What opens servers for a user of the configuration.
+fn credentials(password: Option<&config::Secret>) -> Credentials {
+    match password.map(config::Secret::expose) {
+        Some(password) if !password.is_empty() => {
+            Credentials::Plain(Arc::new(Zeroizing::new(password.to_owned())))
+        }
+        _ => Credentials::None,
+    }
+}
+
+/// What a cluster is made of, from its configuration.
+///
+/// # Errors
+/// When a certificate, key or CA cannot be used.
+pub fn parts(
+    config: &config::Cluster,
+    shared: &Arc<Shared>,
+    source: Option<Arc<dyn VerifierSource>>,
+) -> Result<Parts<super::Mysql>, tls::TlsError> {
+    let client = tls::ClientTls::build(&config.tls.client_parameters())?;
+    let server = ServerTls::build(&config.tls.server_parameters())?;
+    let users = config
+        .users
+        .iter()
+        .filter_map(|user| Some((user.name.clone(), Secret::parse(user.password.as_ref()?.expose()))))
+        .collect();
+    Ok(Parts {
+        gate: Gate { tls: client, users, source, shared: shared.clone() },
+        link: Link {
+            tls: server,
+            prepared_statements: config.pool.prepared_statements,
+            timeout: config.pool.checkout_timeout,
+            shared: shared.clone(),
+        },
+        monitor_identity: Identity {
+            user: config.monitor.user.clone(),
+            database: "".into(),
+            flavour: u64::from(can::DEPRECATE_EOF | can::MULTI_RESULTS) & u64::from(FLAVOURS),
+            credentials: credentials(config.monitor.password.as_ref()),
+        },
+    })
+}

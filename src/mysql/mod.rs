@@ -1,0 +1,244 @@
+//! MySQL's and MariaDB's client/server protocol.
+
+mod answer;
+mod backend;
+mod catalog;
+mod command;
+mod encode;
+mod frontend;
+mod gate;
+pub mod login;
+pub mod packet;
+mod prepared;
+mod probe;
+mod refusal;
+mod relay;
+mod settings;
+mod welcome;
+
+use std::{io, sync::Arc, task::Poll};
+
+use tokio::net::TcpStream;
+
+pub use self::{
+    backend::Backend,
+    command::Command,
+    frontend::Frontend,
+    gate::{Gate, Link, Shared, parts},
+};
+use self::{command::code, relay::Relay};
+use crate::{
+    protocol::{
+        self, Answer, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused, Reply,
+        Request, Terms, Transaction, TurnedAway, Welcomed,
+    },
+    refusal::Refusal,
+    session::cancel::CancelKey,
+    sql::{Dialect, catalog::Catalog},
+    topology::{Facts, ProbeFault, Role},
+};
+
+/// The protocol, as the engine names it.
+pub struct Mysql;
+
+impl Protocol for Mysql {
+    const DIALECT: Dialect = Dialect::Mysql;
+    const FORGETS_PREVIOUS: bool = true;
+    type Wire = Command;
+    type Credentials = login::Credentials;
+    type Gate = Gate;
+    type Link = Link;
+    type Frontend = Frontend;
+    type Backend = Backend;
+}
+
+impl protocol::Frontend<Mysql> for Frontend {
+    async fn login(stream: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<Mysql>, TurnedAway> {
+        gate::greet(stream, gate).await
+    }
+
+    async fn welcome(
+        &mut self,
+        context: ReaderContext,
+        _key: &CancelKey,
+        server: Option<&mut Backend>,
+    ) -> Result<Option<Welcomed>, Fault> {
+        let greeting = match (self.known_greeting(), server) {
+            (Some(greeting), _) => greeting,
+            (None, Some(server)) => {
+                let greeting = Arc::new(self.ask_greeting(server).await?);
+                self.remember_greeting(&greeting);
+                greeting
+            }
+            (None, None) => return Ok(None),
+        };
+        self.greet(&greeting, context).await.map(Some)
+    }
+
+    fn cancel_key_length(&self) -> usize {
+        // KILL names a session by its number and asks for privileges, not for a secret.
+        0
+    }
+
+    fn session_number(&self) -> Option<u32> {
+        Some(self.number)
+    }
+
+    fn new_identity(&mut self) -> Option<Identity<Mysql>> {
+        self.renewed.take()
+    }
+
+    async fn next(&mut self) -> Result<Option<Request<Command>>, Fault> {
+        self.read_request().await
+    }
+
+    fn text<'a>(&'a self, request: &'a Request<Command>) -> Option<&'a str> {
+        request.wire.text.as_deref()
+    }
+
+    fn raw_text<'a>(&'a self, request: &'a Request<Command>) -> &'a [u8] {
+        let text = match &request.wire.statement {
+            Some((_, statement)) => &statement.text,
+            None => self.inbox.data().get(packet::HEADER + 1..request.wire.length).unwrap_or_default(),
+        };
+        &text[..text.len().min(TEXT_SHOWN)]
+    }
+
+    async fn answer(
+        &mut self,
+        request: Request<Command>,
+        answer: Answer<'_>,
+        transaction: Transaction,
+    ) -> Result<(), Fault> {
+        self.answer_here(&request, answer, transaction).await
+    }
+
+    async fn refuse(
+        &mut self,
+        _request: Request<Command>,
+        refusal: &Refusal,
+        _transaction: Transaction,
+    ) -> Result<(), Fault> {
+        let mut out = Vec::new();
+        refusal::put_error(&mut out, self.sequence, refusal);
+        self.fail_request(out).await
+    }
+
+    async fn deliver(
+        &mut self,
+        _request: Request<Command>,
+        refused: Refused,
+        _transaction: Transaction,
+    ) -> Result<(), Fault> {
+        self.fail_request(refused.raw).await
+    }
+
+    async fn farewell(&mut self, refusal: &Refusal) {
+        let mut out = Vec::new();
+        refusal::put_error(&mut out, self.sequence, refusal);
+        // The client may be gone already: then there is nobody to tell.
+        let _ = self.write(&out).await;
+    }
+
+    async fn farewell_raw(&mut self, raw: &[u8]) {
+        self.farewell_with(raw).await;
+    }
+
+    async fn gone(&mut self) {
+        self.closed().await;
+    }
+}
+
+impl protocol::Backend<Mysql> for Backend {
+    async fn connect(
+        address: &str,
+        link: &Link,
+        identity: &Identity<Mysql>,
+        role: Role,
+    ) -> Result<Self, ConnectFault> {
+        gate::connect(address, link, identity, role).await
+    }
+
+    async fn exchange(
+        &mut self,
+        request: &Request<Command>,
+        frontend: &mut Frontend,
+        terms: &Terms<'_>,
+    ) -> Result<Reply, Fault> {
+        Relay::new(self, frontend, terms, request.wire.code).run(request).await
+    }
+
+    async fn stirred(&mut self) {
+        self.wait_for_stir().await;
+    }
+
+    async fn pass_on(&mut self, _frontend: &mut Frontend) -> Result<(), Fault> {
+        Err(self.last_words())
+    }
+
+    fn is_fresh(&mut self) -> bool {
+        if self.closed || self.busy || self.touched || self.transaction() != Transaction::Idle {
+            return false;
+        }
+        // Polls the reactor's own note of readiness: a system call only when something has come.
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        self.inbox.is_empty() && matches!(self.inbox.poll_fill(&mut context, &mut self.stream), Poll::Pending)
+    }
+
+    fn is_clean(&self) -> bool {
+        !self.touched
+    }
+
+    fn adopt(&mut self) -> io::Result<()> {
+        self.move_here()
+    }
+
+    async fn reset(&mut self) -> Result<(), Fault> {
+        self.clean().await
+    }
+
+    async fn finish_unit(&mut self) -> Result<(), Fault> {
+        // There are no pipelines that share a transaction.
+        Ok(())
+    }
+
+    async fn ping(&mut self) -> Result<(), Fault> {
+        self.command(code::PING, b"").await.map(drop)
+    }
+
+    fn cancel_key(&self) -> CancelKey {
+        CancelKey { process: self.thread(), secret: Box::default() }
+    }
+
+    async fn cancel(
+        address: &str,
+        link: &Link,
+        identity: &Identity<Mysql>,
+        key: &CancelKey,
+    ) -> io::Result<()> {
+        let connected = gate::connect(address, link, identity, Role::Unknown).await;
+        let mut backend = connected.map_err(|fault| io::Error::other(format!("{fault:?}")))?;
+        // 1094: it has ended by itself.
+        match backend.query_all(&format!("KILL QUERY {}", key.process)).await {
+            Ok(_) | Err(Fault::Refused(_)) => Ok(()),
+            Err(fault) => Err(io::Error::other(format!("{fault:?}"))),
+        }
+    }
+
+    async fn probe(&mut self) -> Result<Facts, ProbeFault> {
+        probe::probe(self).await
+    }
+
+    async fn verifier(&mut self, query: &str, user: &str) -> Result<Option<String>, Fault> {
+        let quoted = settings::quote_literal(user.as_bytes());
+        let rows = self.query_all(&query.replacen('?', &quoted, 1)).await?;
+        Ok(rows.into_iter().next().and_then(|row| row.into_iter().next_back().flatten()))
+    }
+
+    async fn catalog(&mut self) -> Result<Catalog, Fault> {
+        catalog::read(self).await
+    }
+}
+
+/// How many bytes of a request's text logs and fingerprints look at.
+const TEXT_SHOWN: usize = 4096;

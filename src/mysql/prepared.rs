@@ -1,0 +1,167 @@
+//! Prepared statements: the client's by ids of our own, a server connection's by the server's.
+
+use std::{collections::HashMap, sync::Arc};
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::sql::Intent;
+
+/// Most statements of one client: MySQL's default of `max_prepared_stmt_count`.
+pub const MAX_STATEMENTS: usize = 16_382;
+
+/// Bytes of long parameter values that are kept for one client: the largest `max_allowed_packet`
+/// would be 1 GiB, the default is 64 MiB.
+pub const MAX_LONG_DATA: usize = 64 * 1024 * 1024;
+
+/// A statement that a client has prepared.
+#[derive(Debug)]
+pub struct Statement {
+    pub text: Box<[u8]>,
+    /// Names in it were looked up in this schema.
+    pub schema: Option<Box<str>>,
+    /// By text, schema and the settings that parsing depends on.
+    pub key: u128,
+    pub intent: Arc<Intent>,
+    pub parameters: u16,
+}
+
+impl Statement {
+    pub fn key_of(text: &[u8], schema: Option<&str>, modes: Option<&str>) -> u128 {
+        let mut bytes = Vec::with_capacity(text.len() + 64);
+        for part in [schema.unwrap_or("\0").as_bytes(), modes.unwrap_or_default().as_bytes()] {
+            bytes.extend_from_slice(part);
+            bytes.push(0);
+        }
+        bytes.extend_from_slice(text);
+        xxh3_128(&bytes)
+    }
+}
+
+/// One client's use of a statement.
+#[derive(Debug)]
+pub struct Handle {
+    pub statement: Arc<Statement>,
+    /// The types of its parameters as sent last: executions may leave them out.
+    pub types: Box<[u8]>,
+    /// COM_STMT_SEND_LONG_DATA packets that wait for the execution.
+    pub long_data: Vec<u8>,
+    /// It opened a cursor.
+    pub cursor: bool,
+}
+
+/// One client's statements, by the ids it was given.
+#[derive(Debug, Default)]
+pub struct ClientStatements {
+    handles: HashMap<u32, Handle>,
+    last: u32,
+    long_data: usize,
+}
+
+impl ClientStatements {
+    pub fn is_full(&self) -> bool {
+        self.handles.len() >= MAX_STATEMENTS
+    }
+
+    /// Enters a statement and returns its id.
+    pub fn enter(&mut self, statement: Arc<Statement>) -> u32 {
+        loop {
+            self.last = self.last.wrapping_add(1);
+            if self.last != 0 && self.last != u32::MAX && !self.handles.contains_key(&self.last) {
+                break;
+            }
+        }
+        let handle = Handle { statement, types: Box::default(), long_data: Vec::new(), cursor: false };
+        self.handles.insert(self.last, handle);
+        self.last
+    }
+
+    pub fn get(&self, id: u32) -> Option<&Handle> {
+        self.handles.get(&id)
+    }
+
+    pub fn get_mut(&mut self, id: u32) -> Option<&mut Handle> {
+        self.handles.get_mut(&id)
+    }
+
+    pub fn remove(&mut self, id: u32) -> Option<Handle> {
+        let handle = self.handles.remove(&id)?;
+        self.long_data -= handle.long_data.len();
+        Some(handle)
+    }
+
+    pub fn clear(&mut self) {
+        self.handles.clear();
+        self.long_data = 0;
+    }
+
+    /// Keeps packets of a long parameter value; `false`: there is no such statement, or they are
+    /// too many.
+    pub fn keep_long_data(&mut self, id: u32, packets: &[u8]) -> bool {
+        if self.long_data + packets.len() > MAX_LONG_DATA {
+            return false;
+        }
+        let Some(handle) = self.handles.get_mut(&id) else { return false };
+        handle.long_data.extend_from_slice(packets);
+        self.long_data += packets.len();
+        true
+    }
+
+    pub fn forget_long_data(&mut self, id: u32) {
+        if let Some(handle) = self.handles.get_mut(&id) {
+            self.long_data -= handle.long_data.len();
+            handle.long_data = Vec::new();
+        }
+    }
+}
+
+/// Statements of a server connection, bounded; the one not used for longest goes first.
+#[derive(Debug)]
+pub struct ServerStatements {
+    ids: HashMap<u128, (u32, u64)>,
+    capacity: usize,
+    clock: u64,
+}
+
+impl ServerStatements {
+    pub fn new(capacity: usize) -> Self {
+        Self { ids: HashMap::new(), capacity: capacity.max(1), clock: 0 }
+    }
+
+    pub fn get(&mut self, key: u128) -> Option<u32> {
+        self.clock += 1;
+        let entry = self.ids.get_mut(&key)?;
+        entry.1 = self.clock;
+        Some(entry.0)
+    }
+
+    /// Enters a statement; returns the id of one that has to be closed for it.
+    pub fn enter(&mut self, key: u128, id: u32) -> Option<u32> {
+        self.clock += 1;
+        let replaced = self.ids.insert(key, (id, self.clock)).map(|(id, _)| id);
+        if replaced.is_some() || self.ids.len() <= self.capacity {
+            return replaced;
+        }
+        let oldest = self.ids.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key)?;
+        self.ids.remove(&oldest).map(|(id, _)| id)
+    }
+
+    pub fn clear(&mut self) {
+        self.ids.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_statement_not_used_for_longest_is_closed() {
+        let mut statements = ServerStatements::new(2);
+        assert_eq!(statements.enter(1, 11), None);
+        assert_eq!(statements.enter(2, 12), None);
+        assert_eq!(statements.get(1), Some(11));
+        assert_eq!(statements.enter(3, 13), Some(12));
+        assert_eq!((statements.get(1), statements.get(2), statements.get(3)), (Some(11), None, Some(13)));
+        assert_eq!(statements.enter(3, 14), Some(13));
+    }
+}

@@ -1,0 +1,133 @@
+//! What a MySQL or MariaDB server says of its role, position and identity.
+
+use std::sync::Arc;
+
+use super::backend::{Backend, Row};
+use crate::{
+    protocol::Fault,
+    topology::{Claim, Facts, GtidSet, Incarnation, Position, ProbeFault},
+};
+
+/// `gtid_current_pos` is what the replication has applied and what the server itself has written;
+/// `gtid_binlog_pos` bounds what it has acknowledged as a primary.
+const MARIADB: &str = "\
+SELECT @@GLOBAL.read_only, @@GLOBAL.server_id, @@GLOBAL.max_connections, @@version, \
+ (SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'UPTIME'), \
+ UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_current_pos, @@GLOBAL.gtid_binlog_pos, @@GLOBAL.server_id";
+
+const MYSQL: &str = "\
+SELECT @@GLOBAL.read_only OR @@GLOBAL.super_read_only, @@GLOBAL.server_id, @@GLOBAL.max_connections, @@version, \
+ (SELECT variable_value FROM performance_schema.global_status WHERE variable_name = 'Uptime'), \
+ UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_executed, '', @@GLOBAL.server_uuid";
+
+/// Rows only where a source is configured, also while its threads are stopped (hard case 10).
+const MARIADB_SOURCES: &str = "SHOW ALL SLAVES STATUS";
+const MYSQL_SOURCES: &str = "SHOW REPLICA STATUS";
+/// Before MySQL 8.0.22.
+const OLD_SOURCES: &str = "SHOW SLAVE STATUS";
+
+pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
+    let mariadb = server.is_mariadb();
+    let rows = server.query_all(if mariadb { MARIADB } else { MYSQL }).await.map_err(fault)?;
+    let [row] = &rows[..] else { return Err(ProbeFault::Nonsense) };
+    let version = text(row, 3).and_then(read_version).ok_or(ProbeFault::Nonsense)?;
+    let sources = match (mariadb, version) {
+        (true, _) => MARIADB_SOURCES,
+        (false, 80022..) => MYSQL_SOURCES,
+        (false, _) => OLD_SOURCES,
+    };
+    let has_source = !server.query_all(sources).await.map_err(fault)?.is_empty();
+    let mut facts = read(row, version, has_source).ok_or(ProbeFault::Nonsense)?;
+    facts.incarnation.started = server.shared.steady_start(&server.address, facts.incarnation.started);
+    Ok(facts)
+}
+
+fn fault(fault: Fault) -> ProbeFault {
+    match fault {
+        Fault::Refused(refused) if refused.code == *b"08S01" => ProbeFault::NotReady,
+        Fault::Refused(_) => ProbeFault::Refused,
+        _ => ProbeFault::Unreachable,
+    }
+}
+
+fn text(row: &Row, column: usize) -> Option<&str> {
+    row.get(column)?.as_deref()
+}
+
+/// Reads the probe's row; `None` when it makes no sense.
+fn read(row: &Row, version: u32, has_source: bool) -> Option<Facts> {
+    let read_only = text(row, 0)? != "0";
+    let uptime: i64 = text(row, 4)?.parse().ok()?;
+    let now = text(row, 5)?.split('.').next()?.parse::<i64>().ok()?;
+    let executed: GtidSet = text(row, 6)?.parse().ok()?;
+    let written: GtidSet = text(row, 7)?.parse().ok()?;
+    let written = executed.union(&written);
+    let is_replica = has_source || read_only;
+    let position = |set: GtidSet| Some(Position::Mysql(Arc::new(set)));
+    Some(Facts {
+        incarnation: Incarnation { system: text(row, 8)?.into(), started: now - uptime * 1_000_000 },
+        claim: if is_replica { Claim::Replica } else { Claim::Primary },
+        timeline: None,
+        written: if is_replica { None } else { position(written.clone()) },
+        flushed: if is_replica { None } else { position(written) },
+        replayed: if is_replica { position(executed) } else { None },
+        connections: text(row, 2).and_then(|text| text.parse().ok()),
+        server_id: text(row, 1).and_then(|text| text.parse().ok()),
+        version,
+    })
+}
+
+/// `8.0.36` → 80036, `10.11.19-MariaDB` → 101119.
+fn read_version(text: &str) -> Option<u32> {
+    let mut parts = text.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let (major, minor, patch) = (parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?);
+    (major < 1000 && minor < 100 && patch < 100).then_some(major * 10_000 + minor * 100 + patch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(read_only: &str, current: &str, binlog: &str) -> Row {
+        [read_only, "7", "151", "10.11.19-MariaDB-log", "100", "1700000000000000.5", current, binlog, "7"]
+            .map(|value| Some(value.to_owned()))
+            .to_vec()
+    }
+
+    #[test]
+    fn a_server_with_a_source_is_a_replica_even_when_it_takes_writes() {
+        for (read_only, has_source, claim) in [
+            ("0", false, Claim::Primary),
+            ("0", true, Claim::Replica),
+            ("1", false, Claim::Replica),
+            ("1", true, Claim::Replica),
+        ] {
+            let facts = read(&row(read_only, "0-1-5", ""), 101_119, has_source).expect("it is well-formed");
+            assert_eq!(facts.claim, claim);
+            assert_eq!(
+                (facts.written.is_some(), facts.replayed.is_some()),
+                (claim == Claim::Primary, claim == Claim::Replica)
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_primary_has_written_is_all_that_its_binlog_has() {
+        let facts = read(&row("0", "0-1-5,1-2-9", "0-1-7"), 101_119, false).expect("it is well-formed");
+        assert_eq!(facts.written.map(|position| position.to_string()).as_deref(), Some("0-1-7,1-2-9"));
+        assert_eq!(facts.incarnation.started, 1_699_999_900_000_000);
+    }
+
+    #[test]
+    fn versions_become_numbers() {
+        for (text, number) in [
+            ("8.0.36", Some(80_036)),
+            ("10.11.19-MariaDB-0+deb12u1", Some(101_119)),
+            ("9.1.0-commercial", Some(90_100)),
+            ("x", None),
+            ("8.0", None),
+        ] {
+            assert_eq!(read_version(text), number, "{text}");
+        }
+    }
+}

@@ -1,0 +1,699 @@
+//! Runs one request on a server connection and streams its answer to the client.
+//!
+//! Bytes go out of the receive buffer as they came; only headers are looked at, and the few small
+//! packets that decide something. Rows are never decoded.
+
+use std::{io, ops::Range, pin::Pin, sync::Arc, task::Poll};
+
+use tokio::io::AsyncWrite;
+
+use super::{
+    backend::Backend,
+    command::{Command, Tail, code},
+    encode,
+    frontend::{Frontend, eof},
+    packet::{self, Change, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, lenenc, status, u16_le, u32_le},
+    prepared::Statement,
+    refusal::{self, ErrorClass},
+};
+use crate::{
+    inbox::{self, Inbox},
+    protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms},
+    sql::Effect,
+    standing::{self, given_up, watched},
+    topology::Position,
+};
+
+/// A packet that decides something is looked at whole; no server makes a longer one of these.
+const LOOKED_AT: usize = 1024 * 1024;
+
+/// Answer bytes kept back while the request could still run elsewhere.
+const KEPT_BACK: usize = inbox::BUFFER;
+
+/// What the next packet of an answer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The first of an answer: OK, an error, a request for a file, or a number of columns.
+    First,
+    Columns {
+        left: u64,
+    },
+    /// The EOF packet behind the columns, for those who want one.
+    ColumnsEnd,
+    Rows,
+    /// The answer to COM_STMT_PREPARE; then the definitions of parameters and columns, each with
+    /// an EOF packet behind it for those who want one.
+    Prepared,
+    Definitions {
+        left: u64,
+    },
+    /// One packet without a mark.
+    Text,
+    Done,
+}
+
+/// One exchange in progress.
+pub(super) struct Relay<'a> {
+    backend: &'a mut Backend,
+    frontend: &'a mut Frontend,
+    terms: Terms<'a>,
+    phase: Phase,
+    /// End of what has been looked at in the backend's inbox.
+    at: usize,
+    /// Start of what has been looked at and not handed on.
+    from: usize,
+    /// Bytes of the current packet that have not arrived.
+    rest: usize,
+    /// The payload goes on in the next packet.
+    continued: bool,
+    /// Something has reached the client.
+    forwarded: bool,
+    sent: bool,
+    /// A row or a success has come: the request cannot run elsewhere.
+    decided: bool,
+    failed: bool,
+    refused: Option<Refused>,
+    wrote: Option<Position>,
+    prepared: Option<Arc<Statement>>,
+}
+
+/// What the scan of received bytes came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scan {
+    /// More has to be received.
+    More,
+    Done,
+    /// The server waits for a file of the client's.
+    LocalInfile,
+}
+
+impl<'a> Relay<'a> {
+    pub(super) fn new(
+        backend: &'a mut Backend,
+        frontend: &'a mut Frontend,
+        terms: &Terms<'a>,
+        code: u8,
+    ) -> Self {
+        let phase = match code {
+            code::STMT_PREPARE => Phase::Prepared,
+            code::STMT_FETCH | code::FIELD_LIST => Phase::Rows,
+            code::STATISTICS => Phase::Text,
+            _ => Phase::First,
+        };
+        Self {
+            backend,
+            frontend,
+            terms: *terms,
+            phase,
+            at: 0,
+            from: 0,
+            rest: 0,
+            continued: false,
+            forwarded: false,
+            sent: false,
+            decided: false,
+            failed: false,
+            refused: None,
+            wrote: None,
+            prepared: None,
+        }
+    }
+
+    /// Sends the request, relays the answer, and says how it ended.
+    pub(super) async fn run(mut self, request: &Request<Command>) -> Result<Reply, Fault> {
+        if self.terms.watch.is_over(false) {
+            return Err(standing::unsent());
+        }
+        self.prepare_connection(request).await?;
+        self.backend.busy = true;
+        self.send_request(request).await?;
+        self.relay_answers(request).await?;
+        self.backend.busy = false;
+        self.finish(request)
+    }
+
+    /// What must have succeeded before the request may run: the session's settings, the statements
+    /// kept back, and the prepared statements that it names.
+    async fn prepare_connection(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        let resets = request.wire.code == code::RESET_CONNECTION;
+        if !resets {
+            let wanted = self.frontend.carried.now().clone();
+            watched(self.terms.watch, self.backend.bring(&wanted)).await?;
+        }
+        for statement in self.terms.ahead {
+            watched(self.terms.watch, self.backend.query_all(statement)).await?;
+        }
+        for effect in &request.intent.effects {
+            if let Effect::Execute { name } | Effect::Deallocate { name: Some(name) } = effect {
+                encode::prepare_own(self.backend, self.frontend, name).await?;
+            }
+        }
+        let foreign = self.backend.last_session != self.terms.session;
+        if foreign && request.intent.effects.contains(&Effect::NeedsPrevious) {
+            self.backend.query_all("DO LAST_INSERT_ID(0)").await?;
+        }
+        self.backend.last_session = self.terms.session;
+        if let (code::STMT_EXECUTE, Some((_, statement))) = (request.wire.code, &request.wire.statement) {
+            encode::prepare(self.backend, statement).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_request(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        let command = &request.wire;
+        let mut out = std::mem::take(&mut self.backend.out);
+        out.clear();
+        let data = &self.frontend.inbox.data()[..command.length];
+        let encoded = encode::command(self.backend, self.frontend, command, data, &mut out);
+        let inbox = std::mem::take(&mut self.frontend.inbox);
+        let result = match encoded {
+            Ok(()) if out.is_empty() => self.send(&inbox.data()[..command.length]).await,
+            Ok(()) => self.send(&out).await,
+            Err(fault) => Err(fault),
+        };
+        self.frontend.inbox = inbox;
+        self.backend.give_out(out);
+        result?;
+        match command.tail {
+            Some(tail) => self.stream_tail(tail).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Passes on the rest of a command that is longer than what is gathered.
+    async fn stream_tail(&mut self, mut tail: Tail) -> Result<(), Fault> {
+        self.decided = true;
+        let mut inbox = self.frontend.take_inbox_behind_command();
+        let result = self.pump_tail(&mut inbox, &mut tail).await;
+        self.frontend.inbox = inbox;
+        self.frontend.tail = if tail.rest == 0 && !tail.continues { None } else { Some(tail) };
+        result
+    }
+
+    async fn pump_tail(&mut self, inbox: &mut Inbox, tail: &mut Tail) -> Result<(), Fault> {
+        loop {
+            if tail.rest == 0 {
+                if !tail.continues {
+                    return Ok(());
+                }
+                let header = self.client_header(inbox).await?;
+                *tail = Tail { rest: header.total(), continues: header.length == MAX_PAYLOAD };
+            }
+            if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0 {
+                return Err(Fault::Client(eof()));
+            }
+            let part = inbox.len().min(tail.rest);
+            self.send(&inbox.data()[..part]).await?;
+            inbox.consume(part);
+            tail.rest -= part;
+        }
+    }
+
+    async fn client_header(&mut self, inbox: &mut Inbox) -> Result<packet::Header, Fault> {
+        loop {
+            if let Some(header) = packet::header(inbox.data()) {
+                return Ok(header);
+            }
+            if inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0 {
+                return Err(Fault::Client(eof()));
+            }
+        }
+    }
+
+    /// Writes to the server; reads and hands on what it says meanwhile, so that neither waits for
+    /// the other for ever.
+    async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+        let watch = self.terms.watch;
+        while !bytes.is_empty() {
+            let step = std::future::poll_fn(|cx| {
+                let backend = &mut *self.backend;
+                if let Poll::Ready(written) = Pin::new(&mut backend.stream).poll_write(cx, bytes) {
+                    return Poll::Ready(written.map(Step::Wrote));
+                }
+                if watch.poll_over(cx, false).is_ready() {
+                    return Poll::Ready(Err(given_up()));
+                }
+                backend.inbox.poll_fill(cx, &mut backend.stream).map_ok(Step::Read)
+            })
+            .await;
+            match step {
+                Ok(Step::Wrote(0)) => return Err(self.server_lost(io::ErrorKind::WriteZero.into())),
+                Ok(Step::Wrote(count)) => {
+                    self.sent = true;
+                    bytes = &bytes[count..];
+                }
+                Ok(Step::Read(0)) => return Err(self.server_lost(eof())),
+                // An error for what is still being sent: it is read when all is.
+                Ok(Step::Read(_)) => {}
+                Err(error) => return Err(self.server_lost(error)),
+            }
+        }
+        if self.backend.stream.is_tls() {
+            let flushed = std::future::poll_fn(|cx| Pin::new(&mut self.backend.stream).poll_flush(cx)).await;
+            flushed.map_err(|error| self.server_lost(error))?;
+        }
+        Ok(())
+    }
+
+    fn server_lost(&mut self, error: io::Error) -> Fault {
+        self.backend.closed = true;
+        match self.refused.take() {
+            Some(refused) => Fault::Refused(refused),
+            None => Fault::Server { error, sent: self.sent, forwarded: self.reached() },
+        }
+    }
+
+    fn reached(&self) -> Forwarded {
+        match (self.forwarded, self.rest > 0 || self.continued) {
+            (false, _) => Forwarded::Nothing,
+            (true, false) => Forwarded::Some,
+            (true, true) => Forwarded::Torn,
+        }
+    }
+
+    async fn relay_answers(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        loop {
+            match self.scan(request)? {
+                Scan::Done => {
+                    if let Some(refused) = self.refused.take() {
+                        self.backend.inbox.consume(self.at);
+                        self.backend.busy = false;
+                        return Err(refused.into());
+                    }
+                    return self.flush().await;
+                }
+                Scan::LocalInfile => {
+                    self.flush().await?;
+                    self.local_infile().await?;
+                    continue;
+                }
+                Scan::More => self.hand_on().await?,
+            }
+            match self.receive().await {
+                Ok(0) => return Err(self.server_lost(eof())),
+                Ok(_) => {}
+                Err(error) => return Err(self.server_lost(error)),
+            }
+        }
+    }
+
+    /// Waits for what the server says next.
+    ///
+    /// # Errors
+    /// Also when the server may no longer say anything: it was fenced, or is down and another can
+    /// be asked.
+    async fn receive(&mut self) -> io::Result<usize> {
+        let watch = self.terms.watch;
+        let movable = self.terms.may_refuse == MayRefuse::Any && !self.forwarded && !self.decided;
+        let backend = &mut *self.backend;
+        let read = std::future::poll_fn(|cx| match backend.inbox.poll_fill(cx, &mut backend.stream) {
+            Poll::Pending => watch.poll_over(cx, movable).map(|()| Err(given_up())),
+            read => read,
+        })
+        .await?;
+        if watch.is_over(false) { Err(given_up()) } else { Ok(read) }
+    }
+
+    /// Hands on what may go to the client by now.
+    async fn hand_on(&mut self) -> Result<(), Fault> {
+        let keep = self.terms.may_refuse != MayRefuse::No && !self.decided && self.at - self.from < KEPT_BACK;
+        if keep { Ok(()) } else { self.flush().await }
+    }
+
+    /// Hands everything that was looked at to the client, and drops it.
+    async fn flush(&mut self) -> Result<(), Fault> {
+        let range = self.from..self.at;
+        if !self.backend.pending.is_empty() {
+            self.gather(range);
+            let pending = std::mem::take(&mut self.backend.pending);
+            self.forwarded = true;
+            self.frontend.write(&pending).await?;
+            self.backend.give_pending(pending);
+        } else if !range.is_empty() {
+            self.forwarded = true;
+            self.frontend.write(&self.backend.inbox.data()[range]).await?;
+        }
+        self.backend.inbox.consume(self.at);
+        self.from = 0;
+        self.at = 0;
+        Ok(())
+    }
+
+    /// Moves a range that was looked at behind what is to be handed on already.
+    fn gather(&mut self, range: Range<usize>) {
+        let backend = &mut *self.backend;
+        backend.pending.extend_from_slice(&backend.inbox.data()[range]);
+    }
+
+    /// Looks at everything received so far.
+    fn scan(&mut self, request: &Request<Command>) -> Result<Scan, Fault> {
+        loop {
+            if self.rest > 0 {
+                let part = self.rest.min(self.backend.inbox.len() - self.at);
+                self.at += part;
+                self.rest -= part;
+            }
+            if self.rest > 0 {
+                return Ok(Scan::More);
+            }
+            if self.phase == Phase::Done && !self.continued {
+                return Ok(Scan::Done);
+            }
+            let data = &self.backend.inbox.data()[self.at..];
+            let Some(header) = packet::header(data) else { return Ok(Scan::More) };
+            if self.continued {
+                self.continued = header.length == MAX_PAYLOAD;
+                self.pass(header);
+                continue;
+            }
+            let Some(&first) = data.get(HEADER) else {
+                if header.length == 0 {
+                    return Err(
+                        self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "an empty packet"))
+                    );
+                }
+                return Ok(Scan::More);
+            };
+            if self.looks_at(first, header.length) && header.total() > data.len() {
+                if header.length > LOOKED_AT {
+                    return Err(self.server_lost(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "impossible packet length",
+                    )));
+                }
+                return Ok(Scan::More);
+            }
+            if self.message(first, header, request)? {
+                return Ok(Scan::LocalInfile);
+            }
+        }
+    }
+
+    /// Whether a packet decides something, and has to be there whole.
+    fn looks_at(&self, first: u8, length: usize) -> bool {
+        match self.phase {
+            Phase::First | Phase::Prepared | Phase::ColumnsEnd => true,
+            Phase::Columns { .. } | Phase::Definitions { .. } | Phase::Text => first == packet::ERR,
+            Phase::Rows => first == packet::ERR || self.ends_rows(first, length),
+            Phase::Done => false,
+        }
+    }
+
+    /// A row may begin with the same byte only if it holds 16 MB.
+    fn ends_rows(&self, first: u8, length: usize) -> bool {
+        let longest = if self.backend.deprecates_eof() { MAX_PAYLOAD } else { 9 };
+        first == packet::EOF && length < longest
+    }
+
+    /// Passes a packet whose end may not have arrived.
+    fn pass(&mut self, header: packet::Header) {
+        let here = header.total().min(self.backend.inbox.len() - self.at);
+        self.at += here;
+        self.rest = header.total() - here;
+    }
+
+    /// Puts a packet of ours in the place of the one at hand.
+    fn replace(&mut self, header: packet::Header, packet: &[u8]) {
+        self.gather(self.from..self.at);
+        self.backend.pending.extend_from_slice(packet);
+        self.at += header.total();
+        self.from = self.at;
+    }
+
+    fn payload(&self, header: packet::Header) -> &[u8] {
+        &self.backend.inbox.data()[self.at + HEADER..self.at + header.total()]
+    }
+
+    /// Acts on one packet. `true`: the server waits for a file.
+    fn message(
+        &mut self,
+        first: u8,
+        header: packet::Header,
+        request: &Request<Command>,
+    ) -> Result<bool, Fault> {
+        if first == packet::ERR && self.phase != Phase::Done {
+            self.error(header);
+            return Ok(false);
+        }
+        match self.phase {
+            Phase::First if first == packet::LOCAL_INFILE => {
+                self.decided = true;
+                self.pass(header);
+                return Ok(true);
+            }
+            Phase::First if first == packet::OK || (first == packet::EOF && header.length < 9) => {
+                self.end_of_result(first, header, request)?;
+            }
+            Phase::First => {
+                let columns =
+                    lenenc(self.payload(header)).map(|(columns, _)| columns).filter(|columns| *columns > 0);
+                let Some(left) = columns else { return Err(self.nonsense()) };
+                self.phase = Phase::Columns { left };
+                self.pass(header);
+            }
+            Phase::Columns { left } => {
+                self.phase = match left {
+                    1 if self.backend.deprecates_eof() => Phase::Rows,
+                    1 => Phase::ColumnsEnd,
+                    _ => Phase::Columns { left: left - 1 },
+                };
+                self.pass_row(header);
+            }
+            Phase::ColumnsEnd => {
+                let Some(flags) = packet::eof_status(self.payload(header)) else {
+                    return Err(self.nonsense());
+                };
+                if flags & status::CURSOR_EXISTS != 0 {
+                    self.end_of_result(first, header, request)?;
+                } else {
+                    self.phase = Phase::Rows;
+                    self.pass(header);
+                }
+            }
+            Phase::Rows if self.ends_rows(first, header.length) => {
+                self.end_of_result(first, header, request)?
+            }
+            Phase::Rows => {
+                self.decided = true;
+                self.pass_row(header);
+            }
+            Phase::Prepared => self.prepared(header, request)?,
+            Phase::Definitions { left } => {
+                self.phase = if left == 1 { Phase::Done } else { Phase::Definitions { left: left - 1 } };
+                self.pass_row(header);
+            }
+            Phase::Text => {
+                self.phase = Phase::Done;
+                self.pass_row(header);
+            }
+            Phase::Done => return Err(self.nonsense()),
+        }
+        Ok(false)
+    }
+
+    fn pass_row(&mut self, header: packet::Header) {
+        self.continued = header.length == MAX_PAYLOAD;
+        self.pass(header);
+    }
+
+    fn nonsense(&mut self) -> Fault {
+        self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "an answer that cannot be read"))
+    }
+
+    /// OK, or what stands at the end of rows.
+    fn end_of_result(
+        &mut self,
+        first: u8,
+        header: packet::Header,
+        request: &Request<Command>,
+    ) -> Result<(), Fault> {
+        self.decided = true;
+        let payload = self.payload(header);
+        let is_ok = first == packet::OK || (self.backend.deprecates_eof() && header.length >= 7);
+        let flags = if is_ok {
+            let Some(ok) = OkPacket::read(payload) else { return Err(self.nonsense()) };
+            let (status, changes) = (ok.status, ok.changes.to_vec());
+            let cut = (!changes.is_empty() && !self.frontend.tracks_session())
+                .then(|| without_changes(payload, ok, header.sequence));
+            self.note_changes(&changes, request);
+            match cut {
+                Some(packet) => self.replace(header, &packet),
+                None => self.pass(header),
+            }
+            status
+        } else {
+            let Some(flags) = packet::eof_status(payload) else { return Err(self.nonsense()) };
+            self.pass(header);
+            flags
+        };
+        self.backend.status = flags;
+        self.phase = if flags & status::MORE_RESULTS == 0 { Phase::Done } else { Phase::First };
+        Ok(())
+    }
+
+    /// Follows what the server says has changed in the session.
+    fn note_changes(&mut self, changes: &[u8], request: &Request<Command>) {
+        for change in packet::changes(changes) {
+            match change {
+                Change::Gtids(text) | Change::Variable { name: b"last_gtid", value: text } => {
+                    self.note_gtid(text)
+                }
+                Change::Variable { name: b"sql_mode", value } => {
+                    self.frontend.note_sql_mode(&String::from_utf8_lossy(value));
+                }
+                Change::Variable { name: b"character_set_client", value } => {
+                    self.frontend.note_setting("character_set_client", &String::from_utf8_lossy(value));
+                }
+                Change::State if request.intent.effects.is_empty() => self.backend.touched = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn note_gtid(&mut self, text: &[u8]) {
+        if let Ok(text) = std::str::from_utf8(text)
+            && let Ok(position) = text.parse::<Position>()
+        {
+            self.wrote = Some(position);
+        }
+    }
+
+    /// COM_STMT_PREPARE has succeeded: the client gets an id of ours.
+    fn prepared(&mut self, header: packet::Header, request: &Request<Command>) -> Result<(), Fault> {
+        self.decided = true;
+        let mut packet = self.backend.inbox.data()[self.at..self.at + header.total()].to_vec();
+        let numbers = || {
+            let (id, rest) = u32_le(packet.get(HEADER + 1..)?)?;
+            let (columns, rest) = u16_le(rest)?;
+            let (parameters, _) = u16_le(rest)?;
+            Some((id, columns, parameters))
+        };
+        let (Some((id, columns, parameters)), Some((_, statement))) = (numbers(), &request.wire.statement)
+        else {
+            return Err(self.nonsense());
+        };
+        let statement = Arc::new(Statement {
+            text: statement.text.clone(),
+            schema: statement.schema.clone(),
+            key: statement.key,
+            intent: statement.intent.clone(),
+            parameters,
+        });
+        encode::entered(self.backend, statement.key, id);
+        let own = self.frontend.statements.enter(statement.clone());
+        self.prepared = Some(statement);
+        packet[HEADER + 1..HEADER + 5].copy_from_slice(&own.to_le_bytes());
+        self.replace(header, &packet);
+        let ends = if self.backend.deprecates_eof() { 0 } else { 1 };
+        let block = |count: u16| if count > 0 { u64::from(count) + ends } else { 0 };
+        self.phase = match block(parameters) + block(columns) {
+            0 => Phase::Done,
+            left => Phase::Definitions { left },
+        };
+        Ok(())
+    }
+
+    /// An error ends the answer, whatever was to come.
+    fn error(&mut self, header: packet::Header) {
+        self.phase = Phase::Done;
+        self.failed = true;
+        let autocommit = self.backend.status & status::AUTOCOMMIT != 0;
+        if !autocommit {
+            // The statement may have begun a transaction; an error does not tell.
+            self.backend.status |= status::IN_TRANSACTION;
+        }
+        self.backend.status &= !status::MORE_RESULTS;
+        let payload = self.payload(header).to_vec();
+        if let Some(error) = ErrPacket::read(&payload) {
+            let class = refusal::classify(&error);
+            self.backend.closed |= class == ErrorClass::Stopping;
+            if let Some(cause) = self.refusal_cause(class) {
+                let mut raw = Vec::with_capacity(header.total());
+                packet::put(&mut raw, 1, |out| out.extend_from_slice(&payload));
+                self.refused = Some(Refused { raw, cause, code: error.sqlstate });
+            }
+        }
+        self.pass(header);
+    }
+
+    /// Whether, and why, this error is kept from the client for another attempt.
+    fn refusal_cause(&self, class: ErrorClass) -> Option<RefusedCause> {
+        // A write that a stopping server ended may have been committed: it is not sent again.
+        if self.forwarded || self.decided || self.terms.may_refuse != MayRefuse::Any {
+            return None;
+        }
+        match class {
+            ErrorClass::Stopping => Some(RefusedCause::Stopping),
+            ErrorClass::Writes => Some(RefusedCause::Writes),
+            ErrorClass::Standby => Some(RefusedCause::Standby),
+            ErrorClass::MaybeStale => Some(RefusedCause::MaybeStale),
+            ErrorClass::Final => None,
+        }
+    }
+
+    /// Passes the client's file on, up to the empty packet that ends it.
+    async fn local_infile(&mut self) -> Result<(), Fault> {
+        let mut inbox = self.frontend.take_inbox_behind_command();
+        let result = self.pump_file(&mut inbox).await;
+        self.frontend.inbox = inbox;
+        result
+    }
+
+    async fn pump_file(&mut self, inbox: &mut Inbox) -> Result<(), Fault> {
+        loop {
+            let header = self.client_header(inbox).await?;
+            let mut rest = header.total();
+            while rest > 0 {
+                if inbox.is_empty()
+                    && inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0
+                {
+                    return Err(Fault::Client(eof()));
+                }
+                let part = inbox.len().min(rest);
+                self.send(&inbox.data()[..part]).await?;
+                inbox.consume(part);
+                rest -= part;
+            }
+            if header.length == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn finish(self, request: &Request<Command>) -> Result<Reply, Fault> {
+        let Self { backend, frontend, .. } = self;
+        let command = &request.wire;
+        frontend.learn(request, self.failed);
+        if command.code == code::SET_OPTION && !self.failed {
+            let argument = super::command::argument(frontend.inbox.data()).into_owned();
+            let on = argument.first() == Some(&0);
+            let settings = frontend.carried.now().with_multi_statements(on);
+            frontend.carried.set(settings);
+        }
+        if let (code::STMT_EXECUTE, Some((id, _))) = (command.code, &command.statement) {
+            frontend.statements.forget_long_data(*id);
+        }
+        backend.learn(&request.intent, self.failed, frontend.carried.now());
+        encode::learn_own(backend, &request.intent, self.failed);
+        frontend.autocommit = backend.status & status::AUTOCOMMIT != 0;
+        frontend.consume();
+        Ok(Reply { transaction: backend.transaction(), failed: self.failed, wrote: self.wrote })
+    }
+}
+
+/// The packet for a client that has not asked for session tracking (hard case 23).
+fn without_changes(payload: &[u8], ok: OkPacket<'_>, sequence: u8) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER + ok.plain_length);
+    packet::put(&mut out, sequence, |out| {
+        let start = out.len();
+        out.extend_from_slice(&payload[..ok.plain_length]);
+        let flags = ok.status & !status::SESSION_STATE_CHANGED;
+        out[start + ok.status_at..start + ok.status_at + 2].copy_from_slice(&flags.to_le_bytes());
+    });
+    out
+}
+
+enum Step {
+    Wrote(usize),
+    Read(usize),
+}

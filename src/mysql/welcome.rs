@@ -1,0 +1,153 @@
+//! From "authenticated" to "ready": the schema is checked, and what new sessions begin with is
+//! known.
+
+use std::sync::Arc;
+
+use mysql_common::collations::{Collation, CollationId};
+
+use super::{
+    backend::Backend,
+    frontend::{Frontend, Startup},
+    packet::{self, HEADER, capability as can},
+    settings::{Carried, NAMES, Settings},
+};
+use crate::{
+    protocol::{Fault, ReaderContext, Welcomed},
+    sql::{Isolation, effects::TransactionModes},
+};
+
+/// What every session with the same user and schema begins with.
+#[derive(Debug)]
+pub struct Greeting {
+    sql_mode: Box<str>,
+    autocommit: bool,
+    defaults: TransactionModes,
+    mariadb: bool,
+}
+
+/// Names of both, since MariaDB renamed the isolation's variable with 11.1 and MySQL with 8.0.
+const MARIADB_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.tx_isolation";
+const MYSQL_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.transaction_isolation";
+
+impl Frontend {
+    pub(super) fn known_greeting(&self) -> Option<Arc<Greeting>> {
+        let startup = self.startup.as_ref()?;
+        self.gate.shared.greeting(&self.user, startup.schema.as_deref())
+    }
+
+    /// Asks a server what sessions begin with, and for the schema.
+    pub(super) async fn ask_greeting(&mut self, server: &mut Backend) -> Result<Greeting, Fault> {
+        let schema = self.startup.as_ref().and_then(|startup| startup.schema.clone());
+        if let Some(schema) = schema {
+            if let Err(fault) = server.select_schema(&schema).await {
+                if let Fault::Refused(refused) = &fault {
+                    self.farewell_with(&refused.raw).await;
+                }
+                return Err(fault);
+            }
+            server.note_schema(&schema);
+        }
+        let mariadb = server.is_mariadb();
+        let question = if mariadb { MARIADB_DEFAULTS } else { MYSQL_DEFAULTS };
+        let rows = server.query_all(question).await?;
+        let text =
+            |column: usize| rows.first().and_then(|row| row.get(column)?.as_deref()).unwrap_or_default();
+        Ok(Greeting {
+            sql_mode: text(0).into(),
+            autocommit: text(1) != "0",
+            defaults: TransactionModes {
+                isolation: Isolation::parse(text(2)),
+                ..TransactionModes::default()
+            },
+            mariadb,
+        })
+    }
+
+    pub(super) fn remember_greeting(&self, greeting: &Arc<Greeting>) {
+        let schema = self.startup.as_ref().and_then(|startup| startup.schema.as_deref());
+        self.gate.shared.remember(&self.user, schema, greeting);
+    }
+
+    /// Tells the client that it is in.
+    pub(super) async fn greet(
+        &mut self,
+        greeting: &Greeting,
+        context: ReaderContext,
+    ) -> Result<Welcomed, Fault> {
+        self.reader = Some(context);
+        self.note_sql_mode(&greeting.sql_mode);
+        self.autocommit = greeting.autocommit;
+        if let Some(startup) = self.startup.take() {
+            self.carried = Carried::new(self.first_settings(&startup, greeting.mariadb));
+        }
+        let mut out = Vec::new();
+        packet::put_ok(&mut out, self.sequence, self.status(crate::protocol::Transaction::Idle));
+        self.write(&out).await?;
+        Ok(Welcomed {
+            defaults: greeting.defaults,
+            implicit_transactions: !greeting.autocommit,
+            commands: Vec::new(),
+        })
+    }
+
+    fn first_settings(&mut self, startup: &Startup, mariadb: bool) -> Settings {
+        let multi_statements = self.capabilities & can::MULTI_STATEMENTS != 0;
+        let settings = Settings::default()
+            .with_schema(startup.schema.as_deref())
+            .with_multi_statements(multi_statements);
+        match names_of(startup.collation, mariadb) {
+            Some((charset, statement)) => {
+                self.note_setting(NAMES, &charset);
+                settings.with(NAMES, &statement)
+            }
+            None => settings,
+        }
+    }
+
+    /// A server's error as the answer to what the client waits for.
+    pub(super) async fn farewell_with(&mut self, raw: &[u8]) {
+        let mut raw = raw.to_vec();
+        if let Some(sequence) = raw.get_mut(HEADER - 1) {
+            *sequence = self.sequence;
+        }
+        // The client may be gone already: then there is nobody to tell.
+        let _ = self.write(&raw).await;
+    }
+}
+
+/// The character set and collation that a login asks for by number, and the statement that sets
+/// them. `None`: the server's own.
+fn names_of(collation: u8, mariadb: bool) -> Option<(String, String)> {
+    let id = CollationId::from(u16::from(collation));
+    if id == CollationId::UNKNOWN_COLLATION_ID {
+        return None;
+    }
+    let collation = Collation::resolve(id);
+    let (charset, name) = (collation.charset(), collation.collation());
+    let statement = if mariadb && name.contains("_0900_") {
+        // MySQL 8's: MariaDB takes the character set and its own collation.
+        format!("SET NAMES {charset}")
+    } else {
+        format!("SET NAMES {charset} COLLATE {name}")
+    };
+    Some((charset.to_owned(), statement))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collations_number_becomes_the_statement_that_sets_it() {
+        for (number, mariadb, statement) in [
+            (45, true, Some("SET NAMES utf8mb4 COLLATE utf8mb4_general_ci")),
+            (8, false, Some("SET NAMES latin1 COLLATE latin1_swedish_ci")),
+            (255, false, Some("SET NAMES utf8mb4 COLLATE utf8mb4_0900_ai_ci")),
+            (255, true, Some("SET NAMES utf8mb4")),
+            (0, false, None),
+        ] {
+            let found = names_of(number, mariadb).map(|(_, statement)| statement);
+            assert_eq!(found.as_deref(), statement, "{number}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Server connections that a session keeps softly: until another one needs them.
+//!
+//! In MySQL what the previous statement left in its connection (LAST_INSERT_ID(), ROW_COUNT(),
+//! FOUND_ROWS()) is lost without an error when the next statement runs elsewhere. A session that
+//! has written therefore keeps its connection, as long as nobody waits for one (hard case 23).
+
+use std::{sync::atomic::Ordering, time::Instant};
+
+use super::{Session, cancel::Call};
+use crate::{
+    pool::{Fate, Held},
+    protocol::{Backend, Fault, Protocol, Request, Transaction},
+    refusal::{Refusal, RefusalKind},
+    sql::{Access, Effect, Intent, Reason},
+    topology::Role,
+};
+
+/// What a session knows of the values its statements left behind.
+#[derive(Debug, Default)]
+pub(super) struct Previous {
+    /// The kept connection, or the one about to be, has some.
+    here: bool,
+    /// The connection that had them was given to another session.
+    lost: bool,
+    /// The kept connection may be asked for.
+    lent: bool,
+}
+
+impl<P: Protocol> Session<P> {
+    /// Takes note of a statement that ran on the primary.
+    pub(super) fn note_previous(&mut self, intent: &Intent, role: Role) {
+        if !P::FORGETS_PREVIOUS || role != Role::Primary || intent.access == Access::Read {
+            return;
+        }
+        let leaves = intent.effects.contains(&Effect::DrawsSequence) || intent.reason == Reason::Dml;
+        if leaves {
+            self.previous.here = true;
+            self.previous.lost = false;
+        }
+    }
+
+    /// Keeps a connection that nobody else wants now; gives it back otherwise.
+    pub(super) fn keep_softly(&mut self, mut held: Held<P>) -> Option<Held<P>> {
+        if !self.previous.here || held.role != Role::Primary || self.kept.is_some() {
+            return Some(held);
+        }
+        if held.pool.is_wanted() || !held.backend().is_clean() {
+            self.lose_previous(&held);
+            return Some(held);
+        }
+        if !self.previous.lent {
+            held.pool.lend(&self.registered.entry);
+            self.previous.lent = true;
+        }
+        self.kept = Some(held);
+        None
+    }
+
+    /// The connection with the values of before goes elsewhere, or is gone.
+    pub(super) fn lose_previous(&mut self, held: &Held<P>) {
+        if self.kept.is_some() {
+            // Another one is meant: that with the values stays.
+            return;
+        }
+        self.previous.lost |= std::mem::take(&mut self.previous.here);
+        if std::mem::take(&mut self.previous.lent) {
+            held.pool.take_back(&self.registered.entry);
+        }
+    }
+
+    /// Another session waits for a connection.
+    pub(super) fn yield_kept(&mut self) {
+        let entry = self.registered.entry.clone();
+        if !entry.take(Call::Yield) {
+            return;
+        }
+        if !self.is_kept_softly() {
+            // Asked in vain: it is offered again when the transaction is over.
+            self.previous.lent = false;
+            return;
+        }
+        if let Some(mut held) = self.kept.take() {
+            self.lose_previous(&held);
+            let fate = if held.backend().is_fresh() { Fate::Reuse } else { Fate::Close };
+            held.release(fate, Instant::now());
+        }
+    }
+
+    /// Nothing but the values of before holds the connection.
+    pub(super) fn is_kept_softly(&self) -> bool {
+        let idle = self.state.transaction == Transaction::Idle || self.state.is_holding();
+        self.previous.lent && idle && !self.state.is_pinned()
+    }
+
+    /// A statement that asks for values that are lost gets an error, never another session's; from
+    /// then on sessions keep their connections firmly.
+    pub(super) async fn refuse_if_lost(
+        &mut self,
+        request: Request<P::Wire>,
+    ) -> Result<Option<Request<P::Wire>>, Fault> {
+        let asks = self.previous.lost && request.intent.effects.contains(&Effect::NeedsPrevious);
+        if !asks {
+            return Ok(Some(request));
+        }
+        self.database.sequences_matter.store(true, Ordering::Relaxed);
+        let refusal = Refusal::new(
+            RefusalKind::Internal,
+            "what the previous statement left in its server connection was lost: another session needed the connection",
+        )
+        .with_hint("Sessions keep their connections from now on.");
+        self.refuse(request, refusal).await.map(|()| None)
+    }
+}

@@ -1,0 +1,328 @@
+//! Sessions of MySQL clients before real MariaDB servers: what is carried, what pins, what is told.
+
+use pointsman::{
+    demo::servers::APP,
+    mysql::packet::{self, capability as can},
+};
+
+use crate::support::{
+    eventually,
+    mysql::{BASIC, Session, Stage, WHERE},
+};
+
+#[tokio::test]
+async fn reads_use_replicas_and_writes_the_primary() {
+    let stage = Stage::set("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
+    let mut session = stage.session().await;
+
+    for _ in 0..20 {
+        assert!(stage.is_replica(session.port().await));
+    }
+    assert_eq!(session.run("INSERT INTO t (x) VALUES (7)").await.insert_id, 1);
+    for sql in ["SELECT @@port FROM t FOR UPDATE", "SELECT @@port FROM t LOCK IN SHARE MODE"] {
+        assert_eq!(session.value(sql).await, stage.primary_port().to_string(), "{sql}");
+    }
+    assert_eq!(session.value("SELECT x FROM t").await, "7");
+    assert!(session.version.contains("MariaDB"), "{}", session.version);
+}
+
+#[tokio::test]
+async fn writes_are_read_back_at_once_and_reads_return_to_replicas() {
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    let mut on_replicas = 0;
+    for x in 1..=100 {
+        session.run(&format!("INSERT INTO t VALUES ({x})")).await;
+        let row = session.run("SELECT MAX(x), @@port FROM t").await.results[0][0].clone();
+        assert_eq!(row[0].as_deref(), Some(x.to_string().as_str()));
+        on_replicas +=
+            u32::from(stage.is_replica(row[1].as_deref().and_then(|port| port.parse().ok()).unwrap_or(0)));
+    }
+    eprintln!("{on_replicas} of 100 reads after a write ran on a replica");
+    let primary = stage.primary_port();
+    let session = tokio::sync::Mutex::new(session);
+    eventually("reads use replicas again", async || session.lock().await.port().await != primary).await;
+}
+
+#[tokio::test]
+async fn settings_go_where_the_session_goes() {
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    let mut other = stage.session().await;
+    session.run("SET SESSION sql_mode = 'ANSI_QUOTES', wait_timeout = 77").await;
+    session.run("SET NAMES latin1").await;
+    session.run("SET @a = 5").await;
+    other.run("SET NAMES utf8mb4").await;
+
+    for _ in 0..10 {
+        let row = session
+            .run("SELECT @@sql_mode, @@wait_timeout, @@character_set_client, \"x\" FROM (SELECT 1 AS x) y")
+            .await;
+        let row: Vec<_> = row.results[0][0].iter().map(|value| value.clone().unwrap_or_default()).collect();
+        assert_eq!(row, ["ANSI_QUOTES", "77", "latin1", "1"]);
+        let row = other.run("SELECT @@wait_timeout, @@character_set_client").await;
+        assert_ne!(row.results[0][0][0].as_deref(), Some("77"));
+        assert_eq!(row.results[0][0][1].as_deref(), Some("utf8mb4"));
+    }
+    assert_eq!(session.value("SELECT @a").await, "5");
+    assert_eq!(other.run("SELECT @a").await.results[0][0][0], None);
+    session.run("SET wait_timeout = DEFAULT").await;
+    assert_ne!(session.value("SELECT @@wait_timeout").await, "77");
+}
+
+#[tokio::test]
+async fn a_setting_that_fails_keeps_the_statement_from_running() {
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    assert_eq!(session.error("SET SESSION sql_mode = 'NO_SUCH_MODE'").await, 1231);
+    assert_eq!(session.error("SET SESSION no_such_variable = 1").await, 1193);
+    assert_eq!(session.value("SELECT 1").await, "1");
+    assert_eq!(session.error("USE no_such_schema").await, 1049);
+    assert_eq!(session.value("SELECT DATABASE()").await, stage.schema);
+}
+
+#[tokio::test]
+async fn a_session_without_schema_never_inherits_one() {
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+    for round in 0..5 {
+        let mut with = Session::open(stage.proxy.port(), APP, "").await;
+        let mut without = Session::open(stage.proxy.port(), APP, "").await;
+        with.run(&format!("USE {}", stage.schema)).await;
+        for _ in 0..5 {
+            assert_eq!(with.value("SELECT DATABASE()").await, stage.schema, "round {round}");
+            assert_eq!(without.run("SELECT DATABASE()").await.results[0][0][0], None, "round {round}");
+        }
+        assert_eq!(without.error("SELECT * FROM t").await, 1046);
+    }
+}
+
+#[tokio::test]
+async fn transactions_stay_on_their_server() {
+    let stage = Stage::set("CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
+    let mut session = stage.session().await;
+    let primary = stage.primary_port().to_string();
+
+    session.run("BEGIN").await;
+    assert_eq!(session.value(WHERE).await, primary);
+    session.run("INSERT INTO t VALUES (1)").await;
+    session.run("ROLLBACK").await;
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "0");
+
+    session.run("SET autocommit = 0").await;
+    session.run("INSERT INTO t VALUES (2)").await;
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1");
+    assert_eq!(session.value(WHERE).await, primary);
+    session.run("ROLLBACK").await;
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "0");
+    session.run("INSERT INTO t VALUES (3)").await;
+    session.run("SET autocommit = 1").await;
+    let mut other = stage.session().await;
+    assert_eq!(other.value("/* pointsman: primary */ SELECT COUNT(*) FROM t").await, "1");
+}
+
+#[tokio::test]
+async fn read_only_transactions_use_one_replica() {
+    let stage = Stage::set("CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
+    let mut session = stage.session().await;
+    for begin in
+        ["START TRANSACTION READ ONLY", "SET TRANSACTION READ ONLY; ", "SET SESSION TRANSACTION READ ONLY"]
+    {
+        if begin.starts_with("SET") {
+            session.run(begin.trim_end_matches("; ")).await;
+            session.run("BEGIN").await;
+        } else {
+            session.run(begin).await;
+        }
+        let port = session.port().await;
+        assert!(stage.is_replica(port), "{begin}");
+        for _ in 0..5 {
+            assert_eq!(session.port().await, port, "{begin}");
+        }
+        // read_only is checked before the transaction's mode.
+        assert!([1290, 1792].contains(&session.error("INSERT INTO t VALUES (1)").await), "{begin}");
+        session.run("ROLLBACK").await;
+    }
+    session.run("SET SESSION TRANSACTION READ WRITE").await;
+    session.run("INSERT INTO t VALUES (1)").await;
+}
+
+#[tokio::test]
+async fn a_write_that_was_taken_for_a_read_never_happens_on_a_replica() {
+    let stage = Stage::set(
+        "CREATE TABLE t (x INT);
+         CREATE FUNCTION sneaky() RETURNS INT DETERMINISTIC NO SQL RETURN 1;",
+        &["cluster.routing.read_functions = ['sneaky']"],
+    )
+    .await;
+    let mut session = stage.session().await;
+    assert!(stage.is_replica(session.port().await));
+    assert_eq!(session.value("SELECT sneaky()").await, "1");
+
+    // As root on the replicas' side would: the function's body changes behind the proxy's back.
+    stage
+        .cluster
+        .node(0)
+        .sql(&stage.schema, "DROP FUNCTION sneaky; CREATE FUNCTION sneaky() RETURNS INT DETERMINISTIC BEGIN INSERT INTO t VALUES (1); RETURN 2; END")
+        .expect("the body is legal");
+    stage.cluster.wait_until_caught_up(0).expect("replicas follow");
+    assert_eq!(session.value("SELECT sneaky()").await, "2");
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1");
+    for node in 1..3 {
+        let count =
+            stage.cluster.node(node).sql(&stage.schema, "SELECT COUNT(*) FROM t").expect("it answers");
+        assert!(count == "1" || count == "0", "{count}");
+    }
+    assert!(stage.proxy.metric("pointsman_reroutes_total", &["writes"]) >= 1.0);
+}
+
+#[tokio::test]
+async fn several_statements_and_several_results_pass() {
+    let stage = Stage::set(
+        "CREATE TABLE t (x INT); CREATE PROCEDURE p() BEGIN SELECT 1; SELECT 2, 3; INSERT INTO t VALUES (9); END",
+        &[],
+    )
+    .await;
+    for extra in [0, can::DEPRECATE_EOF, can::SESSION_TRACK, can::DEPRECATE_EOF | can::SESSION_TRACK] {
+        let mut session = Session::connect(stage.proxy.port(), APP, &stage.schema, BASIC | extra)
+            .await
+            .expect("it logs in");
+        let answer = session.run("SELECT 1; SELECT @@port; INSERT INTO t VALUES (1)").await;
+        assert_eq!(answer.results.len(), 2);
+        assert_eq!(answer.results[1][0][0].as_deref(), Some(stage.primary_port().to_string().as_str()));
+        let answer = session.run("CALL p()").await;
+        assert_eq!(answer.results.len(), 2);
+        assert_eq!(answer.results[1][0].len(), 2);
+        assert_eq!(session.error("SELECT 1; SELECT nope").await, 1054);
+        assert_eq!(session.value("SELECT 5").await, "5");
+    }
+    let mut single = Session::connect(stage.proxy.port(), APP, &stage.schema, BASIC & !can::MULTI_STATEMENTS)
+        .await
+        .expect("it logs in");
+    assert_eq!(single.error("SELECT 1; SELECT 2").await, 1064);
+}
+
+#[tokio::test]
+async fn what_pins_stays_with_its_session() {
+    let stage = Stage::set("CREATE TABLE t (x INT)", &["cluster.pool.size = 3"]).await;
+    let mut session = stage.session().await;
+    let mut other = stage.session().await;
+
+    session.run("CREATE TEMPORARY TABLE temp (x INT)").await;
+    session.run("INSERT INTO temp VALUES (4)").await;
+    session.run("SET @v := (SELECT 40 + 2)").await;
+    session.run("SELECT GET_LOCK('pointsman', 1)").await;
+
+    for _ in 0..3 {
+        assert_eq!(session.value("SELECT x FROM temp").await, "4");
+        assert_eq!(session.value("SELECT @v").await, "42");
+        assert_eq!(other.error("SELECT x FROM temp").await, 1146);
+        assert_eq!(other.run("SELECT @v").await.results[0][0][0], None);
+        assert_eq!(other.value("SELECT GET_LOCK('pointsman', 0)").await, "0");
+    }
+    drop(session);
+    let other = tokio::sync::Mutex::new(other);
+    eventually("the lock ends with its session", async || {
+        other.lock().await.value("SELECT GET_LOCK('pointsman', 0)").await == "1"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_last_insert_id_is_the_sessions_own() {
+    let stage = Stage::set("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
+    let mut sessions = Vec::new();
+    for _ in 0..5 {
+        sessions.push(stage.session().await);
+    }
+    for round in 0..4 {
+        let mut ids = Vec::new();
+        for session in &mut sessions {
+            ids.push(session.run("INSERT INTO t (x) VALUES (1)").await.insert_id);
+        }
+        for (session, id) in sessions.iter_mut().zip(ids) {
+            assert_eq!(session.value("SELECT LAST_INSERT_ID()").await, id.to_string(), "round {round}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn kill_ends_what_another_session_runs_and_the_session() {
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+    let mut victim = stage.session().await;
+    let mut killer = stage.session().await;
+    let number = victim.number;
+
+    victim.send(3, b"SELECT SLEEP(30), 1").await;
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    killer.run(&format!("KILL QUERY {number}")).await;
+    // An interrupted SLEEP returns 1 instead of failing in some versions.
+    match victim.answer().await {
+        Ok(answer) => assert_eq!(answer.value(), "1"),
+        Err(error) => assert_eq!(error.errno, 1317),
+    }
+    assert_eq!(victim.value("SELECT 2").await, "2");
+
+    killer.run(&format!("KILL {number}")).await;
+    assert!(victim.query("SELECT 3").await.is_err());
+    assert_eq!(killer.error("KILL 4000000000").await, 1094);
+}
+
+#[tokio::test]
+async fn commands_of_every_kind_are_answered() {
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    session.command(0x0E, b"").await.expect("COM_PING");
+    session.command(0x02, stage.schema.as_bytes()).await.expect("COM_INIT_DB");
+    session.command(0x1B, &[1, 0]).await.expect("COM_SET_OPTION");
+    assert_eq!(session.error("SELECT 1; SELECT 2").await, 1064);
+    session.command(0x1B, &[0, 0]).await.expect("COM_SET_OPTION");
+    session.run("SELECT 1; SELECT 2").await;
+    session.run("SET @x = 3, wait_timeout = 99").await;
+    session.command(0x1F, b"").await.expect("COM_RESET_CONNECTION");
+    assert_eq!(session.run("SELECT @x").await.results[0][0][0], None);
+    assert_ne!(session.value("SELECT @@wait_timeout").await, "99");
+    assert_eq!(session.value("SELECT DATABASE()").await, stage.schema);
+    session.send(0x09, b"").await;
+    let (_, statistics) = session.receive().await.expect("COM_STATISTICS");
+    assert!(statistics.starts_with(b"Uptime"), "{}", String::from_utf8_lossy(&statistics));
+    session.send(0x04, b"t\0").await;
+    let (_, column) = session.receive().await.expect("COM_FIELD_LIST");
+    assert!(column.starts_with(b"\x03def"));
+    session.receive().await.expect("its end");
+    assert_eq!(session.command(0x12, &[0; 10]).await.expect_err("COM_BINLOG_DUMP").errno, 1235);
+    assert_eq!(session.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_file_of_the_clients_is_loaded_and_long_statements_pass() {
+    let stage = Stage::set("CREATE TABLE t (x INT, y LONGTEXT)", &[]).await;
+    let mut session = stage.session().await;
+    session.send(3, b"LOAD DATA LOCAL INFILE 'x' INTO TABLE t").await;
+    let (sequence, request) = session.receive().await.expect("it asks for the file");
+    assert_eq!((sequence, request[0]), (1, packet::LOCAL_INFILE));
+    let mut file = Vec::new();
+    packet::put(&mut file, 2, |out| out.extend_from_slice(b"1\tone\n2\ttwo\n"));
+    packet::put(&mut file, 3, |_| {});
+    session.write(&file).await;
+    session.answer().await.expect("it is loaded");
+    assert_eq!(session.value("SELECT SUM(x) FROM t").await, "3");
+
+    for megabytes in [1, 15] {
+        let text = "y".repeat(megabytes << 20);
+        session.run(&format!("REPLACE INTO t VALUES (7, '{text}')")).await;
+        let value = session.value("SELECT y FROM t WHERE x = 7 ORDER BY LENGTH(y) DESC LIMIT 1").await;
+        assert_eq!(value.len(), megabytes << 20);
+    }
+}
+
+#[tokio::test]
+async fn the_proxys_own_variables_are_answered_by_it() {
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    session.run("SET @pointsman_consistency = 'eventual'").await;
+    assert_eq!(session.value("SELECT @pointsman_consistency").await, "eventual");
+    session.run("SELECT 1").await;
+    assert!(session.value("SELECT @pointsman_route").await.contains("choice=replica"));
+    assert_eq!(session.error("SET @pointsman_consistency = 'nonsense'").await, 1231);
+    assert_eq!(session.error("").await, 1065);
+}

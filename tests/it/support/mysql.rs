@@ -1,0 +1,360 @@
+//! A MySQL client of the tests' own, MariaDB servers, and the proxy before them.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use mysql_common::auth::plugins::mysql_native_password::scramble_native;
+use pointsman::{
+    demo::{
+        maria::{MariaCluster, MariaNode, MariaOptions},
+        servers::{APP, Login},
+    },
+    mysql::packet::{self, HEADER, capability as can},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::{PATIENCE, Proxy, soon};
+
+static SHARED: OnceLock<MariaCluster> = OnceLock::new();
+static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+static SCHEMAS: AtomicU32 = AtomicU32::new(1);
+
+pub const ENGINE: &str = "cluster.engine = 'mysql'";
+pub const WHERE: &str = "SELECT @@port";
+
+/// The cluster of all tests that do not disturb servers.
+pub fn shared() -> &'static MariaCluster {
+    SHARED.get_or_init(|| {
+        super::cluster::on_exit(remove_shared);
+        own()
+    })
+}
+
+/// A cluster with two replicas that ends with its test.
+pub fn own() -> MariaCluster {
+    let options = MariaOptions { replicas: 2, template: Some(template()), arguments: Vec::new() };
+    MariaCluster::start(options).unwrap_or_else(|error| panic!("no servers, no tests: {error}"))
+}
+
+fn template() -> PathBuf {
+    TEMPLATE
+        .get_or_init(|| {
+            let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+                .join(format!("maria-template-{}", std::process::id()));
+            super::cluster::on_exit(remove_template);
+            MariaCluster::make_template(&folder)
+                .unwrap_or_else(|error| panic!("no servers, no tests: {error}"));
+            folder
+        })
+        .clone()
+}
+
+extern "C" fn remove_shared() {
+    if let Some(cluster) = SHARED.get() {
+        cluster.stop_all();
+        let _ = fs::remove_dir_all(cluster.folder());
+    }
+}
+
+extern "C" fn remove_template() {
+    if let Some(folder) = TEMPLATE.get() {
+        let _ = fs::remove_dir_all(folder);
+    }
+}
+
+/// The shared servers, a schema of the test's own, a proxy.
+pub struct Stage {
+    pub cluster: &'static MariaCluster,
+    pub schema: String,
+    pub proxy: Proxy,
+}
+
+impl Stage {
+    /// A schema in which `sql` was run, and a proxy with `settings`.
+    pub async fn set(sql: &str, settings: &[&str]) -> Self {
+        let cluster = shared();
+        let schema = create_schema(cluster, sql);
+        let proxy = proxy(cluster, settings).await;
+        Self { cluster, schema, proxy }
+    }
+
+    pub async fn session(&self) -> Session {
+        Session::open(self.proxy.port(), APP, &self.schema).await
+    }
+
+    pub fn primary_port(&self) -> u16 {
+        self.cluster.node(0).port()
+    }
+
+    pub fn is_replica(&self, port: u16) -> bool {
+        self.cluster.nodes()[1..].iter().any(|node| node.port() == port)
+    }
+
+    /// How often each node was sent a statement that contains `text`.
+    pub fn calls(&self, text: &str) -> Vec<usize> {
+        self.cluster.nodes().iter().map(|node| node.statements().matches(text).count()).collect()
+    }
+}
+
+/// Makes a schema on node 0 and waits until every replica has it.
+pub fn create_schema(cluster: &MariaCluster, sql: &str) -> String {
+    let name = format!("test_{}", SCHEMAS.fetch_add(1, Ordering::Relaxed));
+    let run = |schema: &str, sql: &str| {
+        cluster.node(0).sql(schema, sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    };
+    run("", &format!("CREATE DATABASE {name}"));
+    if !sql.is_empty() {
+        run(&name, sql);
+    }
+    cluster.wait_until_caught_up(0).unwrap_or_else(|error| panic!("{error}"));
+    name
+}
+
+/// A proxy before all nodes of a cluster, when every running replica takes reads.
+pub async fn proxy(cluster: &MariaCluster, settings: &[&str]) -> Proxy {
+    let settings: Vec<&str> = [ENGINE].into_iter().chain(settings.iter().copied()).collect();
+    let proxy = Proxy::start_unready(&cluster.addresses(), &settings);
+    let mut missing: Vec<u16> =
+        cluster.nodes()[1..].iter().filter(|node| node.pid().is_some()).map(MariaNode::port).collect();
+    let deadline = Instant::now() + PATIENCE;
+    while !missing.is_empty() {
+        assert!(Instant::now() < deadline, "no reads on {missing:?}; the proxy's log:\n{}", proxy.log());
+        let Ok(mut session) = Session::connect(proxy.port(), APP, "", BASIC).await else { continue };
+        while let Ok(answer) = session.query(WHERE).await {
+            let port: u16 = answer.value().parse().expect("a port is a number");
+            missing.retain(|other| *other != port);
+            if missing.is_empty() || Instant::now() > deadline {
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    proxy
+}
+
+/// What the tests' client can do: as PyMySQL, no session tracking and no `DEPRECATE_EOF`.
+pub const BASIC: u32 = can::LONG_FLAG
+    | can::PROTOCOL_41
+    | can::TRANSACTIONS
+    | can::SECURE_CONNECTION
+    | can::PLUGIN_AUTH
+    | can::MULTI_STATEMENTS
+    | can::MULTI_RESULTS
+    | can::PS_MULTI_RESULTS
+    | can::LOCAL_FILES;
+
+/// One connection of an app.
+pub struct Session {
+    stream: TcpStream,
+    capabilities: u32,
+    /// The number the greeting told.
+    pub number: u32,
+    pub version: String,
+}
+
+/// An error packet, or a broken connection (errno 2013).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub errno: u16,
+    pub sqlstate: String,
+    pub message: String,
+}
+
+/// All results of one command.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Answer {
+    pub results: Vec<Vec<Vec<Option<String>>>>,
+    pub insert_id: u64,
+    pub status: u16,
+    /// The payload of the last OK packet.
+    pub last: Vec<u8>,
+}
+
+impl Answer {
+    /// The first value of the first row.
+    pub fn value(&self) -> String {
+        self.results.first().and_then(|rows| rows.first()?.first().cloned().flatten()).unwrap_or_default()
+    }
+}
+
+impl Session {
+    pub async fn open(port: u16, login: Login, schema: &str) -> Self {
+        Self::connect(port, login, schema, BASIC).await.unwrap_or_else(|error| panic!("login: {error:?}"))
+    }
+
+    pub async fn connect(port: u16, login: Login, schema: &str, capabilities: u32) -> Result<Self, Refused> {
+        soon("a login", Self::log_in(port, login, schema, capabilities)).await
+    }
+
+    async fn log_in(port: u16, login: Login, schema: &str, capabilities: u32) -> Result<Self, Refused> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(broken)?;
+        let mut session = Self { stream, capabilities, number: 0, version: String::new() };
+        let (_, greeting) = session.receive().await?;
+        let greeting = pointsman::mysql::login::server::Greeting::read(&greeting).expect("it is a greeting");
+        (session.number, session.version) = (greeting.thread, greeting.version);
+        let flags = if schema.is_empty() { capabilities } else { capabilities | can::CONNECT_WITH_DB };
+        let proof = scramble_native(&greeting.nonce, login.password.as_bytes())
+            .map_or(Vec::new(), |proof| proof.to_vec());
+        let mut out = Vec::new();
+        packet::put(&mut out, 1, |out| {
+            out.extend_from_slice(&flags.to_le_bytes());
+            out.extend_from_slice(&(1_u32 << 24).to_le_bytes());
+            out.push(45);
+            out.extend_from_slice(&[0; 23]);
+            out.extend_from_slice(login.name.as_bytes());
+            out.push(0);
+            out.push(proof.len() as u8);
+            out.extend_from_slice(&proof);
+            if !schema.is_empty() {
+                out.extend_from_slice(schema.as_bytes());
+                out.push(0);
+            }
+            out.extend_from_slice(b"mysql_native_password\0");
+        });
+        session.stream.write_all(&out).await.map_err(broken)?;
+        let (_, payload) = session.receive().await?;
+        match payload.first() {
+            Some(&packet::OK) => Ok(session),
+            _ => panic!("an unexpected answer to the login: {payload:?}"),
+        }
+    }
+
+    /// One packet; an error packet is the error.
+    pub async fn receive(&mut self) -> Result<(u8, Vec<u8>), Refused> {
+        let mut header = [0; HEADER];
+        self.stream.read_exact(&mut header).await.map_err(broken)?;
+        let header = packet::header(&header).expect("four bytes");
+        let mut payload = vec![0; header.length];
+        self.stream.read_exact(&mut payload).await.map_err(broken)?;
+        if payload.first() == Some(&packet::ERR) {
+            let error = packet::ErrPacket::read(&payload).expect("it is an error");
+            return Err(Refused {
+                errno: error.errno,
+                sqlstate: String::from_utf8_lossy(&error.sqlstate).into_owned(),
+                message: String::from_utf8_lossy(error.message).into_owned(),
+            });
+        }
+        Ok((header.sequence, payload))
+    }
+
+    pub async fn send(&mut self, code: u8, argument: &[u8]) {
+        let mut out = Vec::new();
+        packet::put_command(&mut out, code, argument);
+        self.stream.write_all(&out).await.expect("the proxy reads");
+    }
+
+    pub async fn write(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.expect("the proxy reads");
+    }
+
+    /// Runs a string of statements.
+    pub async fn query(&mut self, sql: &str) -> Result<Answer, Refused> {
+        self.command(3, sql.as_bytes()).await
+    }
+
+    pub async fn command(&mut self, code: u8, argument: &[u8]) -> Result<Answer, Refused> {
+        self.send(code, argument).await;
+        let what =
+            format!("command {code}: {}", String::from_utf8_lossy(&argument[..argument.len().min(200)]));
+        soon(&what, self.answer()).await
+    }
+
+    /// The answer to a text command.
+    pub async fn answer(&mut self) -> Result<Answer, Refused> {
+        let mut answer = Answer::default();
+        loop {
+            let (_, payload) = self.receive().await?;
+            match payload[0] {
+                packet::OK => self.read_ok(payload, &mut answer),
+                packet::EOF => answer.status = packet::eof_status(&payload).expect("it is an EOF"),
+                _ => self.read_rows(payload[0], &mut answer).await?,
+            }
+            if answer.status & packet::status::MORE_RESULTS == 0 {
+                return Ok(answer);
+            }
+        }
+    }
+
+    fn read_ok(&self, payload: Vec<u8>, answer: &mut Answer) {
+        let ok = packet::OkPacket::read(&payload).expect("it is an OK");
+        if self.capabilities & can::SESSION_TRACK == 0 {
+            assert_eq!(
+                ok.status & packet::status::SESSION_STATE_CHANGED,
+                0,
+                "state changes nobody asked for"
+            );
+        }
+        (answer.insert_id, answer.status) = (ok.insert_id, ok.status);
+        answer.last = payload;
+    }
+
+    async fn read_rows(&mut self, columns: u8, answer: &mut Answer) -> Result<(), Refused> {
+        let deprecates_eof = self.capabilities & can::DEPRECATE_EOF != 0;
+        for _ in 0..usize::from(columns) + usize::from(!deprecates_eof) {
+            self.receive().await?;
+        }
+        let mut rows = Vec::new();
+        loop {
+            let (_, payload) = self.receive().await?;
+            if payload[0] == packet::EOF
+                && payload.len() < if deprecates_eof { packet::MAX_PAYLOAD } else { 9 }
+            {
+                if deprecates_eof {
+                    self.read_ok(payload, answer);
+                } else {
+                    answer.status = packet::eof_status(&payload).expect("it is an EOF");
+                }
+                answer.results.push(rows);
+                return Ok(());
+            }
+            let mut rest = &payload[..];
+            let mut row = Vec::new();
+            for _ in 0..columns {
+                if rest[0] == 0xFB {
+                    row.push(None);
+                    rest = &rest[1..];
+                } else {
+                    let (value, behind) = packet::lenenc_bytes(rest).expect("a value");
+                    row.push(Some(String::from_utf8_lossy(value).into_owned()));
+                    rest = behind;
+                }
+            }
+            rows.push(row);
+        }
+    }
+
+    pub async fn run(&mut self, sql: &str) -> Answer {
+        self.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    pub async fn value(&mut self, sql: &str) -> String {
+        self.run(sql).await.value()
+    }
+
+    /// The error number that `sql` fails with.
+    pub async fn error(&mut self, sql: &str) -> u16 {
+        match self.query(sql).await {
+            Ok(answer) => panic!("{sql} did not fail but answered {answer:?}"),
+            Err(error) => error.errno,
+        }
+    }
+
+    /// The port of the server that answers a read now.
+    pub async fn port(&mut self) -> u16 {
+        self.value(WHERE).await.parse().expect("a port is a number")
+    }
+}
+
+fn broken(error: std::io::Error) -> Refused {
+    Refused { errno: 2013, sqlstate: String::new(), message: error.to_string() }
+}
