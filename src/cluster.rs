@@ -50,12 +50,15 @@ pub struct Cluster<P: Protocol> {
     pub line: Line,
     pub operator: Operator,
     /// What `user` reads must not be behind of.
-    user_floors: Mutex<HashMap<(Arc<str>, Arc<str>), Arc<SharedFloors>>>,
+    user_floors: Mutex<HashMap<UserKey, Arc<SharedFloors>>>,
 }
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
 /// position, the replicas until they have replayed it.
 const WANTED_FOR: Duration = Duration::from_millis(200);
+
+/// User and database.
+type UserKey = (Arc<str>, Arc<str>);
 
 /// User, database and flavour.
 type PoolKey = (Arc<str>, Arc<str>, u64);

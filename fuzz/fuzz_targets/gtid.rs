@@ -7,11 +7,11 @@ use pointsman::topology::{GtidSet, Lsn};
 
 fuzz_target!(|text: &str| {
     if let Ok(lsn) = text.parse::<Lsn>() {
-        assert_eq!(lsn.to_string().parse(), Ok(lsn));
+        assert_eq!(lsn.to_string().parse::<Lsn>(), Ok(lsn));
     }
     let (left, right) = text.split_once('\n').unwrap_or((text, ""));
     let (Ok(left), Ok(right)) = (left.parse::<GtidSet>(), right.parse::<GtidSet>()) else { return };
-    assert_eq!(left.to_string().parse().as_ref(), Ok(&left));
+    assert_eq!(left.to_string().parse::<GtidSet>().as_ref(), Ok(&left));
     let (union, common) = (left.union(&right), left.intersection(&right));
     assert!(left.covers(&left) && union.covers(&left) && union.covers(&right));
     assert!(left.covers(&common) && right.covers(&common));

@@ -90,8 +90,7 @@ pub fn cut(data: &[u8]) -> Result<Cut, Refusal> {
         _ => GATHERED,
     };
     let mut at = 0;
-    loop {
-        let Some(header) = packet::header(&data[at..]) else { break };
+    while let Some(header) = packet::header(&data[at..]) {
         let end = at + header.total();
         let continues = header.length == MAX_PAYLOAD;
         if end > data.len() {

@@ -69,13 +69,16 @@ pub struct Gate {
     pub(super) shared: Arc<Shared>,
 }
 
+/// A user and the database it named.
+type GreetingKey = (Arc<str>, Option<Box<str>>);
+
 /// What outlives a reload.
 pub struct Shared {
     /// What servers said of themselves, by address.
     profiles: Mutex<HashMap<Box<str>, Profile>>,
     known: Notify,
     numbers: AtomicU32,
-    greetings: Mutex<HashMap<(Arc<str>, Option<Box<str>>), Arc<Known>>>,
+    greetings: Mutex<HashMap<GreetingKey, Arc<Known>>>,
     /// When each server process was started, by its own clock.
     started: Mutex<HashMap<Box<str>, i64>>,
 }

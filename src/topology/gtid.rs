@@ -69,7 +69,7 @@ impl GtidSet {
             .domains
             .iter()
             .filter(|(_, want)| Some(u64::from(want.server)) != server_id)
-            .all(|(domain, want)| self.domains.get(domain).is_some_and(|have| have.sequence >= want.sequence))
+            .all(|(domain, want)| self.domains.get(domain).map_or(0, |have| have.sequence) >= want.sequence)
     }
 
     /// Whether `self` has all of `other` and more.

@@ -104,7 +104,7 @@ async fn ready_means_a_primary_or_reads_where_they_are_enough() {
 
     let stage = Stage::set("", &[]).await;
     assert_eq!(stage.proxy.http("/readyz"), "ready\n");
-    let replicas = [stage.cluster.node(1).address().to_owned()];
+    let replicas = [stage.cluster.node(1).address()];
     let http = Port::claim().expect("a port");
     let door = format!("admin.http = '127.0.0.1:{}'", http.number());
     let _only_a_replica = Proxy::start_unready(&replicas, &[&door]);

@@ -99,11 +99,6 @@ impl Stage {
     pub fn is_replica(&self, port: u16) -> bool {
         self.cluster.nodes()[1..].iter().any(|node| node.port() == port)
     }
-
-    /// How often each node was sent a statement that contains `text`.
-    pub fn calls(&self, text: &str) -> Vec<usize> {
-        self.cluster.nodes().iter().map(|node| node.statements().matches(text).count()).collect()
-    }
 }
 
 /// Makes a schema on node 0 and waits until every replica has it.
