@@ -12,7 +12,7 @@ use std::{
     process,
 };
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use crate::{
     config::{Config, Engine, Faults, HostPort},
@@ -46,6 +46,12 @@ pub enum Command {
     Route(Route),
     /// Start a primary, two replicas, the proxy and a small workload in a temporary folder
     Demo(Demo),
+    /// Print a shell's completions, for packages
+    #[command(hide = true)]
+    Completions { shell: clap_complete::Shell },
+    /// Print the manual page of the program, or of one command, for packages
+    #[command(hide = true)]
+    Manual { command: Option<String> },
 }
 
 /// `-c FILE`, of every command that reads the configuration.
@@ -178,6 +184,14 @@ impl ConfigFile {
         self.named().unwrap_or_else(|| DEFAULT_FILE.into())
     }
 
+    /// The configuration that the file holds.
+    ///
+    /// # Errors
+    /// Every fault of the file.
+    pub fn load(&self) -> Result<Config, Faults> {
+        load(&self.path())
+    }
+
     /// The file, if somebody named one or the default one is there: for commands that can do
     /// without.
     pub fn path_if_any(&self) -> Option<PathBuf> {
@@ -280,6 +294,35 @@ impl Route {
 
 fn listen_address(text: &str) -> Result<HostPort, String> {
     HostPort::parse(text, None)
+}
+
+/// Prints what completes commands in a shell.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn completions(shell: clap_complete::Shell, out: &mut impl io::Write) -> io::Result<Exit> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "pointsman", &mut text);
+    out.write_all(&text)?;
+    Ok(Exit::Done)
+}
+
+/// Prints a manual page in roff, made from the definition above.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn manual(command: Option<&str>, out: &mut impl io::Write) -> io::Result<Exit> {
+    let mut program = Cli::command();
+    program.build();
+    let page = match command {
+        None => program,
+        Some(name) => match program.find_subcommand(name) {
+            Some(found) => found.clone(),
+            None => return Ok(Exit::Usage),
+        },
+    };
+    clap_mangen::Man::new(page).render(out)?;
+    Ok(Exit::Done)
 }
 
 #[cfg(test)]

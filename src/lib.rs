@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod config;
 pub mod demo;
 pub mod discovery;
+pub mod doctor;
 pub mod floors;
 pub mod inbox;
 pub mod line;

@@ -9,7 +9,8 @@ use crate::{
     cluster::Cluster,
     config::HostPort,
     protocol::{
-        Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway, Welcomed,
+        Backend as _, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway,
+        Welcomed,
     },
     refusal::{Refusal, RefusalKind},
     route::{self, Consistency, Floor, Question},
@@ -284,7 +285,30 @@ async fn any_server<P: Protocol>(
 
 /// Sends a cancel request on to where the named session's statement runs.
 async fn cancel<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
-    let Some(entry) = cluster.sessions.find(key) else { return };
+    let Some(entry) = cluster.sessions.find(key) else { return ask_peers(cluster, key).await };
     let identity = cluster.monitor_identity.load_full();
     cluster.interrupt(&entry, &identity).await;
+}
+
+/// Hands a cancel request for nobody here on to the other proxies before the same servers, once:
+/// they may know each other, and would hand it back.
+async fn ask_peers<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
+    let config = cluster.config.load_full();
+    if config.peers.is_empty() || !cluster.operator.is_first(key.process) {
+        return;
+    }
+    let link = cluster.link.load_full();
+    let identity = cluster.monitor_identity.load_full();
+    let timeout = config.monitor.timeout;
+    let asked = config.peers.iter().map(|peer| {
+        let (link, identity) = (&link, &identity);
+        async move {
+            let peer = peer.to_string();
+            let sent = P::Backend::cancel(&peer, link, identity, key);
+            if !matches!(tokio::time::timeout(timeout, sent).await, Ok(Ok(()))) {
+                tracing::info!(cluster = %cluster.name, peer, "a cancel request could not be handed on");
+            }
+        }
+    });
+    futures_util::future::join_all(asked).await;
 }

@@ -10,7 +10,7 @@ use std::{
 use pointsman::{
     cli::{self, Cli, Command, Exit},
     config::Config,
-    demo, logging,
+    demo, doctor, logging,
     serve::Proxy,
     shutdown::{Shutdown, Signals},
 };
@@ -28,9 +28,11 @@ fn command(command: &Command) -> Exit {
     match command {
         Command::Run(run) => self::run(run),
         Command::Check(check) => self::check(check),
-        Command::Doctor(_) => not_available("doctor"),
+        Command::Doctor(doctor) => self::doctor(doctor),
         Command::Route(route) => self::route(route),
         Command::Demo(demo) => self::demo(demo),
+        Command::Completions { shell } => printed(cli::completions(*shell, &mut io::stdout())),
+        Command::Manual { command } => printed(cli::manual(command.as_deref(), &mut io::stdout())),
     }
 }
 
@@ -113,7 +115,7 @@ fn demo(demo: &cli::Demo) -> Exit {
 fn check(check: &cli::Check) -> Exit {
     let (mut out, mut err) = (io::stdout(), io::stderr());
     let checked = cli::check::check(&check.config.path(), &mut out, &mut err).and_then(|found| match found {
-        Ok(config) if check.connect => one_thread()?.block_on(cli::check::connect(&config, &mut err)),
+        Ok(config) if check.connect => one_thread()?.block_on(doctor::try_logins(&config, &mut out)),
         Ok(_) => Ok(Exit::Done),
         Err(exit) => Ok(exit),
     });
@@ -132,14 +134,31 @@ fn route(route: &cli::Route) -> Exit {
     })
 }
 
+fn doctor(command: &cli::Doctor) -> Exit {
+    let config = match command.config.load() {
+        Ok(config) => config,
+        Err(faults) => {
+            say(&faults.to_string());
+            return Exit::Config;
+        }
+    };
+    let examined = one_thread().and_then(|runtime| runtime.block_on(doctor::run(&config, &mut io::stdout())));
+    examined.unwrap_or_else(|error| {
+        say(&format!("pointsman: {error}"));
+        Exit::Unavailable
+    })
+}
+
+fn printed(result: io::Result<Exit>) -> Exit {
+    result.unwrap_or_else(|error| {
+        say(&format!("pointsman: {error}"));
+        Exit::Unavailable
+    })
+}
+
 /// The runtime of commands that only ask.
 fn one_thread() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
-fn not_available(what: &str) -> Exit {
-    say(&format!("pointsman: `{what}` is not available in this build"));
-    Exit::Unavailable
 }
 
 /// Writes a line to standard error, or gives up when that is closed.

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use parking_lot::Mutex;
@@ -28,7 +28,13 @@ pub struct Operator {
     orders: Mutex<Vec<(Arc<str>, Order)>>,
     /// Bounded by [`MAX_RECORDED`].
     events: Mutex<VecDeque<Recorded>>,
+    /// Cancel requests handed on to peers lately. Bounded by [`MAX_HANDED_ON`].
+    handed_on: Mutex<VecDeque<(Instant, u32)>>,
 }
+
+/// Cancel requests that are remembered, and for how long: longer than they take from peer to peer.
+const MAX_HANDED_ON: usize = 256;
+const HANDED_ON_FOR: Duration = Duration::from_secs(2);
 
 /// The console's PAUSE: new statements wait.
 #[derive(Default)]
@@ -81,6 +87,17 @@ impl Operator {
 
     pub fn take_orders(&self) -> Vec<(Arc<str>, Order)> {
         std::mem::take(&mut *self.orders.lock())
+    }
+
+    /// Whether a cancel request for this process comes by for the first time; remembers it.
+    pub fn is_first(&self, process: u32) -> bool {
+        let mut handed_on = self.handed_on.lock();
+        handed_on.retain(|(at, _)| at.elapsed() < HANDED_ON_FOR);
+        let first = handed_on.len() < MAX_HANDED_ON && handed_on.iter().all(|(_, known)| *known != process);
+        if first {
+            handed_on.push_back((Instant::now(), process));
+        }
+        first
     }
 
     /// Keeps an event for people to look at.

@@ -28,21 +28,6 @@ pub fn check(path: &Path, out: &mut impl Write, err: &mut impl Write) -> io::Res
     Ok(Ok(config))
 }
 
-/// `--connect`: asks each server whether the configuration would work with it.
-///
-/// Says for now that it is not available.
-///
-/// # Errors
-/// When `err` cannot be written to.
-pub async fn connect(config: &Config, err: &mut impl Write) -> io::Result<Exit> {
-    let clusters = count(config.clusters.len(), "cluster");
-    writeln!(
-        err,
-        "pointsman: `check --connect` is not available in this build: the servers of {clusters} were not asked"
-    )?;
-    Ok(Exit::Unavailable)
-}
-
 fn summary(cluster: &Cluster) -> String {
     let members = match &cluster.members {
         Members::Nodes(nodes) => count(nodes.len(), "node"),

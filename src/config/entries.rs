@@ -76,6 +76,7 @@ impl List {
             name,
             engine,
             listen,
+            peers,
             members,
             users,
             monitor,
@@ -90,6 +91,7 @@ impl List {
         self.path = path.clone();
         self.add("engine", engine);
         self.add("listen", listen);
+        self.add("peers", peers);
         self.members(members);
         self.users(users);
         self.monitor(&path, monitor);

@@ -190,6 +190,7 @@ fn read_cluster(cluster: &Section<'_>) -> Cluster {
             let listen = cell.list(HostPort::read)?;
             if listen.is_empty() { cell.fault("names no address") } else { Some(listen) }
         }),
+        peers: cluster.take_by("peers", |cell| cell.list(HostPort::read)),
         members: read_members(cluster, engine),
         users: read_cluster_users(cluster, &auth, &tls),
         monitor: read_monitor(&cluster.table("monitor"), engine),

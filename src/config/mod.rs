@@ -77,6 +77,8 @@ pub struct Cluster {
     pub engine: Engine,
     /// At least one; none overlaps another listener. Port 0 lets the system choose.
     pub listen: Vec<HostPort>,
+    /// Other proxies before the same servers: cancel requests for their clients go on to them.
+    pub peers: Vec<HostPort>,
     pub members: Members,
     /// May be empty where `auth.query` or `auth.trust_loopback` lets clients in.
     pub users: Vec<User>,

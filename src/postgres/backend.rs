@@ -361,7 +361,7 @@ impl Backend {
     ///
     /// # Errors
     /// [`Fault::Refused`] with the server's error, [`Fault::Server`] when the connection broke.
-    pub(super) async fn query_all(&mut self, sql: &str) -> Result<Vec<Row>, Fault> {
+    pub(crate) async fn query_all(&mut self, sql: &str) -> Result<Vec<Row>, Fault> {
         let mut out = Vec::new();
         frame::put_query(&mut out, sql);
         self.statements.unnamed = None;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::support::{
-    Stage, eventually, soon,
+    Proxy, Stage, eventually, soon,
     wire::{self, Batch, first_columns, tags},
 };
 
@@ -93,4 +93,26 @@ async fn a_statement_that_waits_for_a_connection_can_be_cancelled() {
     let answer = waiting.until_ready().await;
     assert_eq!((tags(&answer).as_str(), answer[0].code().as_str()), ("EZ", "57014"));
     holder.run("COMMIT").await;
+}
+
+#[tokio::test]
+async fn a_cancel_request_that_comes_to_another_proxy_finds_its_way() {
+    let stage = Stage::set("", &[]).await;
+    let peer = |proxy: &Proxy| format!("cluster.peers = ['127.0.0.1:{}']", proxy.port());
+    let second = Proxy::start(stage.cluster, &[&peer(&stage.proxy)]).await;
+    let mut third = Proxy::start(stage.cluster, &[&peer(&second)]).await;
+    // Two that know each other: the request must not go round for ever.
+    let both = format!("cluster.peers = ['127.0.0.1:{}', '127.0.0.1:{}']", second.port(), third.port());
+    third.reload(&[&both]);
+    third.wait_for_log("peers").await;
+    let mut wire = stage.wire().await;
+    wire.send(&Batch::new().query("SELECT 'mark peers', pg_sleep(60)")).await;
+    eventually("it runs", async || sleepers(&stage, "mark peers") == 1).await;
+
+    // As a balancer would bring it to the third.
+    soon("the request is taken", wire::cancel(third.port(), &wire.key)).await;
+
+    let answer = wire.until_ready().await;
+    assert_eq!(answer[answer.len() - 2].code(), "57014", "{}", tags(&answer));
+    wire::cancel(third.port(), &[0; 8]).await;
 }

@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    time::Instant,
 };
 
 use pointsman::demo::{Port, servers::APP};
@@ -14,7 +15,14 @@ const OPENAPI: &str = include_str!("../../src/admin/http/openapi.json");
 
 /// Status and body of a page.
 fn get(port: u16, path: &str, login: Option<&str>) -> (u16, String) {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("the door is open");
+    // The doors of the control plane open after those for clients.
+    let deadline = Instant::now() + PATIENCE;
+    let mut stream = loop {
+        match TcpStream::connect(("127.0.0.1", port)) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(Instant::now() < deadline, "the door is closed: {error}"),
+        }
+    };
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout above zero");
     let login = login.map(|encoded| format!("Authorization: Basic {encoded}\r\n")).unwrap_or_default();
     let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{login}Connection: close\r\n\r\n");

@@ -129,6 +129,12 @@ pub static TABLES: &[Table] = &[
                 "Where clients connect. `0.0.0.0` is every IPv4 address, `[::]` every address; port 0 lets the system choose. A change needs a restart.",
             ),
             key(
+                "peers",
+                Default("[]"),
+                "list of addresses",
+                "Other proxies before the same servers, as `host:port`. A balancer may bring a cancel request to any of them; they hand it on to each other (PostgreSQL only), reached as servers are (`tls.server`).",
+            ),
+            key(
                 "nodes",
                 unset("`discovery` says", "[\"10.0.0.1:5432\", \"10.0.0.2:5432\"]"),
                 "list of `host:port` or `{ address, weight, zone }`",

@@ -1,0 +1,107 @@
+//! `pointsman doctor` and `check --connect` before real servers with real faults.
+
+use std::process::{Command, Output};
+
+use pointsman::demo::servers::{APP, MONITOR, PgCluster, PgOptions, Stop};
+use tempfile::TempDir;
+
+use crate::support::{Session, cluster, eventually};
+
+fn configuration(cluster: &PgCluster, monitor: &str, app_password: &str) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let nodes = cluster.addresses();
+    let text = format!(
+        "[[cluster]]\nname = 'it'\nengine = 'postgres'\nlisten = ['127.0.0.1:0']\nnodes = {nodes:?}\n\
+         users = [{{ name = '{}', password = '{app_password}' }}]\n\
+         monitor = {{ user = '{monitor}', password = '{}' }}\n",
+        APP.name, MONITOR.password
+    );
+    std::fs::write(folder.path().join("p.toml"), text).expect("the folder is ours");
+    folder
+}
+
+fn pointsman(arguments: &[&str], folder: &TempDir) -> (Option<i32>, String) {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_pointsman"))
+        .args(arguments)
+        .arg("-c")
+        .arg(folder.path().join("p.toml"))
+        .output()
+        .expect("the binary was built");
+    (status.code(), format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr)))
+}
+
+/// A session of the superuser straight at a server.
+async fn at(cluster: &PgCluster, node: usize) -> Session {
+    let admin = pointsman::demo::servers::SUPERUSER;
+    let port = cluster.node(node).port();
+    Session::open(&format!(
+        "host=127.0.0.1 port={port} user={} password={} dbname=postgres",
+        admin.name, admin.password
+    ))
+    .await
+}
+
+#[tokio::test]
+async fn check_connect_says_who_gets_in_where() {
+    let cluster = cluster::shared();
+
+    let (code, said) =
+        pointsman(&["check", "--connect"], &configuration(cluster, MONITOR.name, APP.password));
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!((said.matches("ok, primary").count(), said.matches("ok, replica").count()), (1, 2), "{said}");
+
+    let (code, said) = pointsman(&["check", "--connect"], &configuration(cluster, "stranger", APP.password));
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("the monitor's login failed: password authentication failed"), "{said}");
+
+    let (code, said) = pointsman(&["check", "--connect"], &configuration(cluster, MONITOR.name, "wrong"));
+    assert_eq!(code, Some(69), "{said}");
+    assert!(said.contains("user app: password authentication failed"), "{said}");
+}
+
+#[tokio::test]
+async fn the_doctor_finds_what_is_wrong_with_real_servers() {
+    // Servers of tests do without, and the doctor would say so.
+    let settings = vec![("fsync".to_owned(), "on".to_owned())];
+    let cluster = cluster::own_with(PgOptions { replicas: 2, settings, ..PgOptions::default() });
+    let folder = configuration(&cluster, MONITOR.name, APP.password);
+    let doctor = || pointsman(&["doctor"], &folder);
+    let (code, said) = doctor();
+    assert!(code == Some(0) && !said.contains("problem"), "{said}");
+    let primary = at(&cluster, 0).await;
+
+    let finds = async |words: &str| {
+        eventually(words, async || {
+            let (code, said) = doctor();
+            code == Some(69) && said.contains(words)
+        })
+        .await;
+    };
+    primary.run("ALTER SYSTEM SET synchronous_standby_names = 'gone'").await;
+    primary.run("SELECT pg_reload_conf()").await;
+    finds("commits wait for ever").await;
+    primary.run("ALTER SYSTEM RESET synchronous_standby_names").await;
+    primary.run("SELECT pg_reload_conf()").await;
+
+    primary.run("SELECT pg_create_physical_replication_slot('forgotten', true)").await;
+    eventually("the slot is found", async || doctor().1.contains("nobody uses slot forgotten")).await;
+
+    primary.run(&format!("REVOKE pg_monitor FROM {}", MONITOR.name)).await;
+    finds(&format!("GRANT pg_monitor TO {}", MONITOR.name)).await;
+    primary.run(&format!("GRANT pg_monitor TO {}", MONITOR.name)).await;
+
+    cluster.pause_replay(2).expect("it obeys");
+    finds("replay is paused").await;
+    cluster.resume_replay(2).expect("it obeys");
+
+    cluster.promote(1).expect("it is promoted");
+    finds("several nodes accept writes").await;
+
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    finds("cannot be reached").await;
+    eventually("a replica of a dead primary does not stream", async || {
+        doctor().1.contains("it does not stream")
+    })
+    .await;
+    drop(primary);
+}
