@@ -24,7 +24,7 @@ fn settings(turn: usize, stage: &Stage) -> Vec<String> {
         .iter()
         .enumerate()
         // The replicas come and go in turn.
-        .filter(|(index, _)| *index == 0 || index % 2 == turn % 2 || turn % 5 == 0)
+        .filter(|(index, _)| *index == 0 || index % 2 == turn % 2 || turn.is_multiple_of(5))
         .map(|(index, node)| {
             format!("{{ address = '{}', weight = {} }}", node.address(), 1 + (turn + index) % 3)
         })
