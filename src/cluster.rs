@@ -49,6 +49,8 @@ pub struct Cluster<P: Protocol> {
     /// Statements waiting for a node.
     pub line: Line,
     pub operator: Operator,
+    /// `log.statements_over`, in microseconds.
+    slow_over: AtomicU64,
     /// What `user` reads must not be behind of.
     user_floors: Mutex<HashMap<UserKey, Arc<SharedFloors>>>,
 }
@@ -233,6 +235,7 @@ impl<P: Protocol> Cluster<P> {
             shutdown,
             line: Line::default(),
             operator: Operator::default(),
+            slow_over: AtomicU64::new(u64::MAX),
             user_floors: Mutex::default(),
         }
     }
@@ -346,6 +349,16 @@ impl<P: Protocol> Cluster<P> {
             tracing::info!(cluster = %self.name, node = %target.address, "a cancel request could not be handed on");
         }
         entry.end_cancel();
+    }
+
+    /// Statements that take longer are logged; `None`: none are.
+    pub fn set_slow(&self, over: Option<Duration>) {
+        let micros = over.map_or(u64::MAX, |over| over.as_micros() as u64);
+        self.slow_over.store(micros, Ordering::Relaxed);
+    }
+
+    pub fn is_slow(&self, took: Duration) -> bool {
+        took.as_micros() as u64 > self.slow_over.load(Ordering::Relaxed)
     }
 
     /// Asks something of every session.

@@ -221,7 +221,8 @@ impl<P: Protocol> NodePool<P> {
     async fn wait(&self, now: Instant) -> Result<(Object<Places>, Box<Pooled<P>>), CheckoutFault> {
         let _waiting = Count::up(&self.waiters);
         let deadline = now + self.limits.checkout_timeout;
-        if self.places.status().available == 0 {
+        let places = self.places.status();
+        if places.available == 0 && places.size >= places.max_size {
             self.ask_back();
         }
         let attempt = async {

@@ -66,6 +66,7 @@ trait Running: Send + Sync {
     /// Applies a configuration, or says why it cannot be.
     fn check(&self, config: &config::Cluster) -> Result<(), StartError>;
     fn apply(&self, config: &config::Cluster) -> Result<(), StartError>;
+    fn set_slow(&self, over: Option<Duration>);
     fn call(&self, call: Call);
     fn sessions(&self) -> usize;
     fn managed(&self) -> Arc<dyn Managed>;
@@ -104,6 +105,10 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
         Ok(())
     }
 
+    fn set_slow(&self, over: Option<Duration>) {
+        self.cluster.set_slow(over);
+    }
+
     fn call(&self, call: Call) {
         self.cluster.call_all(call);
     }
@@ -128,6 +133,9 @@ impl Proxy {
         let mut clusters = Vec::new();
         for cluster in &config.clusters {
             clusters.push(start_cluster(cluster, &workers, &metrics, &shutdown).await?);
+        }
+        for running in &clusters {
+            running.set_slow(config.log.statements_over);
         }
         let managed = clusters.iter().map(|running| running.managed()).collect();
         let (control, reloads) = Control::new(managed, config.clone(), metrics.clone(), shutdown.clone());
@@ -216,6 +224,9 @@ impl Proxy {
             running
                 .apply(config)
                 .map_err(|error| format!("a file changed while it was being reloaded: {error}"))?;
+        }
+        for running in &self.clusters {
+            running.set_slow(effective.log.statements_over);
         }
         for change in &changes.live {
             tracing::info!("reloaded: {change}");

@@ -69,9 +69,6 @@ pub struct Gate {
     pub(super) shared: Arc<Shared>,
 }
 
-/// A user and the database it named.
-type GreetingKey = (Arc<str>, Option<Box<str>>);
-
 /// What outlives a reload.
 pub struct Shared {
     /// What servers said of themselves, by address.
@@ -82,6 +79,9 @@ pub struct Shared {
     /// When each server process was started, by its own clock.
     started: Mutex<HashMap<Box<str>, i64>>,
 }
+
+/// User and default schema.
+type GreetingKey = (Arc<str>, Option<Box<str>>);
 
 struct Profile {
     greeting: ServerGreeting,

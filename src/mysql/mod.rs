@@ -225,6 +225,10 @@ impl protocol::Backend<Mysql> for Backend {
         }
     }
 
+    async fn started(&mut self) -> Result<Option<i64>, Fault> {
+        probe::started(self).await
+    }
+
     async fn probe(&mut self) -> Result<Facts, ProbeFault> {
         probe::probe(self).await
     }

@@ -42,6 +42,15 @@ pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
     Ok(facts)
 }
 
+/// When the server of this connection was started, as every user may ask; `None`: it does not say.
+pub(super) async fn started(server: &mut Backend) -> Result<Option<i64>, Fault> {
+    let status = server.query_all("SHOW GLOBAL STATUS LIKE 'Uptime'").await?;
+    let clock = server.query_all("SELECT UNIX_TIMESTAMP(SYSDATE(6)) * 1000000").await?;
+    let number = |rows: &[Row], column| text(rows.first()?, column)?.split('.').next()?.parse::<i64>().ok();
+    let read = number(&clock, 0).zip(number(&status, 1)).map(|(now, uptime)| now - uptime * 1_000_000);
+    Ok(read.map(|read| server.shared.steady_start(&server.address, read)))
+}
+
 fn fault(fault: Fault) -> ProbeFault {
     match fault {
         Fault::Refused(refused) if refused.code == *b"08S01" => ProbeFault::NotReady,

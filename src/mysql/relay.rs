@@ -533,7 +533,10 @@ impl<'a> Relay<'a> {
 
     /// Follows what the server says has changed in the session.
     fn note_changes(&mut self, changes: &[u8], request: &Request<Command>) {
+        let (mut unnamed, mut named) = (false, false);
         for change in packet::changes(changes) {
+            unnamed |= change == Change::State;
+            named |= matches!(change, Change::Variable { .. } | Change::Schema(_) | Change::Gtids(_));
             match change {
                 Change::Gtids(text) | Change::Variable { name: b"last_gtid", value: text } => {
                     self.note_gtid(text)
@@ -544,10 +547,11 @@ impl<'a> Relay<'a> {
                 Change::Variable { name: b"character_set_client", value } => {
                     self.frontend.note_setting("character_set_client", &String::from_utf8_lossy(value));
                 }
-                Change::State if request.intent.effects.is_empty() => self.backend.touched = true,
                 _ => {}
             }
         }
+        // A change that has a name of its own is marked a second time without one.
+        self.backend.touched |= unnamed && !named && request.intent.effects.is_empty();
     }
 
     fn note_gtid(&mut self, text: &[u8]) {

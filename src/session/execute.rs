@@ -2,7 +2,7 @@
 //! of the answer.
 
 use std::{
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -10,11 +10,12 @@ use smallvec::SmallVec;
 
 use super::{
     Session,
-    cancel::Call,
+    cancel::{Call, Entry},
     consistency::Noted,
     state::{Run, ends_transaction},
 };
 use crate::{
+    cluster::Cluster,
     pool::{Fate, Held},
     protocol::{Backend, Fault, MayRefuse, Protocol, Refused, Reply, Request, Terms, Transaction},
     refusal::{Refusal, RefusalKind},
@@ -126,7 +127,15 @@ impl<P: Protocol> Session<P> {
             session: entry.id,
             watch: Watch::new(&pool.standing, &entry),
         };
-        let result = held.backend().exchange(request, &mut self.frontend, &terms).await;
+        let limit = self.cluster.config.load().limits.statement_timeout;
+        let exchange = held.backend().exchange(request, &mut self.frontend, &terms);
+        let result = match limit {
+            None => exchange.await,
+            Some(limit) => {
+                let left = limit.saturating_sub(attempt.began.elapsed());
+                Box::pin(limited(exchange, left, &self.cluster, &entry)).await
+            }
+        };
         held.set_busy(false);
         if self.registered.entry.runs_no_more() {
             self.wait_for_cancel(held).await;
@@ -197,8 +206,29 @@ impl<P: Protocol> Session<P> {
         self.known(held.address(), held.role).meter.statement(attempt.run.access, reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
+        self.log_if_slow(request, attempt, held.address(), now);
         self.note_previous(&request.intent, held.role);
         self.keep_or_release(held, now).await;
+    }
+
+    /// One line for a statement that took longer than `log.statements_over`: by its fingerprint,
+    /// never with its literals.
+    fn log_if_slow(&self, request: &Request<P::Wire>, attempt: &Attempt, node: &str, now: Instant) {
+        let took = now.duration_since(attempt.began);
+        if self.cluster.is_slow(took) {
+            tracing::warn!(
+                cluster = %self.cluster.name,
+                node,
+                user = %self.registered.entry.user,
+                database = %self.database.name,
+                access = attempt.run.access.label(),
+                reason = attempt.run.reason.label(),
+                ?took,
+                waited = ?attempt.waited,
+                fingerprint = format_args!("{:016x}", request.intent.fingerprint),
+                "slow statement"
+            );
+        }
     }
 
     fn learn_effects(&mut self, request: &Request<P::Wire>, failed: bool, pinned_before: bool) {
@@ -238,4 +268,26 @@ impl<P: Protocol> Session<P> {
         let fate = if held.backend().is_clean() { Fate::Reuse } else { Fate::Reset };
         held.release(fate, now);
     }
+}
+
+/// `limits.statement_timeout`: the server is asked to cancel what takes longer, and the client gets
+/// the server's own error for it.
+async fn limited<P: Protocol>(
+    exchange: impl Future<Output = Result<Reply, Fault>>,
+    left: Duration,
+    cluster: &Arc<Cluster<P>>,
+    entry: &Arc<Entry>,
+) -> Result<Reply, Fault> {
+    let mut exchange = std::pin::pin!(exchange);
+    tokio::select! {
+        biased;
+        result = &mut exchange => return result,
+        () = tokio::time::sleep(left) => {}
+    }
+    let (cluster, entry) = (cluster.clone(), entry.clone());
+    tokio::spawn(async move {
+        let identity = cluster.monitor_identity.load_full();
+        cluster.interrupt(&entry, &identity).await;
+    });
+    exchange.await
 }

@@ -14,8 +14,9 @@ use crate::{
     pool::{Fate, Held},
     protocol::{Fault, Forwarded, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
     refusal::{Refusal, RefusalKind},
+    route::Floor,
     sql::{Access, Intent, Reason},
-    topology::{Role, State, board::Traffic},
+    topology::{Position, Role, State, board::Traffic},
 };
 
 /// How long a stopping server may take to be seen as stopped before its 57P01 is taken to have
@@ -121,10 +122,15 @@ impl<P: Protocol> Session<P> {
             RefusedCause::MaybeStale => {
                 let snapshot = self.cluster.topology.load();
                 let node = snapshot.find(address);
-                match (node.and_then(|node| node.position.as_ref()), snapshot.newest()) {
-                    (Some(has), Some(newest)) => snapshot.covers(has, newest) != Some(true),
+                let Some(has) = node.and_then(|node| node.position.as_ref()) else { return true };
+                let behind = |position: &Position| snapshot.covers(has, position) != Some(true);
+                // What the session itself has written may be newer than what probes have seen.
+                let behind_session = match &self.state.floor {
+                    Floor::None => false,
+                    Floor::At(position) => behind(position),
                     _ => true,
-                }
+                };
+                behind_session || snapshot.newest().is_none_or(behind)
             }
             RefusedCause::Stopping | RefusedCause::Replan => false,
         }

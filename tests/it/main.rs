@@ -3,6 +3,7 @@
 mod support;
 
 mod bad_input;
+mod both;
 mod cancel;
 mod catalog;
 mod command_route;
@@ -18,8 +19,10 @@ mod failover_basic;
 mod fencing;
 mod freshness;
 mod http;
+mod limits;
 mod login;
 mod metrics;
+mod mysql_drivers;
 mod mysql_failover;
 mod mysql_session;
 mod patroni;

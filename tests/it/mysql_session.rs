@@ -326,3 +326,26 @@ async fn the_proxys_own_variables_are_answered_by_it() {
     assert_eq!(session.error("SET @pointsman_consistency = 'nonsense'").await, 1231);
     assert_eq!(session.error("").await, 1065);
 }
+
+#[tokio::test]
+async fn a_verifier_lets_its_user_in_and_opens_servers() {
+    use sha1::{Digest, Sha1};
+    let verifier = hex::encode_upper(Sha1::digest(Sha1::digest(APP.password)));
+    let users = format!("cluster.users = [{{ name = '{}', password = '*{verifier}' }}]", APP.name);
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[&users]).await;
+
+    let mut session = stage.session().await;
+    session.run("INSERT INTO t VALUES (1)").await;
+    assert_eq!(session.value("SELECT x FROM t").await, "1");
+
+    let wrong = pointsman::demo::servers::Login { name: APP.name, password: "wrong" };
+    let Err(refused) = Session::connect(stage.proxy.port(), wrong, "", BASIC).await else {
+        panic!("it got in")
+    };
+    assert_eq!(refused.errno, 1045);
+    let nobody = pointsman::demo::servers::Login { name: "nobody", password: "wrong" };
+    let Err(refused) = Session::connect(stage.proxy.port(), nobody, "", BASIC).await else {
+        panic!("it got in")
+    };
+    assert_eq!(refused.errno, 1045);
+}

@@ -1,5 +1,6 @@
 //! What the tests stand on: real servers, the real binary, links that can be cut.
 
+pub mod both;
 pub mod client;
 pub mod cluster;
 pub mod drivers;

@@ -1,0 +1,259 @@
+//! Clients that write and read through the proxy and note what they are told.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use tokio_postgres::{Client, Error, NoTls, SimpleQueryMessage};
+
+use crate::history::{History, Outcome, Write};
+
+/// An operation that takes longer hangs: `failover.hold` ends every wait well before.
+const PATIENCE: Duration = Duration::from_secs(40);
+const PACE: Duration = Duration::from_millis(15);
+
+/// What all sessions share.
+#[derive(Debug)]
+pub struct Shared {
+    pub dsn: String,
+    pub stop: AtomicBool,
+    /// Reads are asked for as eventual, whatever is expected of them.
+    pub weaken: bool,
+    /// The newest row of each session that was acknowledged.
+    pub acknowledged: Vec<AtomicU64>,
+}
+
+/// What a session expects of its reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    Session,
+    Global,
+    Monotonic,
+}
+
+impl Level {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Global => "global",
+            Self::Monotonic => "monotonic",
+        }
+    }
+}
+
+/// One client's life: writes of its own and reads, each checked on the spot.
+pub struct Session {
+    number: usize,
+    level: Level,
+    shared: Arc<Shared>,
+    random: StdRng,
+    client: Option<Client>,
+    next_row: u64,
+    /// Sum of all rows that a monotonic read saw last, and whether a replica answered it.
+    seen: (u64, bool),
+    history: History,
+}
+
+impl Session {
+    pub fn new(number: usize, level: Level, shared: Arc<Shared>, seed: u64) -> Self {
+        let random = StdRng::seed_from_u64(seed ^ (number as u64) << 32);
+        Self {
+            number,
+            level,
+            shared,
+            random,
+            client: None,
+            next_row: 1,
+            seen: (0, false),
+            history: History::default(),
+        }
+    }
+
+    pub async fn run(mut self) -> History {
+        while !self.shared.stop.load(Ordering::Relaxed) {
+            tokio::time::sleep(PACE.mul_f64(self.random.random::<f64>() * 2.0)).await;
+            if self.client.as_ref().is_none_or(Client::is_closed) && !self.connect().await {
+                continue;
+            }
+            match self.random.random_range(0..10) {
+                0..3 => self.insert().await,
+                3 => self.transaction().await,
+                _ => self.read().await,
+            }
+        }
+        self.history
+    }
+
+    async fn connect(&mut self) -> bool {
+        let Ok(Ok((client, connection))) =
+            tokio::time::timeout(PATIENCE, tokio_postgres::connect(&self.shared.dsn, NoTls)).await
+        else {
+            self.count("no connection");
+            return false;
+        };
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        self.client = Some(client);
+        // A new session of a client has seen nothing yet.
+        self.seen = (0, false);
+        let level = if self.shared.weaken { "eventual" } else { self.level.label() };
+        let set = format!("SET pointsman.consistency = '{level}'");
+        self.ask(&set).await.is_ok()
+    }
+
+    async fn insert(&mut self) {
+        let row = self.take_row();
+        let began = Instant::now();
+        let result = self.ask(&format!("INSERT INTO log VALUES ({}, {row})", self.number)).await;
+        let outcome = self.outcome(result.err());
+        self.note(vec![row], began, outcome);
+    }
+
+    /// Two rows in one transaction, or none; some are rolled back by their client.
+    async fn transaction(&mut self) {
+        let rows = vec![self.take_row(), self.take_row()];
+        let began = Instant::now();
+        let mut steps = vec!["BEGIN".to_owned()];
+        steps.extend(rows.iter().map(|row| format!("INSERT INTO log VALUES ({}, {row})", self.number)));
+        for step in steps {
+            if let Err(error) = self.ask(&step).await {
+                // Nothing is committed before COMMIT is sent, whatever the error says.
+                self.outcome(Some(error));
+                let _ = self.ask("ROLLBACK").await;
+                return self.note(rows, began, Outcome::Failed);
+            }
+        }
+        if self.random.random_bool(0.1) {
+            let _ = self.ask("ROLLBACK").await;
+            return self.note(rows, began, Outcome::Failed);
+        }
+        let result = self.ask("COMMIT").await;
+        let outcome = self.outcome(result.err());
+        self.note(rows, began, outcome);
+        if outcome != Outcome::Done {
+            let _ = self.ask("ROLLBACK").await;
+        }
+    }
+
+    async fn read(&mut self) {
+        let nonce: u32 = self.random.random();
+        let floors: Vec<u64> =
+            self.shared.acknowledged.iter().map(|newest| newest.load(Ordering::SeqCst)).collect();
+        let sql = format!(
+            "SELECT {nonce}, inet_server_port(), session, max(row), sum(count(*)) OVER () FROM log GROUP BY session"
+        );
+        match self.ask(&sql).await {
+            Ok(rows) => {
+                self.history.reads.push(Instant::now());
+                self.judge(nonce, &rows, &floors);
+            }
+            Err(error) => drop(self.outcome(Some(error))),
+        }
+    }
+
+    fn judge(&mut self, nonce: u32, rows: &[Vec<String>], floors: &[u64]) {
+        let number = |text: Option<&String>| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        let mut newest = vec![0; floors.len()];
+        let (mut total, mut port) = (0, 0);
+        for row in rows {
+            if number(row.first()) != u64::from(nonce) {
+                self.violate(format!("was answered with another's rows: {row:?}, not {nonce}"));
+            }
+            port = number(row.get(1));
+            total = number(row.get(4));
+            if let Some(slot) = newest.get_mut(number(row.get(2)) as usize) {
+                *slot = number(row.get(3));
+            }
+        }
+        let checked: Vec<usize> = match self.level {
+            Level::Global => (0..floors.len()).collect(),
+            Level::Session | Level::Monotonic => vec![self.number],
+        };
+        for session in checked {
+            if newest[session] < floors[session] {
+                self.violate(format!(
+                    "{} read of {port} saw row {} of session {session}, {} was acknowledged before",
+                    self.level.label(),
+                    newest[session],
+                    floors[session]
+                ));
+            }
+        }
+        if self.level == Level::Monotonic {
+            self.judge_order(total, port);
+        }
+    }
+
+    /// A replica shows a commit as soon as it has it, the primary when its synchronous wait is
+    /// over: a step from one to the other may go back (hard case 19).
+    fn judge_order(&mut self, total: u64, port: u64) {
+        let moved = self.seen.1 && self.seen.0 > total;
+        if moved {
+            self.count("monotonic step back");
+            self.violate(format!("a monotonic read of {port} saw {total} rows after {}", self.seen.0));
+        }
+        self.seen = (total, true);
+    }
+
+    fn violate(&mut self, what: String) {
+        self.history.violations.push(format!("session {}: {what}", self.number));
+    }
+
+    fn take_row(&mut self) -> u64 {
+        self.next_row += 1;
+        self.next_row - 1
+    }
+
+    fn note(&mut self, rows: Vec<u64>, began: Instant, outcome: Outcome) {
+        if outcome == Outcome::Done {
+            let newest = rows.last().copied().unwrap_or(0);
+            self.shared.acknowledged[self.number].fetch_max(newest, Ordering::SeqCst);
+        }
+        let write = Write { session: self.number, rows, began, ended: Instant::now(), outcome };
+        self.history.writes.push(write);
+    }
+
+    async fn ask(&mut self, sql: &str) -> Result<Vec<Vec<String>>, Option<Error>> {
+        let Some(client) = &self.client else { return Err(None) };
+        match tokio::time::timeout(PATIENCE, client.simple_query(sql)).await {
+            Ok(Ok(messages)) => Ok(messages.iter().filter_map(values).collect()),
+            Ok(Err(error)) => Err(Some(error)),
+            Err(_) => {
+                self.violate(format!("no answer within {PATIENCE:?} to {sql}"));
+                self.client = None;
+                Err(None)
+            }
+        }
+    }
+
+    /// What an error says of a write; none is success.
+    fn outcome(&mut self, error: Option<Option<Error>>) -> Outcome {
+        let Some(error) = error else { return Outcome::Done };
+        let code = error.as_ref().and_then(Error::code).map_or("closed", |code| code.code()).to_owned();
+        self.count(&code);
+        match code.as_str() {
+            // 57P02: another process crashed, at whatever moment.
+            "08007" | "closed" | "57P02" => Outcome::InDoubt,
+            _ => Outcome::Failed,
+        }
+    }
+
+    fn count(&mut self, code: &str) {
+        *self.history.errors.entry(code.to_owned()).or_default() += 1;
+    }
+}
+
+fn values(message: &SimpleQueryMessage) -> Option<Vec<String>> {
+    match message {
+        SimpleQueryMessage::Row(row) => {
+            Some((0..row.len()).map(|column| row.get(column).unwrap_or_default().to_owned()).collect())
+        }
+        _ => None,
+    }
+}
