@@ -28,6 +28,7 @@ pub mod runtime;
 pub mod serve;
 pub mod session;
 pub mod shutdown;
+pub mod sockets;
 pub mod sql;
 pub mod standing;
 pub mod stream;

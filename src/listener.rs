@@ -37,7 +37,8 @@ pub async fn bind(at: &HostPort) -> io::Result<Vec<TcpListener>> {
     addresses.into_iter().map(listen).collect()
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens on one address.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Layer::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {

@@ -32,6 +32,7 @@ use crate::{
     runtime::Workers,
     session::cancel::Call,
     shutdown::{Ending, Notice, Shutdown, notify},
+    sockets::Sockets,
     tls::TlsError,
 };
 
@@ -42,6 +43,8 @@ pub enum StartError {
     Listen { address: HostPort, error: io::Error },
     #[error("cluster {cluster}: {error}")]
     Tls { cluster: Arc<str>, error: Box<TlsError> },
+    #[error("the service manager's sockets cannot be taken over: {0}")]
+    Inherited(io::Error),
     #[error("cannot start the worker threads: {0}")]
     Workers(io::Error),
 }
@@ -128,14 +131,19 @@ impl Proxy {
     /// # Errors
     /// When an address cannot be listened on, or a TLS file cannot be used.
     pub async fn start(config: Config, shutdown: Shutdown) -> Result<Self, StartError> {
+        let mut sockets = Sockets::inherited().map_err(StartError::Inherited)?;
         let workers = Arc::new(Workers::start(config.workers).map_err(StartError::Workers)?);
         let metrics = Arc::new(Metrics::new());
         let mut clusters = Vec::new();
         for cluster in &config.clusters {
-            clusters.push(start_cluster(cluster, &workers, &metrics, &shutdown).await?);
+            let listeners = bind_all(&cluster.listen, &mut sockets).await?;
+            clusters.push(start_cluster(cluster, listeners, &workers, &metrics, &shutdown).await?);
         }
         for running in &clusters {
             running.set_slow(config.log.statements_over);
+        }
+        for address in sockets.unclaimed() {
+            tracing::warn!(%address, "the service manager listens there, but no cluster does");
         }
         let managed = clusters.iter().map(|running| running.managed()).collect();
         let (control, reloads) = Control::new(managed, config.clone(), metrics.clone(), shutdown.clone());
@@ -266,6 +274,7 @@ async fn open_doors(admin: &config::Admin, control: &Control) -> Result<Option<S
 /// The one place where a protocol is chosen.
 async fn start_cluster(
     config: &config::Cluster,
+    listeners: Vec<TcpListener>,
     workers: &Arc<Workers>,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
@@ -278,7 +287,7 @@ async fn start_cluster(
                 let source = query.clone().map(|query| query as Arc<dyn VerifierSource>);
                 Ok((postgres::parts(config, &shared, source)?, query))
             };
-            start_service::<postgres::Postgres, _>(config, parts, workers, metrics, shutdown).await
+            start_service::<postgres::Postgres, _>(config, parts, listeners, workers, metrics, shutdown).await
         }
         Engine::Mysql => {
             let shared = Arc::new(mysql::Shared::default());
@@ -287,7 +296,7 @@ async fn start_cluster(
                 let source = query.clone().map(|query| query as Arc<dyn VerifierSource>);
                 Ok((mysql::parts(config, &shared, source)?, query))
             };
-            start_service::<mysql::Mysql, _>(config, parts, workers, metrics, shutdown).await
+            start_service::<mysql::Mysql, _>(config, parts, listeners, workers, metrics, shutdown).await
         }
     }
 }
@@ -315,6 +324,7 @@ pub async fn observe(config: &config::Cluster, database: &Arc<str>) -> Result<Ob
 async fn start_service<P: Protocol, F>(
     config: &config::Cluster,
     parts: F,
+    listeners: Vec<TcpListener>,
     workers: &Arc<Workers>,
     metrics: &Arc<Metrics>,
     shutdown: &Shutdown,
@@ -324,7 +334,6 @@ where
 {
     let (made, query) = parts(config)
         .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
-    let listeners = bind_all(&config.listen).await?;
     let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
     let cluster = Arc::new(Cluster::new(
         config.clone(),
@@ -348,11 +357,11 @@ fn spawn(future: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(boxed);
 }
 
-async fn bind_all(listen: &[HostPort]) -> Result<Vec<TcpListener>, StartError> {
+async fn bind_all(listen: &[HostPort], sockets: &mut Sockets) -> Result<Vec<TcpListener>, StartError> {
     let mut listeners = Vec::new();
     for at in listen {
         let bound =
-            listener::bind(at).await.map_err(|error| StartError::Listen { address: at.clone(), error })?;
+            sockets.bind(at).await.map_err(|error| StartError::Listen { address: at.clone(), error })?;
         for listener in bound {
             if let Ok(address) = listener.local_addr() {
                 tracing::info!(%address, "listening");

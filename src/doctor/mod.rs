@@ -5,15 +5,17 @@
 
 mod diagnosis;
 pub mod facts;
+pub mod mysql;
 
 use std::{fmt, io::Write, sync::Arc, time::Duration};
 
 use self::facts::Node;
 use crate::{
     cli::Exit,
+    cluster::Parts,
     config::{self, Config, Engine, Members, SecretForm},
     postgres,
-    protocol::{Backend as _, ConnectFault, Identity},
+    protocol::{Backend as _, ConnectFault, Protocol},
     topology::Role,
 };
 
@@ -89,12 +91,13 @@ pub async fn examine(cluster: &config::Cluster) -> Vec<Finding> {
             }
             diagnosis::diagnose(cluster, &nodes)
         }
-        Engine::Mysql => vec![Finding {
-            severity: Severity::Note,
-            node: None,
-            what: "this build cannot inspect MySQL and MariaDB".to_owned(),
-            mend: "SHOW REPLICA STATUS on each server says what its replication is at".to_owned(),
-        }],
+        Engine::Mysql => {
+            let mut nodes = Vec::new();
+            for address in addresses(cluster) {
+                nodes.push(read_mysql(cluster, address).await);
+            }
+            mysql::diagnose(&nodes)
+        }
     };
     findings.sort_by_key(|finding| finding.severity);
     findings
@@ -119,16 +122,40 @@ async fn read(cluster: &config::Cluster, address: Arc<str>) -> Node {
     Node { address, answer }
 }
 
+async fn read_mysql(cluster: &config::Cluster, address: Arc<str>) -> mysql::Node {
+    let answer = tokio::time::timeout(PATIENCE, async {
+        let parts = mysql_parts(cluster)?;
+        let mut server = open::<crate::mysql::Mysql>(&parts, &address).await?;
+        mysql::read(&mut server).await
+    })
+    .await
+    .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")));
+    mysql::Node { address, answer }
+}
+
 /// As the monitor; also says how long a round trip takes.
 async fn connect(cluster: &config::Cluster, address: &str) -> Result<(postgres::Backend, Duration), String> {
-    let shared = Arc::new(postgres::Shared::default());
-    let parts = postgres::parts(cluster, &shared, None).map_err(|error| error.to_string())?;
-    let mut server = postgres::Backend::connect(address, &parts.link, &parts.monitor_identity, Role::Unknown)
-        .await
-        .map_err(said)?;
+    let mut server = open::<postgres::Postgres>(&postgres_parts(cluster)?, address).await?;
     let asked = std::time::Instant::now();
     server.ping().await.map_err(|fault| format!("{fault:?}"))?;
     Ok((server, asked.elapsed()))
+}
+
+fn postgres_parts(cluster: &config::Cluster) -> Result<Parts<postgres::Postgres>, String> {
+    postgres::parts(cluster, &Arc::default(), None).map_err(|error| error.to_string())
+}
+
+fn mysql_parts(cluster: &config::Cluster) -> Result<Parts<crate::mysql::Mysql>, String> {
+    crate::mysql::parts(cluster, &Arc::default(), None).map_err(|error| error.to_string())
+}
+
+/// A connection as the monitor.
+async fn open<P: Protocol>(parts: &Parts<P>, address: &str) -> Result<P::Backend, String> {
+    let connecting = P::Backend::connect(address, &parts.link, &parts.monitor_identity, Role::Unknown);
+    match tokio::time::timeout(PATIENCE, connecting).await {
+        Ok(connected) => connected.map_err(said),
+        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+    }
 }
 
 /// A server's refusal in words.
@@ -140,12 +167,21 @@ fn said(fault: ConnectFault) -> String {
         }
         ConnectFault::TooMany => "has no connection left to give".to_owned(),
         ConnectFault::Refused { raw, code } => {
-            // An ErrorResponse: fields of a letter and a text; M is the message.
-            let message = raw.get(5..).unwrap_or_default().split(|byte| *byte == 0);
-            let message = message.filter_map(|field| field.strip_prefix(b"M")).next().unwrap_or_default();
-            format!("{} ({})", String::from_utf8_lossy(message), String::from_utf8_lossy(&code))
+            format!("{} ({})", String::from_utf8_lossy(message(&raw)), String::from_utf8_lossy(&code))
         }
     }
+}
+
+/// The text of a server's error, in either protocol.
+fn message(raw: &[u8]) -> &[u8] {
+    /// Of an ERR packet: header, marker, number, `#` and SQLSTATE.
+    const BEFORE_MESSAGE: usize = 4 + 1 + 2 + 6;
+    if raw.first() == Some(&b'E') {
+        // An ErrorResponse: fields of a letter and a text; M is the message.
+        let fields = raw.get(5..).unwrap_or_default().split(|byte| *byte == 0);
+        return fields.filter_map(|field| field.strip_prefix(b"M")).next().unwrap_or_default();
+    }
+    raw.get(BEFORE_MESSAGE..).unwrap_or_default()
 }
 
 /// `check --connect`: whether every server can be reached as the monitor and as each user whose
@@ -155,26 +191,13 @@ fn said(fault: ConnectFault) -> String {
 /// When `out` cannot be written to.
 pub async fn try_logins(config: &Config, out: &mut impl Write) -> std::io::Result<Exit> {
     let mut exit = Exit::Done;
-    for cluster in config.clusters.iter().filter(|cluster| cluster.engine == Engine::Postgres) {
+    for cluster in &config.clusters {
         for address in addresses(cluster) {
-            let node = read(cluster, address.clone()).await;
-            match &node.answer {
-                Ok((facts, took)) => {
-                    let role = if facts.standby { "replica" } else { "primary" };
-                    let version = facts.setting("server_version").unwrap_or("?");
-                    writeln!(
-                        out,
-                        "{address}: ok, {role}, PostgreSQL {version}, {:.1} ms",
-                        took.as_secs_f64() * 1e3
-                    )?;
-                    if !facts.monitors {
-                        exit = Exit::Unavailable;
-                        writeln!(out, "{address}: {}", grant(&cluster.monitor.user))?;
-                    }
-                }
+            match answer(cluster, address.clone()).await {
+                Ok(said) => writeln!(out, "{address}: ok, {said}")?,
                 Err(why) => {
                     exit = Exit::Unavailable;
-                    writeln!(out, "{address}: the monitor's login failed: {why}")?;
+                    writeln!(out, "{address}: {why}")?;
                     continue;
                 }
             }
@@ -185,6 +208,31 @@ pub async fn try_logins(config: &Config, out: &mut impl Write) -> std::io::Resul
         }
     }
     Ok(exit)
+}
+
+/// What a server says to the monitor, in a few words.
+async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, String> {
+    let failed = |why: String| format!("the monitor's login failed: {why}");
+    match cluster.engine {
+        Engine::Postgres => {
+            let (facts, took) = read(cluster, address).await.answer.map_err(failed)?;
+            if !facts.monitors {
+                return Err(grant(&cluster.monitor.user));
+            }
+            let role = if facts.standby { "replica" } else { "primary" };
+            let version = facts.setting("server_version").unwrap_or("?");
+            Ok(format!("{role}, PostgreSQL {version}, {:.1} ms", took.as_secs_f64() * 1e3))
+        }
+        Engine::Mysql => {
+            let facts = read_mysql(cluster, address).await.answer.map_err(failed)?;
+            let role = match &facts.source {
+                Ok(Some(_)) => "replica",
+                Ok(None) => "primary",
+                Err(_) => return Err(mysql::GRANTS.to_owned()),
+            };
+            Ok(format!("{role}, {}", facts.variables.get("version").map_or("?", String::as_str)))
+        }
+    }
 }
 
 /// What the monitor's user is allowed to see too little without.
@@ -204,16 +252,20 @@ async fn refused_users(cluster: &config::Cluster, address: &str) -> Vec<(Arc<str
         let mut as_user = cluster.clone();
         as_user.monitor.user = user.name.clone();
         as_user.monitor.password = Some(password.clone());
-        let shared = Arc::new(postgres::Shared::default());
-        let Ok(parts) = postgres::parts(&as_user, &shared, None) else { continue };
-        let identity: Identity<postgres::Postgres> = parts.monitor_identity;
-        let connecting = postgres::Backend::connect(address, &parts.link, &identity, Role::Unknown);
-        match tokio::time::timeout(PATIENCE, connecting).await {
-            Ok(Ok(_)) => {}
+        let tried = match cluster.engine {
+            Engine::Postgres => match postgres_parts(&as_user) {
+                Ok(parts) => open::<postgres::Postgres>(&parts, address).await.map(drop),
+                Err(why) => Err(why),
+            },
+            Engine::Mysql => match mysql_parts(&as_user) {
+                Ok(parts) => open::<crate::mysql::Mysql>(&parts, address).await.map(drop),
+                Err(why) => Err(why),
+            },
+        };
+        match tried {
             // The user may have no business in the monitor's database.
-            Ok(Err(ConnectFault::Refused { code, .. })) if code == *b"42501" => {}
-            Ok(Err(fault)) => refused.push((user.name.clone(), said(fault))),
-            Err(_) => refused.push((user.name.clone(), format!("no answer within {PATIENCE:?}"))),
+            Err(why) if !why.ends_with("(42501)") => refused.push((user.name.clone(), why)),
+            _ => {}
         }
     }
     refused

@@ -68,7 +68,7 @@ pub struct Backend {
 }
 
 /// One row of text columns.
-pub(super) type Row = Vec<Option<String>>;
+pub(crate) type Row = Vec<Option<String>>;
 
 impl Backend {
     pub(super) fn new(
@@ -275,7 +275,7 @@ impl Backend {
     ///
     /// # Errors
     /// [`Fault::Refused`] with the server's error, [`Fault::Server`] when the connection broke.
-    pub(super) async fn query_all(&mut self, sql: &str) -> Result<Vec<Row>, Fault> {
+    pub(crate) async fn query_all(&mut self, sql: &str) -> Result<Vec<Row>, Fault> {
         self.command(code::QUERY, sql.as_bytes()).await
     }
 

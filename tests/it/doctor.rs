@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use pointsman::demo::servers::{APP, MONITOR, PgCluster, PgOptions, Stop};
 use tempfile::TempDir;
 
-use crate::support::{Session, cluster, eventually};
+use crate::support::{Session, cluster, eventually, mysql};
 
 fn configuration(cluster: &PgCluster, monitor: &str, app_password: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -57,6 +57,42 @@ async fn check_connect_says_who_gets_in_where() {
     let (code, said) = pointsman(&["check", "--connect"], &configuration(cluster, MONITOR.name, "wrong"));
     assert_eq!(code, Some(69), "{said}");
     assert!(said.contains("user app: password authentication failed"), "{said}");
+}
+
+#[tokio::test]
+async fn the_doctor_finds_what_is_wrong_with_real_mariadb_servers() {
+    let cluster = mysql::own();
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = format!(
+        "[[cluster]]\nname = 'it'\nengine = 'mysql'\nlisten = ['127.0.0.1:0']\nnodes = {:?}\n\
+         users = [{{ name = '{}', password = '{}' }}]\nmonitor = {{ user = '{}', password = '{}' }}\n",
+        cluster.addresses(),
+        APP.name,
+        APP.password,
+        MONITOR.name,
+        MONITOR.password
+    );
+    std::fs::write(folder.path().join("p.toml"), text).expect("the folder is ours");
+    let doctor = || pointsman(&["doctor"], &folder);
+    let (code, said) = pointsman(&["check", "--connect"], &folder);
+    assert_eq!((code, said.matches("ok, replica").count()), (Some(0), 2), "{said}");
+    let (code, said) = doctor();
+    assert!(code == Some(0) && !said.contains("problem"), "{said}");
+
+    let finds = async |words: &str| eventually(words, async || doctor().1.contains(words)).await;
+    cluster.node(1).sql("mysql", "SET GLOBAL read_only = 0").expect("it obeys");
+    finds("accepts writes though it is a replica").await;
+    cluster.node(1).sql("mysql", "SET GLOBAL read_only = 1").expect("it obeys");
+
+    cluster.node(2).sql("mysql", "STOP SLAVE SQL_THREAD").expect("it obeys");
+    finds("it applies nothing").await;
+    cluster.node(2).sql("mysql", "START SLAVE").expect("it obeys");
+
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    finds("it receives nothing (Connecting)").await;
+    finds("cannot be reached").await;
+    cluster.promote(1).expect("it is promoted");
+    eventually("the new primary is one", async || !doctor().1.contains("no node is primary")).await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod support;
 
+mod activation;
 mod bad_input;
 mod both;
 mod cancel;

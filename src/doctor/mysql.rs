@@ -1,0 +1,316 @@
+//! What MySQL and MariaDB servers say of their replication, and what follows from it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use super::{Finding, Severity};
+use crate::mysql::Backend;
+
+/// What the monitor's user needs, for both.
+pub const GRANTS: &str = "GRANT REPLICATION CLIENT, PROCESS ON *.* TO the monitor's user (MariaDB: REPLICA MONITOR or SLAVE MONITOR too)";
+
+/// One server: its facts, or why there are none.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub address: Arc<str>,
+    pub answer: Result<Facts, String>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    /// System variables by their names in lower case.
+    pub variables: HashMap<String, String>,
+    /// Its clock less ours, in seconds.
+    pub skew: f64,
+    /// What it replicates; `None`: nothing. The error: it may not be asked.
+    pub source: Result<Option<Source>, String>,
+}
+
+/// A row of SHOW SLAVE STATUS.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Source {
+    pub receives: String,
+    pub applies: String,
+    pub error: String,
+}
+
+impl Facts {
+    fn is(&self, name: &str, value: &str) -> bool {
+        self.variables.get(name).is_some_and(|found| found.eq_ignore_ascii_case(value))
+    }
+
+    fn is_replica(&self) -> bool {
+        matches!(self.source, Ok(Some(_)))
+    }
+}
+
+const VARIABLES: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_id', 'server_uuid', 'version', 'log_bin', \
+ 'log_slave_updates', 'log_replica_updates', 'read_only', 'super_read_only', 'gtid_mode', 'sync_binlog', \
+ 'innodb_flush_log_at_trx_commit', 'binlog_format', 'rpl_semi_sync_master_enabled', 'rpl_semi_sync_source_enabled')";
+
+/// Columns of SHOW SLAVE STATUS; their places are the same in all versions of both.
+const RECEIVES: usize = 10;
+const APPLIES: usize = 11;
+const LAST_ERROR: usize = 19;
+
+/// Clocks further apart than this make times in logs useless.
+const SKEW: f64 = 2.0;
+
+/// Asks a server for everything.
+///
+/// # Errors
+/// In words, when it does not answer.
+pub async fn read(server: &mut Backend) -> Result<Facts, String> {
+    let asked = |fault| format!("{fault:?}");
+    let clock = server.query_all("SELECT UNIX_TIMESTAMP(NOW(6))").await.map_err(asked)?;
+    let now =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+    let theirs = clock.first().and_then(|row| row.first()?.as_deref()?.parse::<f64>().ok());
+    let variables = server.query_all(VARIABLES).await.map_err(asked)?;
+    let variables = variables
+        .into_iter()
+        .filter_map(|row| Some((row.first()?.clone()?.to_ascii_lowercase(), row.get(1)?.clone()?)));
+    // MySQL 8.4 knows only the new words, MariaDB before 10.5 only the old ones.
+    let status = match server.query_all("SHOW SLAVE STATUS").await {
+        Ok(rows) => Ok(rows),
+        Err(_) => server.query_all("SHOW REPLICA STATUS").await.map_err(asked),
+    };
+    let text = |row: &Vec<Option<String>>, at: usize| row.get(at).cloned().flatten().unwrap_or_default();
+    let source = status.map(|rows| {
+        let first = rows.first()?;
+        let error = text(first, LAST_ERROR);
+        Some(Source { receives: text(first, RECEIVES), applies: text(first, APPLIES), error })
+    });
+    Ok(Facts { variables: variables.collect(), skew: theirs.map_or(0.0, |theirs| theirs - now), source })
+}
+
+/// Works out what is wrong.
+pub fn diagnose(nodes: &[Node]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for node in nodes {
+        match &node.answer {
+            Ok(facts) => examine(&node.address, facts, &mut findings),
+            Err(why) => findings.push(Finding {
+                severity: Severity::Problem,
+                node: Some(node.address.clone()),
+                what: format!("the monitor cannot ask it: {why}"),
+                mend: "see that the server runs, lets the proxy's address in, and that monitor.user and password are right".to_owned(),
+            }),
+        }
+    }
+    let seen: Vec<(&Arc<str>, &Facts)> =
+        nodes.iter().filter_map(|node| Some((&node.address, node.answer.as_ref().ok()?))).collect();
+    together(&seen, &mut findings);
+    findings
+}
+
+fn examine(address: &Arc<str>, facts: &Facts, findings: &mut Vec<Finding>) {
+    let mut add = |severity, what: String, mend: &str| {
+        findings.push(Finding { severity, node: Some(address.clone()), what, mend: mend.to_owned() });
+    };
+    if facts.skew.abs() > SKEW {
+        let what = format!("its clock is {:.1} s off this machine's", facts.skew);
+        add(Severity::Warning, what, "run chrony or another NTP client on both");
+    }
+    if facts.is("gtid_mode", "OFF") {
+        let what =
+            "GTIDs are off: positions of writes are not known, and a failover cannot be told from divergence";
+        add(
+            Severity::Problem,
+            what.to_owned(),
+            "gtid_mode = ON and enforce_gtid_consistency = ON on every server",
+        );
+    }
+    if facts.is("log_bin", "OFF") {
+        let what =
+            "it writes no binary log: nothing can replicate from it, now or after a failover".to_owned();
+        add(Severity::Problem, what, "log_bin in my.cnf, then restart");
+    } else if facts.is("log_slave_updates", "OFF") || facts.is("log_replica_updates", "OFF") {
+        let what =
+            "it does not log what it replicates: after its promotion others cannot follow it".to_owned();
+        add(Severity::Warning, what, "log_replica_updates = ON (MariaDB: log_slave_updates), then restart");
+    }
+    if facts.is("binlog_format", "STATEMENT") {
+        let what =
+            "binlog_format is STATEMENT: functions with other values on each server make replicas differ"
+                .to_owned();
+        add(Severity::Warning, what, "binlog_format = ROW");
+    }
+    match &facts.source {
+        Err(why) => add(Severity::Problem, format!("the monitor may not see its replication: {why}"), GRANTS),
+        Ok(Some(source)) => replica(facts, source, &mut add),
+        Ok(None) => {
+            for name in ["sync_binlog", "innodb_flush_log_at_trx_commit"] {
+                if facts.variables.get(name).is_some_and(|value| value != "1") {
+                    let what = format!("{name} is not 1: a crash loses commits that were acknowledged");
+                    add(Severity::Note, what, &format!("SET GLOBAL {name} = 1, and in my.cnf"));
+                }
+            }
+        }
+    }
+}
+
+fn replica(facts: &Facts, source: &Source, add: &mut impl FnMut(Severity, String, &str)) {
+    let error = if source.error.is_empty() { String::new() } else { format!(": {}", source.error) };
+    if source.applies != "Yes" {
+        let what = format!("it applies nothing{error}");
+        add(
+            Severity::Problem,
+            what,
+            "mend what its error names, then START REPLICA (START SLAVE); else make a new copy",
+        );
+    }
+    if source.receives != "Yes" {
+        let what = format!("it receives nothing ({}){error}", source.receives);
+        add(
+            Severity::Problem,
+            what,
+            "see whether its source runs, and the replication user's password and grants",
+        );
+    }
+    if facts.is("read_only", "OFF") {
+        let what =
+            "it accepts writes though it is a replica: one stray write, and histories differ".to_owned();
+        add(Severity::Warning, what, "SET GLOBAL read_only = 1 (MySQL: super_read_only = 1), and in my.cnf");
+    }
+}
+
+/// What only shows when the servers are looked at together.
+fn together(seen: &[(&Arc<str>, &Facts)], findings: &mut Vec<Finding>) {
+    let mut add = |what, mend: &str| {
+        findings.push(Finding { severity: Severity::Problem, node: None, what, mend: mend.to_owned() });
+    };
+    for name in ["server_id", "server_uuid"] {
+        let mut owners: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (address, facts) in seen {
+            if let Some(value) = facts.variables.get(name) {
+                owners.entry(value).or_default().push(address);
+            }
+        }
+        for (value, addresses) in owners.into_iter().filter(|(_, addresses)| addresses.len() > 1) {
+            let what = format!(
+                "{} have the same {name} ({value}): they skip each other's transactions",
+                addresses.join(" and ")
+            );
+            let mend = if name == "server_id" {
+                "give each its own in my.cnf, then restart"
+            } else {
+                "remove auto.cnf from the copy's data folder, then restart it"
+            };
+            add(what, mend);
+        }
+    }
+    let primaries: Vec<&str> = seen
+        .iter()
+        .filter(|(_, facts)| !facts.is_replica() && facts.is("read_only", "OFF"))
+        .map(|(address, _)| &***address)
+        .collect();
+    match primaries.as_slice() {
+        [] if !seen.is_empty() => add(
+            "no node is primary: all are replicas or read-only".to_owned(),
+            "promote one: STOP REPLICA, RESET REPLICA ALL, SET GLOBAL read_only = 0",
+        ),
+        [] | [_] => {}
+        many => add(
+            format!("several nodes accept writes and replicate from nobody: {}", many.join(", ")),
+            "make all but one replicas of the right one",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(id: &str, replica: bool) -> Facts {
+        let read_only = if replica { "ON" } else { "OFF" };
+        let variables = [
+            ("server_id", id),
+            ("log_bin", "ON"),
+            ("log_slave_updates", "ON"),
+            ("binlog_format", "ROW"),
+            ("read_only", read_only),
+            ("sync_binlog", "1"),
+            ("innodb_flush_log_at_trx_commit", "1"),
+        ];
+        let source = Source { receives: "Yes".to_owned(), applies: "Yes".to_owned(), error: String::new() };
+        Facts {
+            variables: variables
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect(),
+            skew: 0.0,
+            source: Ok(replica.then_some(source)),
+        }
+    }
+
+    fn found(change: impl FnOnce(&mut Facts, &mut Facts)) -> Vec<Finding> {
+        let (mut primary, mut replica) = (facts("1", false), facts("2", true));
+        change(&mut primary, &mut replica);
+        let node = |address: &str, facts| Node { address: address.into(), answer: Ok(facts) };
+        diagnose(&[node("a:3306", primary), node("b:3306", replica)])
+    }
+
+    #[test]
+    fn a_good_cluster_has_no_findings() {
+        assert_eq!(found(|_, _| ()), Vec::new());
+    }
+
+    #[test]
+    fn each_fault_is_found_and_nothing_else() {
+        type Change = fn(&mut Facts, &mut Facts);
+        fn set(facts: &mut Facts, name: &str, value: &str) {
+            facts.variables.insert(name.to_owned(), value.to_owned());
+        }
+        let cases: [(Change, Severity, &str); 12] = [
+            (|_, r| set(r, "server_id", "1"), Severity::Problem, "the same server_id (1)"),
+            (
+                |p, r| {
+                    set(p, "server_uuid", "x");
+                    set(r, "server_uuid", "x");
+                },
+                Severity::Problem,
+                "the same server_uuid",
+            ),
+            (|p, _| set(p, "gtid_mode", "OFF"), Severity::Problem, "GTIDs are off"),
+            (|p, _| set(p, "log_bin", "OFF"), Severity::Problem, "no binary log"),
+            (|_, r| set(r, "log_slave_updates", "OFF"), Severity::Warning, "does not log what it replicates"),
+            (|p, _| set(p, "binlog_format", "STATEMENT"), Severity::Warning, "STATEMENT"),
+            (|p, _| set(p, "sync_binlog", "0"), Severity::Note, "sync_binlog"),
+            (|_, r| set(r, "read_only", "OFF"), Severity::Warning, "accepts writes though"),
+            (
+                |_, r| {
+                    r.source = Ok(Some(Source {
+                        receives: "Yes".to_owned(),
+                        applies: "No".to_owned(),
+                        error: "duplicate key".to_owned(),
+                    }))
+                },
+                Severity::Problem,
+                "applies nothing: duplicate key",
+            ),
+            (
+                |_, r| {
+                    r.source = Ok(Some(Source {
+                        receives: "Connecting".to_owned(),
+                        applies: "Yes".to_owned(),
+                        error: String::new(),
+                    }))
+                },
+                Severity::Problem,
+                "receives nothing (Connecting)",
+            ),
+            (|_, r| r.source = Err("denied".to_owned()), Severity::Problem, "may not see"),
+            (|p, _| set(p, "read_only", "ON"), Severity::Problem, "no node is primary"),
+        ];
+        for (change, severity, words) in cases {
+            let findings = found(change);
+            let fits =
+                matches!(findings.as_slice(), [one] if one.severity == severity && one.what.contains(words));
+            assert!(fits, "{words}: {findings:#?}");
+        }
+    }
+}

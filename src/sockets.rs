@@ -1,0 +1,69 @@
+//! Listening sockets: our own, or those that systemd holds for us, so that a restart of the proxy
+//! refuses nobody (`sd_listen_fds(3)`).
+
+use std::{
+    env, io,
+    net::{SocketAddr, TcpListener as StdListener},
+    os::fd::{FromRawFd, RawFd},
+};
+
+use tokio::net::TcpListener;
+
+use crate::{config::HostPort, listener};
+
+/// What a service manager has passed on, as far as nobody has claimed it.
+#[derive(Debug, Default)]
+pub struct Sockets(Vec<StdListener>);
+
+impl Sockets {
+    /// Takes over what was passed on to this process. Call it once, before threads are started:
+    /// it removes the environment variables that say so.
+    ///
+    /// # Errors
+    /// When the variables make no sense.
+    pub fn inherited() -> io::Result<Self> {
+        if env::var_os("LISTEN_FDS").is_none() {
+            return Ok(Self::default());
+        }
+        let sockets = sd_notify::listen_fds()?.filter_map(adopt).collect();
+        Ok(Self(sockets))
+    }
+
+    /// Listens on every address that a host name stands for; on those that are held for us
+    /// already, by taking them over.
+    ///
+    /// # Errors
+    /// When the name does not resolve, or an address is taken or not ours.
+    pub async fn bind(&mut self, at: &HostPort) -> io::Result<Vec<TcpListener>> {
+        let mut bound = Vec::new();
+        for address in tokio::net::lookup_host((at.host(), at.port())).await? {
+            bound.push(match self.claim(address) {
+                Some(held) => {
+                    tracing::info!(%address, "takes over the service manager's socket");
+                    TcpListener::from_std(held)?
+                }
+                None => listener::listen(address)?,
+            });
+        }
+        Ok(bound)
+    }
+
+    fn claim(&mut self, address: SocketAddr) -> Option<StdListener> {
+        let at = self.0.iter().position(|held| held.local_addr().is_ok_and(|own| own == address))?;
+        Some(self.0.swap_remove(at))
+    }
+
+    /// Addresses that nothing in the configuration listens on.
+    pub fn unclaimed(&self) -> Vec<SocketAddr> {
+        self.0.iter().filter_map(|held| held.local_addr().ok()).collect()
+    }
+}
+
+/// A descriptor as a listening TCP socket, if it is one.
+fn adopt(descriptor: RawFd) -> Option<StdListener> {
+    #[expect(unsafe_code, reason = "descriptors come as numbers from the service manager")]
+    // SAFETY: sd_listen_fds(3): the descriptor was passed on for us alone, and is open.
+    let socket = unsafe { StdListener::from_raw_fd(descriptor) };
+    let usable = socket.local_addr().is_ok() && socket.set_nonblocking(true).is_ok();
+    usable.then_some(socket)
+}
