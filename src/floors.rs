@@ -132,16 +132,26 @@ pub fn higher(one: Floor, other: Floor, snapshot: &Snapshot) -> Floor {
         (_, Resolved::Pending) => return other,
         (a, b) => (position(a), position(b)),
     };
-    match (a, b) {
-        (Some(Position::Mysql(a)), Some(Position::Mysql(b))) => {
-            Floor::At(Position::Mysql(Arc::new(a.union(&b))))
-        }
-        (Some(a), Some(b)) if snapshot.covers(&a, &b) == Some(true) => Floor::At(a),
-        (Some(a), Some(b)) if snapshot.covers(&b, &a) == Some(true) || a.timeline() <= b.timeline() => {
-            Floor::At(b)
-        }
-        (Some(a), _) => Floor::At(a),
-        (None, b) => b.map_or(Floor::None, Floor::At),
+    let (Some(a), Some(b)) = (a, b) else { return one };
+    if let (Position::Mysql(a), Position::Mysql(b)) = (&a, &b) {
+        return Floor::At(Position::Mysql(Arc::new(a.union(b))));
+    }
+    match (snapshot.covers(&a, &b), snapshot.covers(&b, &a)) {
+        (Some(true), _) => Floor::At(a),
+        (_, Some(true)) => Floor::At(b),
+        _ => Floor::At(beyond(a, b)),
+    }
+}
+
+/// What contains two positions that do not compare because a promotion between them has not been
+/// seen yet: as far on the newer timeline as the farther of them.
+fn beyond(a: Position, b: Position) -> Position {
+    match (&a, &b) {
+        (
+            Position::Postgres { system, timeline: one, lsn },
+            Position::Postgres { timeline: other, lsn: other_lsn, .. },
+        ) => Position::Postgres { system: *system, timeline: *one.max(other), lsn: *lsn.max(other_lsn) },
+        _ => b,
     }
 }
 
@@ -192,6 +202,21 @@ mod tests {
 
         write(&floors, &Tables::All, &at(30));
         assert_eq!(floors.of(&tables(&["c"]), &snapshot), at(30));
+    }
+
+    #[test]
+    fn of_two_floors_that_do_not_compare_neither_is_given_up() {
+        let snapshot = Snapshot::empty(Instant::now());
+        let on = |timeline, lsn| Floor::At(Position::Postgres { system: 1, timeline, lsn: Lsn(lsn) });
+        for (one, other, both) in [
+            (on(7, 100), on(8, 90), on(8, 100)),
+            (on(8, 90), on(7, 100), on(8, 100)),
+            (on(7, 100), on(7, 90), on(7, 100)),
+            (on(7, 100), Floor::None, on(7, 100)),
+            (on(7, 100), on(0, 120), on(7, 120)),
+        ] {
+            assert_eq!(higher(one, other, &snapshot), both);
+        }
     }
 
     #[test]

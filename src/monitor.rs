@@ -1,5 +1,8 @@
 //! Asks every node who it is and how far it has come, and publishes what follows from that.
 
+mod members;
+mod memory;
+
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
@@ -12,7 +15,7 @@ use tokio::{sync::Notify, task::JoinHandle};
 use crate::{
     cluster::{Cluster, Database},
     config::{self, Engine, Members},
-    discovery::{DiscoveryFault, Membership, Patroni},
+    discovery::Membership,
     operator::Order,
     protocol::{Backend, ConnectFault, Identity, Protocol},
     topology::{
@@ -27,16 +30,6 @@ const SHARE_OF_CONNECTIONS: f64 = 0.8;
 
 /// How often idle connections and gauges are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-
-/// How often Patroni is asked: its own view changes no faster than its agents' loop, but for a
-/// failover.
-const DISCOVERY_PAUSE: Duration = Duration::from_secs(1);
-
-/// … and while there is no primary, or the one there is has trouble.
-const DISCOVERY_FAST: Duration = Duration::from_millis(100);
-
-/// Rounds without any answer after which Patroni's last word counts no more.
-const SILENT_ROUNDS: u32 = 3;
 
 /// Shortest time between two readings of one catalog, however much DDL passes through.
 const CATALOG_SPACING: Duration = Duration::from_millis(100);
@@ -56,7 +49,10 @@ struct Monitor<P: Protocol> {
 /// Watches a cluster until the proxy stops.
 pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let config = cluster.config.load_full();
-    let board = Board::new(nodes(&config, None), settings(&config), Instant::now(), SystemTime::now());
+    let mut board = Board::new(nodes(&config, None), settings(&config), Instant::now(), SystemTime::now());
+    if let Some(remembered) = memory::read(&config) {
+        board.recall(remembered);
+    }
     let monitor = Arc::new(Monitor {
         cluster: cluster.clone(),
         board: Mutex::new(board),
@@ -90,6 +86,9 @@ pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
         monitor.take_reports();
         monitor.take_orders();
         monitor.hurry.notify_waiters();
+    }
+    if let Some(remembered) = monitor.board.lock().remembered() {
+        memory::save(&cluster.config.load(), &remembered);
     }
     for task in tasks.into_values().chain([housekeeping, catalogs, discovery]) {
         task.abort();
@@ -144,79 +143,6 @@ impl<P: Protocol> Monitor<P> {
                 .entry(node.address.clone())
                 .or_insert_with(|| tokio::spawn(watch(self.clone(), node.address.clone())));
         }
-    }
-
-    /// Starts to ask Patroni, where it is to be asked.
-    fn start_discovery(self: &Arc<Self>, config: &config::Cluster) -> JoinHandle<()> {
-        let endpoints = match &config.members {
-            Members::Nodes(_) => Vec::new(),
-            Members::Patroni(endpoints) => endpoints.clone(),
-        };
-        let monitor = self.clone();
-        tokio::spawn(async move {
-            if !endpoints.is_empty() {
-                monitor.follow_patroni(Patroni::new(endpoints)).await;
-            } else {
-                monitor.board.lock().set_leader(None, Instant::now());
-            }
-        })
-    }
-
-    async fn follow_patroni(&self, mut patroni: Patroni) {
-        let mut silent = 0;
-        loop {
-            let timeout = self.cluster.config.load().monitor.timeout;
-            match patroni.ask(timeout).await {
-                Ok(membership) => {
-                    let again = silent >= SILENT_ROUNDS;
-                    if again {
-                        tracing::info!(cluster = %self.cluster.name, "patroni answers again");
-                    }
-                    silent = 0;
-                    self.take_membership(membership, again);
-                }
-                Err(faults) => {
-                    silent += 1;
-                    if silent == SILENT_ROUNDS {
-                        self.lose_patroni(&faults);
-                    }
-                }
-            }
-            let hurried =
-                self.cluster.topology.load().primary().is_none_or(|node| node.state != topology::State::Up);
-            tokio::time::sleep(if hurried { DISCOVERY_FAST } else { DISCOVERY_PAUSE }).await;
-        }
-    }
-
-    /// `again`: its last word had ceased to count.
-    fn take_membership(&self, membership: Membership, again: bool) {
-        let mut members = self.members.lock();
-        let nodes = members.as_ref().is_none_or(|known| known.nodes != membership.nodes);
-        let leader = members.as_ref().map(|known| &known.leader) != Some(&membership.leader);
-        let word = membership.leader.clone();
-        *members = Some(membership);
-        drop(members);
-        if nodes {
-            self.reconfigure();
-            self.cluster.topology.nudge.notify_one();
-        }
-        if leader {
-            tracing::info!(cluster = %self.cluster.name, leader = word.as_deref().unwrap_or("nobody"), "patroni's leader");
-        }
-        if nodes || leader || again {
-            self.board.lock().set_leader(Some(word), Instant::now());
-            self.publish();
-            self.hurry.notify_waiters();
-        }
-    }
-
-    /// Nobody answers for Patroni: the nodes stay, and who leads the servers' own words tell.
-    fn lose_patroni(&self, faults: &[(url::Url, DiscoveryFault)]) {
-        for (endpoint, fault) in faults {
-            tracing::warn!(cluster = %self.cluster.name, %endpoint, "patroni does not answer: {fault}");
-        }
-        self.board.lock().set_leader(None, Instant::now());
-        self.publish();
     }
 
     /// Applies the configuration and the list of nodes.
@@ -281,7 +207,13 @@ impl<P: Protocol> Monitor<P> {
         let snapshot = board.snapshot(Instant::now());
         let events = board.take_events();
         let counters = board.counters();
+        let elected = events.iter().any(|event| matches!(event, Event::Elected { .. }));
+        let remembered = if elected { board.remembered() } else { None };
         drop(board);
+        if let Some(remembered) = remembered {
+            let config = self.cluster.config.load_full();
+            tokio::task::spawn_blocking(move || memory::save(&config, &remembered));
+        }
         for event in &events {
             self.announce(event);
             self.cluster.operator.record(event.clone());

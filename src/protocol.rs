@@ -307,6 +307,9 @@ pub struct Reply {
     pub failed: bool,
     /// The position of what was written, where the server tells it.
     pub wrote: Option<Position>,
+    /// The server ended the connection, and an open transaction with it; the client was told that
+    /// the transaction has failed.
+    pub lost: bool,
 }
 
 /// A session's transaction as its server reported it.

@@ -23,7 +23,7 @@ use super::{
     document::{Cell, Document, Section, Value},
     fault::{Fault, Faults},
     keys,
-    values::{Certificates, Positive, PrivateKey, Weight, server_address},
+    values::{Certificates, NewFile, Positive, PrivateKey, Weight, server_address},
 };
 use crate::sql::catalog::FunctionRules;
 
@@ -197,7 +197,11 @@ fn read_cluster(cluster: &Section<'_>) -> Cluster {
         auth: Auth { query: auth.optional("query"), trust_loopback: auth.take("trust_loopback") },
         pool: read_pool(&cluster.table("pool")),
         routing: read_routing(&cluster.table("routing")),
-        failover: Failover { hold: failover.take("hold"), hold_limit: failover.take("hold_limit") },
+        failover: Failover {
+            hold: failover.take("hold"),
+            hold_limit: failover.take("hold_limit"),
+            state_file: failover.optional("state_file").map(|NewFile(path)| path),
+        },
         limits: read_limits(&cluster.table("limits")),
         tls,
     }

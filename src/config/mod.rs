@@ -255,6 +255,8 @@ pub struct Failover {
     pub hold: Duration,
     /// How many statements may wait; zero refuses at once.
     pub hold_limit: usize,
+    /// Where the last election is kept over restarts; `None`: in systemd's state folder, if any.
+    pub state_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -200,6 +200,21 @@ impl Value for Certificates {
     }
 }
 
+/// A file that is to be written; its folder was there when it was looked at.
+pub(super) struct NewFile(pub PathBuf);
+
+impl Value for NewFile {
+    fn read(cell: &Cell<'_>) -> Option<Self> {
+        let path = cell.document.folder.join(cell.text("the path of a file")?);
+        let here =
+            |folder: &Path| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.into() };
+        match path.parent().map(here) {
+            Some(folder) if folder.is_dir() && !path.is_dir() => Some(Self(path)),
+            _ => cell.fault(format!("{} is not a file in a folder that exists", path.display())),
+        }
+    }
+}
+
 /// A PEM file with a private key in it, when it was looked at.
 pub(super) struct PrivateKey(pub PathBuf);
 

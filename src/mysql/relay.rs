@@ -681,7 +681,8 @@ impl<'a> Relay<'a> {
         encode::learn_own(backend, &request.intent, self.failed);
         frontend.autocommit = backend.status & status::AUTOCOMMIT != 0;
         frontend.consume();
-        Ok(Reply { transaction: backend.transaction(), failed: self.failed, wrote: self.wrote })
+        let transaction = backend.transaction();
+        Ok(Reply { transaction, failed: self.failed, wrote: self.wrote, lost: false })
     }
 }
 

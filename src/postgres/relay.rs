@@ -58,6 +58,8 @@ pub(super) struct Relay<'a> {
     refused: Option<Refused>,
     /// The server is ending this connection.
     dying: bool,
+    /// A BEGIN that was held back goes ahead of the request.
+    began: bool,
     /// The plan of a prepared statement is out of date.
     stale_plan: bool,
 }
@@ -93,6 +95,7 @@ impl<'a> Relay<'a> {
             setting_failed: false,
             refused: None,
             dying: false,
+            began: !terms.ahead.is_empty(),
             stale_plan: false,
         }
     }
@@ -756,6 +759,11 @@ impl<'a> Relay<'a> {
         [&self.backend.pending, &data[self.from..error.start], &data[error]].concat()
     }
 
+    /// Whether the client believes to be in a transaction, also where its BEGIN went just ahead.
+    fn in_transaction(&self) -> bool {
+        matches!(self.backend.transaction, Transaction::Open | Transaction::Failed) || self.began
+    }
+
     /// FATAL: nothing follows. The client has its error and is told that it may go on.
     fn end_by_server(&mut self) {
         let due = self
@@ -766,7 +774,9 @@ impl<'a> Relay<'a> {
         self.backend.expect.clear();
         self.backend.in_unit = !due;
         if due && self.refused.is_none() {
-            self.inject(&frame::READY_IDLE);
+            // The transaction is gone with its server, but for the client it has to be ended.
+            let open = self.in_transaction();
+            self.inject(if open { &frame::READY_FAILED } else { &frame::READY_IDLE });
         }
     }
 
@@ -850,8 +860,11 @@ impl<'a> Relay<'a> {
     }
 
     fn finish(self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
+        let open = self.in_transaction();
         let Self { backend, frontend, .. } = self;
+        let mut lost = false;
         if self.dying {
+            lost = open;
             backend.closed = true;
             backend.transaction = Transaction::Idle;
         }
@@ -863,7 +876,7 @@ impl<'a> Relay<'a> {
         backend.learn(&request.intent, outcome, self.terms.session, frontend);
         frontend.learn(&request.intent, outcome);
         frontend.consume(&request.wire);
-        Ok(Reply { transaction, failed: self.failed, wrote: None })
+        Ok(Reply { transaction, failed: self.failed, wrote: None, lost })
     }
 }
 

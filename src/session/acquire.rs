@@ -19,7 +19,7 @@ use crate::{
     pool::{CheckoutFault, Fate, Held, NodePool},
     protocol::{Backend, ConnectFault, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
     refusal::{Refusal, RefusalKind},
-    route::{self, Choice, Consistency, Nowhere, Question, Why},
+    route::{self, Choice, Consistency, Floor, Nowhere, Question, Why},
     sql::{Access, Intent, hints::Target},
     standing::Watch,
     topology::{Incarnation, Node, NodeId, Role, Snapshot, State, board::Traffic},
@@ -31,6 +31,15 @@ enum TakeFault {
     /// The topology has changed meanwhile.
     LookAgain,
     Refusal(Box<Refusal>),
+}
+
+/// Whether a new connection is to the server that probes measure.
+enum Vouched {
+    Yes,
+    /// A probe will tell.
+    NotYet,
+    /// It could not be asked.
+    Broken,
 }
 
 impl From<Refusal> for TakeFault {
@@ -353,25 +362,40 @@ impl<P: Protocol> Session<P> {
         if self.cluster.topology.load().forbids(held.address(), held.role) {
             return Err(TakeFault::LookAgain);
         }
-        if held.is_new() && !self.is_vouched_for(&mut held, intent, node).await {
-            return Err(TakeFault::NextNode);
+        if held.is_new() && self.relies_on_position(intent, snapshot) {
+            match self.vouch(&mut held, node).await {
+                Vouched::Yes => {}
+                Vouched::NotYet => {
+                    held.release(Fate::Reuse, Instant::now());
+                    return Err(TakeFault::NextNode);
+                }
+                Vouched::Broken => return Err(TakeFault::NextNode),
+            }
         }
         Ok(held)
     }
 
+    /// Whether the choice of the node rests on how far it is.
+    fn relies_on_position(&self, intent: &Intent, snapshot: &Snapshot) -> bool {
+        let bounded = intent.hints.max_lag.or(self.state.max_lag).is_some();
+        bounded || *self.floor_of(intent, self.consistency(intent), snapshot) != Floor::None
+    }
+
     /// Whether what is known of a replica's position holds for this new connection: it may be to
     /// a server that was restarted, further back than its former self (hard case 4).
-    async fn is_vouched_for(&self, held: &mut Held<P>, intent: &Intent, node: &Node) -> bool {
+    async fn vouch(&self, held: &mut Held<P>, node: &Node) -> Vouched {
         if held.role == Role::Primary {
             held.vouch();
-            return true;
+            return Vouched::Yes;
         }
         let known = node.incarnation.as_ref();
         let (pool, timeout) = (held.pool.clone(), self.cluster.config.load().monitor.timeout);
         let asked = while_usable(&pool, &self.registered.entry, held.backend().started());
-        let Ok(Some(started)) = tokio::time::timeout(timeout, asked).await else { return false };
-        let vouched = match started {
-            Ok(Some(started)) => {
+        let Ok(Some(Ok(started))) = tokio::time::timeout(timeout, asked).await else {
+            return Vouched::Broken;
+        };
+        let same = match started {
+            Some(started) => {
                 if let Some(known) = known.filter(|known| known.started != started) {
                     let other = Incarnation { system: known.system.clone(), started };
                     self.cluster.topology.report(&node.address, Traffic::Opened(other));
@@ -379,15 +403,14 @@ impl<P: Protocol> Session<P> {
                 known.is_some_and(|known| known.started == started)
             }
             // The server does not say: a probe sent after the connection was opened does.
-            Ok(None) => node.measured.is_some_and(|(sent, _)| sent > held.opened()),
-            Err(_) => false,
+            None => node.measured.is_some_and(|(sent, _)| sent > held.opened()),
         };
-        if vouched {
+        if same {
             held.vouch();
-            return true;
+            return Vouched::Yes;
         }
         self.cluster.topology.want_position();
-        self.consistency(intent) == Consistency::Eventual
+        Vouched::NotYet
     }
 
     fn checkout_fault(&self, fault: CheckoutFault, node: &Node, attempt: &mut Attempt) -> TakeFault {

@@ -22,7 +22,7 @@ use crate::{
     route::Why,
     sql::{Access, Effect, PinReason, Reason, hints::Target},
     standing::Watch,
-    topology::{NodeId, Role},
+    topology::{NodeId, Role, board::Traffic},
 };
 
 /// Attempts at one request, the first included: a node each, then the primary.
@@ -208,6 +208,11 @@ impl<P: Protocol> Session<P> {
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
         self.log_if_slow(request, attempt, held.address(), now);
         self.note_previous(&request.intent, held.role);
+        if reply.lost {
+            self.cluster.topology.report(held.address(), Traffic::Broken);
+            drop(held);
+            return self.state.abort_lost();
+        }
         self.keep_or_release(held, now).await;
     }
 

@@ -220,6 +220,13 @@ impl State {
         }
     }
 
+    /// The server ended the open transaction with its connection, and the client was told so.
+    pub fn abort_lost(&mut self) {
+        self.forget_server();
+        self.lost = Some(Lost::Told);
+        self.transaction = Transaction::Failed;
+    }
+
     fn end_lost(&mut self) {
         self.lost = None;
         self.transaction = Transaction::Idle;

@@ -21,7 +21,7 @@ use std::{
 
 pub use self::{
     events::{Counters, Event},
-    memory::Remembered,
+    memory::{MAX_MEMORY, Remembered},
 };
 use self::{
     node::{Duty, Tracked},

@@ -11,6 +11,11 @@ use rand::{Rng, rngs::StdRng};
 
 use crate::{history::Rows, link::Link};
 
+/// A port on which no server listens.
+const NOBODY: u16 = 1;
+/// How long replicas take to notice that they are to stream from elsewhere.
+const DETACH: Duration = Duration::from_millis(300);
+
 /// The servers and the links that the proxy reaches them by.
 pub struct Stage {
     pub cluster: PgCluster,
@@ -110,6 +115,11 @@ impl Stage {
             Loss::Partition => self.links[old].stall(),
         }
         sleep(Duration::from_millis(random.random_range(0..400)));
+        // What still streams could get ahead of the one that is chosen.
+        for replica in (0..self.links.len()).filter(|node| *node != old) {
+            self.cluster.follow_address(replica, "127.0.0.1", NOBODY)?;
+        }
+        sleep(DETACH);
         let new = self.most_advanced(old)?;
         self.cluster.promote(new)?;
         self.primary = new;

@@ -25,6 +25,8 @@ pub struct Write {
     pub began: Instant,
     pub ended: Instant,
     pub outcome: Outcome,
+    /// The step that did not succeed, and its error.
+    pub how: String,
 }
 
 /// Everything that happened.
@@ -61,7 +63,8 @@ impl History {
                 write.rows.iter().map(|row| rows.get(&(write.session, *row)).copied().unwrap_or(0)).collect();
             known.extend(write.rows.iter().map(|row| ((write.session, *row), ())));
             if let Some(fault) = fault(write.outcome, &found) {
-                violations.push(format!("session {} rows {:?}: {fault}", write.session, write.rows));
+                let Write { session, rows, how, .. } = write;
+                violations.push(format!("session {session} rows {rows:?}: {fault} ({how})"));
             }
         }
         for row in rows.keys().filter(|row| !known.contains_key(row)) {
@@ -126,7 +129,8 @@ impl fmt::Display for History {
 /// The checker checks itself before anybody relies on it: each fault has to be found.
 pub fn self_test() {
     let now = Instant::now();
-    let write = |outcome| Write { session: 1, rows: vec![1, 2], began: now, ended: now, outcome };
+    let write =
+        |outcome| Write { session: 1, rows: vec![1, 2], began: now, ended: now, outcome, how: String::new() };
     let rows = |counts: [u64; 2]| -> Rows {
         (1..).zip(counts).filter(|(_, count)| *count > 0).map(|(row, count)| ((1, row), count)).collect()
     };

@@ -57,6 +57,7 @@ pub struct Session {
     /// Sum of all rows that a monotonic read saw last, and whether a replica answered it.
     seen: (u64, bool),
     history: History,
+    last_error: String,
 }
 
 impl Session {
@@ -71,6 +72,7 @@ impl Session {
             next_row: 1,
             seen: (0, false),
             history: History::default(),
+            last_error: String::new(),
         }
     }
 
@@ -112,7 +114,7 @@ impl Session {
         let began = Instant::now();
         let result = self.ask(&format!("INSERT INTO log VALUES ({}, {row})", self.number)).await;
         let outcome = self.outcome(result.err());
-        self.note(vec![row], began, outcome);
+        self.note(vec![row], began, outcome, "insert");
     }
 
     /// Two rows in one transaction, or none; some are rolled back by their client.
@@ -126,16 +128,16 @@ impl Session {
                 // Nothing is committed before COMMIT is sent, whatever the error says.
                 self.outcome(Some(error));
                 let _ = self.ask("ROLLBACK").await;
-                return self.note(rows, began, Outcome::Failed);
+                return self.note(rows, began, Outcome::Failed, &step);
             }
         }
         if self.random.random_bool(0.1) {
             let _ = self.ask("ROLLBACK").await;
-            return self.note(rows, began, Outcome::Failed);
+            return self.note(rows, began, Outcome::Failed, "rolled back");
         }
         let result = self.ask("COMMIT").await;
         let outcome = self.outcome(result.err());
-        self.note(rows, began, outcome);
+        self.note(rows, began, outcome, "commit");
         if outcome != Outcome::Done {
             let _ = self.ask("ROLLBACK").await;
         }
@@ -210,12 +212,13 @@ impl Session {
         self.next_row - 1
     }
 
-    fn note(&mut self, rows: Vec<u64>, began: Instant, outcome: Outcome) {
+    fn note(&mut self, rows: Vec<u64>, began: Instant, outcome: Outcome, step: &str) {
         if outcome == Outcome::Done {
             let newest = rows.last().copied().unwrap_or(0);
             self.shared.acknowledged[self.number].fetch_max(newest, Ordering::SeqCst);
         }
-        let write = Write { session: self.number, rows, began, ended: Instant::now(), outcome };
+        let how = format!("{step}, last error {}", self.last_error);
+        let write = Write { session: self.number, rows, began, ended: Instant::now(), outcome, how };
         self.history.writes.push(write);
     }
 
@@ -234,9 +237,13 @@ impl Session {
 
     /// What an error says of a write; none is success.
     fn outcome(&mut self, error: Option<Option<Error>>) -> Outcome {
-        let Some(error) = error else { return Outcome::Done };
+        let Some(error) = error else {
+            self.last_error.clear();
+            return Outcome::Done;
+        };
         let code = error.as_ref().and_then(Error::code).map_or("closed", |code| code.code()).to_owned();
         self.count(&code);
+        self.last_error = format!("{code} {}", error.map_or_else(String::new, |error| error.to_string()));
         match code.as_str() {
             // 57P02: another process crashed, at whatever moment.
             "08007" | "closed" | "57P02" => Outcome::InDoubt,

@@ -145,9 +145,14 @@ async fn a_killed_primary_fails_no_read_and_no_write_that_was_not_sent() {
     // The replica that is promoted and the one that stays behind take turns.
     for round in 0..3 {
         let (from, to) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
+        aside(&cluster, move |cluster| {
+            // It never has more than the one that takes over.
+            cluster.follow(2, to).expect("a replica can stream from another");
+            cluster.wait_until_caught_up(from).expect("all follow");
+        })
+        .await;
         gaps.push(fail_over(&cluster, &proxy, &name, from, to).await);
         aside(&cluster, move |cluster| {
-            cluster.follow(2, to).expect("the other follows");
             cluster.start_node(from).expect("it recovers");
             cluster.stop(from, Stop::Fast).expect("and stops cleanly");
             cluster.rejoin(from, to).expect("and becomes a replica");

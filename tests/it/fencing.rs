@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pointsman::demo::servers::{PgCluster, Stop};
 
-use crate::support::{Database, Proxy, cluster, eventually, link::Link};
+use crate::support::{Database, Proxy, Session, cluster, eventually, link::Link};
 
 const TABLE: &str = "CREATE TABLE t (x int)";
 const OPEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND xact_start IS NOT NULL";
@@ -119,6 +119,34 @@ async fn an_old_primary_that_comes_back_writable_gets_not_one_statement() {
     let label = format!("node=\"{old}\"");
     assert_eq!(proxy.metric("pointsman_node_state", &[&label, "state=\"fenced\""]), 1.0);
     assert_eq!(proxy.metric("pointsman_node_role", &[&label, "role=\"primary\""]), 0.0);
+}
+
+#[tokio::test]
+async fn a_restarted_proxy_remembers_who_was_elected_and_refuses_the_old_primary() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let folder = tempfile::tempdir().expect("a temporary folder can be made");
+    let setting = format!("cluster.failover.state_file = '{}'", folder.path().join("it.state").display());
+    let settings = [setting.as_str(), "cluster.failover.hold = '1s'"];
+    let mut proxy = Proxy::start(&cluster, &settings).await;
+    let session = proxy.session(&database.name).await;
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    cluster.promote(1).expect("a replica takes over");
+    session.run("INSERT INTO t VALUES (1)").await;
+    drop(session);
+    proxy.terminate();
+    proxy.wait();
+
+    // All that is left is the old primary and a replica that never heard of the new one.
+    cluster.stop(1, Stop::Kill).expect("the new one dies");
+    cluster.start_node(0).expect("the old one comes back, and takes writes");
+    let proxy = Proxy::start_unready(&cluster.addresses(), &settings);
+    proxy.wait_for_log("fenced").await;
+
+    let session = Session::retry(&proxy.dsn(&database.name)).await;
+    assert_eq!(session.error("INSERT INTO t VALUES (2)").await, "57P03");
+    assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "0");
 }
 
 #[tokio::test]

@@ -407,6 +407,12 @@ pub static TABLES: &[Table] = &[
                 "How long statements wait for a new primary before they are refused; most failovers are done by then.",
             ),
             key("hold_limit", Default("10000"), "statements", "How many may wait; zero refuses at once."),
+            key(
+                "state_file",
+                unset("NAME.state in `$STATE_DIRECTORY` (systemd), else off", "\"shop.state\""),
+                "path of a file in a folder that exists",
+                "Keeps who was elected last over restarts, so that an old primary that is back is not taken for the primary.",
+            ),
         ],
     },
     Table {
