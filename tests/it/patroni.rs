@@ -85,6 +85,21 @@ async fn nodes_found_by_patroni_survive_a_switchover_and_the_leaders_death() {
     let (before, failed) = writer.await.expect("the writer does not panic");
     assert_eq!(failed, Vec::<String>::new(), "the switchover failed writes");
 
+    // Replication is asynchronous: what the next death must not lose has to be on both replicas.
+    session.run("INSERT INTO t VALUES (3)").await;
+    let ports = patroni.lock().ports();
+    let leader = ports[patroni.lock().leader().expect("there is a leader")];
+    let seen = parking_lot::Mutex::new(std::collections::HashSet::new());
+    eventually("both replicas have all of it", async || {
+        if let Ok(port) = session.try_port().await
+            && port != leader
+        {
+            seen.lock().insert(port);
+        }
+        seen.lock().len() == 2
+    })
+    .await;
+
     let stop = Arc::new(AtomicBool::new(false));
     let writer = write_on(proxy.session(APP.name).await, stop.clone());
     let second = patroni.lock().leader().expect("there is a leader");

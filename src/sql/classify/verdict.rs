@@ -128,6 +128,8 @@ impl Verdict {
         let writes = self.access == Access::Write || next.access == Access::Write;
         let reason = match (writes, self.reason, next.reason) {
             (_, first, second) if first == second => first,
+            // A pool's reset query: it changes the session and no data, and no read waits for it.
+            (true, Reason::State, Reason::Session) | (true, Reason::Session, Reason::State) => Reason::State,
             (true, ..) => Reason::Command,
             (false, Reason::Session, other) | (false, other, Reason::Session) => other,
             (false, ..) => Reason::Read,

@@ -443,3 +443,9 @@ fn a_replica_hint_vouches_for_unknown_functions_but_not_for_writes() {
         assert_eq!(postgres(text).access, Access::Write, "{text}");
     }
 }
+
+#[test]
+fn a_pools_reset_query_changes_no_data() {
+    let reset = postgres("SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;");
+    assert_eq!((reset.access, reset.reason), (Access::Write, Reason::State));
+}
