@@ -29,11 +29,10 @@ pub use self::{
 use self::{command::code, relay::Relay};
 use crate::{
     protocol::{
-        self, Answer, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused, Reply,
-        Request, Terms, Transaction, TurnedAway, Welcomed,
+        self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused,
+        Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
     },
     refusal::Refusal,
-    session::cancel::CancelKey,
     sql::{Dialect, catalog::Catalog},
     topology::{Facts, ProbeFault, Role},
 };
