@@ -55,6 +55,7 @@ pub struct MariaNode {
     socket: PathBuf,
     log: PathBuf,
     statements: PathBuf,
+    temporary: PathBuf,
     arguments: Vec<String>,
     run_as: RunAs,
     process: Mutex<Option<Child>>,
@@ -236,6 +237,7 @@ impl MariaNode {
             socket: folder.join(format!("{name}.sock")),
             log: folder.join(format!("{name}.log")),
             statements: folder.join(format!("{name}.statements")),
+            temporary: folder.join(format!("{name}.tmp")),
             number,
             name,
             arguments: arguments.to_vec(),
@@ -309,10 +311,17 @@ impl MariaNode {
             return Ok(());
         }
         let log = File::options().create(true).append(true).open(&self.log)?;
+        if !self.temporary.exists() {
+            fs::create_dir(&self.temporary)?;
+            self.run_as.own(&self.temporary)?;
+        }
         let mut command = Command::new(program("mariadbd")?);
         command
             .arg("--no-defaults")
             .arg(format!("--datadir={}", self.data.display()))
+            // A server that starts removes every `#sql…` file from its tmpdir: in a shared one it takes
+            // the temporary tables of the others, which may crash them (seen on MariaDB 10.11.19).
+            .arg(format!("--tmpdir={}", self.temporary.display()))
             .arg(format!("--socket={}", self.socket.display()))
             .arg(format!("--pid-file={}", self.data.join("pid").display()))
             .arg(format!("--general-log-file={}", self.statements.display()))

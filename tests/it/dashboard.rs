@@ -28,6 +28,8 @@ impl Browser {
             .env("NODE_PATH", drivers::folder().join("node/node_modules"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Node makes a pipe that it inherits non-blocking, for everybody who writes into it.
+            .stderr(Stdio::null())
             .spawn()
             .expect("node is installed");
         let input = child.stdin.take().expect("it is piped");
