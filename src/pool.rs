@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -118,7 +119,10 @@ pub struct NodePool<P: Protocol> {
     link: Arc<ArcSwap<P::Link>>,
     role: Role,
     siblings: Siblings<P>,
+    /// Who waits for a connection, be it that one is being opened.
     waiters: AtomicUsize,
+    /// Those among them who wait for somebody else to give one back.
+    wanting: AtomicUsize,
     /// Sessions that keep a connection only until somebody waits for one.
     lenders: Mutex<VecDeque<Arc<Entry>>>,
     limits: Limits,
@@ -199,6 +203,7 @@ impl<P: Protocol> NodePool<P> {
             role,
             siblings,
             waiters: AtomicUsize::new(0),
+            wanting: AtomicUsize::new(0),
             lenders: Mutex::default(),
             limits,
             closed: AtomicBool::new(false),
@@ -221,12 +226,8 @@ impl<P: Protocol> NodePool<P> {
     async fn wait(&self, now: Instant) -> Result<(Object<Places>, Box<Pooled<P>>), CheckoutFault> {
         let _waiting = Count::up(&self.waiters);
         let deadline = now + self.limits.checkout_timeout;
-        let places = self.places.status();
-        if places.available == 0 && places.size >= places.max_size {
-            self.ask_back();
-        }
         let attempt = async {
-            let place = self.places.get().await.map_err(|_| CheckoutFault::Closed)?;
+            let place = self.place().await?;
             let pooled = match self.take_idle(Instant::now()) {
                 Some(pooled) => pooled,
                 None => self.open().await.map_err(CheckoutFault::Connect)?,
@@ -234,6 +235,21 @@ impl<P: Protocol> NodePool<P> {
             Ok((place, pooled))
         };
         tokio::time::timeout_at(deadline.into(), attempt).await.unwrap_or(Err(CheckoutFault::TimedOut))
+    }
+
+    /// The right to a connection, in the order of asking; a session that keeps one only softly is
+    /// asked for it.
+    async fn place(&self) -> Result<Object<Places>, CheckoutFault> {
+        let mut place = std::pin::pin!(self.places.get());
+        let place = match futures_util::poll!(place.as_mut()) {
+            Poll::Ready(place) => place,
+            Poll::Pending => {
+                let _wanting = Count::up(&self.wanting);
+                self.ask_back();
+                place.await
+            }
+        };
+        place.map_err(|_| CheckoutFault::Closed)
     }
 
     /// An idle connection that may still be used: this worker's first.
@@ -317,9 +333,9 @@ impl<P: Protocol> NodePool<P> {
         })
     }
 
-    /// Somebody waits for a connection, or for a share of the node's.
+    /// Somebody waits for a connection of this pool, or for a share of the node's.
     pub fn is_wanted(&self) -> bool {
-        self.waiters.load(Ordering::Relaxed) > 0 || self.share.permits.available_permits() == 0
+        self.wanting.load(Ordering::Relaxed) > 0 || self.share.permits.available_permits() == 0
     }
 
     /// Closes one idle connection for another pool's sake.

@@ -51,6 +51,11 @@ impl<P: Protocol> Session<P> {
         if !self.previous.lent {
             held.pool.lend(&self.registered.entry);
             self.previous.lent = true;
+            // Who began to wait in between has not seen this offer.
+            if held.pool.is_wanted() {
+                self.lose_previous(&held);
+                return Some(held);
+            }
         }
         self.kept = Some(held);
         None
