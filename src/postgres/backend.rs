@@ -1,6 +1,9 @@
 //! Our end of a server connection: what it has, and what is due from it.
 
-use std::{collections::VecDeque, io};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io,
+};
 
 use tokio::io::AsyncWriteExt;
 
@@ -144,7 +147,9 @@ impl Backend {
                 self.put_own_name(name.as_bytes(), frontend, out);
             }
             Effect::ShowsPrepared => {
-                let names: Vec<Box<[u8]>> = self.statements.own_names().map(Into::into).collect();
+                let theirs = frontend.statements.names();
+                let names: BTreeSet<Box<[u8]>> =
+                    self.statements.own_names().chain(theirs).map(Into::into).collect();
                 for name in names {
                     self.put_own_name(&name, frontend, out);
                 }
@@ -210,6 +215,7 @@ impl Backend {
             self.carried.bring(wanted);
         }
         self.carried.learn(&intent.effects, outcome.failed, outcome.transaction, outcome.rolled_back);
+        self.carried.complete(&intent.effects, &frontend.told);
         for effect in &intent.effects {
             match effect {
                 Effect::DrawsSequence => self.drew = Some(session),

@@ -59,6 +59,12 @@ impl Told {
         Self { base, changed: Vec::new() }
     }
 
+    /// What the client was told last.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        let mut all = self.changed.iter().chain(self.base.iter());
+        all.find(|(other, _)| &**other == name).map(|(_, value)| &**value)
+    }
+
     /// Takes note of a value; `false` when the client knows it already.
     pub fn update(&mut self, name: &[u8], value: &[u8]) -> bool {
         let (Ok(name), Ok(value)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else {
@@ -214,6 +220,7 @@ impl Frontend {
     pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome) {
         let open = outcome.transaction != Transaction::Idle;
         self.carried.learn(&intent.effects, outcome.failed, outcome.transaction, outcome.rolled_back);
+        self.carried.complete(&intent.effects, &self.told);
         if !open {
             self.close_portals();
         }
@@ -434,11 +441,13 @@ impl Frontend {
         match self.statements.resolve(name) {
             Some(Resolved::Named(statement)) => {
                 unit.add(&statement.intent, false);
+                unit.describe(&statement.intent);
                 unit.by_name(name, statement)
             }
             Some(Resolved::Unnamed { key, intent, .. }) => {
                 unit.used_unnamed |= !unit.defined_unnamed;
                 unit.add(intent, false);
+                unit.describe(intent);
                 Subject::Unnamed(Some(key))
             }
             None => {
@@ -532,6 +541,16 @@ impl Unit {
         }
     }
 
+    /// The result of an EXECUTE is described as that of the statement it names, and as none at all
+    /// where the server has no such statement.
+    fn describe(&mut self, intent: &Intent) {
+        for effect in &intent.effects {
+            if let Effect::Execute { name } = effect {
+                self.own.push(name.as_bytes().into());
+            }
+        }
+    }
+
     fn add(&mut self, intent: &Arc<Intent>, executed: bool) {
         let Some(so_far) = &self.intent else {
             self.intent = Some(intent.clone());
@@ -600,6 +619,7 @@ fn join(first: &Arc<Intent>, second: &Arc<Intent>, executed: bool) -> Arc<Intent
     joined.statements += u32::from(executed) * second.statements;
     joined.plain = false;
     joined.joins &= second.joins;
+    joined.by_text |= second.by_text;
     joined.tables = match (&first.tables, &second.tables) {
         (Tables::Some(a), Tables::Some(b)) => Tables::Some(a.iter().chain(b.iter()).cloned().collect()),
         _ => Tables::All,
@@ -621,6 +641,7 @@ fn function_call() -> Intent {
         statements: 1,
         plain: false,
         joins: true,
+        by_text: false,
     }
 }
 
@@ -635,6 +656,7 @@ fn nothing() -> Intent {
         statements: 0,
         plain: false,
         joins: true,
+        by_text: false,
     }
 }
 

@@ -128,6 +128,10 @@ impl ClientStatements {
         self.named.get(name)
     }
 
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
+        self.named.keys().map(|name| &**name)
+    }
+
     /// Defines the unnamed statement; returns its key.
     pub fn define_unnamed(&mut self, body: &[u8], intent: Arc<Intent>) -> u128 {
         let key = xxh3_128_with_seed(body, Origin::Parse as u64);

@@ -733,6 +733,10 @@ impl<'a> Relay<'a> {
         self.failed = true;
         self.stale_plan |= fields.stale_plan;
         self.setting_failed |= ours && !self.decided;
+        if ours && fields.code == INVALID_NAME {
+            let error = &self.backend.inbox.data()[start + HEADER..start + length];
+            self.frontend.carried.drop_named_in(error);
+        }
         self.dying |= fields.fatal;
         let cause = if replaced.is_some() { None } else { self.refusal_cause(fields, ours) };
         match (cause, replaced) {
@@ -879,6 +883,9 @@ impl<'a> Relay<'a> {
         Ok(Reply { transaction, failed: self.failed, wrote: None, lost })
     }
 }
+
+/// A setting's name that no server accepts any more: an extension was loaded that reserves the prefix.
+const INVALID_NAME: [u8; 5] = *b"42602";
 
 /// How a request ended, for what is carried.
 #[derive(Clone, Copy, Debug)]
