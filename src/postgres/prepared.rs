@@ -128,8 +128,9 @@ impl ClientStatements {
         self.named.get(name)
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
-        self.named.keys().map(|name| &**name)
+    /// The names that PREPARE defined.
+    pub fn sql_names(&self) -> impl Iterator<Item = &[u8]> {
+        self.named.iter().filter(|(_, statement)| statement.origin == Origin::Sql).map(|(name, _)| &**name)
     }
 
     /// Defines the unnamed statement; returns its key.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::frontend::Told;
+use super::parameters::Told;
 use crate::{
     protocol::Transaction,
     sql::{
@@ -232,9 +232,7 @@ impl Carried {
     /// Replaces a value that is only a part of a setting by the whole that the server reports:
     /// `SET datestyle TO ymd` leaves the output style as it is, on another connection another one.
     pub fn complete(&mut self, effects: &[Effect], told: &Told) {
-        let sets = |effect: &Effect| {
-            matches!(effect, Effect::Set { name, scope: Scope::Session, .. } if &**name == DATE_STYLE)
-        };
+        let sets = |effect: &Effect| matches!(effect, Effect::Set { name, scope: Scope::Session, .. } if &**name == DATE_STYLE);
         if !effects.iter().any(sets) || self.now.get(DATE_STYLE).is_none() {
             return;
         }

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    ArrayElemTypeDef, BinaryOperator, DataType, Expr, FromTable, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident,
-    ObjectName, ObjectNamePart, Query, Select, Statement, TableFactor, TableObject, TableWithJoins, Value,
-    Visit, Visitor,
+    ArrayElemTypeDef, BinaryOperator, DataType, Expr, FromTable, Function, FunctionArg, FunctionArgExpr,
+    FunctionArguments, Ident, ObjectName, ObjectNamePart, Query, Select, Statement, TableFactor, TableObject,
+    TableWithJoins, Value, Visit, Visitor,
 };
 
 use crate::sql::Dialect;
