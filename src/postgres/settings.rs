@@ -246,9 +246,9 @@ impl Carried {
     /// an extension, loaded later, turns out to own.
     pub fn drop_named_in(&mut self, error: &[u8]) {
         let error = String::from_utf8_lossy(error);
-        let named = |name: &&Box<str>| error.contains(&format!("\"{name}\""));
-        let named: Vec<Box<str>> = self.now.values.keys().filter(named).cloned().collect();
-        for name in named {
+        let is_named = |name: &str| error.contains(&format!("\"{name}\""));
+        let names: Vec<Box<str>> = self.now.values.keys().filter(|name| is_named(name)).cloned().collect();
+        for name in names {
             self.now = Arc::new(self.now.with_from(&name, &Settings::default()));
         }
     }
