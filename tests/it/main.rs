@@ -36,4 +36,5 @@ mod reload_load;
 mod routing;
 mod servers;
 mod session_state;
+mod takeover;
 mod tidy;
