@@ -44,7 +44,7 @@ async fn a_new_process_takes_over_and_no_client_is_refused() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pointsman"));
     command.args(["run", "--take-over", "-c"]).arg(old.config_path());
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    let new = keeper.spawn(command, Signal::Kill).expect("the binary was built");
+    let mut new = keeper.spawn(command, Signal::Kill).expect("the binary was built");
     old.wait_for_log("another process takes over").await;
 
     // What was open may end, and then the old process does.
@@ -58,6 +58,7 @@ async fn a_new_process_takes_over_and_no_client_is_refused() {
     }
     assert_eq!(database.ask(0, "SELECT count(*) FROM t"), "1");
     signal(new.id(), Signal::Kill);
+    let _ = new.wait();
 }
 
 #[tokio::test]
