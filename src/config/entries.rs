@@ -4,7 +4,7 @@ use std::{collections::HashSet, path::Path, path::PathBuf, sync::Arc, time::Dura
 
 use super::{
     Admin, Auth, Choice, ClientTls, Cluster, Config, Failover, HostPort, Identity, Limits, Log, Members,
-    Monitor, Pool, Routing, Secret, ServerTls, Tls, User,
+    Monitor, PatroniSource, Pool, Routing, Secret, ServerTls, Tls, User,
 };
 use crate::sql::catalog::FunctionRules;
 
@@ -117,9 +117,12 @@ impl List {
                     self.push(&format!("nodes.{}", node.address), value, None);
                 }
             }
-            Members::Patroni(urls) => {
-                let urls: Vec<&str> = urls.iter().map(url::Url::as_str).collect();
+            Members::Patroni(PatroniSource { endpoints, ca }) => {
+                let urls: Vec<&str> = endpoints.iter().map(url::Url::as_str).collect();
                 self.push("discovery.patroni", urls.join(", "), None);
+                if let Some(ca) = ca {
+                    self.push("discovery.ca", ca.display().to_string(), None);
+                }
             }
         }
     }

@@ -121,8 +121,16 @@ impl Engine {
 pub enum Members {
     /// `nodes`: at least one, no address twice.
     Nodes(Vec<NodeConfig>),
-    /// `discovery = { patroni = […] }`: REST endpoints, at least one.
-    Patroni(Vec<Url>),
+    Patroni(PatroniSource),
+}
+
+/// `discovery = { patroni = […] }`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PatroniSource {
+    /// REST endpoints, at least one.
+    pub endpoints: Vec<Url>,
+    /// PEM: who signs the certificates of `https` endpoints; the system's roots if not named.
+    pub ca: Option<PathBuf>,
 }
 
 /// A server as the file names it. Its role is never configured: the servers are asked.

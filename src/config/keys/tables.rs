@@ -143,7 +143,7 @@ pub static TABLES: &[Table] = &[
             key(
                 "discovery",
                 unset("`nodes` says", "{ patroni = [\"http://10.0.0.1:8008\"] }"),
-                "`{ patroni = [URL, …] }`",
+                "`{ patroni = [URL, …], ca }`",
                 "Instead of `nodes`: Patroni knows the servers and their roles. PostgreSQL only.",
             ),
             key(
@@ -183,12 +183,20 @@ pub static TABLES: &[Table] = &[
         path: "cluster.discovery",
         about: "Where nodes are learned from.",
         shape: Shape::Inline,
-        keys: &[key(
-            "patroni",
-            Required("[\"http://10.0.0.1:8008\"]"),
-            "list of URLs",
-            "Patroni's REST API on any of its nodes; more than one, so that one may be down.",
-        )],
+        keys: &[
+            key(
+                "patroni",
+                Required("[\"http://10.0.0.1:8008\"]"),
+                "list of URLs",
+                "Patroni's REST API on any of its nodes, `http` or `https`; more than one, so that one may be down.",
+            ),
+            key(
+                "ca",
+                unset("the system's roots", "\"patroni-ca.crt\""),
+                "path of a PEM file",
+                "Who signs the certificates of `https` endpoints. They are always checked, and so are the names in them.",
+            ),
+        ],
     },
     Table {
         path: "cluster.users",
