@@ -83,7 +83,7 @@ impl List {
             auth: Auth { query, trust_loopback },
             pool,
             routing,
-            failover: Failover { hold, hold_limit, state_file },
+            failover: Failover { hold, hold_limit, commit_outcome, state_file },
             limits,
             tls,
         } = cluster;
@@ -103,6 +103,7 @@ impl List {
         self.path = format!("{path}failover.");
         self.add("hold", hold);
         self.add("hold_limit", hold_limit);
+        self.add("commit_outcome", commit_outcome);
         self.add("state_file", state_file);
         self.limits(&path, limits);
         self.tls(&path, tls);

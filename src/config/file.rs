@@ -200,6 +200,7 @@ fn read_cluster(cluster: &Section<'_>) -> Cluster {
         failover: Failover {
             hold: failover.take("hold"),
             hold_limit: failover.take("hold_limit"),
+            commit_outcome: failover.take("commit_outcome"),
             state_file: failover.optional("state_file").map(|NewFile(path)| path),
         },
         limits: read_limits(&cluster.table("limits")),

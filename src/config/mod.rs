@@ -263,6 +263,9 @@ pub struct Failover {
     pub hold: Duration,
     /// How many statements may wait; zero refuses at once.
     pub hold_limit: usize,
+    /// Whether a COMMIT asks for its transaction's id, so that its fate can be asked for where the
+    /// answer is lost.
+    pub commit_outcome: bool,
     /// Where the last election is kept over restarts; `None`: in systemd's state folder, if any.
     pub state_file: Option<PathBuf>,
 }

@@ -33,7 +33,7 @@ use self::{batch::Kind, login::Accepted, relay::Relay};
 use crate::{
     protocol::{
         self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused,
-        Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
+        Reply, Request, Terms, Transaction, TransactionFate, TurnedAway, Welcomed,
     },
     refusal::Refusal,
     sql::{Dialect, catalog::Catalog},
@@ -227,6 +227,14 @@ impl protocol::Backend<Postgres> for Backend {
 
     async fn started(&mut self) -> Result<Option<i64>, Fault> {
         probe::started(self).await
+    }
+
+    fn transaction_id(&self) -> Option<u64> {
+        self.transaction_id
+    }
+
+    async fn fate(&mut self, transaction: u64) -> Result<TransactionFate, Fault> {
+        probe::fate(self, transaction).await
     }
 
     async fn probe(&mut self) -> Result<Facts, ProbeFault> {

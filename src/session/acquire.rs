@@ -240,7 +240,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Waits for `event` as long as the client does, and until a deadline: then `None`.
-    async fn patiently<T>(
+    pub(super) async fn patiently<T>(
         &mut self,
         until: Instant,
         event: impl Future<Output = T>,
@@ -457,15 +457,15 @@ async fn while_usable<P: Protocol, T>(
 const GRACE: Duration = Duration::from_secs(1);
 
 /// A statement that waits for a node: counted, bounded in number and time.
-struct Hold<'a> {
-    until: Instant,
+pub(super) struct Hold<'a> {
+    pub(super) until: Instant,
     nowhere: Nowhere,
     ticket: Option<Ticket<'a>>,
     gauge: &'a prometheus::IntGauge,
 }
 
 impl<'a> Hold<'a> {
-    fn begin<P: Protocol>(cluster: &'a Cluster<P>, nowhere: Nowhere) -> Result<Self, Refusal> {
+    pub(super) fn begin<P: Protocol>(cluster: &'a Cluster<P>, nowhere: Nowhere) -> Result<Self, Refusal> {
         let config = cluster.config.load();
         let wait = match nowhere {
             Nowhere::NoReplica => config.pool.checkout_timeout,

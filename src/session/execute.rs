@@ -124,6 +124,7 @@ impl<P: Protocol> Session<P> {
         let terms = Terms {
             ahead: self.state.held_statements(),
             may_refuse,
+            wants_id: self.wants_id(&request.intent, held.role),
             session: entry.id,
             watch: Watch::new(&pool.standing, &entry),
         };

@@ -4,6 +4,7 @@ mod acquire;
 pub mod cancel;
 mod consistency;
 mod execute;
+mod outcome;
 mod own;
 mod recover;
 mod soft;

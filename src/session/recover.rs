@@ -165,10 +165,11 @@ impl<P: Protocol> Session<P> {
         request: Request<P::Wire>,
         attempt: &mut Attempt,
         loss: Loss,
-        held: Held<P>,
+        mut held: Held<P>,
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
+        let commit = self.lost_commit(&request, &mut held);
         self.lose_previous(&held);
         drop(held);
         self.cluster.topology.report(&address, Traffic::Broken);
@@ -189,6 +190,13 @@ impl<P: Protocol> Session<P> {
             return Next::Again;
         }
         let in_doubt = loss.sent && role == Role::Primary && self.state.commits(intent).is_some();
+        if let Some(commit) = commit
+            && in_doubt
+            && !pin_lost
+            && loss.forwarded == Forwarded::Nothing
+        {
+            return self.settle_commit(request, attempt, commit).await;
+        }
         let refusal = if in_doubt { in_doubt_refusal(&address) } else { lost_refusal(&address) };
         if loss.forwarded == Forwarded::Torn {
             self.state.forget_server();
@@ -215,7 +223,7 @@ impl<P: Protocol> Session<P> {
         self.state.transaction
     }
 
-    fn count(&mut self, attempt: &Attempt, address: &Arc<str>, role: Role) {
+    pub(super) fn count(&mut self, attempt: &Attempt, address: &Arc<str>, role: Role) {
         self.known(address, role).meter.statement(attempt.run.access, attempt.run.reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, attempt.began.elapsed());
         self.route.note(address, attempt.why, attempt.run.reason, attempt.waited);
@@ -265,7 +273,7 @@ struct Loss {
     error: std::io::Error,
 }
 
-fn in_doubt_refusal(address: &str) -> Refusal {
+pub(super) fn in_doubt_refusal(address: &str) -> Refusal {
     Refusal::new(
         RefusalKind::InDoubt,
         format!("the server {address} was lost before it said whether the statement was committed"),

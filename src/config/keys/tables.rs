@@ -416,6 +416,12 @@ pub static TABLES: &[Table] = &[
             ),
             key("hold_limit", Default("10000"), "statements", "How many may wait; zero refuses at once."),
             key(
+                "commit_outcome",
+                Default("true"),
+                "`true` or `false`, PostgreSQL only",
+                "Whether the COMMIT of a transaction that wrote asks for the transaction's id on its way (no round trip, some 20 µs of the server's CPU). With it the new primary can tell whether the transaction was committed, where a failover swallows the answer; without, the client gets the in-doubt error.",
+            ),
+            key(
                 "state_file",
                 unset("NAME.state in `$STATE_DIRECTORY` (systemd), else off", "\"shop.state\""),
                 "path of a file in a folder that exists",

@@ -60,6 +60,7 @@ impl Board {
             timeline: node.timeline(),
             position: node.position.clone(),
             measured: node.position.as_ref().and(node.measured),
+            horizon: node.horizon,
             lag,
             lag_distance: reading.distance,
             fresh_as_of: reading.fresh_as_of,
