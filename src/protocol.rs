@@ -160,7 +160,8 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
     /// Ends whatever is open and forgets all session state.
     fn reset(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
 
-    /// Ends a pipeline that goes on elsewhere; the client sees nothing of it.
+    /// Ends a pipeline, or a transaction that has only read, that goes on elsewhere; the client
+    /// sees nothing of it.
     fn finish_unit(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
 
     /// One empty round trip.

@@ -249,11 +249,15 @@ impl Routing {
 }
 
 /// Where reads inside a transaction that may write go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TransactionReads {
+    #[default]
     Primary,
     /// Reads before the first write of a READ COMMITTED transaction may use a replica.
     Replica,
+    /// Of a REPEATABLE READ transaction as well: what it reads before and after its first write is
+    /// of different snapshots.
+    ReplicaRepeatableRead,
 }
 
 /// What happens to statements while there is no primary.

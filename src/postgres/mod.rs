@@ -205,7 +205,11 @@ impl protocol::Backend<Postgres> for Backend {
     }
 
     async fn finish_unit(&mut self) -> Result<(), Fault> {
-        self.sync_quietly().await
+        self.sync_quietly().await?;
+        if self.transaction != Transaction::Idle {
+            self.query_all("ROLLBACK").await?;
+        }
+        Ok(())
     }
 
     async fn ping(&mut self) -> Result<(), Fault> {

@@ -107,9 +107,26 @@ impl<P: Protocol> Session<P> {
         let drained = self.state.transaction == Transaction::Idle
             && snapshot.find(kept.address()).is_some_and(draining);
         if drained || snapshot.forbids(kept.address(), kept.role) {
+            if self.state.is_reading() {
+                self.state.begin_again();
+                return Ok(Err(None));
+            }
             self.lose_previous(&kept);
             drop(kept);
             return Err(self.lose_kept(Some(&request.intent)));
+        }
+        if self.state.is_reading() && kept.role != Role::Primary {
+            let stays = attempt.run.access == Access::Read
+                && (self.state.transaction == Transaction::Failed
+                    || request.intent.access == Access::Write
+                    || self.still_serves(&kept, &request.intent, attempt, &snapshot));
+            if !stays {
+                self.state.begin_again();
+                // Nobody waits for what was read to end.
+                tokio::spawn(end_reading(kept));
+                return Ok(Err(None));
+            }
+            return Ok(Ok(kept));
         }
         match self.state.transaction {
             Transaction::Unit if kept.role != Role::Primary && attempt.run.access == Access::Write => {
@@ -132,6 +149,21 @@ impl<P: Protocol> Session<P> {
             }
             _ => Ok(Ok(kept)),
         }
+    }
+
+    /// Whether the replica that a transaction reads from may still serve its reads: others may have
+    /// written what they have to see.
+    fn still_serves(
+        &mut self,
+        kept: &Held<P>,
+        intent: &Intent,
+        attempt: &Attempt,
+        snapshot: &Snapshot,
+    ) -> bool {
+        self.renew_floors(snapshot);
+        let target = Target::Node((&**kept.address()).into());
+        let choice = self.ask_route(intent, attempt, snapshot, Some(&target), Instant::now());
+        choice.is_ok_and(|choice| *snapshot.node(choice.node).address == **kept.address())
     }
 
     /// The server of the kept connection, which is closed already, may not be used any more.
@@ -436,6 +468,14 @@ impl<P: Protocol> Session<P> {
             }
         }
     }
+}
+
+/// Ends a transaction that has only read and goes on elsewhere.
+async fn end_reading<P: Protocol>(mut held: Held<P>) {
+    let ended = tokio::time::timeout(GRACE, held.backend().finish_unit()).await;
+    let fate =
+        if matches!(ended, Ok(Ok(()))) && held.backend().is_clean() { Fate::Reuse } else { Fate::Close };
+    held.release(fate, Instant::now());
 }
 
 /// Waits for what a node does only as long as it may be used and answers probes.

@@ -12,10 +12,10 @@ use super::{
 };
 use crate::{
     pool::{Fate, Held},
-    protocol::{Fault, Forwarded, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
+    protocol::{Answer, Fault, Forwarded, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     route::Floor,
-    sql::{Access, Intent, Reason},
+    sql::{Access, Dialect, Effect, Intent, Reason},
     topology::{Position, Role, State, board::Traffic},
 };
 
@@ -56,6 +56,9 @@ impl<P: Protocol> Session<P> {
         let elsewhere = match refused.cause {
             RefusedCause::Stopping => {
                 drop(held);
+                if self.state.is_reading() {
+                    self.state.begin_again();
+                }
                 self.cluster.topology.report(&address, Traffic::Broken);
                 self.is_seen_to_yield(&address, role).await
             }
@@ -174,6 +177,9 @@ impl<P: Protocol> Session<P> {
         drop(held);
         self.cluster.topology.report(&address, Traffic::Broken);
         tracing::debug!(%address, error = %loss.error, "lost a server connection");
+        if self.state.is_reading() {
+            self.state.begin_again();
+        }
         let intent = &request.intent;
         // Of a transaction that is only begun nothing can have been committed.
         let first = self.state.is_holding();
@@ -188,6 +194,13 @@ impl<P: Protocol> Session<P> {
             }
             *again = Some(request);
             return Next::Again;
+        }
+        if open && !pin_lost && is_rollback(intent) && loss.forwarded == Forwarded::Nothing {
+            // Whatever the server heard of it: the transaction is gone.
+            self.state.forget_server();
+            return Next::Over(
+                self.frontend.answer(request, Answer::RolledBack, self.state.transaction).await,
+            );
         }
         let in_doubt = loss.sent && role == Role::Primary && self.state.commits(intent).is_some();
         if let Some(commit) = commit
@@ -219,6 +232,9 @@ impl<P: Protocol> Session<P> {
     fn after_refusal(&mut self, intent: &Intent) -> Transaction {
         if self.state.is_holding() {
             self.state.lose_transaction(Some(intent));
+        } else if self.state.is_reading() && P::DIALECT == Dialect::Postgres {
+            // It has failed on its replica, and is ended there.
+            self.state.transaction = Transaction::Failed;
         }
         self.state.transaction
     }
@@ -265,6 +281,10 @@ impl<P: Protocol> Session<P> {
         }
         self.frontend.refuse(request, &refusal, self.state.transaction).await
     }
+}
+
+fn is_rollback(intent: &Intent) -> bool {
+    intent.statements == 1 && matches!(intent.effects[..], [Effect::Rollback { chain: false }])
 }
 
 struct Loss {

@@ -170,6 +170,7 @@ impl Proxy {
             timeout = "300ms"
             [cluster.routing]
             slow_start = "1s"
+            transaction_reads = "replica"
             "#,
             port = port.number(),
             nodes = nodes.join(", "),

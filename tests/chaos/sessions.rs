@@ -139,7 +139,12 @@ impl Session {
         let began = Instant::now();
         let mut steps = vec!["BEGIN".to_owned()];
         steps.extend(rows.iter().map(|row| format!("INSERT INTO log VALUES ({}, {row})", self.number)));
-        for step in steps {
+        let reads = self.random.random_bool(0.3);
+        for (at, step) in steps.into_iter().enumerate() {
+            if reads && at == 1 {
+                // On a replica: the transaction moves to the primary with the first row.
+                self.read().await;
+            }
             if let Err(error) = self.ask(&step).await {
                 // Nothing is committed before COMMIT is sent, whatever the error says.
                 self.outcome(Some(error));

@@ -37,3 +37,4 @@ mod routing;
 mod servers;
 mod session_state;
 mod tidy;
+mod transaction_reads;

@@ -15,7 +15,8 @@ use crate::{
     config::{Choice, PoolMode},
     metrics::Connections,
     session::cancel::{Activity, Entry},
-    sql::Access,
+    split::ADVICE,
+    sql::{Access, Reason},
 };
 
 impl Show {
@@ -91,7 +92,7 @@ impl Show {
                 "writes#",
                 "clients#",
             ],
-            Self::Routes => &["cluster", "node", "access", "reason", "statements#"],
+            Self::Routes => &["cluster", "node", "access", "reason", "statements#", "note"],
             Self::Config => &["key", "value"],
             Self::Databases => &[
                 "name",
@@ -327,6 +328,11 @@ fn stats(cluster: &dyn Managed, table: &mut Table) {
 }
 
 fn routes(cluster: &dyn Managed, table: &mut Table) {
+    let users = cluster.unsplit_users();
+    let note = |reason: Reason| match reason {
+        Reason::Transaction if !users.is_empty() => format!("most reads of {}: {ADVICE}", users.join(", ")),
+        _ => String::new(),
+    };
     for node in cluster.snapshot().nodes.iter() {
         let counters = cluster.metrics().node(&node.address);
         for (access, reason, count) in counters.counts().filter(|(_, _, count)| *count > 0) {
@@ -336,6 +342,7 @@ fn routes(cluster: &dyn Managed, table: &mut Table) {
                 cell(access),
                 cell(reason.label()),
                 cell(count),
+                cell(note(reason)),
             ];
             table.push(row);
         }

@@ -374,8 +374,8 @@ pub static TABLES: &[Table] = &[
             key(
                 "transaction_reads",
                 Default("\"primary\""),
-                "`primary` or `replica`",
-                "Where reads before the first write of a READ COMMITTED transaction go. `replica` gives up that a transaction reads from one server.",
+                "`primary`, `replica` or `replica-repeatable-read`",
+                "Where reads before the first write of a READ COMMITTED transaction go. `replica` gives up that a transaction reads from one server: what it reads meets the session's floor but may be behind what others wrote, and a write that goes by it goes by that. `replica-repeatable-read` does the same to REPEATABLE READ, MySQL's default, and gives up that it reads from one snapshot.",
             ),
             key(
                 "zone",
