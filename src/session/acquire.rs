@@ -113,6 +113,10 @@ impl<P: Protocol> Session<P> {
             }
             self.lose_previous(&kept);
             drop(kept);
+            if self.state.transaction == Transaction::Idle && !self.state.is_pinned() {
+                // Kept softly: nothing is lost but what a next statement may ask for.
+                return Ok(Err(None));
+            }
             return Err(self.lose_kept(Some(&request.intent)));
         }
         if self.state.is_reading() && kept.role != Role::Primary {

@@ -17,6 +17,7 @@ use crate::{
     session::cancel::{Activity, Entry},
     split::ADVICE,
     sql::{Access, Reason},
+    topology::State,
 };
 
 impl Show {
@@ -36,6 +37,7 @@ impl Show {
                 "in_use#",
                 "idle#",
                 "waiters#",
+                "why",
             ],
             Self::Pools => &[
                 "database",
@@ -148,7 +150,14 @@ fn each(control: &Control, mut show: impl FnMut(&dyn Managed)) {
 
 fn nodes(cluster: &dyn Managed, table: &mut Table) {
     let connections = cluster.connections();
-    for node in cluster.snapshot().nodes.iter() {
+    let snapshot = cluster.snapshot();
+    for node in snapshot.nodes.iter() {
+        // Why it gets nothing, or why none of them gets writes.
+        let why = match (&node.state, &snapshot.nobody) {
+            (State::Fenced(why), _) => why.to_string(),
+            (_, Some(why)) => format!("no primary: {why}"),
+            _ => String::new(),
+        };
         let Connections { idle, in_use, waiters, .. } =
             connections.get(&node.address).copied().unwrap_or_default();
         table.push(vec![
@@ -163,6 +172,7 @@ fn nodes(cluster: &dyn Managed, table: &mut Table) {
             cell(in_use),
             cell(idle),
             cell(waiters),
+            cell(why),
         ]);
     }
 }

@@ -25,6 +25,7 @@ impl Board {
             without_primary_since: self
                 .without_since
                 .map(|since| (since, wall + since.saturating_duration_since(start))),
+            nobody: self.nobody.as_ref().map(|why| why.to_string().into()),
             samples,
             history: Arc::clone(&self.history),
         }
