@@ -33,5 +33,6 @@ pub mod split;
 pub mod sql;
 pub mod standing;
 pub mod stream;
+pub mod takeover;
 pub mod tls;
 pub mod topology;

@@ -58,6 +58,8 @@ pub struct ClientStatements {
     /// Shapes of the results that the client was told for its names: a driver that was told once
     /// decodes by it for ever (hard case 11).
     told: HashMap<Box<[u8]>, Shape>,
+    /// That of the classifier and catalog by which the named ones were judged last.
+    generation: u64,
     unnamed: Option<Unnamed>,
 }
 
@@ -126,6 +128,20 @@ impl ClientStatements {
     /// A named statement as servers have confirmed it.
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
         self.named.get(name)
+    }
+
+    /// Judges the named statements anew when what is known has changed since. `judge`: a statement's
+    /// text and body → what it is from now on.
+    pub fn renew(&mut self, generation: u64, judge: impl Fn(&[u8], &Statement) -> Arc<Statement>) {
+        if self.generation == generation {
+            return;
+        }
+        self.generation = generation;
+        let of_parse = |statement: &&mut Arc<Statement>| statement.origin == Origin::Parse;
+        for statement in self.named.values_mut().filter(of_parse) {
+            let text = frame::split_cstring(&statement.body).map_or(&*statement.body, |(text, _)| text);
+            *statement = judge(text, statement);
+        }
     }
 
     /// The names that PREPARE defined.

@@ -4,6 +4,7 @@ mod support;
 
 mod activation;
 mod bad_input;
+mod balancer;
 mod both;
 mod cancel;
 mod catalog;
@@ -36,5 +37,6 @@ mod reload_load;
 mod routing;
 mod servers;
 mod session_state;
+mod takeover;
 mod tidy;
 mod transaction_reads;

@@ -188,3 +188,23 @@ async fn parameters_keep_the_types_the_client_was_told_on_every_server() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_prepared_statement_that_a_replica_refused_is_a_write_from_then_on() {
+    let stage = Stage::set(
+        "CREATE TABLE t (x int); \
+         CREATE FUNCTION writes() RETURNS int LANGUAGE sql AS 'INSERT INTO t VALUES (1) RETURNING 1'; \
+         CREATE FUNCTION lies() RETURNS int STABLE LANGUAGE plpgsql AS 'BEGIN RETURN writes(); END'",
+        &[],
+    )
+    .await;
+    let mut wire = stage.wire().await;
+    wire.ask(&Batch::new().parse("s", "SELECT lies()").sync()).await;
+
+    for _ in 0..5 {
+        let answer = wire.ask(&Batch::new().bind("", "s", &[]).execute("", 0).sync()).await;
+        assert_eq!(first_columns(&answer), ["1"]);
+    }
+
+    assert_eq!(stage.proxy.metric("pointsman_reroutes_total", &["reason=\"writes\""]), 1.0);
+}
