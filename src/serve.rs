@@ -164,9 +164,8 @@ impl Proxy {
     /// Waits until every cluster has a primary, but no longer than a process that takes over may
     /// keep the old one waiting.
     pub async fn wait_until_ready(&self) {
-        let has_primary = |cluster: &Box<dyn Running>| cluster.managed().snapshot().primary().is_some();
         let ready = async {
-            while !self.clusters.iter().all(has_primary) {
+            while self.clusters.iter().any(|cluster| cluster.managed().snapshot().primary().is_none()) {
                 tokio::time::sleep(READY_POLL).await;
             }
         };
