@@ -25,6 +25,7 @@ use crate::{
     route::Policy,
     session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
+    split::Split,
     sql::{cache::Classifier, catalog::Catalog},
     topology::{self, ProbeCounter, Snapshot, board::Traffic},
 };
@@ -53,6 +54,7 @@ pub struct Cluster<P: Protocol> {
     slow_over: AtomicU64,
     /// What `user` reads must not be behind of.
     user_floors: Mutex<HashMap<UserKey, Arc<SharedFloors>>>,
+    pub split: Split,
 }
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
@@ -261,6 +263,7 @@ impl<P: Protocol> Cluster<P> {
             operator: Operator::default(),
             slow_over: AtomicU64::new(u64::MAX),
             user_floors: Mutex::default(),
+            split: Split::default(),
         }
     }
 

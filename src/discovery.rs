@@ -13,7 +13,9 @@ use tokio::net::TcpStream;
 use url::Url;
 
 use crate::{
-    config::{Engine, HostPort},
+    config::{Engine, HostPort, PatroniSource},
+    stream::Stream,
+    tls::{self, TlsError},
     topology::board::NodeConfig,
 };
 
@@ -38,8 +40,10 @@ pub struct Membership {
 /// Why an endpoint told nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryFault {
-    #[error("only http endpoints can be asked")]
-    Scheme,
+    #[error("https: {0}")]
+    Tls(#[from] TlsError),
+    #[error("https: the host is no name that a certificate could have")]
+    Name,
     #[error("not reached: {0}")]
     Unreachable(std::io::Error),
     #[error("no answer within {0:?}")]
@@ -114,13 +118,13 @@ impl Membership {
 /// The endpoints of one cluster, the one that answered last in front.
 #[derive(Debug)]
 pub struct Patroni {
-    configured: Vec<Url>,
+    source: PatroniSource,
     endpoints: VecDeque<Url>,
 }
 
 impl Patroni {
-    pub fn new(configured: Vec<Url>) -> Self {
-        Self { endpoints: configured.iter().cloned().collect(), configured }
+    pub fn new(source: PatroniSource) -> Self {
+        Self { endpoints: source.endpoints.iter().cloned().collect(), source }
     }
 
     /// Asks one endpoint after the other until one answers, each for up to `timeout`.
@@ -131,7 +135,7 @@ impl Patroni {
         let mut faults = Vec::new();
         for _ in 0..self.endpoints.len() {
             let Some(endpoint) = self.endpoints.front().cloned() else { break };
-            let asked = tokio::time::timeout(timeout, cluster_of(&endpoint)).await;
+            let asked = tokio::time::timeout(timeout, self.cluster_of(&endpoint)).await;
             match asked.unwrap_or(Err(DiscoveryFault::TimedOut(timeout))) {
                 Ok(membership) => {
                     self.learn(&membership);
@@ -151,7 +155,7 @@ impl Patroni {
         let Some(front) = self.endpoints.front().cloned() else { return };
         let learned = membership.endpoints.iter().take(MAX_LEARNED);
         let mut endpoints = VecDeque::from([front]);
-        for url in self.configured.iter().chain(learned) {
+        for url in self.source.endpoints.iter().chain(learned) {
             let same = |known: &Url| known.origin() == url.origin();
             if !endpoints.iter().any(same) {
                 endpoints.push_back(url.clone());
@@ -159,15 +163,23 @@ impl Patroni {
         }
         self.endpoints = endpoints;
     }
+
+    async fn cluster_of(&self, endpoint: &Url) -> Result<Membership, DiscoveryFault> {
+        let host = endpoint.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let port = endpoint.port_or_known_default().unwrap_or(80);
+        let stream = TcpStream::connect((host, port)).await.map_err(DiscoveryFault::Unreachable)?;
+        if endpoint.scheme() != "https" {
+            return ask_cluster(Stream::Plain(stream), host, port).await;
+        }
+        // Read anew each time: certificates are renewed in their place.
+        let connector = tls::web_client(self.source.ca.as_deref())?;
+        let name = tls::server_name(&HostPort::new(host, port).to_string()).ok_or(DiscoveryFault::Name)?;
+        let session = connector.connect(name, stream).await.map_err(DiscoveryFault::Unreachable)?;
+        ask_cluster(Stream::tls(session), host, port).await
+    }
 }
 
-async fn cluster_of(endpoint: &Url) -> Result<Membership, DiscoveryFault> {
-    if endpoint.scheme() != "http" {
-        return Err(DiscoveryFault::Scheme);
-    }
-    let host = endpoint.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let port = endpoint.port_or_known_default().unwrap_or(80);
-    let stream = TcpStream::connect((host, port)).await.map_err(DiscoveryFault::Unreachable)?;
+async fn ask_cluster(stream: Stream, host: &str, port: u16) -> Result<Membership, DiscoveryFault> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let request = Request::get("/cluster")
         .header(header::HOST, format!("{host}:{port}"))
@@ -246,8 +258,8 @@ mod tests {
 
     #[test]
     fn members_are_asked_too_once_they_are_known() {
-        let configured: Vec<Url> = vec!["http://a:8008".parse().expect("a URL")];
-        let mut patroni = Patroni::new(configured);
+        let endpoints: Vec<Url> = vec!["http://a:8008".parse().expect("a URL")];
+        let mut patroni = Patroni::new(PatroniSource { endpoints, ca: None });
         patroni.learn(&read(
             r#"{"members": [{"role": "leader", "host": "x", "api_url": "http://a:8008/patroni"},
                             {"role": "replica", "host": "y", "api_url": "http://b:8008/patroni"}]}"#,

@@ -29,6 +29,7 @@ pub mod serve;
 pub mod session;
 pub mod shutdown;
 pub mod sockets;
+pub mod split;
 pub mod sql;
 pub mod standing;
 pub mod stream;

@@ -160,7 +160,8 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
     /// Ends whatever is open and forgets all session state.
     fn reset(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
 
-    /// Ends a pipeline that goes on elsewhere; the client sees nothing of it.
+    /// Ends a pipeline, or a transaction that has only read, that goes on elsewhere; the client
+    /// sees nothing of it.
     fn finish_unit(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
 
     /// One empty round trip.
@@ -183,6 +184,17 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
     /// exactly.
     fn started(&mut self) -> impl Future<Output = Result<Option<i64>, Fault>> + Send {
         async { Ok(None) }
+    }
+
+    /// The id of the transaction that the last request was to commit, where the terms asked for it
+    /// and the server told it in time.
+    fn transaction_id(&self) -> Option<u64> {
+        None
+    }
+
+    /// What became of a transaction of another server whose history this one has.
+    fn fate(&mut self, _transaction: u64) -> impl Future<Output = Result<TransactionFate, Fault>> + Send {
+        async { Ok(TransactionFate::Unknown) }
     }
 
     /// Role, position and identity of the server.
@@ -278,11 +290,24 @@ pub struct Terms<'a> {
     /// Which errors are kept back and returned as [`Fault::Refused`], as long as nothing was
     /// forwarded.
     pub may_refuse: MayRefuse,
+    /// The request is the COMMIT of a transaction that wrote: its id is wanted, in case the answer
+    /// is lost.
+    pub wants_id: bool,
     /// The session id: what one session left in a connection is cleared before another's request.
     pub session: u64,
     /// Whether the server may still answer: asked before anything is sent and before anything
     /// received is handed on. When it may not, the exchange ends with [`Fault::Server`].
     pub watch: Watch<'a>,
+}
+
+/// What a server says of a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransactionFate {
+    /// Some transaction of that id was committed.
+    Committed,
+    /// It was rolled back, or never came here.
+    RolledBack,
+    Unknown,
 }
 
 /// Which of a server's errors another attempt might not meet.

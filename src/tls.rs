@@ -182,6 +182,18 @@ impl ServerTls {
     }
 }
 
+/// How `https` endpoints are reached: their certificates and the names in them are always checked,
+/// by the certificates in `ca` or the system's roots.
+pub fn web_client(ca: Option<&Path>) -> Result<TlsConnector, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(server_verifier(Mode::VerifyFull, ca)?))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
 /// The name by which a server's certificate is checked: the host of `host:port`.
 ///
 /// `None` if it is neither an IP address nor a DNS name.

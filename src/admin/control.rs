@@ -29,6 +29,8 @@ pub trait Managed: Send + Sync {
     fn config(&self) -> Arc<config::Cluster>;
     fn snapshot(&self) -> Arc<Snapshot>;
     fn metrics(&self) -> &ClusterMetrics;
+    /// Users most of whose reads the primary gets because they stand in transactions.
+    fn unsplit_users(&self) -> Vec<Arc<str>>;
     /// Brings gauges up to date that follow what is kept elsewhere.
     fn refresh_metrics(&self);
     /// Server connections by node.
@@ -75,6 +77,10 @@ impl<P: Protocol> Managed for Cluster<P> {
 
     fn metrics(&self) -> &ClusterMetrics {
         &self.metrics
+    }
+
+    fn unsplit_users(&self) -> Vec<Arc<str>> {
+        self.split.users()
     }
 
     fn refresh_metrics(&self) {

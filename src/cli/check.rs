@@ -31,7 +31,9 @@ pub fn check(path: &Path, out: &mut impl Write, err: &mut impl Write) -> io::Res
 fn summary(cluster: &Cluster) -> String {
     let members = match &cluster.members {
         Members::Nodes(nodes) => count(nodes.len(), "node"),
-        Members::Patroni(urls) => format!("nodes by Patroni at {}", count(urls.len(), "endpoint")),
+        Members::Patroni(source) => {
+            format!("nodes by Patroni at {}", count(source.endpoints.len(), "endpoint"))
+        }
     };
     let listen: Vec<String> = cluster.listen.iter().map(ToString::to_string).collect();
     let users = count(cluster.users.len(), "user");

@@ -51,7 +51,7 @@ choices! {
         Global = "global",
     }
     PrimaryReads { Fallback = "fallback", Never = "never", Always = "always" }
-    TransactionReads { Primary = "primary", Replica = "replica" }
+    TransactionReads { Primary = "primary", Replica = "replica", ReplicaRepeatableRead = "replica-repeatable-read" }
     TlsMode {
         Disable = "disable",
         Allow = "allow",

@@ -4,7 +4,7 @@ use std::{collections::HashSet, path::Path, path::PathBuf, sync::Arc, time::Dura
 
 use super::{
     Admin, Auth, Choice, ClientTls, Cluster, Config, Failover, HostPort, Identity, Limits, Log, Members,
-    Monitor, Pool, Routing, Secret, ServerTls, Tls, User,
+    Monitor, PatroniSource, Pool, Routing, Secret, ServerTls, Tls, User,
 };
 use crate::sql::catalog::FunctionRules;
 
@@ -83,7 +83,7 @@ impl List {
             auth: Auth { query, trust_loopback },
             pool,
             routing,
-            failover: Failover { hold, hold_limit, state_file },
+            failover: Failover { hold, hold_limit, commit_outcome, state_file },
             limits,
             tls,
         } = cluster;
@@ -103,6 +103,7 @@ impl List {
         self.path = format!("{path}failover.");
         self.add("hold", hold);
         self.add("hold_limit", hold_limit);
+        self.add("commit_outcome", commit_outcome);
         self.add("state_file", state_file);
         self.limits(&path, limits);
         self.tls(&path, tls);
@@ -117,9 +118,12 @@ impl List {
                     self.push(&format!("nodes.{}", node.address), value, None);
                 }
             }
-            Members::Patroni(urls) => {
-                let urls: Vec<&str> = urls.iter().map(url::Url::as_str).collect();
+            Members::Patroni(PatroniSource { endpoints, ca }) => {
+                let urls: Vec<&str> = endpoints.iter().map(url::Url::as_str).collect();
                 self.push("discovery.patroni", urls.join(", "), None);
+                if let Some(ca) = ca {
+                    self.push("discovery.ca", ca.display().to_string(), None);
+                }
             }
         }
     }

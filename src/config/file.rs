@@ -19,7 +19,7 @@ use url::Url;
 
 use super::{
     Admin, Auth, ClientTls, Cluster, Config, Engine, Failover, HostPort, Identity, Limits, Log, Members,
-    Monitor, NodeConfig, Pool, Routing, Secret, SecretForm, ServerTls, Tls, TlsMode, User,
+    Monitor, NodeConfig, PatroniSource, Pool, Routing, Secret, SecretForm, ServerTls, Tls, TlsMode, User,
     document::{Cell, Document, Section, Value},
     fault::{Fault, Faults},
     keys,
@@ -200,6 +200,7 @@ fn read_cluster(cluster: &Section<'_>) -> Cluster {
         failover: Failover {
             hold: failover.take("hold"),
             hold_limit: failover.take("hold_limit"),
+            commit_outcome: failover.take("commit_outcome"),
             state_file: failover.optional("state_file").map(|NewFile(path)| path),
         },
         limits: read_limits(&cluster.table("limits")),
@@ -237,7 +238,12 @@ fn read_members(cluster: &Section<'_>, engine: Engine) -> Members {
     }
     let discovered = cluster.optional_by("discovery", |cell| {
         let discovery = cell.section("cluster.discovery")?;
-        Some(Members::Patroni(discovery.take_by("patroni", read_endpoints)))
+        let endpoints = discovery.take_by("patroni", read_endpoints);
+        let ca = read_ca(&discovery);
+        if ca.is_some() && endpoints.iter().all(|url| url.scheme() != "https") {
+            discovery.fault("ca", "has no use: no endpoint is `https`");
+        }
+        Some(Members::Patroni(PatroniSource { endpoints, ca }))
     });
     discovered.unwrap_or_else(|| Members::Nodes(cluster.take_by("nodes", |cell| read_nodes(cell, engine))))
 }

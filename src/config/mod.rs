@@ -121,8 +121,16 @@ impl Engine {
 pub enum Members {
     /// `nodes`: at least one, no address twice.
     Nodes(Vec<NodeConfig>),
-    /// `discovery = { patroni = […] }`: REST endpoints, at least one.
-    Patroni(Vec<Url>),
+    Patroni(PatroniSource),
+}
+
+/// `discovery = { patroni = […] }`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PatroniSource {
+    /// REST endpoints, at least one.
+    pub endpoints: Vec<Url>,
+    /// PEM: who signs the certificates of `https` endpoints; the system's roots if not named.
+    pub ca: Option<PathBuf>,
 }
 
 /// A server as the file names it. Its role is never configured: the servers are asked.
@@ -241,11 +249,15 @@ impl Routing {
 }
 
 /// Where reads inside a transaction that may write go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TransactionReads {
+    #[default]
     Primary,
     /// Reads before the first write of a READ COMMITTED transaction may use a replica.
     Replica,
+    /// Of a REPEATABLE READ transaction as well: what it reads before and after its first write is
+    /// of different snapshots.
+    ReplicaRepeatableRead,
 }
 
 /// What happens to statements while there is no primary.
@@ -255,6 +267,9 @@ pub struct Failover {
     pub hold: Duration,
     /// How many statements may wait; zero refuses at once.
     pub hold_limit: usize,
+    /// Whether a COMMIT asks for its transaction's id, so that its fate can be asked for where the
+    /// answer is lost.
+    pub commit_outcome: bool,
     /// Where the last election is kept over restarts; `None`: in systemd's state folder, if any.
     pub state_file: Option<PathBuf>,
 }

@@ -96,6 +96,9 @@ families! {
     CAUSAL_FALLBACKS: Counter "pointsman_causal_fallbacks_total" ["cluster"] in "statements":
         "Reads the primary served because no replica had caught up with the session."
         "A large share of reads: replicas lag, or the app writes before every read.";
+    COMMITS_SETTLED: Counter "pointsman_commits_settled_total" ["cluster", "outcome"] in "statements":
+        "Commits whose answer a failover swallowed, by what the new primary said became of them."
+        "`unknown` after failovers: the client has to look by itself.";
     LOST_POSITIONS: Counter "pointsman_lost_positions_total" ["cluster"] in "floors":
         "Sessions whose own writes lay in history that a failover threw away."
         "Any: acknowledged writes are gone.";

@@ -27,6 +27,7 @@ use prometheus::{
 pub use self::cells::Histogram;
 use self::{cells::Cells, families::Family};
 use crate::{
+    protocol::TransactionFate,
     refusal::RefusalKind,
     sql::{Access, PinReason, Reason},
     topology::{Node, Role, Snapshot, State},
@@ -49,6 +50,7 @@ pub struct Metrics {
     retries: IntCounterVec,
     reroutes: IntCounterVec,
     causal_fallbacks: IntCounterVec,
+    commits_settled: IntCounterVec,
     lost_positions: IntCounterVec,
     pool_wait_seconds: Histograms,
     clients: IntGaugeVec,
@@ -112,6 +114,7 @@ impl Metrics {
             retries: counter(&r, &f::RETRIES),
             reroutes: counter(&r, &f::REROUTES),
             causal_fallbacks: counter(&r, &f::CAUSAL_FALLBACKS),
+            commits_settled: counter(&r, &f::COMMITS_SETTLED),
             lost_positions: counter(&r, &f::LOST_POSITIONS),
             pool_wait_seconds: Histograms::on(&r, &f::POOL_WAIT_SECONDS),
             clients: gauge(&r, &f::CLIENTS),
@@ -299,6 +302,7 @@ pub struct ClusterMetrics {
     retries: IntCounterVec,
     reroutes: IntCounterVec,
     pub causal_fallbacks: IntCounter,
+    commits_settled: IntCounterVec,
     pub lost_positions: IntCounter,
     pub pool_wait_seconds: Arc<Histogram>,
     pub clients: IntGauge,
@@ -402,6 +406,18 @@ const ALERTED_ERRORS: [RefusalKind; 5] = [
     RefusalKind::ServerLost,
 ];
 
+const FATES: [TransactionFate; 3] =
+    [TransactionFate::Committed, TransactionFate::RolledBack, TransactionFate::Unknown];
+
+/// The value of the label `outcome`.
+const fn outcome(fate: TransactionFate) -> &'static str {
+    match fate {
+        TransactionFate::Committed => "committed",
+        TransactionFate::RolledBack => "rolled_back",
+        TransactionFate::Unknown => "unknown",
+    }
+}
+
 const RETRIES: [&str; 3] = ["stopping", "server_lost", "read_only"];
 const REROUTES: [&str; 4] = ["writes", "standby", "stale", "setting"];
 const LOGINS: [&str; 2] = ["ok", "wrong_password"];
@@ -437,6 +453,7 @@ impl ClusterMetrics {
             retries: all.retries.clone(),
             reroutes: all.reroutes.clone(),
             causal_fallbacks: all.causal_fallbacks.with_label_values(&[n]),
+            commits_settled: all.commits_settled.clone(),
             lost_positions: all.lost_positions.with_label_values(&[n]),
             pool_wait_seconds: all.pool_wait_seconds.with(&[n]),
             clients: all.clients.with_label_values(&[n]),
@@ -452,9 +469,10 @@ impl ClusterMetrics {
     /// Shows at 0 what alerts ask the rate of: the step from absent to 1 is none.
     fn begin(&self) {
         let n = &*self.name;
-        let families: [(&IntCounterVec, Vec<&str>); 5] = [
+        let families: [(&IntCounterVec, Vec<&str>); 6] = [
             (&self.errors, ALERTED_ERRORS.map(RefusalKind::label).to_vec()),
             (&self.retries, RETRIES.to_vec()),
+            (&self.commits_settled, FATES.map(outcome).to_vec()),
             (&self.reroutes, REROUTES.to_vec()),
             (&self.pins, PinReason::ALL.iter().map(|reason| reason.label()).collect()),
             (&self.logins, LOGINS.to_vec()),
@@ -507,6 +525,10 @@ impl ClusterMetrics {
 
     pub fn retry(&self, reason: &str) {
         self.retries.with_label_values(&[&*self.name, reason]).inc();
+    }
+
+    pub fn commit_settled(&self, fate: TransactionFate) {
+        self.commits_settled.with_label_values(&[&*self.name, outcome(fate)]).inc();
     }
 
     pub fn reroute(&self, reason: &str) {

@@ -28,16 +28,15 @@ const SILENT_ROUNDS: u32 = 3;
 impl<P: Protocol> Monitor<P> {
     /// Starts to ask Patroni, where it is to be asked.
     pub(super) fn start_discovery(self: &Arc<Self>, config: &config::Cluster) -> JoinHandle<()> {
-        let endpoints = match &config.members {
-            Members::Nodes(_) => Vec::new(),
-            Members::Patroni(endpoints) => endpoints.clone(),
+        let source = match &config.members {
+            Members::Nodes(_) => None,
+            Members::Patroni(source) => Some(source.clone()),
         };
         let monitor = self.clone();
         tokio::spawn(async move {
-            if !endpoints.is_empty() {
-                monitor.follow_patroni(Patroni::new(endpoints)).await;
-            } else {
-                monitor.board.lock().set_leader(None, Instant::now());
+            match source {
+                Some(source) => monitor.follow_patroni(Patroni::new(source)).await,
+                None => monitor.board.lock().set_leader(None, Instant::now()),
             }
         })
     }

@@ -198,7 +198,10 @@ impl protocol::Backend<Mysql> for Backend {
 
     async fn finish_unit(&mut self) -> Result<(), Fault> {
         // There are no pipelines that share a transaction.
-        Ok(())
+        if self.transaction() == Transaction::Idle {
+            return Ok(());
+        }
+        self.query_all("ROLLBACK").await.map(drop)
     }
 
     async fn ping(&mut self) -> Result<(), Fault> {

@@ -80,6 +80,7 @@ fn read(row: &Row, version: u32, has_source: bool) -> Option<Facts> {
         written: if is_replica { None } else { position(written.clone()) },
         flushed: if is_replica { None } else { position(written) },
         replayed: if is_replica { position(executed) } else { None },
+        horizon: None,
         connections: text(row, 2).and_then(|text| text.parse().ok()),
         server_id: text(row, 1).and_then(|text| text.parse().ok()),
         version,

@@ -4,10 +4,11 @@ use super::{
     batch::{Batch, End, Kind, Message, Subject},
     frame::{self, HEADER},
     frontend::Frontend,
+    relay::Outcome,
 };
 use crate::{
     protocol::{Answer, Fault, Request, Transaction},
-    sql::Intent,
+    sql::{Effect, Intent},
 };
 
 /// Type of the one column of an answer of ours.
@@ -31,6 +32,11 @@ impl Frontend {
                 put_description(&mut out, answer);
             }
             put_completion(&mut out, batch, &request.intent, answer);
+        }
+        if matches!(request.intent.effects[..], [Effect::Commit { .. } | Effect::Rollback { .. }]) {
+            // What the transaction set stays set, or does not.
+            let rolled_back = matches!(answer, Answer::RolledBack);
+            self.learn(&request.intent, Outcome { failed: false, rolled_back, transaction });
         }
         self.finish_answer(batch, out, transaction).await
     }

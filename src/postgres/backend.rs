@@ -61,6 +61,8 @@ pub struct Backend {
     pub(super) closed: bool,
     /// The session that ran something here last, if it may have drawn from a sequence.
     drew: Option<u64>,
+    /// Of the transaction that the last request was to commit, if it was asked for.
+    pub(super) transaction_id: Option<u64>,
     /// State of unknown kind was left: only DISCARD ALL makes it another session's.
     touched: bool,
     process_id: u32,
@@ -87,6 +89,7 @@ impl Backend {
             listening: false,
             closed: false,
             drew: None,
+            transaction_id: None,
             touched: false,
             process_id: connected.process_id,
             secret: connected.secret_key.into(),
@@ -137,6 +140,16 @@ impl Backend {
         self.drew = None;
     }
 
+    /// Asks ahead of a COMMIT for the id of its transaction. The server is to say it at once: its
+    /// word on the COMMIT is what may get lost.
+    pub(super) fn put_question_for_id(&mut self, out: &mut Vec<u8>) {
+        self.transaction_id = None;
+        // In a transaction that has failed the question would keep the COMMIT from being read.
+        if self.transaction == Transaction::Open {
+            encode::put_question_for_id(out, &mut self.expect);
+        }
+    }
+
     /// Makes statements known under clients' own names what this client's request means by them.
     pub(super) fn put_named(&mut self, effect: &Effect, frontend: &Frontend, out: &mut Vec<u8>) {
         match effect {
@@ -174,7 +187,7 @@ impl Backend {
         let ours = match self.expect.front() {
             // The query itself failed; what stands behind it is not skipped.
             Some(Expect::Query | Expect::FunctionCall) => return false,
-            Some(Expect::Execute(whose)) => *whose == encode::Whose::Ours,
+            Some(Expect::Execute(whose)) => *whose != encode::Whose::Client,
             Some(Expect::Parse { forward, .. } | Expect::Bind { forward } | Expect::Close { forward }) => {
                 !forward
             }

@@ -55,6 +55,20 @@ pub enum Whose {
     Client,
     /// A carried setting, or a statement sent ahead: the client sees nothing of its success.
     Ours,
+    /// A question for the transaction's id: the same.
+    Id,
+}
+
+/// The name that every version has; qualified, whatever the session's search_path.
+const ID: &str = "SELECT pg_catalog.txid_current_if_assigned()";
+
+/// Asks for the id of the transaction that the request is to commit.
+pub fn put_question_for_id(out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
+    frame::put_execute(out, ID);
+    out.extend_from_slice(&frame::FLUSH);
+    expect.push_back(Expect::Parse { forward: false, key: None, named: false });
+    expect.push_back(Expect::Bind { forward: false });
+    expect.push_back(Expect::Execute(Whose::Id));
 }
 
 /// Sends statements ahead, in the same flight and the same implicit transaction.

@@ -72,6 +72,7 @@ pub fn put_cstring(out: &mut Vec<u8>, text: &[u8]) {
 }
 
 pub const SYNC: [u8; 5] = [b'S', 0, 0, 0, 4];
+pub const FLUSH: [u8; 5] = [b'H', 0, 0, 0, 4];
 pub const READY_IDLE: [u8; 6] = [b'Z', 0, 0, 0, 5, b'I'];
 pub const READY_FAILED: [u8; 6] = [b'Z', 0, 0, 0, 5, b'E'];
 pub const PARSE_COMPLETE: [u8; 5] = [b'1', 0, 0, 0, 4];

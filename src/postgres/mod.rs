@@ -34,7 +34,7 @@ use self::{batch::Kind, login::Accepted, relay::Relay};
 use crate::{
     protocol::{
         self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused,
-        Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
+        Reply, Request, Terms, Transaction, TransactionFate, TurnedAway, Welcomed,
     },
     refusal::Refusal,
     sql::{Dialect, catalog::Catalog},
@@ -206,7 +206,11 @@ impl protocol::Backend<Postgres> for Backend {
     }
 
     async fn finish_unit(&mut self) -> Result<(), Fault> {
-        self.sync_quietly().await
+        self.sync_quietly().await?;
+        if self.transaction != Transaction::Idle {
+            self.query_all("ROLLBACK").await?;
+        }
+        Ok(())
     }
 
     async fn ping(&mut self) -> Result<(), Fault> {
@@ -228,6 +232,14 @@ impl protocol::Backend<Postgres> for Backend {
 
     async fn started(&mut self) -> Result<Option<i64>, Fault> {
         probe::started(self).await
+    }
+
+    fn transaction_id(&self) -> Option<u64> {
+        self.transaction_id
+    }
+
+    async fn fate(&mut self, transaction: u64) -> Result<TransactionFate, Fault> {
+        probe::fate(self, transaction).await
     }
 
     async fn probe(&mut self) -> Result<Facts, ProbeFault> {

@@ -2,7 +2,7 @@
 
 use super::backend::Backend;
 use crate::{
-    protocol::Fault,
+    protocol::{Fault, TransactionFate},
     topology::{Claim, Facts, Incarnation, Lsn, Position, ProbeFault},
 };
 
@@ -10,7 +10,8 @@ use crate::{
 ///
 /// The insert position bounds all that was acknowledged, also under `synchronous_commit = off`;
 /// the timeline in the control file lags behind a promotion, so it comes from the WAL file's name
-/// on a primary and from the receiver on a standby (hard cases 3 and 9).
+/// on a primary and from the receiver on a standby (hard cases 3 and 9). The snapshot whose bound
+/// of transaction ids is told was taken before the statement looked whether it is in recovery.
 const PROBE: &str = "\
 SELECT pg_is_in_recovery(), \
  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn() END, \
@@ -22,7 +23,8 @@ SELECT pg_is_in_recovery(), \
  (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
  (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, \
  current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, \
- current_setting('server_version_num')";
+ current_setting('server_version_num'), \
+ CASE WHEN pg_is_in_recovery() THEN txid_snapshot_xmax(txid_current_snapshot()) END";
 
 pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
     let rows = server.query_all(PROBE).await.map_err(|fault| match fault {
@@ -33,6 +35,26 @@ pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
     let [row] = &rows[..] else { return Err(ProbeFault::Nonsense) };
     read(row).ok_or(ProbeFault::Nonsense)
 }
+
+/// What became of a transaction: its id is of a server whose history this one has.
+pub(super) async fn fate(server: &mut Backend, transaction: u64) -> Result<TransactionFate, Fault> {
+    match server.query_all(&format!("SELECT pg_catalog.txid_status({transaction})")).await {
+        Ok(rows) => {
+            let status = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
+            Ok(match status.as_deref() {
+                Some("committed") => TransactionFate::Committed,
+                Some("aborted") => TransactionFate::RolledBack,
+                _ => TransactionFate::Unknown,
+            })
+        }
+        Err(Fault::Refused(refused)) if refused.code == IN_THE_FUTURE => Ok(TransactionFate::RolledBack),
+        Err(Fault::Refused(_)) => Ok(TransactionFate::Unknown),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// `txid_status` of an id that the server has not given to anybody yet: invalid_parameter_value.
+const IN_THE_FUTURE: [u8; 5] = *b"22023";
 
 /// When the server was started, in the probe's unit.
 pub(super) async fn started(server: &mut Backend) -> Result<Option<i64>, Fault> {
@@ -83,6 +105,7 @@ fn read(row: &[Option<String>]) -> Option<Facts> {
         written,
         flushed,
         replayed,
+        horizon: text(9).and_then(|text| text.parse().ok()),
         connections: text(7).and_then(|text| text.parse().ok()),
         server_id: None,
         version: text(8)?.parse().ok()?,

@@ -247,6 +247,9 @@ impl<'a> Relay<'a> {
             encode::put_ahead(&statements, out, &mut backend.expect);
         }
         encode::put_ahead(self.terms.ahead, out, &mut backend.expect);
+        if self.terms.wants_id {
+            backend.put_question_for_id(out);
+        }
         for effect in &request.intent.effects {
             backend.put_named(effect, self.frontend, out);
         }
@@ -532,8 +535,11 @@ impl<'a> Relay<'a> {
         match header.tag {
             // Rows and COPY data: by far the most messages, and nothing to do.
             b'D' | b'd' => {
-                self.decided |= !self.is_ours();
                 forward = !self.is_ours();
+                self.decided |= forward;
+                if !forward {
+                    self.note_id(header);
+                }
             }
             b'Z' => {
                 self.ready(header)?;
@@ -581,7 +587,15 @@ impl<'a> Relay<'a> {
 
     /// Whether the answers at hand are those of statements sent ahead.
     fn is_ours(&self) -> bool {
-        matches!(self.backend.expect.front(), Some(Expect::Execute(Whose::Ours)))
+        matches!(self.backend.expect.front(), Some(Expect::Execute(Whose::Ours | Whose::Id)))
+    }
+
+    /// The answer to our question for the transaction's id: one row of one column, in text.
+    fn note_id(&mut self, header: frame::Header) {
+        if matches!(self.backend.expect.front(), Some(Expect::Execute(Whose::Id))) {
+            let digits = self.body(header).get(6..).and_then(|digits| std::str::from_utf8(digits).ok());
+            self.backend.transaction_id = digits.and_then(|digits| digits.parse().ok());
+        }
     }
 
     /// Hands on what is due from us before the next thing due from the server.
@@ -669,7 +683,7 @@ impl<'a> Relay<'a> {
                 self.backend.expect.pop_front();
                 true
             }
-            Some(Expect::Execute(Whose::Ours)) => false,
+            Some(Expect::Execute(Whose::Ours | Whose::Id)) => false,
             _ => true,
         }
     }

@@ -21,6 +21,7 @@ fn cluster(replicas: usize) -> Snapshot {
         timeline: Some(1),
         position: Some(at(1, 100)),
         measured: Some((taken, ProbeNumber(5))),
+        horizon: None,
         lag: (id > 0).then_some(ms(0)),
         lag_distance: (id > 0).then_some(0),
         fresh_as_of: (id > 0).then_some(taken),

@@ -107,9 +107,30 @@ impl<P: Protocol> Session<P> {
         let drained = self.state.transaction == Transaction::Idle
             && snapshot.find(kept.address()).is_some_and(draining);
         if drained || snapshot.forbids(kept.address(), kept.role) {
+            if self.state.is_reading() {
+                self.state.begin_again();
+                return Ok(Err(None));
+            }
             self.lose_previous(&kept);
             drop(kept);
+            if self.state.transaction == Transaction::Idle && !self.state.is_pinned() {
+                // Kept softly: nothing is lost but what a next statement may ask for.
+                return Ok(Err(None));
+            }
             return Err(self.lose_kept(Some(&request.intent)));
+        }
+        if self.state.is_reading() && kept.role != Role::Primary {
+            let stays = attempt.run.access == Access::Read
+                && (self.state.transaction == Transaction::Failed
+                    || request.intent.access == Access::Write
+                    || self.still_serves(&kept, &request.intent, attempt, &snapshot));
+            if !stays {
+                self.state.begin_again();
+                // Nobody waits for what was read to end.
+                tokio::spawn(end_reading(kept));
+                return Ok(Err(None));
+            }
+            return Ok(Ok(kept));
         }
         match self.state.transaction {
             Transaction::Unit if kept.role != Role::Primary && attempt.run.access == Access::Write => {
@@ -132,6 +153,21 @@ impl<P: Protocol> Session<P> {
             }
             _ => Ok(Ok(kept)),
         }
+    }
+
+    /// Whether the replica that a transaction reads from may still serve its reads: others may have
+    /// written what they have to see.
+    fn still_serves(
+        &mut self,
+        kept: &Held<P>,
+        intent: &Intent,
+        attempt: &Attempt,
+        snapshot: &Snapshot,
+    ) -> bool {
+        self.renew_floors(snapshot);
+        let target = Target::Node((&**kept.address()).into());
+        let choice = self.ask_route(intent, attempt, snapshot, Some(&target), Instant::now());
+        choice.is_ok_and(|choice| *snapshot.node(choice.node).address == **kept.address())
     }
 
     /// The server of the kept connection, which is closed already, may not be used any more.
@@ -240,7 +276,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Waits for `event` as long as the client does, and until a deadline: then `None`.
-    async fn patiently<T>(
+    pub(super) async fn patiently<T>(
         &mut self,
         until: Instant,
         event: impl Future<Output = T>,
@@ -456,6 +492,14 @@ impl<P: Protocol> Session<P> {
     }
 }
 
+/// Ends a transaction that has only read and goes on elsewhere.
+async fn end_reading<P: Protocol>(mut held: Held<P>) {
+    let ended = tokio::time::timeout(GRACE, held.backend().finish_unit()).await;
+    let fate =
+        if matches!(ended, Ok(Ok(()))) && held.backend().is_clean() { Fate::Reuse } else { Fate::Close };
+    held.release(fate, Instant::now());
+}
+
 /// Waits for what a node does only as long as it may be used and answers probes.
 async fn while_usable<P: Protocol, T>(
     pool: &NodePool<P>,
@@ -475,15 +519,15 @@ async fn while_usable<P: Protocol, T>(
 const GRACE: Duration = Duration::from_secs(1);
 
 /// A statement that waits for a node: counted, bounded in number and time.
-struct Hold<'a> {
-    until: Instant,
+pub(super) struct Hold<'a> {
+    pub(super) until: Instant,
     nowhere: Nowhere,
     ticket: Option<Ticket<'a>>,
     gauge: &'a prometheus::IntGauge,
 }
 
 impl<'a> Hold<'a> {
-    fn begin<P: Protocol>(cluster: &'a Cluster<P>, nowhere: Nowhere) -> Result<Self, Refusal> {
+    pub(super) fn begin<P: Protocol>(cluster: &'a Cluster<P>, nowhere: Nowhere) -> Result<Self, Refusal> {
         let config = cluster.config.load();
         let wait = match nowhere {
             Nowhere::NoReplica => config.pool.checkout_timeout,

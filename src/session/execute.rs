@@ -135,6 +135,7 @@ impl<P: Protocol> Session<P> {
         let terms = Terms {
             ahead: self.state.held_statements(),
             may_refuse,
+            wants_id: self.wants_id(&request.intent, held.role),
             session: entry.id,
             watch: Watch::new(&pool.standing, &entry),
         };
@@ -159,7 +160,8 @@ impl<P: Protocol> Session<P> {
         // Of a transaction that no server knows of yet there is nothing to lose.
         let first = self.state.is_holding();
         let open = attempt.run.in_transaction || self.state.transaction != Transaction::Idle;
-        if open && !first {
+        let reading = self.state.is_reading() && self.state.transaction != Transaction::Failed;
+        if open && !first && !reading {
             MayRefuse::No
         } else if role != Role::Primary || attempt.run.access == Access::Read {
             MayRefuse::Any
@@ -214,6 +216,9 @@ impl<P: Protocol> Session<P> {
         }
         let reason = attempt.run.reason;
         let now = Instant::now();
+        if request.intent.access == Access::Read {
+            self.count_read(reason == Reason::Transaction);
+        }
         self.known(held.address(), held.role).meter.statement(attempt.run.access, reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
         self.route.note(held.address(), attempt.why, reason, attempt.waited);

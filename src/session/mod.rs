@@ -4,6 +4,7 @@ mod acquire;
 pub mod cancel;
 mod consistency;
 mod execute;
+mod outcome;
 mod own;
 mod recover;
 mod soft;
@@ -34,6 +35,7 @@ use crate::{
     },
     refusal::{Refusal, RefusalKind},
     route::Floor,
+    split::{ADVICE, Tally},
     sql::{PinReason, effects::ProxyCommand},
     topology::{Role, Snapshot, board::Traffic},
 };
@@ -63,6 +65,7 @@ pub struct Session<P: Protocol> {
     adopted: Floor,
     /// What `user` reads must not be behind of.
     user_floors: Arc<SharedFloors>,
+    tally: Tally,
 }
 
 /// A node as a session knows it: what it would otherwise look up for every statement.
@@ -131,6 +134,7 @@ impl<P: Protocol> Session<P> {
             seen: None,
             adopted: Floor::None,
             user_floors: cluster.user_floors(identity),
+            tally: Tally::default(),
             cluster,
         }
     }
@@ -273,6 +277,10 @@ impl<P: Protocol> Session<P> {
             if let Some(kept) = self.kept.take() {
                 self.lose_previous(&kept);
             }
+            if self.state.is_reading() {
+                self.state.begin_again();
+                return None;
+            }
             let refusal = self.lose_kept(None);
             tracing::info!(
                 cluster = %self.cluster.name,
@@ -300,6 +308,12 @@ impl<P: Protocol> Session<P> {
                 if let Some(held) = self.kept.take() {
                     self.lose_previous(&held);
                 }
+                None
+            }
+            Err(_) if self.state.is_reading() => {
+                self.cluster.topology.report(held.address(), Traffic::Broken);
+                self.kept = None;
+                self.state.begin_again();
                 None
             }
             Err(fault) => {
@@ -356,6 +370,7 @@ impl<P: Protocol> Session<P> {
     /// Gives back what the session holds.
     fn leave(mut self, end: End) -> Option<Renewed<P>> {
         tracing::trace!(peer = %self.registered.entry.peer, ?end, "a session ends");
+        self.tell_of_reads();
         if let Some(mut held) = self.kept.take() {
             self.lose_previous(&held);
             // An open transaction is rolled back and the state forgotten, by a task that keeps the
@@ -376,6 +391,9 @@ impl<P: Protocol> Session<P> {
         let was_open = !self.is_between_transactions();
         // A cancel request that came between two statements was for none of them.
         self.registered.entry.take(Call::Cancel);
+        if self.state.is_holding() || self.state.implicit {
+            self.state.transaction_reads = self.cluster.config.load().routing.transaction_reads;
+        }
         let step = self.state.plan(&request.intent, self.frontend.text(&request));
         let result = match step {
             Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
@@ -416,6 +434,24 @@ impl<P: Protocol> Session<P> {
             }
             Err(Fault::Client(_)) => Err(End::Broken),
             Err(Fault::Server { .. } | Fault::Refused(_)) => Err(End::Ended),
+        }
+    }
+
+    /// Counts a read for the advice to users whose reads nothing splits.
+    fn count_read(&mut self, in_transaction: bool) {
+        if self.tally.count(in_transaction) {
+            self.tell_of_reads();
+        }
+    }
+
+    fn tell_of_reads(&mut self) {
+        let user = &self.registered.entry.user;
+        if self.cluster.split.add(user, &mut self.tally) {
+            tracing::warn!(
+                cluster = %self.cluster.name,
+                %user,
+                "most reads of this user run on the primary because they stand in transactions that may write; {ADVICE}"
+            );
         }
     }
 

@@ -12,10 +12,10 @@ use super::{
 };
 use crate::{
     pool::{Fate, Held},
-    protocol::{Fault, Forwarded, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
+    protocol::{Answer, Fault, Forwarded, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     route::Floor,
-    sql::{Access, Intent, Reason},
+    sql::{Access, Dialect, Effect, Intent, Reason},
     topology::{Position, Role, State, board::Traffic},
 };
 
@@ -56,6 +56,9 @@ impl<P: Protocol> Session<P> {
         let elsewhere = match refused.cause {
             RefusedCause::Stopping => {
                 drop(held);
+                if self.state.is_reading() {
+                    self.state.begin_again();
+                }
                 self.cluster.topology.report(&address, Traffic::Broken);
                 self.is_seen_to_yield(&address, role).await
             }
@@ -165,14 +168,18 @@ impl<P: Protocol> Session<P> {
         request: Request<P::Wire>,
         attempt: &mut Attempt,
         loss: Loss,
-        held: Held<P>,
+        mut held: Held<P>,
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
+        let commit = self.lost_commit(&request, &mut held);
         self.lose_previous(&held);
         drop(held);
         self.cluster.topology.report(&address, Traffic::Broken);
         tracing::debug!(%address, error = %loss.error, "lost a server connection");
+        if self.state.is_reading() {
+            self.state.begin_again();
+        }
         let intent = &request.intent;
         // Of a transaction that is only begun nothing can have been committed.
         let first = self.state.is_holding();
@@ -188,7 +195,21 @@ impl<P: Protocol> Session<P> {
             *again = Some(request);
             return Next::Again;
         }
+        if open && !pin_lost && is_rollback(intent) && loss.forwarded == Forwarded::Nothing {
+            // Whatever the server heard of it: the transaction is gone.
+            self.state.forget_server();
+            return Next::Over(
+                self.frontend.answer(request, Answer::RolledBack, self.state.transaction).await,
+            );
+        }
         let in_doubt = loss.sent && role == Role::Primary && self.state.commits(intent).is_some();
+        if let Some(commit) = commit
+            && in_doubt
+            && !pin_lost
+            && loss.forwarded == Forwarded::Nothing
+        {
+            return self.settle_commit(request, attempt, commit).await;
+        }
         let refusal = if in_doubt { in_doubt_refusal(&address) } else { lost_refusal(&address) };
         if loss.forwarded == Forwarded::Torn {
             self.state.forget_server();
@@ -211,11 +232,14 @@ impl<P: Protocol> Session<P> {
     fn after_refusal(&mut self, intent: &Intent) -> Transaction {
         if self.state.is_holding() {
             self.state.lose_transaction(Some(intent));
+        } else if self.state.is_reading() && P::DIALECT == Dialect::Postgres {
+            // It has failed on its replica, and is ended there.
+            self.state.transaction = Transaction::Failed;
         }
         self.state.transaction
     }
 
-    fn count(&mut self, attempt: &Attempt, address: &Arc<str>, role: Role) {
+    pub(super) fn count(&mut self, attempt: &Attempt, address: &Arc<str>, role: Role) {
         self.known(address, role).meter.statement(attempt.run.access, attempt.run.reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, attempt.began.elapsed());
         self.route.note(address, attempt.why, attempt.run.reason, attempt.waited);
@@ -259,13 +283,17 @@ impl<P: Protocol> Session<P> {
     }
 }
 
+fn is_rollback(intent: &Intent) -> bool {
+    intent.statements == 1 && matches!(intent.effects[..], [Effect::Rollback { chain: false }])
+}
+
 struct Loss {
     sent: bool,
     forwarded: Forwarded,
     error: std::io::Error,
 }
 
-fn in_doubt_refusal(address: &str) -> Refusal {
+pub(super) fn in_doubt_refusal(address: &str) -> Refusal {
     Refusal::new(
         RefusalKind::InDoubt,
         format!("the server {address} was lost before it said whether the statement was committed"),

@@ -1,6 +1,9 @@
 //! What one session is in the middle of: transaction, pins, defaults. Pure.
 
+mod reading;
+
 use crate::{
+    config::TransactionReads,
     protocol::Transaction,
     route::{Consistency, Floor},
     sql::{
@@ -22,6 +25,10 @@ pub struct State {
     pub transaction: Transaction,
     /// A transaction the client believes open and no server knows of.
     held: Option<Held>,
+    /// What begins the transaction again on the primary, while it has only read on a replica.
+    reading: Option<Held>,
+    /// `routing.transaction_reads`.
+    pub transaction_reads: TransactionReads,
     /// The modes of the transaction that is open.
     modes: TransactionModes,
     /// A statement of the open transaction may have written.
@@ -59,11 +66,13 @@ enum Lost {
     Told,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Held {
     modes: TransactionModes,
     statements: Vec<Box<str>>,
     savepoint: bool,
+    /// There is more than BEGIN and the transaction's modes: the transaction's own settings.
+    local: bool,
     /// The client has begun a transaction; otherwise it has only said what the next one is to be.
     begun: bool,
 }
@@ -127,6 +136,9 @@ impl State {
             return Step::Run(self.run(intent, intent.access, true));
         }
         if self.transaction != Transaction::Idle {
+            if self.is_reading() {
+                return self.plan_reading(intent);
+            }
             return Step::Run(self.run(intent, self.transaction_access(), true));
         }
         match (&intent.effects[..], text) {
@@ -139,15 +151,13 @@ impl State {
                 self.hold(*modes, text, false);
                 Step::Done
             }
-            _ if self.implicit && intent.reason != Reason::Session => {
-                Step::Run(self.run(intent, self.transaction_access(), true))
-            }
+            _ if self.implicit && intent.reason != Reason::Session => Step::Run(self.plan_implicit(intent)),
             _ => Step::Run(self.run_idle(intent)),
         }
     }
 
     fn hold(&mut self, modes: TransactionModes, text: &str, begun: bool) {
-        self.held = Some(Held { modes, statements: vec![text.into()], savepoint: false, begun });
+        self.held = Some(Held { modes, statements: vec![text.into()], begun, ..Held::default() });
     }
 
     fn plan_held(&mut self, intent: &Intent, text: Option<&str>) -> Step {
@@ -175,6 +185,7 @@ impl State {
                 }
                 Effect::Commit { chain: false } | Effect::Rollback { chain: false } => {
                     self.held = None;
+                    self.reading = None;
                     self.transaction = Transaction::Idle;
                     return Step::Done;
                 }
@@ -188,6 +199,7 @@ impl State {
                     if held.statements.len() < MAX_HELD =>
                 {
                     held.savepoint |= matches!(effect, Effect::Savepoint(_));
+                    held.local = true;
                     held.statements.push(text.into());
                     return Step::Done;
                 }
@@ -195,7 +207,7 @@ impl State {
             }
         }
         self.modes = held.modes;
-        Step::Run(self.run(intent, self.transaction_access(), true))
+        Step::Run(self.plan_first(intent))
     }
 
     /// What becomes of a request in a transaction that no server has any more.
@@ -316,6 +328,9 @@ impl State {
             self.held = None;
         }
         self.transaction = transaction;
+        if on_primary || transaction == Transaction::Idle {
+            self.reading = None;
+        }
         if on_primary && may_write(intent) {
             self.wrote = true;
             if transaction != Transaction::Idle {
@@ -504,6 +519,7 @@ impl State {
     /// The server connection is gone, and with it all that it held for this session.
     pub fn forget_server(&mut self) {
         self.held = None;
+        self.reading = None;
         self.transaction = Transaction::Idle;
         self.modes = TransactionModes::default();
         self.wrote = false;

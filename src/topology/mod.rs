@@ -115,6 +115,9 @@ pub struct Facts {
     pub flushed: Option<Position>,
     /// What a replica has made visible.
     pub replayed: Option<Position>,
+    /// PostgreSQL: transactions below this were begun on the replica's primary, as far as the
+    /// replica has replayed; it gives these ids to nobody when it is promoted.
+    pub horizon: Option<u64>,
     /// Connections an ordinary user can get: max_connections less the reserved ones.
     pub connections: Option<u32>,
     /// Duplicates of this among the nodes are refused (MySQL `server_id`).
@@ -172,6 +175,8 @@ pub struct Node {
     pub position: Option<Position>,
     /// When the probe that brought `position` was sent and its number.
     pub measured: Option<(Instant, ProbeNumber)>,
+    /// What it said of transaction ids while it was a replica, in this life.
+    pub horizon: Option<Horizon>,
     /// Age of the oldest primary position not replayed; `None` when not known.
     pub lag: Option<Duration>,
     /// Bytes (PostgreSQL) or transactions (MySQL) behind.
@@ -186,6 +191,15 @@ pub struct Node {
     pub load: Arc<Load>,
     /// Since when it is in this state.
     pub since: Instant,
+}
+
+/// Up to where a replica's history named transactions when it last said so as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Horizon {
+    /// The timeline that it followed.
+    pub timeline: u32,
+    /// Ids below this are those of transactions on that timeline, and of no later ones.
+    pub below: u64,
 }
 
 /// Statements running on a node through this proxy.

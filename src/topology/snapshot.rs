@@ -21,6 +21,8 @@ pub struct Snapshot {
     pub primary: Option<NodeId>,
     /// Since when there is no primary, and the wall clock then, for the refusal's text.
     pub without_primary_since: Option<(Instant, SystemTime)>,
+    /// Why there is none, for people.
+    pub nobody: Option<Arc<str>>,
     /// Recent positions of the primary, oldest first: what turns "after that write" into a floor.
     pub samples: Arc<[Sample]>,
     /// What failovers and restarts did to positions known from before.
@@ -95,6 +97,7 @@ impl Snapshot {
             nodes: Arc::new([]),
             primary: None,
             without_primary_since: None,
+            nobody: None,
             samples: Arc::new([]),
             history: Arc::default(),
         }

@@ -53,6 +53,7 @@ type Fault = Box<dyn std::error::Error + Send + Sync>;
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     history::self_test();
+    sessions::self_test();
     let seed = arguments.seed.unwrap_or_else(rand::random);
     println!("seed: {seed}");
     match run(&arguments, seed) {
@@ -169,6 +170,7 @@ impl Proxy {
             timeout = "300ms"
             [cluster.routing]
             slow_start = "1s"
+            transaction_reads = "replica"
             "#,
             port = port.number(),
             nodes = nodes.join(", "),

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -53,6 +53,11 @@ pub struct Session {
     shared: Arc<Shared>,
     random: StdRng,
     client: Option<Client>,
+    /// How often it has logged in.
+    connections: usize,
+    /// The newest row of its own that was acknowledged on the connection that it has: what a
+    /// session is to the proxy, which owes the next one nothing of it.
+    own: u64,
     next_row: u64,
     /// Sum of all rows that a monotonic read saw last, and whether a replica answered it.
     seen: (u64, bool),
@@ -69,6 +74,8 @@ impl Session {
             shared,
             random,
             client: None,
+            connections: 0,
+            own: 0,
             next_row: 1,
             seen: (0, false),
             history: History::default(),
@@ -102,11 +109,20 @@ impl Session {
             let _ = connection.await;
         });
         self.client = Some(client);
-        // A new session of a client has seen nothing yet.
-        self.seen = (0, false);
+        self.connections += 1;
+        self.forget();
         let level = if self.shared.weaken { "eventual" } else { self.level.label() };
         let set = format!("SET pointsman.consistency = '{level}'");
-        self.ask(&set).await.is_ok()
+        let asked = self.ask(&set).await.is_ok();
+        if !asked {
+            self.client = None;
+        }
+        asked
+    }
+
+    /// A new session of a client has seen and written nothing yet.
+    fn forget(&mut self) {
+        (self.seen, self.own) = ((0, false), 0);
     }
 
     async fn insert(&mut self) {
@@ -123,7 +139,12 @@ impl Session {
         let began = Instant::now();
         let mut steps = vec!["BEGIN".to_owned()];
         steps.extend(rows.iter().map(|row| format!("INSERT INTO log VALUES ({}, {row})", self.number)));
-        for step in steps {
+        let reads = self.random.random_bool(0.3);
+        for (at, step) in steps.into_iter().enumerate() {
+            if reads && at == 1 {
+                // On a replica: the transaction moves to the primary with the first row.
+                self.read().await;
+            }
             if let Err(error) = self.ask(&step).await {
                 // Nothing is committed before COMMIT is sent, whatever the error says.
                 self.outcome(Some(error));
@@ -145,18 +166,33 @@ impl Session {
 
     async fn read(&mut self) {
         let nonce: u32 = self.random.random();
-        let floors: Vec<u64> =
-            self.shared.acknowledged.iter().map(|newest| newest.load(Ordering::SeqCst)).collect();
+        let floors = self.floors();
         let sql = format!(
             "SELECT {nonce}, inet_server_port(), session, max(row), sum(count(*)) OVER () FROM log GROUP BY session"
         );
         match self.ask(&sql).await {
             Ok(rows) => {
                 self.history.reads.push(Instant::now());
+                let known = self.history.violations.len();
                 self.judge(nonce, &rows, &floors);
+                if self.history.violations.len() > known {
+                    self.ask_why().await;
+                }
             }
             Err(error) => drop(self.outcome(Some(error))),
         }
+    }
+
+    /// The newest row of each session that a read asked now has to see.
+    fn floors(&self) -> Vec<u64> {
+        let acknowledged = self.shared.acknowledged.iter().enumerate();
+        acknowledged
+            .map(|(session, newest)| match self.level {
+                Level::Global => newest.load(Ordering::SeqCst),
+                Level::Session | Level::Monotonic if session == self.number => self.own,
+                Level::Session | Level::Monotonic => 0,
+            })
+            .collect()
     }
 
     fn judge(&mut self, nonce: u32, rows: &[Vec<String>], floors: &[u64]) {
@@ -173,11 +209,7 @@ impl Session {
                 *slot = number(row.get(3));
             }
         }
-        let checked: Vec<usize> = match self.level {
-            Level::Global => (0..floors.len()).collect(),
-            Level::Session | Level::Monotonic => vec![self.number],
-        };
-        for session in checked {
+        for session in 0..floors.len() {
             if newest[session] < floors[session] {
                 self.violate(format!(
                     "{} read of {port} saw row {} of session {session}, {} was acknowledged before",
@@ -203,6 +235,18 @@ impl Session {
         self.seen = (total, true);
     }
 
+    /// What the proxy says of the read that was answered wrongly.
+    async fn ask_why(&mut self) {
+        for question in ["SHOW pointsman.route", "SHOW pointsman.position"] {
+            let answer = match self.ask(question).await {
+                Ok(rows) => format!("{rows:?}"),
+                Err(error) => format!("{error:?}"),
+            };
+            let at = humantime::format_rfc3339_millis(SystemTime::now());
+            self.violate(format!("at {at}, connection {}: {question} says {answer}", self.connections));
+        }
+    }
+
     fn violate(&mut self, what: String) {
         self.history.violations.push(format!("session {}: {what}", self.number));
     }
@@ -215,6 +259,7 @@ impl Session {
     fn note(&mut self, rows: Vec<u64>, began: Instant, outcome: Outcome, step: &str) {
         if outcome == Outcome::Done {
             let newest = rows.last().copied().unwrap_or(0);
+            self.own = self.own.max(newest);
             self.shared.acknowledged[self.number].fetch_max(newest, Ordering::SeqCst);
         }
         let how = format!("{step}, last error {}", self.last_error);
@@ -262,5 +307,26 @@ fn values(message: &SimpleQueryMessage) -> Option<Vec<String>> {
             Some((0..row.len()).map(|column| row.get(column).unwrap_or_default().to_owned()).collect())
         }
         _ => None,
+    }
+}
+
+/// Read-your-writes ends with the connection; `global` does not.
+pub fn self_test() {
+    let shared = Arc::new(Shared {
+        dsn: String::new(),
+        stop: AtomicBool::new(false),
+        weaken: false,
+        acknowledged: vec![AtomicU64::new(7), AtomicU64::new(9)],
+    });
+    for (level, before, after) in [
+        (Level::Session, [0, 5], [0, 0]),
+        (Level::Monotonic, [0, 5], [0, 0]),
+        (Level::Global, [7, 9], [7, 9]),
+    ] {
+        let mut session = Session::new(1, level, shared.clone(), 0);
+        session.own = 5;
+        assert_eq!(session.floors(), before, "{level:?}");
+        session.forget();
+        assert_eq!(session.floors(), after, "{level:?} on a new connection");
     }
 }

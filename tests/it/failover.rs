@@ -8,11 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pointsman::demo::servers::{APP, PgCluster, PgNode, Stop};
+use pointsman::demo::{
+    Port,
+    servers::{APP, PgCluster, PgNode, Stop},
+};
 use tokio::task::JoinHandle;
 
 use crate::support::{
-    Database, Proxy, cluster, code, eventually,
+    Database, Proxy, Session, cluster, code, eventually,
     wire::{Batch, Wire},
 };
 
@@ -20,6 +23,8 @@ use crate::support::{
 const SESSIONS: usize = 10;
 /// Between two statements of one session: 100 of each kind per second with ten sessions.
 const PACE: Duration = Duration::from_millis(100);
+/// Failovers, of whose gaps the median counts.
+const ROUNDS: usize = 5;
 const TABLE: &str = "CREATE TABLE t (session int, x int)";
 
 /// One statement: when it began, when it was answered, and its SQLSTATE if it failed.
@@ -143,7 +148,7 @@ async fn a_killed_primary_fails_no_read_and_no_write_that_was_not_sent() {
     let mut gaps = Vec::new();
 
     // The replica that is promoted and the one that stays behind take turns.
-    for round in 0..3 {
+    for round in 0..ROUNDS {
         let (from, to) = if round % 2 == 0 { (0, 1) } else { (1, 0) };
         aside(&cluster, move |cluster| {
             // It never has more than the one that takes over.
@@ -296,4 +301,41 @@ async fn without_a_primary_writes_are_refused_after_the_hold_and_beyond_its_limi
     assert!(began.elapsed() >= Duration::from_millis(600));
     let ports: Vec<u16> = cluster.nodes()[1..].iter().map(PgNode::port).collect();
     assert!(ports.contains(&second.port().await), "reads go on");
+}
+
+#[tokio::test]
+async fn a_switchover_under_pause_fails_nothing() {
+    let cluster = Arc::new(cluster::own());
+    let database = Database::with(&cluster, TABLE);
+    let console = Port::claim().expect("ports are to be had");
+    let door = format!("admin.postgres = '127.0.0.1:{}'", console.number());
+    let users = "admin.users = [{ name = 'root', password = 'secret' }]";
+    let proxy = Proxy::start(&cluster, &[&door, users]).await;
+    let dsn = format!("host=127.0.0.1 port={} user=root password=secret dbname=x", console.number());
+    let admin = Session::open(&dsn).await;
+    let pins = || proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
+    eventually("the catalog says that the table has no triggers", async || {
+        let before = pins();
+        proxy.session(&database.name).await.run("INSERT INTO t VALUES (-1, 0)").await;
+        pins() == before
+    })
+    .await;
+    let load = Load::start(&proxy, &database.name, transaction).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+
+    admin.run("PAUSE").await;
+    switch_over(&cluster).await;
+    admin.run("RESUME").await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    let (reads, writes) = load.end().await;
+
+    assert_eq!(failures(&reads), Vec::<&str>::new());
+    assert_eq!(failures(&writes), Vec::<&str>::new());
+    let rows =
+        cluster.node(1).sql(&database.name, "SELECT count(*) FROM t WHERE session >= 0").expect("it answers");
+    assert_eq!(rows, (2 * writes.len()).to_string(), "lost or run twice");
+}
+
+fn transaction(session: usize, x: usize) -> String {
+    format!("BEGIN; INSERT INTO t VALUES ({session}, {x}); INSERT INTO t VALUES ({session}, -{x}); COMMIT")
 }

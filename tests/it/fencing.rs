@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use pointsman::demo::servers::{PgCluster, Stop};
+use pointsman::demo::{
+    Port, Signal,
+    servers::{PgCluster, Stop},
+    signal,
+};
 
 use crate::support::{Database, Proxy, Session, cluster, eventually, link::Link};
 
@@ -153,7 +157,10 @@ async fn a_restarted_proxy_remembers_who_was_elected_and_refuses_the_old_primary
 async fn a_promotion_beside_a_primary_that_has_more_stops_all_writes() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, TABLE);
-    let proxy = Proxy::start(&cluster, &["cluster.failover.hold = '300ms'"]).await;
+    let console = Port::claim().expect("ports are to be had");
+    let door = format!("admin.postgres = '127.0.0.1:{}'", console.number());
+    let users = "admin.users = [{ name = 'root', password = 'secret' }]";
+    let proxy = Proxy::start(&cluster, &["cluster.failover.hold = '300ms'", &door, users]).await;
     let session = proxy.session(&database.name).await;
     cluster.pause_replay(1).expect("replay can be paused");
     session.run("INSERT INTO t VALUES (1)").await;
@@ -168,4 +175,56 @@ async fn a_promotion_beside_a_primary_that_has_more_stops_all_writes() {
 
     proxy.wait_for_log("stop one of them").await;
     assert_eq!(session.error("INSERT INTO t VALUES (2)").await, "57P03");
+    let dsn = format!("host=127.0.0.1 port={} user=root password=secret dbname=x", console.number());
+    let shown = Session::open(&dsn).await.run("SHOW NODES").await;
+    let why = |at: usize| shown[at].last().cloned().flatten().unwrap_or_default();
+    assert!(why(0).contains(&cluster.node(1).address()), "{}", why(0));
+    assert!(why(1).contains(&cluster.node(0).address()), "{}", why(1));
+    assert!(why(2).contains("stop one of them"), "{}", why(2));
+    assert!(proxy.metric("pointsman_without_primary_seconds", &[]) > 0.0);
+}
+
+#[tokio::test]
+async fn a_caught_up_replica_promoted_beside_a_primary_that_nobody_writes_to_takes_over() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+    session.run("INSERT INTO t VALUES (1)").await;
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    // Both have been asked since.
+    let replica = cluster.node(1).port();
+    eventually("the replica has it", async || session.port().await == replica).await;
+
+    cluster.promote(1).expect("somebody promotes it");
+    proxy.wait_for_log("failover=true").await;
+    session.run("INSERT INTO t VALUES (2)").await;
+
+    assert_eq!(cluster.node(1).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "2");
+    assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "1");
+    proxy.wait_for_log("is fenced").await;
+}
+
+#[tokio::test]
+async fn a_new_timeline_is_seen_before_any_checkpoint_has_written_it_down() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let (proxy, link) = behind_a_link(&cluster).await;
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    let pid = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    let pid = cluster.node(1).sql("postgres", pid).expect("it answers").parse().expect("a process");
+
+    signal(pid, Signal::Stop);
+    promote_beside(&cluster, &proxy, &link).await;
+    let written = cluster.node(1).sql("postgres", "SELECT timeline_id FROM pg_control_checkpoint()");
+    let session = proxy.session(&database.name).await;
+    proxy.wait_for_log("is fenced").await;
+    for x in 0..10 {
+        session.run(&format!("INSERT INTO t VALUES ({x})")).await;
+    }
+    signal(pid, Signal::Continue);
+
+    assert_eq!(written.expect("it answers"), "1", "a checkpoint came before");
+    assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "0");
+    assert_eq!(cluster.node(1).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "10");
 }

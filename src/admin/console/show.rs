@@ -15,7 +15,9 @@ use crate::{
     config::{Choice, PoolMode},
     metrics::Connections,
     session::cancel::{Activity, Entry},
-    sql::Access,
+    split::ADVICE,
+    sql::{Access, Reason},
+    topology::State,
 };
 
 impl Show {
@@ -35,6 +37,7 @@ impl Show {
                 "in_use#",
                 "idle#",
                 "waiters#",
+                "why",
             ],
             Self::Pools => &[
                 "database",
@@ -91,7 +94,7 @@ impl Show {
                 "writes#",
                 "clients#",
             ],
-            Self::Routes => &["cluster", "node", "access", "reason", "statements#"],
+            Self::Routes => &["cluster", "node", "access", "reason", "statements#", "note"],
             Self::Config => &["key", "value"],
             Self::Databases => &[
                 "name",
@@ -147,7 +150,14 @@ fn each(control: &Control, mut show: impl FnMut(&dyn Managed)) {
 
 fn nodes(cluster: &dyn Managed, table: &mut Table) {
     let connections = cluster.connections();
-    for node in cluster.snapshot().nodes.iter() {
+    let snapshot = cluster.snapshot();
+    for node in snapshot.nodes.iter() {
+        // Why it gets nothing, or why none of them gets writes.
+        let why = match (&node.state, &snapshot.nobody) {
+            (State::Fenced(why), _) => why.to_string(),
+            (_, Some(why)) => format!("no primary: {why}"),
+            _ => String::new(),
+        };
         let Connections { idle, in_use, waiters, .. } =
             connections.get(&node.address).copied().unwrap_or_default();
         table.push(vec![
@@ -162,6 +172,7 @@ fn nodes(cluster: &dyn Managed, table: &mut Table) {
             cell(in_use),
             cell(idle),
             cell(waiters),
+            cell(why),
         ]);
     }
 }
@@ -327,6 +338,11 @@ fn stats(cluster: &dyn Managed, table: &mut Table) {
 }
 
 fn routes(cluster: &dyn Managed, table: &mut Table) {
+    let users = cluster.unsplit_users();
+    let note = |reason: Reason| match reason {
+        Reason::Transaction if !users.is_empty() => format!("most reads of {}: {ADVICE}", users.join(", ")),
+        _ => String::new(),
+    };
     for node in cluster.snapshot().nodes.iter() {
         let counters = cluster.metrics().node(&node.address);
         for (access, reason, count) in counters.counts().filter(|(_, _, count)| *count > 0) {
@@ -336,6 +352,7 @@ fn routes(cluster: &dyn Managed, table: &mut Table) {
                 cell(access),
                 cell(reason.label()),
                 cell(count),
+                cell(note(reason)),
             ];
             table.push(row);
         }

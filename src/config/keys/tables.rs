@@ -143,7 +143,7 @@ pub static TABLES: &[Table] = &[
             key(
                 "discovery",
                 unset("`nodes` says", "{ patroni = [\"http://10.0.0.1:8008\"] }"),
-                "`{ patroni = [URL, …] }`",
+                "`{ patroni = [URL, …], ca }`",
                 "Instead of `nodes`: Patroni knows the servers and their roles. PostgreSQL only.",
             ),
             key(
@@ -183,12 +183,20 @@ pub static TABLES: &[Table] = &[
         path: "cluster.discovery",
         about: "Where nodes are learned from.",
         shape: Shape::Inline,
-        keys: &[key(
-            "patroni",
-            Required("[\"http://10.0.0.1:8008\"]"),
-            "list of URLs",
-            "Patroni's REST API on any of its nodes; more than one, so that one may be down.",
-        )],
+        keys: &[
+            key(
+                "patroni",
+                Required("[\"http://10.0.0.1:8008\"]"),
+                "list of URLs",
+                "Patroni's REST API on any of its nodes, `http` or `https`; more than one, so that one may be down.",
+            ),
+            key(
+                "ca",
+                unset("the system's roots", "\"patroni-ca.crt\""),
+                "path of a PEM file",
+                "Who signs the certificates of `https` endpoints. They are always checked, and so are the names in them.",
+            ),
+        ],
     },
     Table {
         path: "cluster.users",
@@ -366,8 +374,8 @@ pub static TABLES: &[Table] = &[
             key(
                 "transaction_reads",
                 Default("\"primary\""),
-                "`primary` or `replica`",
-                "Where reads before the first write of a READ COMMITTED transaction go. `replica` gives up that a transaction reads from one server.",
+                "`primary`, `replica` or `replica-repeatable-read`",
+                "Where reads before the first write of a READ COMMITTED transaction go. `replica` gives up that a transaction reads from one server: what it reads meets the session's floor but may be behind what others wrote, and a write that goes by it goes by that. `replica-repeatable-read` does the same to REPEATABLE READ, MySQL's default, and gives up that it reads from one snapshot.",
             ),
             key(
                 "zone",
@@ -407,6 +415,12 @@ pub static TABLES: &[Table] = &[
                 "How long statements wait for a new primary before they are refused; most failovers are done by then.",
             ),
             key("hold_limit", Default("10000"), "statements", "How many may wait; zero refuses at once."),
+            key(
+                "commit_outcome",
+                Default("true"),
+                "`true` or `false`, PostgreSQL only",
+                "Whether the COMMIT of a transaction that wrote asks for the transaction's id on its way (no round trip, some 20 µs of the server's CPU). With it the new primary can tell whether the transaction was committed, where a failover swallows the answer; without, the client gets the in-doubt error.",
+            ),
             key(
                 "state_file",
                 unset("NAME.state in `$STATE_DIRECTORY` (systemd), else off", "\"shop.state\""),

@@ -7,7 +7,7 @@ use std::{
 
 use super::{NodeConfig, Settings};
 use crate::topology::{
-    Claim, Facts, Load, NodeId, Position, Probe, ProbeFault, ProbeNumber, Role, State,
+    Claim, Facts, Horizon, Load, NodeId, Position, Probe, ProbeFault, ProbeNumber, Role, State,
     election::{Candidate, Fence},
     health::{Health, Status},
 };
@@ -56,6 +56,8 @@ pub(super) struct Tracked {
     pub(super) followed: bool,
     /// The last position replayed by this incarnation as a replica.
     pub(super) replayed: Option<Position>,
+    /// What it said of transaction ids as a replica, in this incarnation.
+    pub(super) horizon: Option<Horizon>,
     pub(super) fence: Option<(Fence, Arc<str>)>,
     pub(super) load: Arc<Load>,
     /// Role and state as last reported, and since when the state holds.
@@ -79,6 +81,7 @@ impl Tracked {
             claimed: None,
             followed: false,
             replayed: None,
+            horizon: None,
             fence: None,
             load: Arc::default(),
             noted: (Role::Unknown, State::New),
@@ -107,7 +110,7 @@ impl Tracked {
         let same = self.facts.as_ref().is_some_and(|before| before.incarnation == facts.incarnation);
         let restarted = self.facts.is_some() && !same;
         if !same {
-            (self.timeline, self.replayed, self.claimed) = (None, None, None);
+            (self.timeline, self.replayed, self.claimed, self.horizon) = (None, None, None, None);
         }
         self.answer = Some(Answer { number: probe.number, sent: probe.sent, came: probe.answered });
         self.timeline = facts.timeline.or(self.timeline);
@@ -121,6 +124,11 @@ impl Tracked {
         };
         if facts.claim == Claim::Replica {
             self.replayed.clone_from(&position);
+        }
+        // A standby that cannot tell its timeline is on the one that it had, or on a newer one:
+        // what it says then counts for neither.
+        if let (Some(below), Some(timeline)) = (facts.horizon, facts.timeline) {
+            self.horizon = Some(Horizon { timeline, below });
         }
         // A question asked before a connection broke may have been answered by a server that is
         // gone.

@@ -25,6 +25,7 @@ impl Board {
             without_primary_since: self
                 .without_since
                 .map(|since| (since, wall + since.saturating_duration_since(start))),
+            nobody: self.nobody.as_ref().map(|why| why.to_string().into()),
             samples,
             history: Arc::clone(&self.history),
         }
@@ -60,6 +61,7 @@ impl Board {
             timeline: node.timeline(),
             position: node.position.clone(),
             measured: node.position.as_ref().and(node.measured),
+            horizon: node.horizon,
             lag,
             lag_distance: reading.distance,
             fresh_as_of: reading.fresh_as_of,

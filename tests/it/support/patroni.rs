@@ -2,10 +2,13 @@
 
 use std::{
     fs::{self, File},
+    io::{self, Read, Write},
+    net::TcpStream,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use pointsman::demo::{
@@ -15,11 +18,31 @@ use pointsman::demo::{
 };
 use tempfile::TempDir;
 
-use super::eventually;
+/// Longer than anything of this may take on a busy machine: each agent is a Python program that
+/// starts others, makes a database or copies one.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+const PAUSE: Duration = Duration::from_millis(100);
+/// How long an agent's REST API may take to answer.
+const REST_TIMEOUT: Duration = Duration::from_secs(5);
 
 const SCOPE: &str = "it";
 
-/// Three servers under Patroni. Whoever owns it may block the thread: its steps do.
+/// A leader that cannot renew its lock for this long, in seconds, is replaced: long enough that a
+/// busy machine does not do that to one that lives.
+const TTL: u32 = 15;
+/// The least that Patroni takes for it: `loop_wait` and twice this are at most `TTL`.
+const RETRY_TIMEOUT: u32 = 7;
+
+/// Waits, in steps that block, until `condition` holds.
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+        std::thread::sleep(PAUSE);
+    }
+}
+
+/// Servers under Patroni. Its steps block: an async test hands them to threads of their own.
 pub struct Patroni {
     // In this order: agents end before etcd, and all of them before the thread that they hang on.
     agents: Vec<Agent>,
@@ -28,6 +51,8 @@ pub struct Patroni {
     keeper: Keeper,
     folder: TempDir,
     _etcd_peer: Port,
+    /// How to ask the agents, where they speak https.
+    tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 struct Agent {
@@ -45,28 +70,32 @@ impl Patroni {
     }
 
     /// Starts `count` members and waits until one leads and the others follow it.
-    pub async fn start(count: usize) -> Self {
+    pub fn start(count: usize) -> Self {
+        Self::start_as(count, false)
+    }
+
+    /// As [`Patroni::start`]; the agents' REST APIs speak https, with the certificate in
+    /// [`Patroni::certificate`].
+    pub fn start_with_https(count: usize) -> Self {
+        Self::start_as(count, true)
+    }
+
+    fn start_as(count: usize, https: bool) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
         let keeper = Keeper::start().expect("threads are to be had");
         let (etcd_port, peer) = (claim(), claim());
         let etcd = spawn_etcd(&keeper, folder.path(), etcd_port.number(), peer.number());
-        let agents = (0..count)
-            .map(|at| Agent { name: format!("member{at}"), rest: claim(), postgres: claim(), process: None })
-            .collect();
-        let mut patroni = Self { agents, etcd, etcd_port, keeper, folder, _etcd_peer: peer };
-        for at in 0..count {
-            patroni.start_agent(at);
-            if at == 0 {
-                // The first to come makes the cluster: the others shall not race for it.
-                eventually("a leader", async || patroni.leader().is_some()).await;
-            }
+        let tls = https.then(|| make_certificate(folder.path()));
+        let agents = Vec::new();
+        let mut patroni = Self { agents, etcd, etcd_port, keeper, folder, _etcd_peer: peer, tls };
+        patroni.add_agent();
+        // The first to come makes the cluster: the others shall not race for it.
+        wait_until("a leader", || patroni.leader().is_some());
+        for _ in 1..count {
+            patroni.add_agent();
         }
-        eventually("replicas", async || {
-            patroni.list().matches("streaming").count() >= count - 1
-                || patroni.list().matches("running").count() >= count
-        })
-        .await;
+        patroni.wait_for_replicas();
         patroni.sql(&format!(
             "CREATE ROLE {} LOGIN PASSWORD '{}' IN ROLE pg_monitor;
              CREATE ROLE {} LOGIN PASSWORD '{}' CREATEDB;",
@@ -78,7 +107,13 @@ impl Patroni {
 
     /// Where the members' REST APIs are.
     pub fn endpoints(&self) -> Vec<String> {
-        self.agents.iter().map(|agent| format!("http://127.0.0.1:{}", agent.rest.number())).collect()
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        self.agents.iter().map(|agent| format!("{scheme}://127.0.0.1:{}", agent.rest.number())).collect()
+    }
+
+    /// Who signed the certificates of the REST APIs, as a PEM file; `None` where they speak http.
+    pub fn certificate(&self) -> Option<PathBuf> {
+        self.tls.as_ref().map(|_| self.folder.path().join("rest.crt"))
     }
 
     pub fn ports(&self) -> Vec<u16> {
@@ -87,14 +122,52 @@ impl Patroni {
 
     /// The member that leads, by Patroni's own list.
     pub fn leader(&self) -> Option<usize> {
-        let list: serde_json::Value = serde_json::from_str(&self.list()).ok()?;
-        let leads = |member: &&serde_json::Value| member["Role"] == "Leader" && member["State"] == "running";
-        let name = list.as_array()?.iter().find(leads)?["Member"].as_str()?;
+        let leads = |member: &serde_json::Value| member["role"] == "leader" && member["state"] == "running";
+        let leaders = self.cluster()?.into_iter().find(leads);
+        let name = leaders?["name"].as_str()?.to_owned();
         self.agents.iter().position(|agent| agent.name == name)
     }
 
-    fn list(&self) -> String {
-        String::from_utf8_lossy(&self.ctl(&["list", "-f", "json"]).stdout).into_owned()
+    /// Waits until a member other than `than` leads, and all running ones follow it.
+    pub fn wait_for_another_leader(&self, than: usize) {
+        wait_until("another leader", || self.leader().is_some_and(|leader| leader != than));
+    }
+
+    /// Waits until every member that runs follows the leader.
+    pub fn wait_for_replicas(&self) {
+        let running = self.agents.iter().filter(|agent| agent.process.is_some()).count();
+        let follows = |member: &&serde_json::Value| {
+            member["role"] == "replica" && (member["state"] == "streaming" || member["state"] == "running")
+        };
+        wait_until("replicas", || {
+            let following = self.cluster().map(|members| members.iter().filter(follows).count());
+            following == Some(running - 1)
+        });
+    }
+
+    /// The members, as the first agent that answers knows them. `patronictl list` says the same and
+    /// takes a second of CPU for it.
+    fn cluster(&self) -> Option<Vec<serde_json::Value>> {
+        let running = self.agents.iter().filter(|agent| agent.process.is_some());
+        let answer = running.filter_map(|agent| self.ask(agent, "/cluster").ok()).next()?;
+        let answer: serde_json::Value = serde_json::from_str(&answer).ok()?;
+        answer["members"].as_array().cloned()
+    }
+
+    /// The body of an agent's answer.
+    fn ask(&self, agent: &Agent, path: &str) -> io::Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", agent.rest.number()))?;
+        stream.set_read_timeout(Some(REST_TIMEOUT))?;
+        let answer = match &self.tls {
+            None => exchange(&mut stream, path)?,
+            Some(tls) => {
+                let name = "127.0.0.1".try_into().expect("an address is a name");
+                let session = rustls::ClientConnection::new(tls.clone(), name).map_err(io::Error::other)?;
+                exchange(&mut rustls::StreamOwned::new(session, stream), path)?
+            }
+        };
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+        body.ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
     /// `patronictl switchover` from the leader to another member.
@@ -124,6 +197,13 @@ impl Patroni {
         }
     }
 
+    /// One more member, which copies the leader and follows it.
+    pub fn add_agent(&mut self) {
+        let name = format!("member{}", self.agents.len());
+        self.agents.push(Agent { name, rest: claim(), postgres: claim(), process: None });
+        self.start_agent(self.agents.len() - 1);
+    }
+
     pub fn start_agent(&mut self, at: usize) {
         let agent = &self.agents[at];
         let config = self.folder.path().join(format!("{}.yml", agent.name));
@@ -149,13 +229,14 @@ impl Patroni {
             r#"
 scope: {SCOPE}
 name: {name}
-restapi: {{ listen: "127.0.0.1:{rest}", connect_address: "127.0.0.1:{rest}" }}
+restapi: {{ listen: "127.0.0.1:{rest}", connect_address: "127.0.0.1:{rest}"{certificate} }}
+ctl: {{ insecure: true }}
 etcd: {{ host: "127.0.0.1:{etcd}" }}
 bootstrap:
   dcs:
-    ttl: 5
+    ttl: {TTL}
     loop_wait: 1
-    retry_timeout: 2
+    retry_timeout: {RETRY_TIMEOUT}
     postgresql:
       use_pg_rewind: true
       parameters: {{ wal_keep_size: 256MB, wal_log_hints: "on", fsync: "off", max_connections: 100 }}
@@ -177,6 +258,11 @@ postgresql:
     - host all all 127.0.0.1/32 scram-sha-256
 "#,
             name = agent.name,
+            certificate = match &self.tls {
+                Some(_) =>
+                    format!(", certfile: {0}/rest.crt, keyfile: {0}/rest.key", self.folder.path().display()),
+                None => String::new(),
+            },
             rest = agent.rest.number(),
             etcd = self.etcd_port.number(),
             port = agent.postgres.number(),
@@ -235,6 +321,36 @@ impl Drop for Patroni {
         signal(self.etcd.id(), Signal::Kill);
         wait_for_exit(&mut self.etcd, Duration::from_secs(5));
     }
+}
+
+fn exchange(stream: &mut (impl Read + Write), path: &str) -> io::Result<String> {
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    stream.flush()?;
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        // Python closes TLS connections without a word.
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+        _ => Ok(String::from_utf8_lossy(&answer).into_owned()),
+    }
+}
+
+/// Makes `rest.crt` and `rest.key`, and what a client that trusts them goes by.
+fn make_certificate(folder: &Path) -> Arc<rustls::ClientConfig> {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("it can be made");
+    fs::write(folder.join("rest.crt"), made.cert.pem()).expect("the folder is ours");
+    let key = folder.join("rest.key");
+    fs::write(&key, made.signing_key.serialize_pem()).expect("the folder is ours");
+    // The agents run as another user.
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).expect("it is a certificate");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("the provider has them")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
 }
 
 fn claim() -> Port {

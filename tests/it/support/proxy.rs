@@ -30,7 +30,7 @@ pub struct Proxy {
     config: toml::Table,
     folder: TempDir,
     /// Its end tells the watchdog that the test is over.
-    _watched: mpsc::Sender<()>,
+    watched: mpsc::Sender<()>,
     // The binary hangs on the keeper's thread, so it must be the last to go.
     keeper: Keeper,
 }
@@ -56,8 +56,8 @@ impl Proxy {
         let config = configuration(nodes, port.number(), http.number(), settings);
         write_config(&folder, &config);
         let child = spawn(&keeper, &folder);
-        let watched = watch(child.id());
-        let mut proxy = Self { child, port, http, config, folder, _watched: watched, keeper };
+        let watched = watch(child.id(), TEST_LIMIT);
+        let mut proxy = Self { child, port, http, config, folder, watched, keeper };
         proxy.wait_until_listening();
         proxy
     }
@@ -91,6 +91,11 @@ impl Proxy {
     /// A session of the user `app`.
     pub async fn session(&self, database: &str) -> Session {
         Session::open(&self.dsn(database)).await
+    }
+
+    /// For tests that take longer than the others.
+    pub fn let_live_for(&mut self, limit: Duration) {
+        self.watched = watch(self.pid(), limit);
     }
 
     /// The file that it was started with.
@@ -296,10 +301,10 @@ fn spawn(keeper: &Keeper, folder: &TempDir) -> Child {
 }
 
 /// Kills a proxy whose test takes longer than any may: a test that hangs then fails.
-fn watch(pid: u32) -> mpsc::Sender<()> {
+fn watch(pid: u32, limit: Duration) -> mpsc::Sender<()> {
     let (watched, over) = mpsc::channel();
     std::thread::spawn(move || {
-        if over.recv_timeout(TEST_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if over.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout) {
             signal(pid, Signal::Kill);
         }
     });
