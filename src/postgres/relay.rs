@@ -483,6 +483,7 @@ impl<'a> Relay<'a> {
             if self.backend.expect.is_empty() && self.rest == 0 {
                 return self.done();
             }
+            self.pass_rows();
             let data = &self.backend.inbox.data()[self.at..];
             let Some(header) = frame::header(data) else { return Ok(Scan::More) };
             if header.length < HEADER {
@@ -496,6 +497,23 @@ impl<'a> Relay<'a> {
             if let Some(end) = self.message(header)? {
                 return Ok(end);
             }
+        }
+    }
+
+    /// Passes whole rows and COPY data: by far the most messages of a large answer, and nothing to
+    /// do for any of them.
+    fn pass_rows(&mut self) {
+        let data = &self.backend.inbox.data()[self.at..];
+        let mut passed = 0;
+        while let Some(header) = frame::header(&data[passed..])
+            && matches!(header.tag, b'D' | b'd')
+            && (HEADER..=data.len() - passed).contains(&header.length)
+        {
+            passed += header.length;
+        }
+        if passed > 0 && !self.is_ours() {
+            self.decided = true;
+            self.at += passed;
         }
     }
 
@@ -533,7 +551,7 @@ impl<'a> Relay<'a> {
     fn message(&mut self, header: frame::Header) -> Result<Option<Scan>, Fault> {
         let mut forward = true;
         match header.tag {
-            // Rows and COPY data: by far the most messages, and nothing to do.
+            // Those whose end has not arrived, and those of statements of ours.
             b'D' | b'd' => {
                 forward = !self.is_ours();
                 self.decided |= forward;
