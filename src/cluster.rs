@@ -144,6 +144,9 @@ pub struct Database {
     pub stale: AtomicBool,
     /// lastval and its like were asked for here: sessions keep connections that drew a value.
     pub sequences_matter: AtomicBool,
+    /// ROW_COUNT() or FOUND_ROWS() were asked for here: sessions set aside what their last
+    /// statement ran on.
+    pub counts_matter: AtomicBool,
     read_at: AtomicU64,
     read: Notify,
     /// What `global` reads must not be behind of.
@@ -158,6 +161,7 @@ impl Database {
             catalog: ArcSwap::from_pointee(Catalog::empty()),
             stale: AtomicBool::new(true),
             sequences_matter: AtomicBool::new(false),
+            counts_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
             read: Notify::new(),
             floors: Arc::default(),

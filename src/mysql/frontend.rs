@@ -24,6 +24,9 @@ use crate::{
     stream::Stream,
 };
 
+/// ER_STMT_HAS_NO_OPEN_CURSOR.
+const NO_CURSOR: u16 = 1421;
+
 /// SQL PREPARE names of one client.
 const MAX_OWN_STATEMENTS: usize = 4096;
 
@@ -53,8 +56,14 @@ pub struct Frontend {
     pub(super) tail: Option<Tail>,
     /// As the server's status flag.
     pub(super) autocommit: bool,
+    /// The transaction as the client was told last, for what is answered without asking.
+    pub(super) told: Transaction,
+    /// The transaction that is open is READ ONLY.
+    pub(super) read_only: bool,
+    /// The server has ended its connection at the client's request: so do we.
+    pub(super) leaving: bool,
     /// A cursor's statement was closed: the next request frees the connection.
-    cursor_closed: bool,
+    pub(super) cursor_closed: bool,
 }
 
 /// What the client asked for when it logged in.
@@ -84,6 +93,9 @@ impl Frontend {
             unconsumed: 0,
             tail: None,
             autocommit: true,
+            told: Transaction::Idle,
+            read_only: false,
+            leaving: false,
             cursor_closed: false,
         }
     }
@@ -91,6 +103,9 @@ impl Frontend {
     /// Waits for the next request; answers what nobody else has to see.
     pub(super) async fn read_request(&mut self) -> Result<Option<Request<Command>>, Fault> {
         loop {
+            if self.leaving {
+                return Ok(None);
+            }
             if self.tail.is_some() {
                 self.drop_tail().await?;
             }
@@ -172,10 +187,7 @@ impl Frontend {
             }
             code::PING => {
                 self.consume();
-                let status = self.idle_status();
-                let mut out = Vec::new();
-                packet::put_ok(&mut out, 1, status);
-                self.write(&out).await?;
+                self.tell_done().await?;
                 Ok(None)
             }
             code::INIT_DB => {
@@ -198,12 +210,13 @@ impl Frontend {
                 Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
             }
             code::CHANGE_USER => self.change_user(&argument).await.map(Some),
+            code::BINLOG_DUMP | code::TABLE_DUMP | code::REGISTER_SLAVE | code::BINLOG_DUMP_GTID => {
+                let text = "the proxy passes on no binary log: replicate from a server itself";
+                self.reject(RefusalKind::Unsupported, text.to_owned()).await?;
+                Ok(None)
+            }
             _ => {
-                self.reject(
-                    RefusalKind::Unsupported,
-                    format!("the proxy does not pass on command {code:#04x}"),
-                )
-                .await?;
+                self.reject(RefusalKind::Protocol, "Unknown command".to_owned()).await?;
                 Ok(None)
             }
         }
@@ -287,7 +300,7 @@ impl Frontend {
 
     /// The connection that a closed cursor was on is free after the next request.
     fn closing_cursor(&mut self, intent: Arc<Intent>) -> Arc<Intent> {
-        if !std::mem::take(&mut self.cursor_closed) {
+        if !std::mem::take(&mut self.cursor_closed) || self.statements.has_cursor() {
             return intent;
         }
         let mut intent = Intent::clone(&intent);
@@ -314,8 +327,9 @@ impl Frontend {
         Ok(Some(Request { intent: self.closing_cursor(Arc::new(bare)), wire }))
     }
 
-    async fn unknown_statement(&mut self, id: u32) -> Result<Option<Request<Command>>, Fault> {
-        let message = format!("Unknown prepared statement handler ({id}) given to the proxy");
+    /// In the server's words, which name the function that was given the id.
+    async fn unknown_statement(&mut self, id: u32, by: &str) -> Result<Option<Request<Command>>, Fault> {
+        let message = format!("Unknown prepared statement handler ({id}) given to {by}");
         self.reject(RefusalKind::UnknownStatement, message).await?;
         Ok(None)
     }
@@ -325,7 +339,9 @@ impl Frontend {
             return Err(malformed());
         };
         let mut wire = self.command(code::STMT_EXECUTE);
-        let Some(handle) = self.statements.get_mut(id) else { return self.unknown_statement(id).await };
+        let Some(handle) = self.statements.get_mut(id) else {
+            return self.unknown_statement(id, "mysqld_stmt_execute").await;
+        };
         let statement = handle.statement.clone();
         if let Some(types) = bound_types(argument, statement.parameters) {
             handle.types = types.into();
@@ -351,16 +367,25 @@ impl Frontend {
     async fn of_statement(&mut self, code: u8, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
         let Some((id, _)) = u32_le(argument) else { return Err(malformed()) };
         let mut wire = self.command(code);
-        let Some(handle) = self.statements.get_mut(id) else { return self.unknown_statement(id).await };
+        let Some(handle) = self.statements.get_mut(id) else {
+            let by = if code == code::STMT_RESET { "mysqld_stmt_reset" } else { "mysqld_stmt_fetch" };
+            return self.unknown_statement(id, by).await;
+        };
         let statement = handle.statement.clone();
         let had_cursor =
             if code == code::STMT_RESET { std::mem::take(&mut handle.cursor) } else { handle.cursor };
         self.statements.forget_long_data(id);
-        if code == code::STMT_RESET && !had_cursor {
-            self.consume();
-            let mut out = Vec::new();
-            packet::put_ok(&mut out, 1, self.idle_status());
-            self.write(&out).await?;
+        if !had_cursor {
+            if code == code::STMT_FETCH {
+                self.consume();
+                let mut out = Vec::new();
+                let message = format!("The statement ({id}) has no open cursor");
+                packet::put_err(&mut out, 1, NO_CURSOR, "HY000", message.as_bytes());
+                self.write(&out).await?;
+            } else {
+                self.consume();
+                self.tell_done().await?;
+            }
             return Ok(None);
         }
         self.cursor_closed |= code == code::STMT_RESET;
@@ -372,12 +397,19 @@ impl Frontend {
     /// Status flags of an answer of ours.
     pub(super) fn status(&self, transaction: Transaction) -> u16 {
         let autocommit = if self.autocommit { status::AUTOCOMMIT } else { 0 };
-        let open = if transaction == Transaction::Idle { 0 } else { status::IN_TRANSACTION };
+        let open = match (transaction, self.read_only) {
+            (Transaction::Idle, _) => 0,
+            (_, false) => status::IN_TRANSACTION,
+            (_, true) => status::IN_TRANSACTION | status::IN_READ_ONLY_TRANSACTION,
+        };
         autocommit | open
     }
 
-    fn idle_status(&self) -> u16 {
-        self.status(Transaction::Idle)
+    /// OK to a command that no server sees.
+    async fn tell_done(&mut self) -> Result<(), Fault> {
+        let mut out = Vec::new();
+        packet::put_ok(&mut out, 1, self.status(self.told));
+        self.write(&out).await
     }
 
     pub(super) fn tracks_session(&self) -> bool {

@@ -3,7 +3,7 @@
 mod answer;
 mod backend;
 mod catalog;
-mod command;
+pub mod command;
 mod encode;
 mod frontend;
 mod gate;
@@ -116,8 +116,9 @@ impl protocol::Frontend<Mysql> for Frontend {
         &mut self,
         _request: Request<Command>,
         refusal: &Refusal,
-        _transaction: Transaction,
+        transaction: Transaction,
     ) -> Result<(), Fault> {
+        self.told = transaction;
         let mut out = Vec::new();
         refusal::put_error(&mut out, self.sequence, refusal);
         self.fail_request(out).await
@@ -127,8 +128,9 @@ impl protocol::Frontend<Mysql> for Frontend {
         &mut self,
         _request: Request<Command>,
         refused: Refused,
-        _transaction: Transaction,
+        transaction: Transaction,
     ) -> Result<(), Fault> {
+        self.told = transaction;
         self.fail_request(refused.raw).await
     }
 

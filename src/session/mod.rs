@@ -4,6 +4,7 @@ mod acquire;
 pub mod cancel;
 mod consistency;
 mod execute;
+mod last;
 mod own;
 mod recover;
 mod soft;
@@ -48,6 +49,9 @@ pub struct Session<P: Protocol> {
     state: State,
     /// The server connection this session keeps: an open transaction's, or a pinned one.
     kept: Option<Held<P>>,
+    /// The connection in which the last statement left what the next one may ask for.
+    aside: Option<Held<P>>,
+    last: last::Last,
     /// Pool and counters of the nodes used so far.
     nodes: Vec<Known<P>>,
     route: LastRoute,
@@ -122,6 +126,8 @@ impl<P: Protocol> Session<P> {
             registered,
             state,
             kept: None,
+            aside: None,
+            last: last::Last::default(),
             nodes: Vec::new(),
             route: LastRoute::default(),
             previous: soft::Previous::default(),
@@ -197,9 +203,10 @@ impl<P: Protocol> Session<P> {
             }
         };
         let entry = &self.registered.entry;
-        let calls: &[Call] = match (self.is_between_transactions(), &self.kept) {
-            (true, None) => &[Call::Drain, Call::Kill],
-            (true, Some(_)) => &[Call::Drain, Call::Kill, Call::Look, Call::Yield],
+        let keeps = self.kept.is_some() || self.aside.is_some();
+        let calls: &[Call] = match (self.is_between_transactions(), keeps) {
+            (true, false) => &[Call::Drain, Call::Kill],
+            (true, true) => &[Call::Drain, Call::Kill, Call::Look, Call::Yield],
             (false, _) => &[Call::Kill, Call::Look, Call::Yield],
         };
         let (mut next, mut idle) = (pin!(self.frontend.next()), pin!(idle));
@@ -268,6 +275,7 @@ impl<P: Protocol> Session<P> {
         entry.take(Call::Look);
         self.yield_kept();
         let snapshot = self.snapshot();
+        self.release_aside_if_barred(&snapshot);
         if self.kept.as_ref().is_some_and(|kept| snapshot.forbids(kept.address(), kept.role)) {
             // Closed at once: what was open there ends now, whatever the client does.
             if let Some(kept) = self.kept.take() {
@@ -345,6 +353,7 @@ impl<P: Protocol> Session<P> {
 
     /// The client goes on as somebody else, with nothing of what this session was.
     fn renew(mut self, identity: Identity<P>) -> Renewed<P> {
+        self.release_aside();
         if let Some(held) = self.kept.take() {
             self.lose_previous(&held);
             held.release(Fate::Reset, Instant::now());
@@ -356,6 +365,7 @@ impl<P: Protocol> Session<P> {
     /// Gives back what the session holds.
     fn leave(mut self, end: End) -> Option<Renewed<P>> {
         tracing::trace!(peer = %self.registered.entry.peer, ?end, "a session ends");
+        self.release_aside();
         if let Some(mut held) = self.kept.take() {
             self.lose_previous(&held);
             // An open transaction is rolled back and the state forgotten, by a task that keeps the
@@ -377,6 +387,9 @@ impl<P: Protocol> Session<P> {
         // A cancel request that came between two statements was for none of them.
         self.registered.entry.take(Call::Cancel);
         let step = self.state.plan(&request.intent, self.frontend.text(&request));
+        if !matches!(step, Step::Run(_)) {
+            self.forget_last();
+        }
         let result = match step {
             Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
             Step::Proxy(command) => self.obey(request, command).await,

@@ -79,6 +79,7 @@ impl<P: Protocol> Session<P> {
         if !entry.take(Call::Yield) {
             return;
         }
+        self.release_aside();
         if !self.is_kept_softly() {
             // Asked in vain: it is offered again when the transaction is over.
             self.previous.lent = false;
@@ -103,6 +104,7 @@ impl<P: Protocol> Session<P> {
         &mut self,
         request: Request<P::Wire>,
     ) -> Result<Option<Request<P::Wire>>, Fault> {
+        let Some(request) = self.refuse_if_last_lost(request).await? else { return Ok(None) };
         let asks = self.previous.lost && request.intent.effects.contains(&Effect::NeedsPrevious);
         if !asks {
             return Ok(Some(request));

@@ -26,6 +26,7 @@ mod metrics;
 mod mysql_drivers;
 mod mysql_failover;
 mod mysql_session;
+mod mysql_wire;
 mod patroni;
 mod pipelining;
 mod prepared;

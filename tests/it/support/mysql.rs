@@ -150,8 +150,8 @@ pub const BASIC: u32 = can::LONG_FLAG
 
 /// One connection of an app.
 pub struct Session {
-    stream: TcpStream,
-    capabilities: u32,
+    pub(super) stream: TcpStream,
+    pub(super) capabilities: u32,
     /// The number the greeting told.
     pub number: u32,
     pub version: String,

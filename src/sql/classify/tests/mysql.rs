@@ -1,7 +1,7 @@
 //! MySQL and MariaDB statements.
 
 use super::{super::*, mysql, set};
-use crate::sql::effects::{Isolation, ProxyCommand, TransactionModes};
+use crate::sql::effects::{Isolation, Left, ProxyCommand, TransactionModes};
 
 #[test]
 fn mysql_reads_go_to_a_replica() {
@@ -192,16 +192,16 @@ fn mysql_state_that_cannot_be_carried_pins() {
 
 #[test]
 fn what_the_previous_statement_left_is_asked_of_its_connection() {
-    for text in [
-        "SELECT LAST_INSERT_ID()",
-        "SELECT FOUND_ROWS()",
-        "SELECT ROW_COUNT()",
-        "SHOW WARNINGS",
-        "SHOW COUNT(*) ERRORS",
-        "SELECT @@warning_count",
-        "INSERT INTO t VALUES (LAST_INSERT_ID())",
+    for (text, asks) in [
+        ("SELECT LAST_INSERT_ID()", Effect::NeedsPrevious),
+        ("INSERT INTO t VALUES (LAST_INSERT_ID())", Effect::NeedsPrevious),
+        ("SELECT FOUND_ROWS()", Effect::NeedsLast(Left::Counts)),
+        ("SELECT ROW_COUNT()", Effect::NeedsLast(Left::Counts)),
+        ("SHOW WARNINGS", Effect::NeedsLast(Left::Diagnostics)),
+        ("SHOW COUNT(*) ERRORS", Effect::NeedsLast(Left::Diagnostics)),
+        ("SELECT @@warning_count", Effect::NeedsLast(Left::Diagnostics)),
     ] {
-        assert!(mysql(text).effects.contains(&Effect::NeedsPrevious), "{text}");
+        assert!(mysql(text).effects.contains(&asks), "{text}");
     }
 }
 
