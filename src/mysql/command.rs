@@ -51,6 +51,8 @@ pub struct Command {
     pub tail: Option<Tail>,
     /// The text, when it is one statement with an effect on the session.
     pub text: Option<Box<str>>,
+    /// The text that servers get, where it is another than the client's.
+    pub rewritten: Option<Box<[u8]>>,
     /// COM_STMT_…: the client's id, and the statement behind it.
     pub statement: Option<(u32, Arc<Statement>)>,
 }

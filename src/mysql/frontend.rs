@@ -18,7 +18,7 @@ use crate::{
     protocol::{Fault, Identity, ReaderContext, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{
-        Access, Dialect, Effect, Intent, LexModes, Reason, Tables,
+        Access, Dialect, Effect, Intent, LexModes, Reason, Tables, connection_id,
         effects::{Discard, PinReason},
     },
     stream::Stream,
@@ -252,7 +252,8 @@ impl Frontend {
     }
 
     fn command(&self, code: u8) -> Command {
-        Command { code, length: self.unconsumed, tail: self.tail, text: None, statement: None }
+        let length = self.unconsumed;
+        Command { code, length, tail: self.tail, text: None, rewritten: None, statement: None }
     }
 
     fn plain(&mut self, code: u8, access: Access, reason: Reason, effects: Vec<Effect>) -> Request<Command> {
@@ -269,6 +270,7 @@ impl Frontend {
         if intent.statements == 1 && !intent.effects.is_empty() {
             wire.text = std::str::from_utf8(text).ok().map(Into::into);
         }
+        wire.rewritten = self.rewritten(&intent, text);
         Request { intent: self.closing_cursor(intent), wire }
     }
 
@@ -276,6 +278,12 @@ impl Frontend {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
         let catalog = reader.database.catalog();
         reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now)
+    }
+
+    /// The text for servers, where it has to be another than the client's.
+    fn rewritten(&self, intent: &Intent, text: &[u8]) -> Option<Box<[u8]>> {
+        let asks = intent.effects.contains(&Effect::AsksConnectionId);
+        asks.then(|| connection_id::replace(text, self.modes, self.number).into())
     }
 
     /// Replaces EXECUTE by what the statement behind the name does.
@@ -316,6 +324,8 @@ impl Frontend {
             return Ok(None);
         }
         let intent = self.classify(text);
+        let rewritten = self.rewritten(&intent, text);
+        let text = rewritten.as_deref().unwrap_or(text);
         let settings = self.carried.now();
         let schema = settings.schema.clone();
         let key = Statement::key_of(text, schema.as_deref(), settings.statement_of("sql_mode"));
@@ -323,6 +333,7 @@ impl Frontend {
         let bare = Intent { effects: Vec::new(), plain: false, ..Intent::clone(&intent) };
         // The number of its parameters comes with the answer.
         let statement = Statement { text: text.into(), schema, key, intent, parameters: 0 };
+        wire.rewritten = rewritten;
         wire.statement = Some((0, Arc::new(statement)));
         Ok(Some(Request { intent: self.closing_cursor(Arc::new(bare)), wire }))
     }

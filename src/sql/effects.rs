@@ -86,6 +86,8 @@ pub enum Effect {
         id: u64,
         query_only: bool,
     },
+    /// Calls CONNECTION_ID(), which means the client's connection.
+    AsksConnectionId,
     /// MySQL's `COMMIT RELEASE`: the server ends the connection behind its answer.
     Leave,
     /// A setting or question for the proxy itself.
@@ -206,6 +208,7 @@ impl Effect {
             Self::Touches => "may leave state behind".into(),
             Self::Ddl => "changes the catalog".into(),
             Self::UseDatabase(name) => format!("use {name}"),
+            Self::AsksConnectionId => "asks for the connection's number".into(),
             Self::Leave => "leaves the server".into(),
             Self::Kill { id, query_only: true } => format!("kill query {id}"),
             Self::Kill { id, query_only: false } => format!("kill {id}"),

@@ -7,7 +7,7 @@ use super::{
     verdict::{Touched, Verdict},
 };
 use crate::sql::{
-    Reason,
+    Reason, connection_id,
     effects::{Effect, Left, PinReason, ProxyCommand},
     lexer::{
         Kind,
@@ -17,6 +17,14 @@ use crate::sql::{
 
 /// Judges one statement.
 pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    let mut verdict = judge_kind(phrase, cx);
+    if connection_id::asks(phrase) {
+        verdict.effect(Effect::AsksConnectionId);
+    }
+    verdict
+}
+
+fn judge_kind(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     let leading = phrase.leading();
     match leading.as_str() {
         "begin" if phrase.is(1, "not") => Verdict::write(Reason::Command).with(Effect::Touches).apart(),
