@@ -230,7 +230,8 @@ impl Frontend {
         let inbox = std::mem::take(&mut self.inbox);
         let gate = self.gate.clone();
         let secret = async |user: &str| gate.secret(user).await;
-        let login = login::client::change_user(stream, inbox, argument, self.capabilities, secret);
+        let (capabilities, house) = (self.capabilities, gate.house());
+        let login = login::client::change_user(stream, inbox, argument, capabilities, house, secret);
         let login = login.await.map_err(|failure| Fault::Client(io::Error::other(failure)))?;
         self.user = login.user.as_str().into();
         self.renewed = Some(super::gate::identity(&login));

@@ -25,6 +25,7 @@ mod login;
 mod metrics;
 mod mysql_drivers;
 mod mysql_failover;
+mod mysql_login;
 mod mysql_session;
 mod mysql_wire;
 mod patroni;
