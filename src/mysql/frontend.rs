@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use super::{
     command::{self, Command, Cut, GATHERED, Tail, code},
     gate::Gate,
-    login::{self, client::Login},
+    login::{self, client::Login, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
     prepared::{ClientStatements, Statement},
     settings::{Carried, NAMES},
@@ -37,6 +37,7 @@ pub struct Frontend {
     pub(super) reader: Option<ReaderContext>,
     pub(super) capabilities: u32,
     pub(super) number: u32,
+    nonce: [u8; NONCE],
     pub(super) user: Arc<str>,
     pub(super) statements: ClientStatements,
     /// SQL PREPARE: by name, the statement that prepares it and what executing it does.
@@ -81,6 +82,7 @@ impl Frontend {
             reader: None,
             capabilities: login.capabilities,
             number,
+            nonce: login.nonce,
             user,
             statements: ClientStatements::default(),
             own: HashMap::new(),
@@ -230,8 +232,9 @@ impl Frontend {
         let inbox = std::mem::take(&mut self.inbox);
         let gate = self.gate.clone();
         let secret = async |user: &str| gate.secret(user).await;
-        let (capabilities, house) = (self.capabilities, gate.house());
-        let login = login::client::change_user(stream, inbox, argument, capabilities, house, secret);
+        let (capabilities, nonce) = (self.capabilities, self.nonce);
+        let change = login::client::Change { stream, inbox, argument, capabilities, nonce };
+        let login = login::client::change_user(change, gate.house(), secret);
         let login = login.await.map_err(|failure| Fault::Client(io::Error::other(failure)))?;
         self.user = login.user.as_str().into();
         self.renewed = Some(super::gate::identity(&login));

@@ -15,6 +15,7 @@ use super::{
     packet::{self, Change, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, lenenc, status, u16_le, u32_le},
     prepared::Statement,
     refusal::{self, ErrorClass},
+    settings::quote_literal,
 };
 use crate::{
     inbox::{self, Inbox},
@@ -136,7 +137,27 @@ impl<'a> Relay<'a> {
         self.send_request(request).await?;
         self.relay_answers(request).await?;
         self.backend.busy = false;
+        self.carry_computed(request).await?;
         self.finish(request)
+    }
+
+    /// What variables became that the server computed: from now on the session's settings.
+    async fn carry_computed(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        for effect in &request.intent.effects {
+            let Effect::SetComputed { name } = effect else { continue };
+            if self.failed {
+                break;
+            }
+            // The client has its answer: there is nothing to be tried again.
+            let rows = self.backend.query_all(&format!("SELECT @@SESSION.{name}")).await;
+            let rows = rows.map_err(|_| Fault::Client(io::ErrorKind::ConnectionAborted.into()))?;
+            let Some(value) = rows.first().and_then(|row| row.first()?.as_deref()) else { continue };
+            let statement = format!("SET SESSION {name} = {}", quote_literal(value.as_bytes()));
+            let settings = self.frontend.carried.now().with(name, &statement);
+            self.frontend.carried.set(settings);
+            self.frontend.note_setting(name, value);
+        }
+        Ok(())
     }
 
     /// What must have succeeded before the request may run: the session's settings, the statements

@@ -86,6 +86,10 @@ pub enum Effect {
         id: u64,
         query_only: bool,
     },
+    /// Sets a variable to a value that the server computes from what it was; what it became is carried.
+    SetComputed {
+        name: Box<str>,
+    },
     /// Calls CONNECTION_ID(), which means the client's connection.
     AsksConnectionId,
     /// MySQL's `COMMIT RELEASE`: the server ends the connection behind its answer.
@@ -208,6 +212,7 @@ impl Effect {
             Self::Touches => "may leave state behind".into(),
             Self::Ddl => "changes the catalog".into(),
             Self::UseDatabase(name) => format!("use {name}"),
+            Self::SetComputed { name } => format!("set {name}, computed"),
             Self::AsksConnectionId => "asks for the connection's number".into(),
             Self::Leave => "leaves the server".into(),
             Self::Kill { id, query_only: true } => format!("kill query {id}"),

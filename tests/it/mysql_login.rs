@@ -228,20 +228,15 @@ async fn change_user(
     login: Login,
     schema: &str,
 ) -> Result<(), crate::support::mysql::Refused> {
+    let proof = scramble_native(&session.nonce, login.password.as_bytes()).expect("there is a password");
     let mut argument = Vec::new();
     argument.extend_from_slice(login.name.as_bytes());
-    argument.extend_from_slice(&[0, 0]);
+    argument.extend_from_slice(&[0, proof.len() as u8]);
+    argument.extend_from_slice(&proof);
     argument.extend_from_slice(schema.as_bytes());
     argument.extend_from_slice(&[0, 45, 0]);
     argument.extend_from_slice(b"mysql_native_password\0");
     session.send(0x11, &argument).await;
-    let (sequence, request) = session.receive().await?;
-    assert_eq!(request[0], packet::EOF, "a proof for a new nonce is asked for");
-    let nonce = &request[request.len() - 21..request.len() - 1];
-    let proof = scramble_native(nonce, login.password.as_bytes()).expect("there is a password");
-    let mut out = Vec::new();
-    packet::put(&mut out, sequence + 1, |out| out.extend_from_slice(&proof));
-    session.write(&out).await;
     session.receive().await.map(|_| ())
 }
 

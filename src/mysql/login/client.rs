@@ -25,9 +25,6 @@ use crate::{
     tls::{self, ClientTls},
 };
 
-/// Length of caching_sha2_password's proof, in bytes.
-const SHA2_PROOF: usize = 32;
-
 /// caching_sha2_password: the proof was enough; the password itself is needed; the client wants the
 /// key to encrypt it with.
 const FAST_AUTH_SUCCESS: u8 = 3;
@@ -110,6 +107,8 @@ pub struct Login {
     pub credentials: Credentials,
     /// Of the last packet, whichever side sent it.
     pub sequence: u8,
+    /// By which the client proves itself again when it becomes another user.
+    pub nonce: [u8; NONCE],
 }
 
 /// Why a connection did not become a session; the client has been told.
@@ -141,9 +140,10 @@ pub async fn accept(
 ) -> Result<Login, LoginFailure> {
     stream::configure(&socket)?;
     let peer = socket.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
-    let mut door = Door { stream: Stream::Plain(socket), inbox: Inbox::default(), sequence: 0, peer, house };
-    let acceptor = house.tls.acceptor();
     let nonce = scramble::nonce::<NONCE>();
+    let mut door =
+        Door { stream: Stream::Plain(socket), inbox: Inbox::default(), sequence: 0, peer, house, nonce };
+    let acceptor = house.tls.acceptor();
     let tls_flag = if acceptor.is_some() { can::SSL } else { 0 };
     let mut greeting = Vec::new();
     packet::put(&mut greeting, 0, |out| put_greeting(out, offer, offer.capabilities | tls_flag, &nonce));
@@ -166,51 +166,40 @@ pub async fn accept(
     }
     let response = Response::read(&payload).ok_or(LoginFailure::Garbage("a login that cannot be read"))?;
     let secret = secret(&response.user).await;
-    let credentials = door.authenticate(&response, &secret, offer.plugin, &nonce).await?;
-    Ok(Login {
-        stream: door.stream,
-        inbox: door.inbox,
-        user: response.user,
-        schema: response.schema,
-        collation: response.collation,
-        capabilities: response.capabilities & offer.capabilities,
-        credentials,
-        sequence: door.sequence,
-    })
+    let credentials = door.authenticate(&response, &secret, offer.plugin).await?;
+    let capabilities = response.capabilities & offer.capabilities;
+    Ok(door.let_in(response, credentials, capabilities))
 }
 
-/// COM_CHANGE_USER: the client proves who it is now. `argument` is the command without its first
-/// byte. The proof that comes with it is for a nonce that may be long gone: it is asked for anew.
+/// A connection on which a client becomes another user.
+pub struct Change<'a> {
+    pub stream: Stream,
+    pub inbox: Inbox,
+    /// The command without its first byte.
+    pub argument: &'a [u8],
+    pub capabilities: u32,
+    /// That of the connection's first login: clients prove by it again.
+    pub nonce: [u8; NONCE],
+}
+
+/// COM_CHANGE_USER: the client proves who it is now.
 ///
 /// # Errors
 /// See [`LoginFailure`]; as with the server, the connection ends with it.
 pub async fn change_user(
-    stream: Stream,
-    inbox: Inbox,
-    argument: &[u8],
-    capabilities: u32,
+    change: Change<'_>,
     house: House<'_>,
     secret: impl AsyncFnOnce(&str) -> Secret,
 ) -> Result<Login, LoginFailure> {
+    let Change { stream, inbox, argument, capabilities, nonce } = change;
     let peer = stream.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
-    let mut door = Door { stream, inbox, sequence: 0, peer, house };
-    let change = Response::read_change(argument, capabilities)
+    let mut door = Door { stream, inbox, sequence: 0, peer, house, nonce };
+    let response = Response::read_change(argument, capabilities)
         .ok_or(LoginFailure::Garbage("a change of user that cannot be read"))?;
-    let secret = secret(&change.user).await;
-    // No nonce matches: whatever the plugin is, the client is asked to begin again.
-    let response = Response { plugin: String::new(), ..change };
-    let plugin = if response.proof.len() == SHA2_PROOF { CACHING_SHA2 } else { NATIVE };
-    let credentials = door.authenticate(&response, &secret, plugin, &[0; NONCE]).await?;
-    Ok(Login {
-        stream: door.stream,
-        inbox: door.inbox,
-        user: response.user,
-        schema: response.schema,
-        collation: response.collation,
-        capabilities,
-        credentials,
-        sequence: door.sequence,
-    })
+    let secret = secret(&response.user).await;
+    let default = if response.plugin == CACHING_SHA2 { CACHING_SHA2 } else { NATIVE };
+    let credentials = door.authenticate(&response, &secret, default).await?;
+    Ok(door.let_in(response, credentials, capabilities))
 }
 
 fn put_greeting(out: &mut Vec<u8>, offer: &Offer, capabilities: u32, nonce: &[u8; NONCE]) {
@@ -240,9 +229,25 @@ struct Door<'a> {
     sequence: u8,
     peer: String,
     house: House<'a>,
+    /// One for the whole life of the connection, as with servers.
+    nonce: [u8; NONCE],
 }
 
 impl Door<'_> {
+    fn let_in(self, response: Response, credentials: Credentials, capabilities: u32) -> Login {
+        Login {
+            stream: self.stream,
+            inbox: self.inbox,
+            user: response.user,
+            schema: response.schema,
+            collation: response.collation,
+            capabilities,
+            credentials,
+            sequence: self.sequence,
+            nonce: self.nonce,
+        }
+    }
+
     async fn receive(&mut self) -> Result<Vec<u8>, LoginFailure> {
         let (sequence, payload) = take_packet(&mut self.stream, &mut self.inbox).await?;
         self.sequence = sequence;
@@ -282,19 +287,15 @@ impl Door<'_> {
         response: &Response,
         secret: &Secret,
         default: &'static str,
-        nonce: &[u8; NONCE],
     ) -> Result<Credentials, LoginFailure> {
         let plugin = plugin_for(secret, &response.plugin, default);
-        let (proof, nonce) = if plugin == ED25519 {
-            let nonce = scramble::nonce::<ED25519_NONCE>();
-            (self.switch(plugin, &nonce).await?, nonce.to_vec())
-        } else if plugin != response.plugin || plugin != default {
-            // Some clients prove nothing by a nonce that came with another plugin's name.
-            let nonce = scramble::nonce::<NONCE>();
-            (self.switch(plugin, &nonce).await?, nonce.to_vec())
-        } else {
-            (response.proof.clone(), nonce.to_vec())
+        let nonce = match plugin {
+            ED25519 => scramble::nonce::<ED25519_NONCE>().to_vec(),
+            _ => self.nonce.to_vec(),
         };
+        // Some clients prove nothing by a nonce that came with another plugin's name.
+        let asks = plugin == ED25519 || plugin != response.plugin || plugin != default;
+        let proof = if asks { self.switch(plugin, &nonce).await? } else { response.proof.clone() };
         let mut credentials = self.prove_quickly(&response.user, secret, plugin, &nonce, &proof).await?;
         if credentials.is_none() && plugin == CACHING_SHA2 && !proof.is_empty() {
             credentials = self.prove_fully(&response.user, secret, &nonce).await?;

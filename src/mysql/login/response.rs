@@ -57,13 +57,17 @@ impl Response {
         let (proof, rest) = rest.split_at_checked(usize::from(length))?;
         let (schema, rest) = split_nul(rest).unwrap_or((rest, &[]));
         let schema = Some(String::from_utf8(schema.to_vec()).ok()?).filter(|name| !name.is_empty());
+        // Two bytes of character set, then the plugin; old clients leave out both.
+        let behind = rest.get(2..).unwrap_or_default();
+        let (plugin, _) = split_nul(behind).unwrap_or((behind, &[]));
+        let plugin = if plugin.is_empty() { NATIVE.into() } else { String::from_utf8_lossy(plugin) };
         Some(Self {
             capabilities,
             collation: rest.first().copied().unwrap_or_default(),
             user: String::from_utf8(user.to_vec()).ok()?,
             proof: proof.to_vec(),
             schema,
-            plugin: String::new(),
+            plugin: plugin.into_owned(),
         })
     }
 }

@@ -161,6 +161,8 @@ pub struct Session {
     /// The number the greeting told.
     pub number: u32,
     pub version: String,
+    /// That of the greeting.
+    pub nonce: Vec<u8>,
 }
 
 /// An error packet, or a broken connection (errno 2013).
@@ -191,7 +193,7 @@ impl Answer {
 impl Session {
     /// A connection on which nothing has been said.
     pub fn of(stream: TcpStream, capabilities: u32) -> Self {
-        Self { stream, capabilities, number: 0, version: String::new() }
+        Self { stream, capabilities, number: 0, version: String::new(), nonce: Vec::new() }
     }
 
     pub async fn open(port: u16, login: Login, schema: &str) -> Self {
@@ -208,8 +210,9 @@ impl Session {
         let (_, greeting) = session.receive().await?;
         let greeting = pointsman::mysql::login::server::Greeting::read(&greeting).expect("it is a greeting");
         (session.number, session.version) = (greeting.thread, greeting.version);
+        session.nonce = greeting.nonce;
         let flags = if schema.is_empty() { capabilities } else { capabilities | can::CONNECT_WITH_DB };
-        let proof = scramble_native(&greeting.nonce, login.password.as_bytes())
+        let proof = scramble_native(&session.nonce, login.password.as_bytes())
             .map_or(Vec::new(), |proof| proof.to_vec());
         let mut out = Vec::new();
         packet::put(&mut out, 1, |out| {
