@@ -181,7 +181,21 @@ pub struct Link {
     pub shared: Arc<Shared>,
 }
 
+impl Link {
+    /// Reaches nobody.
+    pub(super) fn detached(prepared_statements: usize) -> Self {
+        let timeout = Duration::from_secs(1);
+        Self { tls: ServerTls::disabled(), prepared_statements, timeout, shared: Arc::default() }
+    }
+}
+
 impl Gate {
+    /// Lets nobody in.
+    pub(super) fn detached() -> Self {
+        let (tls, shared) = (tls::ClientTls::disabled(), Arc::default());
+        Self { tls, users: HashMap::new(), source: None, shared }
+    }
+
     pub(super) fn house(&self) -> House<'_> {
         House { tls: &self.tls, vault: &self.shared.vault }
     }

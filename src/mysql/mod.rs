@@ -6,6 +6,8 @@ mod catalog;
 pub mod command;
 mod encode;
 mod frontend;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 pub mod login;
 pub mod packet;

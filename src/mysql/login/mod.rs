@@ -1,7 +1,7 @@
 //! The connection phase, on both sides.
 
 pub mod client;
-mod response;
+pub mod response;
 pub mod scramble;
 pub mod server;
 pub mod vault;
