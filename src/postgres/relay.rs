@@ -13,7 +13,7 @@ use super::{
     encode::{self, BatchWriter, Expect, Whose},
     frame::{self, HEADER},
     frontend::{Frontend, eof},
-    prepared,
+    parameters, prepared,
     refusal::{self, ErrorClass},
 };
 use crate::{
@@ -500,7 +500,7 @@ impl<'a> Relay<'a> {
     fn looks_at(&self, tag: u8) -> bool {
         match tag {
             b'Z' | b'E' | b'S' | b'C' => true,
-            b'T' => matches!(self.backend.expect.front(), Some(Expect::DescribeStatement { .. })),
+            b'T' | b't' => matches!(self.backend.expect.front(), Some(Expect::DescribeStatement { .. })),
             _ => false,
         }
     }
@@ -549,7 +549,7 @@ impl<'a> Relay<'a> {
             b'1' => forward = self.parsed(),
             b'2' => forward = self.pop_forward(),
             b'3' => forward = self.closed(),
-            b't' => {}
+            b't' => self.typed(header),
             b'T' | b'n' => forward = self.described(header),
             b'C' | b'I' | b's' => {
                 let body = self.body(header);
@@ -632,6 +632,21 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// ParameterDescription: the client will send its values by it.
+    fn typed(&mut self, header: frame::Header) {
+        let types = &self.backend.inbox.data()[self.at + HEADER..];
+        let Some(types) = types.get(..header.length.saturating_sub(HEADER)) else { return };
+        let Some(Expect::DescribeStatement { named: Some((name, key)) }) = self.backend.expect.front_mut()
+        else {
+            return;
+        };
+        let plan_key = u128::from(self.frontend.carried.now().plan_key());
+        if let Some(typed) = self.frontend.statements.fix_types(name, *key ^ plan_key, types) {
+            self.backend.statements.rename(*key, typed ^ plan_key);
+            *key = typed ^ plan_key;
+        }
+    }
+
     fn described(&mut self, header: frame::Header) -> bool {
         match self.backend.expect.front() {
             Some(Expect::DescribeStatement { .. }) => {
@@ -687,14 +702,26 @@ impl<'a> Relay<'a> {
     /// ParameterStatus: the client hears of it when it does not know it.
     fn parameter(&mut self, header: frame::Header) -> bool {
         let data = &self.backend.inbox.data()[self.at..];
-        let body = &data[HEADER..header.length.min(data.len())];
-        let Some((name, rest)) = frame::split_cstring(body) else { return true };
-        let value = frame::split_cstring(rest).map_or(rest, |(value, _)| value);
-        // The endpoint is a primary, whichever server answers.
-        if name == b"in_hot_standby" {
-            return false;
-        }
+        let Some((name, value)) = parameters::read(&data[..header.length.min(data.len())]) else {
+            return true;
+        };
+        self.backend.parameters.set(name, value);
         self.frontend.note_parameter(name, value)
+    }
+
+    /// A server reports what changes on its connection; what another one has otherwise than the
+    /// client was told is for us to say.
+    fn tell_parameters(&mut self) {
+        if self.frontend.told.knows(&self.backend.parameters) {
+            return;
+        }
+        let mut messages = Vec::new();
+        for (name, value) in self.frontend.told.missing(&self.backend.parameters) {
+            if self.frontend.note_parameter(&name, &value) {
+                parameters::put(&mut messages, &name, &value);
+            }
+        }
+        self.inject(&messages);
     }
 
     fn ready(&mut self, header: frame::Header) -> Result<(), Fault> {
@@ -714,6 +741,9 @@ impl<'a> Relay<'a> {
             Some(Expect::Sync { forward }) => forward || self.setting_failed,
             _ => true,
         };
+        if forward {
+            self.tell_parameters();
+        }
         self.pass_message(header.length, forward);
         self.injections();
         Ok(())
@@ -733,6 +763,10 @@ impl<'a> Relay<'a> {
         self.failed = true;
         self.stale_plan |= fields.stale_plan;
         self.setting_failed |= ours && !self.decided;
+        if ours && fields.code == INVALID_NAME {
+            let error = &self.backend.inbox.data()[start + HEADER..start + length];
+            self.frontend.carried.drop_named_in(error);
+        }
         self.dying |= fields.fatal;
         let cause = if replaced.is_some() { None } else { self.refusal_cause(fields, ours) };
         match (cause, replaced) {
@@ -879,6 +913,9 @@ impl<'a> Relay<'a> {
         Ok(Reply { transaction, failed: self.failed, warned: false, wrote: None, lost })
     }
 }
+
+/// A setting's name that no server accepts any more: an extension was loaded that reserves the prefix.
+const INVALID_NAME: [u8; 5] = *b"42602";
 
 /// How a request ended, for what is carried.
 #[derive(Clone, Copy, Debug)]

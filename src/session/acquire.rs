@@ -336,6 +336,13 @@ impl<P: Protocol> Session<P> {
         hold: &mut Option<Hold<'_>>,
     ) -> Result<Held<P>, TakeFault> {
         let node = snapshot.node(id);
+        if let Some(kept) = self.take_kept_at(node) {
+            if let Some(hold) = hold {
+                hold.ticket = None;
+            }
+            attempt.kept = true;
+            return Ok(kept);
+        }
         let asked = if attempt.again || !attempt.waited.is_zero() { Instant::now() } else { attempt.began };
         let taken = {
             let pool = self.known(&node.address, node.role).pool.clone();
@@ -379,6 +386,17 @@ impl<P: Protocol> Session<P> {
             }
         }
         Ok(held)
+    }
+
+    /// The kept connection, where it is to the node that a read may use anyway: with another one the
+    /// session could wait for what it holds itself.
+    fn take_kept_at(&mut self, node: &Node) -> Option<Held<P>> {
+        let topology = self.cluster.topology.load();
+        self.kept.take_if(|kept| {
+            *kept.address() == node.address
+                && kept.role == node.role
+                && !topology.forbids(kept.address(), kept.role)
+        })
     }
 
     /// Whether the choice of the node rests on how far it is.
