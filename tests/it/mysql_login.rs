@@ -308,6 +308,7 @@ async fn clients_speak_tls_as_the_mode_asks() {
             text(&ca)
         );
         let proxy = Proxy::start_unready(&cluster.addresses(), &[ENGINE, &settings]);
+        proxy.wait_for_log("role replica").await;
         for (arguments, expected) in [&plain[..], &verify, &certified].into_iter().zip(lets_in) {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let answer = client(proxy.port(), APP, "", &arguments, "SELECT 7");
@@ -328,10 +329,11 @@ async fn clients_speak_tls_as_the_mode_asks() {
 
 #[tokio::test]
 async fn passwords_are_sent_within_tls_where_there_is_tls() {
+    let login = Login { name: "sha2_tls", ..SHA2 };
     let authority = Authority::new();
     let (certificate, key) = authority.issue("127.0.0.1");
     let users = format!(
-        "cluster.users = [{{ name = 'sha2', password = '{SHA2_STORED}' }}, {{ name = 'app', password = 'app-pw' }}]"
+        "cluster.users = [{{ name = 'sha2_tls', password = '{SHA2_STORED}' }}, {{ name = 'app', password = 'app-pw' }}]"
     );
     let tls = format!(
         "cluster.tls.client = {{ mode = 'prefer', certificate = '{}', key = '{}' }}",
@@ -339,15 +341,15 @@ async fn passwords_are_sent_within_tls_where_there_is_tls() {
         text(&key)
     );
     let stage = Stage::set("", &[&users, &tls]).await;
-    create_user(stage.cluster, SHA2, "IDENTIFIED BY 'sha2-pw'");
+    create_user(stage.cluster, login, "IDENTIFIED BY 'sha2-pw'");
     let ca = format!("--ssl-ca={}", text(&authority.path("ca.pem")));
     let options = [ca.as_str(), "--default-auth=caching_sha2_password"];
 
-    let wrong = client(stage.proxy.port(), Login { password: "wrong", ..SHA2 }, "", &options, "SELECT 1");
+    let wrong = client(stage.proxy.port(), Login { password: "wrong", ..login }, "", &options, "SELECT 1");
     assert!(wrong.as_ref().is_err_and(|error| error.contains("1045")), "{wrong:?}");
     for _ in 0..2 {
-        let who = client(stage.proxy.port(), SHA2, "", &options, "SELECT CURRENT_USER()");
-        assert_eq!(who, Ok("sha2@%".to_owned()));
+        let who = client(stage.proxy.port(), login, "", &options, "SELECT CURRENT_USER()");
+        assert_eq!(who, Ok("sha2_tls@%".to_owned()));
     }
 }
 

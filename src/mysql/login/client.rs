@@ -3,11 +3,14 @@
 use std::{io, sync::Arc};
 
 use subtle::ConstantTimeEq;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use zeroize::Zeroizing;
 
 use super::{
-    CACHING_SHA2, Credentials, ED25519, NATIVE,
+    CACHING_SHA2, Credentials, ED25519, MAX_PACKET, NATIVE,
     response::{Response, TLS_REQUEST, flags},
     scramble::{self, ED25519_NONCE, NONCE},
     take_packet,
@@ -148,7 +151,7 @@ pub async fn accept(
     let mut greeting = Vec::new();
     packet::put(&mut greeting, 0, |out| put_greeting(out, offer, offer.capabilities | tls_flag, &nonce));
     door.stream.write_all(&greeting).await?;
-    let mut payload = door.receive().await?;
+    let mut payload = door.receive_first().await?;
     if payload.len() == TLS_REQUEST && flags(&payload) & can::SSL != 0 {
         let Some(acceptor) = acceptor else {
             return Err(LoginFailure::Garbage("asks for TLS that was not offered"));
@@ -246,6 +249,20 @@ impl Door<'_> {
             sequence: self.sequence,
             nonce: self.nonce,
         }
+    }
+
+    /// The answer to the greeting, and not a byte more: behind a request for TLS the client goes on
+    /// within it at once.
+    async fn receive_first(&mut self) -> Result<Vec<u8>, LoginFailure> {
+        let mut header = [0; packet::HEADER];
+        self.stream.read_exact(&mut header).await?;
+        let Some(header) = packet::header(&header).filter(|header| header.length <= MAX_PACKET) else {
+            return Err(LoginFailure::Garbage("a login that is too long"));
+        };
+        let mut payload = vec![0; header.length];
+        self.stream.read_exact(&mut payload).await?;
+        self.sequence = header.sequence;
+        Ok(payload)
     }
 
     async fn receive(&mut self) -> Result<Vec<u8>, LoginFailure> {
