@@ -146,6 +146,9 @@ pub struct Database {
     pub stale: AtomicBool,
     /// lastval and its like were asked for here: sessions keep connections that drew a value.
     pub sequences_matter: AtomicBool,
+    /// ROW_COUNT() or FOUND_ROWS() were asked for here: sessions set aside what their last
+    /// statement ran on.
+    pub counts_matter: AtomicBool,
     read_at: AtomicU64,
     read: Notify,
     /// How often names came to stand for something else, and what of it the catalog shows.
@@ -163,6 +166,7 @@ impl Database {
             catalog: ArcSwap::from_pointee(Catalog::empty()),
             stale: AtomicBool::new(true),
             sequences_matter: AtomicBool::new(false),
+            counts_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
             read: Notify::new(),
             redefined: AtomicU64::new(0),

@@ -321,7 +321,11 @@ impl<P: Protocol> NodePool<P> {
 
     /// The session has given the connection back.
     pub fn take_back(&self, entry: &Arc<Entry>) {
-        self.lenders.lock().retain(|other| !Arc::ptr_eq(other, entry));
+        let mut lenders = self.lenders.lock();
+        // It may have lent a second one.
+        if let Some(at) = lenders.iter().position(|other| Arc::ptr_eq(other, entry)) {
+            lenders.remove(at);
+        }
     }
 
     /// Asks the session that lent first for its connection.

@@ -295,6 +295,9 @@ pub struct Terms<'a> {
     pub wants_id: bool,
     /// The session id: what one session left in a connection is cleared before another's request.
     pub session: u64,
+    /// The connection has to forget what its last statement left there: the request asks for what
+    /// this session's last statement left, and that was nothing.
+    pub forget_last: bool,
     /// Whether the server may still answer: asked before anything is sent and before anything
     /// received is handed on. When it may not, the exchange ends with [`Fault::Server`].
     pub watch: Watch<'a>,
@@ -330,6 +333,8 @@ pub struct Reply {
     pub transaction: Transaction,
     /// The answer was, or ended in, an error of the server.
     pub failed: bool,
+    /// It left warnings or an error in its connection, which the next request may ask for.
+    pub warned: bool,
     /// The position of what was written, where the server tells it.
     pub wrote: Option<Position>,
     /// The server ended the connection, and an open transaction with it; the client was told that

@@ -5,7 +5,10 @@ use super::{
     frontend::Frontend,
     packet::{self, HEADER, capability as can, put_lenenc_bytes},
 };
-use crate::protocol::{Answer, Fault, Request, Transaction};
+use crate::{
+    protocol::{Answer, Fault, Request, Transaction},
+    sql::Effect,
+};
 
 /// `MYSQL_TYPE_VAR_STRING`.
 const VAR_STRING: u8 = 253;
@@ -21,10 +24,15 @@ impl Frontend {
         answer: Answer<'_>,
         transaction: Transaction,
     ) -> Result<(), Fault> {
+        self.told = transaction;
+        if let [Effect::Begin(modes)] = request.intent.effects[..] {
+            self.read_only = modes.read_only == Some(true);
+        }
         let status = self.status(transaction);
         let mut out = Vec::with_capacity(64);
         match answer {
-            Answer::Done if request.intent.statements == 0 => {
+            // A comment is not nothing.
+            Answer::Done if request.intent.statements == 0 && !self.is_comment(request) => {
                 packet::put_err(&mut out, self.sequence, 1065, "42000", b"Query was empty");
             }
             Answer::Done | Answer::RolledBack => packet::put_ok(&mut out, self.sequence, status),
@@ -34,6 +42,12 @@ impl Frontend {
             }
         }
         self.finish_answer(&out).await
+    }
+
+    /// Whether a text without statements holds a comment.
+    fn is_comment(&self, request: &Request<Command>) -> bool {
+        let text = self.inbox.data().get(HEADER + 1..request.wire.length).unwrap_or_default();
+        text.iter().any(|byte| !byte.is_ascii_whitespace() && *byte != b';')
     }
 
     fn put_row(&self, out: &mut Vec<u8>, column: &str, value: &str, binary: bool, status: u16) {

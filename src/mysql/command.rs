@@ -27,6 +27,9 @@ pub mod code {
     pub const DEBUG: u8 = 0x0D;
     pub const PING: u8 = 0x0E;
     pub const CHANGE_USER: u8 = 0x11;
+    pub const BINLOG_DUMP: u8 = 0x12;
+    pub const TABLE_DUMP: u8 = 0x13;
+    pub const REGISTER_SLAVE: u8 = 0x15;
     pub const STMT_PREPARE: u8 = 0x16;
     pub const STMT_EXECUTE: u8 = 0x17;
     pub const STMT_SEND_LONG_DATA: u8 = 0x18;
@@ -34,6 +37,7 @@ pub mod code {
     pub const STMT_RESET: u8 = 0x1A;
     pub const SET_OPTION: u8 = 0x1B;
     pub const STMT_FETCH: u8 = 0x1C;
+    pub const BINLOG_DUMP_GTID: u8 = 0x1E;
     pub const RESET_CONNECTION: u8 = 0x1F;
 }
 
@@ -47,6 +51,8 @@ pub struct Command {
     pub tail: Option<Tail>,
     /// The text, when it is one statement with an effect on the session.
     pub text: Option<Box<str>>,
+    /// The text that servers get, where it is another than the client's.
+    pub rewritten: Option<Box<[u8]>>,
     /// COM_STMT_…: the client's id, and the statement behind it.
     pub statement: Option<(u32, Arc<Statement>)>,
 }

@@ -30,7 +30,10 @@ pub(super) fn command(
 ) -> Result<(), Fault> {
     let Some((id, statement)) = command.statement.as_ref().filter(|_| command.code != code::STMT_PREPARE)
     else {
-        if !backend.closing.is_empty() {
+        if let Some(text) = &command.rewritten {
+            backend.put_closing(out);
+            packet::put_command(out, command.code, text);
+        } else if !backend.closing.is_empty() {
             backend.put_closing(out);
             out.extend_from_slice(data);
         }

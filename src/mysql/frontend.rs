@@ -8,7 +8,7 @@ use tokio::io::AsyncWriteExt;
 use super::{
     command::{self, Command, Cut, GATHERED, Tail, code},
     gate::Gate,
-    login::{self, client::Login},
+    login::{self, client::Login, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
     prepared::{ClientStatements, Statement},
     settings::{Carried, NAMES},
@@ -18,11 +18,14 @@ use crate::{
     protocol::{Fault, Identity, ReaderContext, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{
-        Access, Dialect, Effect, Intent, LexModes, Reason, Tables,
+        Access, Dialect, Effect, Intent, LexModes, Reason, Tables, connection_id,
         effects::{Discard, PinReason},
     },
     stream::Stream,
 };
+
+/// ER_STMT_HAS_NO_OPEN_CURSOR.
+const NO_CURSOR: u16 = 1421;
 
 /// SQL PREPARE names of one client.
 const MAX_OWN_STATEMENTS: usize = 4096;
@@ -34,6 +37,7 @@ pub struct Frontend {
     pub(super) reader: Option<ReaderContext>,
     pub(super) capabilities: u32,
     pub(super) number: u32,
+    nonce: [u8; NONCE],
     pub(super) user: Arc<str>,
     pub(super) statements: ClientStatements,
     /// SQL PREPARE: by name, the statement that prepares it and what executing it does.
@@ -53,8 +57,14 @@ pub struct Frontend {
     pub(super) tail: Option<Tail>,
     /// As the server's status flag.
     pub(super) autocommit: bool,
+    /// The transaction as the client was told last, for what is answered without asking.
+    pub(super) told: Transaction,
+    /// The transaction that is open is READ ONLY.
+    pub(super) read_only: bool,
+    /// The server has ended its connection at the client's request: so do we.
+    pub(super) leaving: bool,
     /// A cursor's statement was closed: the next request frees the connection.
-    cursor_closed: bool,
+    pub(super) cursor_closed: bool,
 }
 
 /// What the client asked for when it logged in.
@@ -72,6 +82,7 @@ impl Frontend {
             reader: None,
             capabilities: login.capabilities,
             number,
+            nonce: login.nonce,
             user,
             statements: ClientStatements::default(),
             own: HashMap::new(),
@@ -84,6 +95,9 @@ impl Frontend {
             unconsumed: 0,
             tail: None,
             autocommit: true,
+            told: Transaction::Idle,
+            read_only: false,
+            leaving: false,
             cursor_closed: false,
         }
     }
@@ -91,6 +105,9 @@ impl Frontend {
     /// Waits for the next request; answers what nobody else has to see.
     pub(super) async fn read_request(&mut self) -> Result<Option<Request<Command>>, Fault> {
         loop {
+            if self.leaving {
+                return Ok(None);
+            }
             if self.tail.is_some() {
                 self.drop_tail().await?;
             }
@@ -172,10 +189,7 @@ impl Frontend {
             }
             code::PING => {
                 self.consume();
-                let status = self.idle_status();
-                let mut out = Vec::new();
-                packet::put_ok(&mut out, 1, status);
-                self.write(&out).await?;
+                self.tell_done().await?;
                 Ok(None)
             }
             code::INIT_DB => {
@@ -198,12 +212,13 @@ impl Frontend {
                 Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
             }
             code::CHANGE_USER => self.change_user(&argument).await.map(Some),
+            code::BINLOG_DUMP | code::TABLE_DUMP | code::REGISTER_SLAVE | code::BINLOG_DUMP_GTID => {
+                let text = "the proxy passes on no binary log: replicate from a server itself";
+                self.reject(RefusalKind::Unsupported, text.to_owned()).await?;
+                Ok(None)
+            }
             _ => {
-                self.reject(
-                    RefusalKind::Unsupported,
-                    format!("the proxy does not pass on command {code:#04x}"),
-                )
-                .await?;
+                self.reject(RefusalKind::Protocol, "Unknown command".to_owned()).await?;
                 Ok(None)
             }
         }
@@ -217,7 +232,9 @@ impl Frontend {
         let inbox = std::mem::take(&mut self.inbox);
         let gate = self.gate.clone();
         let secret = async |user: &str| gate.secret(user).await;
-        let login = login::client::change_user(stream, inbox, argument, self.capabilities, secret);
+        let (capabilities, nonce) = (self.capabilities, self.nonce);
+        let change = login::client::Change { stream, inbox, argument, capabilities, nonce };
+        let login = login::client::change_user(change, gate.house(), secret);
         let login = login.await.map_err(|failure| Fault::Client(io::Error::other(failure)))?;
         self.user = login.user.as_str().into();
         self.renewed = Some(super::gate::identity(&login));
@@ -239,7 +256,8 @@ impl Frontend {
     }
 
     fn command(&self, code: u8) -> Command {
-        Command { code, length: self.unconsumed, tail: self.tail, text: None, statement: None }
+        let length = self.unconsumed;
+        Command { code, length, tail: self.tail, text: None, rewritten: None, statement: None }
     }
 
     fn plain(&mut self, code: u8, access: Access, reason: Reason, effects: Vec<Effect>) -> Request<Command> {
@@ -256,6 +274,7 @@ impl Frontend {
         if intent.statements == 1 && !intent.effects.is_empty() {
             wire.text = std::str::from_utf8(text).ok().map(Into::into);
         }
+        wire.rewritten = self.rewritten(&intent, text);
         Request { intent: self.closing_cursor(intent), wire }
     }
 
@@ -263,6 +282,12 @@ impl Frontend {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
         let catalog = reader.database.catalog();
         reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now)
+    }
+
+    /// The text for servers, where it has to be another than the client's.
+    fn rewritten(&self, intent: &Intent, text: &[u8]) -> Option<Box<[u8]>> {
+        let asks = intent.effects.contains(&Effect::AsksConnectionId);
+        asks.then(|| connection_id::replace(text, self.modes, self.number).into())
     }
 
     /// Replaces EXECUTE by what the statement behind the name does.
@@ -287,7 +312,7 @@ impl Frontend {
 
     /// The connection that a closed cursor was on is free after the next request.
     fn closing_cursor(&mut self, intent: Arc<Intent>) -> Arc<Intent> {
-        if !std::mem::take(&mut self.cursor_closed) {
+        if !std::mem::take(&mut self.cursor_closed) || self.statements.has_cursor() {
             return intent;
         }
         let mut intent = Intent::clone(&intent);
@@ -303,6 +328,8 @@ impl Frontend {
             return Ok(None);
         }
         let intent = self.classify(text);
+        let rewritten = self.rewritten(&intent, text);
+        let text = rewritten.as_deref().unwrap_or(text);
         let settings = self.carried.now();
         let schema = settings.schema.clone();
         let key = Statement::key_of(text, schema.as_deref(), settings.statement_of("sql_mode"));
@@ -310,12 +337,14 @@ impl Frontend {
         let bare = Intent { effects: Vec::new(), plain: false, ..Intent::clone(&intent) };
         // The number of its parameters comes with the answer.
         let statement = Statement { text: text.into(), schema, key, intent, parameters: 0 };
+        wire.rewritten = rewritten;
         wire.statement = Some((0, Arc::new(statement)));
         Ok(Some(Request { intent: self.closing_cursor(Arc::new(bare)), wire }))
     }
 
-    async fn unknown_statement(&mut self, id: u32) -> Result<Option<Request<Command>>, Fault> {
-        let message = format!("Unknown prepared statement handler ({id}) given to the proxy");
+    /// In the server's words, which name the function that was given the id.
+    async fn unknown_statement(&mut self, id: u32, by: &str) -> Result<Option<Request<Command>>, Fault> {
+        let message = format!("Unknown prepared statement handler ({id}) given to {by}");
         self.reject(RefusalKind::UnknownStatement, message).await?;
         Ok(None)
     }
@@ -325,7 +354,9 @@ impl Frontend {
             return Err(malformed());
         };
         let mut wire = self.command(code::STMT_EXECUTE);
-        let Some(handle) = self.statements.get_mut(id) else { return self.unknown_statement(id).await };
+        let Some(handle) = self.statements.get_mut(id) else {
+            return self.unknown_statement(id, "mysqld_stmt_execute").await;
+        };
         let statement = handle.statement.clone();
         if let Some(types) = bound_types(argument, statement.parameters) {
             handle.types = types.into();
@@ -351,16 +382,25 @@ impl Frontend {
     async fn of_statement(&mut self, code: u8, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
         let Some((id, _)) = u32_le(argument) else { return Err(malformed()) };
         let mut wire = self.command(code);
-        let Some(handle) = self.statements.get_mut(id) else { return self.unknown_statement(id).await };
+        let Some(handle) = self.statements.get_mut(id) else {
+            let by = if code == code::STMT_RESET { "mysqld_stmt_reset" } else { "mysqld_stmt_fetch" };
+            return self.unknown_statement(id, by).await;
+        };
         let statement = handle.statement.clone();
         let had_cursor =
             if code == code::STMT_RESET { std::mem::take(&mut handle.cursor) } else { handle.cursor };
         self.statements.forget_long_data(id);
-        if code == code::STMT_RESET && !had_cursor {
-            self.consume();
-            let mut out = Vec::new();
-            packet::put_ok(&mut out, 1, self.idle_status());
-            self.write(&out).await?;
+        if !had_cursor {
+            if code == code::STMT_FETCH {
+                self.consume();
+                let mut out = Vec::new();
+                let message = format!("The statement ({id}) has no open cursor");
+                packet::put_err(&mut out, 1, NO_CURSOR, "HY000", message.as_bytes());
+                self.write(&out).await?;
+            } else {
+                self.consume();
+                self.tell_done().await?;
+            }
             return Ok(None);
         }
         self.cursor_closed |= code == code::STMT_RESET;
@@ -372,12 +412,19 @@ impl Frontend {
     /// Status flags of an answer of ours.
     pub(super) fn status(&self, transaction: Transaction) -> u16 {
         let autocommit = if self.autocommit { status::AUTOCOMMIT } else { 0 };
-        let open = if transaction == Transaction::Idle { 0 } else { status::IN_TRANSACTION };
+        let open = match (transaction, self.read_only) {
+            (Transaction::Idle, _) => 0,
+            (_, false) => status::IN_TRANSACTION,
+            (_, true) => status::IN_TRANSACTION | status::IN_READ_ONLY_TRANSACTION,
+        };
         autocommit | open
     }
 
-    fn idle_status(&self) -> u16 {
-        self.status(Transaction::Idle)
+    /// OK to a command that no server sees.
+    async fn tell_done(&mut self) -> Result<(), Fault> {
+        let mut out = Vec::new();
+        packet::put_ok(&mut out, 1, self.status(self.told));
+        self.write(&out).await
     }
 
     pub(super) fn tracks_session(&self) -> bool {

@@ -18,8 +18,9 @@ use super::{
     frontend::Frontend,
     login::{
         CACHING_SHA2, Credentials, NATIVE,
-        client::{self, LoginFailure, Offer, Secret},
+        client::{self, House, LoginFailure, Offer, Secret},
         server::{self, Greeting as ServerGreeting},
+        vault::Vault,
     },
     packet::capability as can,
     welcome::Greeting as Known,
@@ -75,6 +76,7 @@ pub struct Shared {
     profiles: Mutex<HashMap<Box<str>, Profile>>,
     known: Notify,
     numbers: AtomicU32,
+    pub(super) vault: Vault,
     greetings: Mutex<HashMap<GreetingKey, Arc<Known>>>,
     /// When each server process was started, by its own clock.
     started: Mutex<HashMap<Box<str>, i64>>,
@@ -94,6 +96,7 @@ impl Default for Shared {
             profiles: Mutex::default(),
             known: Notify::new(),
             numbers: AtomicU32::new(rand::random::<u32>() >> 1),
+            vault: Vault::default(),
             greetings: Mutex::default(),
             started: Mutex::default(),
         }
@@ -178,14 +181,32 @@ pub struct Link {
     pub shared: Arc<Shared>,
 }
 
+impl Link {
+    /// Reaches nobody.
+    pub(super) fn detached(prepared_statements: usize) -> Self {
+        let timeout = Duration::from_secs(1);
+        Self { tls: ServerTls::disabled(), prepared_statements, timeout, shared: Arc::default() }
+    }
+}
+
 impl Gate {
+    /// Lets nobody in.
+    pub(super) fn detached() -> Self {
+        let (tls, shared) = (tls::ClientTls::disabled(), Arc::default());
+        Self { tls, users: HashMap::new(), source: None, shared }
+    }
+
+    pub(super) fn house(&self) -> House<'_> {
+        House { tls: &self.tls, vault: &self.shared.vault }
+    }
+
     pub(super) async fn secret(&self, user: &str) -> Secret {
         if let Some(secret) = self.users.get(user) {
             return secret.clone();
         }
         match &self.source {
             Some(source) => match source.verifier(user, "").await {
-                Ok(Some(text)) => Secret::parse(&text),
+                Ok(Some(text)) => Secret::of_server(&text),
                 _ => Secret::Unknown,
             },
             None => Secret::Unknown,
@@ -196,10 +217,10 @@ impl Gate {
 /// Greets a client and turns its login into a frontend.
 pub(super) async fn greet(socket: TcpStream, gate: &Arc<Gate>) -> Result<Greeting<super::Mysql>, TurnedAway> {
     let offer = gate.shared.offer().await;
-    let login =
-        client::accept(socket, &offer, &gate.tls, async |user: &str| gate.secret(user).await)
-            .await
-            .map_err(|failure| TurnedAway { fault: login_fault(&failure), detail: failure.to_string() })?;
+    let secret = async |user: &str| gate.secret(user).await;
+    let login = client::accept(socket, &offer, gate.house(), secret)
+        .await
+        .map_err(|failure| TurnedAway { fault: login_fault(&failure), detail: failure.to_string() })?;
     let identity = identity(&login);
     let frontend = Frontend::new(login, offer.number, identity.user.clone(), gate.clone());
     Ok(Greeting::Client { frontend, identity })

@@ -3,9 +3,11 @@
 mod answer;
 mod backend;
 mod catalog;
-mod command;
+pub mod command;
 mod encode;
 mod frontend;
+#[doc(hidden)]
+pub mod fuzzing;
 mod gate;
 pub mod login;
 pub mod packet;
@@ -116,8 +118,9 @@ impl protocol::Frontend<Mysql> for Frontend {
         &mut self,
         _request: Request<Command>,
         refusal: &Refusal,
-        _transaction: Transaction,
+        transaction: Transaction,
     ) -> Result<(), Fault> {
+        self.told = transaction;
         let mut out = Vec::new();
         refusal::put_error(&mut out, self.sequence, refusal);
         self.fail_request(out).await
@@ -127,8 +130,9 @@ impl protocol::Frontend<Mysql> for Frontend {
         &mut self,
         _request: Request<Command>,
         refused: Refused,
-        _transaction: Transaction,
+        transaction: Transaction,
     ) -> Result<(), Fault> {
+        self.told = transaction;
         self.fail_request(refused.raw).await
     }
 

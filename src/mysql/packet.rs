@@ -48,6 +48,7 @@ pub mod status {
     pub const MORE_RESULTS: u16 = 1 << 3;
     pub const CURSOR_EXISTS: u16 = 1 << 6;
     pub const LAST_ROW_SENT: u16 = 1 << 7;
+    pub const IN_READ_ONLY_TRANSACTION: u16 = 1 << 13;
     pub const SESSION_STATE_CHANGED: u16 = 1 << 14;
 }
 
@@ -179,6 +180,7 @@ pub fn u32_le(data: &[u8]) -> Option<(u32, &[u8])> {
 pub struct OkPacket<'a> {
     pub insert_id: u64,
     pub status: u16,
+    pub warnings: u16,
     /// Where the status flags are in the payload.
     pub status_at: usize,
     /// Length of the payload up to the session's state changes.
@@ -194,16 +196,17 @@ impl<'a> OkPacket<'a> {
         let (insert_id, rest) = lenenc(rest)?;
         let status_at = payload.len() - rest.len();
         let (status, rest) = u16_le(rest)?;
-        let (_, rest) = u16_le(rest)?;
+        let (warnings, rest) = u16_le(rest)?;
         if status & status::SESSION_STATE_CHANGED == 0 {
-            return Some(Self { insert_id, status, status_at, plain_length: payload.len(), changes: &[] });
+            let plain_length = payload.len();
+            return Some(Self { insert_id, status, warnings, status_at, plain_length, changes: &[] });
         }
         let (info, rest) = lenenc_bytes(rest)?;
         // A text without length would be taken for one: a lone zero is left out, too.
         let behind = payload.len() - rest.len();
         let plain_length = if info.is_empty() { behind - 1 } else { behind };
         let (changes, _) = lenenc_bytes(rest)?;
-        Some(Self { insert_id, status, status_at, plain_length, changes })
+        Some(Self { insert_id, status, warnings, status_at, plain_length, changes })
     }
 }
 

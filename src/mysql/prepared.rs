@@ -83,6 +83,11 @@ impl ClientStatements {
         self.handles.get_mut(&id)
     }
 
+    /// Whether a cursor of any of them is open.
+    pub fn has_cursor(&self) -> bool {
+        self.handles.values().any(|handle| handle.cursor)
+    }
+
     pub fn remove(&mut self, id: u32) -> Option<Handle> {
         let handle = self.handles.remove(&id)?;
         self.long_data -= handle.long_data.len();

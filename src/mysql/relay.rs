@@ -15,6 +15,7 @@ use super::{
     packet::{self, Change, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, lenenc, status, u16_le, u32_le},
     prepared::Statement,
     refusal::{self, ErrorClass},
+    settings::quote_literal,
 };
 use crate::{
     inbox::{self, Inbox},
@@ -26,6 +27,10 @@ use crate::{
 
 /// A packet that decides something is looked at whole; no server makes a longer one of these.
 const LOOKED_AT: usize = 1024 * 1024;
+
+/// Clears what another session's statement, or an earlier one, has left: LAST_INSERT_ID(),
+/// ROW_COUNT(), and the warnings, which MariaDB keeps until a statement uses a table.
+const FORGET_LAST: &str = "DO (SELECT LAST_INSERT_ID(0) FROM (SELECT 1) AS nothing)";
 
 /// Answer bytes kept back while the request could still run elsewhere.
 const KEPT_BACK: usize = inbox::BUFFER;
@@ -72,6 +77,8 @@ pub(super) struct Relay<'a> {
     /// A row or a success has come: the request cannot run elsewhere.
     decided: bool,
     failed: bool,
+    /// A result came with warnings.
+    warned: bool,
     refused: Option<Refused>,
     wrote: Option<Position>,
     prepared: Option<Arc<Statement>>,
@@ -113,6 +120,7 @@ impl<'a> Relay<'a> {
             sent: false,
             decided: false,
             failed: false,
+            warned: false,
             refused: None,
             wrote: None,
             prepared: None,
@@ -129,7 +137,27 @@ impl<'a> Relay<'a> {
         self.send_request(request).await?;
         self.relay_answers(request).await?;
         self.backend.busy = false;
+        self.carry_computed(request).await?;
         self.finish(request)
+    }
+
+    /// What variables became that the server computed: from now on the session's settings.
+    async fn carry_computed(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        for effect in &request.intent.effects {
+            let Effect::SetComputed { name } = effect else { continue };
+            if self.failed {
+                break;
+            }
+            // The client has its answer: there is nothing to be tried again.
+            let rows = self.backend.query_all(&format!("SELECT @@SESSION.{name}")).await;
+            let rows = rows.map_err(|_| Fault::Client(io::ErrorKind::ConnectionAborted.into()))?;
+            let Some(value) = rows.first().and_then(|row| row.first()?.as_deref()) else { continue };
+            let statement = format!("SET SESSION {name} = {}", quote_literal(value.as_bytes()));
+            let settings = self.frontend.carried.now().with(name, &statement);
+            self.frontend.carried.set(settings);
+            self.frontend.note_setting(name, value);
+        }
+        Ok(())
     }
 
     /// What must have succeeded before the request may run: the session's settings, the statements
@@ -149,8 +177,9 @@ impl<'a> Relay<'a> {
             }
         }
         let foreign = self.backend.last_session != self.terms.session;
-        if foreign && request.intent.effects.contains(&Effect::NeedsPrevious) {
-            self.backend.query_all("DO LAST_INSERT_ID(0)").await?;
+        let asks = foreign && request.intent.effects.contains(&Effect::NeedsPrevious);
+        if asks || self.terms.forget_last {
+            self.backend.query_all(FORGET_LAST).await?;
         }
         self.backend.last_session = self.terms.session;
         if let (code::STMT_EXECUTE, Some((_, statement))) = (request.wire.code, &request.wire.statement) {
@@ -467,7 +496,7 @@ impl<'a> Relay<'a> {
                     self.end_of_result(first, header, request)?;
                 } else {
                     self.phase = Phase::Rows;
-                    self.pass(header);
+                    self.pass_end(header, flags);
                 }
             }
             Phase::Rows if self.ends_rows(first, header.length) => {
@@ -512,10 +541,11 @@ impl<'a> Relay<'a> {
         let is_ok = first == packet::OK || (self.backend.deprecates_eof() && header.length >= 7);
         let flags = if is_ok {
             let Some(ok) = OkPacket::read(payload) else { return Err(self.nonsense()) };
-            let (status, changes) = (ok.status, ok.changes.to_vec());
+            let (status, warned, changes) = (ok.status, ok.warnings > 0, ok.changes.to_vec());
             let cut = (!changes.is_empty() && !self.frontend.tracks_session())
                 .then(|| without_changes(payload, ok, header.sequence));
             self.note_changes(&changes, request);
+            self.warned |= warned;
             match cut {
                 Some(packet) => self.replace(header, &packet),
                 None => self.pass(header),
@@ -523,12 +553,39 @@ impl<'a> Relay<'a> {
             status
         } else {
             let Some(flags) = packet::eof_status(payload) else { return Err(self.nonsense()) };
-            self.pass(header);
+            let warned = u16_le(&payload[1..]).is_some_and(|(warnings, _)| warnings > 0);
+            self.warned |= warned;
+            self.pass_end(header, flags);
             flags
         };
+        self.note_cursor(flags, request);
         self.backend.status = flags;
         self.phase = if flags & status::MORE_RESULTS == 0 { Phase::Done } else { Phase::First };
         Ok(())
+    }
+
+    /// Passes an EOF packet, without the flag that only those know who track the session.
+    fn pass_end(&mut self, header: packet::Header, flags: u16) {
+        if flags & status::SESSION_STATE_CHANGED == 0 || self.frontend.tracks_session() {
+            return self.pass(header);
+        }
+        let mut packet = self.backend.inbox.data()[self.at..self.at + header.total()].to_vec();
+        let flags = flags & !status::SESSION_STATE_CHANGED;
+        packet[HEADER + 3..HEADER + 5].copy_from_slice(&flags.to_le_bytes());
+        self.replace(header, &packet);
+    }
+
+    /// Whether the statement has a cursor now; the server closes one behind its last row.
+    fn note_cursor(&mut self, flags: u16, request: &Request<Command>) {
+        let Some((id, _)) = request.wire.statement else { return };
+        let frontend = &mut *self.frontend;
+        let Some(handle) = frontend.statements.get_mut(id).filter(|handle| handle.cursor) else { return };
+        handle.cursor = match request.wire.code {
+            code::STMT_EXECUTE => flags & status::CURSOR_EXISTS != 0,
+            code::STMT_FETCH => flags & status::LAST_ROW_SENT == 0,
+            _ => return,
+        };
+        frontend.cursor_closed |= !handle.cursor;
     }
 
     /// Follows what the server says has changed in the session.
@@ -680,9 +737,21 @@ impl<'a> Relay<'a> {
         backend.learn(&request.intent, self.failed, frontend.carried.now());
         encode::learn_own(backend, &request.intent, self.failed);
         frontend.autocommit = backend.status & status::AUTOCOMMIT != 0;
+        frontend.read_only = backend.status & status::IN_READ_ONLY_TRANSACTION != 0;
         frontend.consume();
+        if !self.failed && request.intent.effects.contains(&Effect::Leave) {
+            backend.closed = true;
+            frontend.leaving = true;
+        }
         let transaction = backend.transaction();
-        Ok(Reply { transaction, failed: self.failed, wrote: self.wrote, lost: false })
+        frontend.told = transaction;
+        Ok(Reply {
+            transaction,
+            failed: self.failed,
+            warned: self.warned || self.failed,
+            wrote: self.wrote,
+            lost: false,
+        })
     }
 }
 

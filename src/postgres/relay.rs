@@ -942,7 +942,7 @@ impl<'a> Relay<'a> {
         backend.learn(&request.intent, outcome, self.terms.session, frontend);
         frontend.learn(&request.intent, outcome);
         frontend.consume(&request.wire);
-        Ok(Reply { transaction, failed: self.failed, wrote: None, lost })
+        Ok(Reply { transaction, failed: self.failed, warned: false, wrote: None, lost })
     }
 }
 

@@ -60,6 +60,12 @@ impl<P: Protocol> Session<P> {
             // Rare and long, as below.
             Box::pin(self.wait_for_resume(attempt)).await?;
         }
+        if let Some(aside) = self.take_aside(&request.intent, attempt) {
+            return Ok(aside);
+        }
+        if attempt.forget_last {
+            return self.checkout(request, attempt).await;
+        }
         if let Some(kept) = self.kept.take() {
             match self.fit(kept, request, attempt).await? {
                 Ok(held) => {

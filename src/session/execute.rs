@@ -44,6 +44,8 @@ pub(super) struct Attempt {
     pub resent: bool,
     /// It runs on the connection that the session keeps.
     pub kept: bool,
+    /// It asks for what the last statement left, which was nothing.
+    pub forget_last: bool,
 }
 
 /// What comes after an attempt that did not answer.
@@ -69,9 +71,11 @@ impl<P: Protocol> Session<P> {
             again: false,
             resent: false,
             kept: false,
+            forget_last: false,
         };
         self.apply_hint(&request, &mut attempt.run);
         self.mind_new_names(&request.intent, &mut attempt.run);
+        self.apply_last(&request.intent, &mut attempt);
         let mut request = Some(request);
         for _ in 0..MAX_ATTEMPTS {
             let current = request.take().expect("put back after every attempt that is followed by another");
@@ -137,6 +141,7 @@ impl<P: Protocol> Session<P> {
             may_refuse,
             wants_id: self.wants_id(&request.intent, held.role),
             session: entry.id,
+            forget_last: attempt.forget_last,
             watch: Watch::new(&pool.standing, &entry),
         };
         let limit = self.cluster.config.load().limits.statement_timeout;
@@ -229,7 +234,7 @@ impl<P: Protocol> Session<P> {
             drop(held);
             return self.state.abort_lost();
         }
-        self.keep_or_release(held, now).await;
+        self.keep_or_release(held, request, reply.warned, now).await;
     }
 
     /// One line for a statement that took longer than `log.statements_over`: by its fingerprint,
@@ -273,12 +278,19 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    async fn keep_or_release(&mut self, mut held: Held<P>, now: Instant) {
+    async fn keep_or_release(
+        &mut self,
+        mut held: Held<P>,
+        request: &Request<P::Wire>,
+        warned: bool,
+        now: Instant,
+    ) {
         let keeps =
             self.state.transaction != Transaction::Idle || (self.state.is_pinned() && self.kept.is_none());
         let belongs = held.role == Role::Primary || self.state.is_pinned_by(PinReason::HoldCursor);
         if keeps && (self.state.transaction != Transaction::Idle || belongs) {
             self.kept = Some(held);
+            self.note_last_kept(&request.intent);
             return;
         }
         let cancelled = held.take_cancelled();
@@ -286,7 +298,8 @@ impl<P: Protocol> Session<P> {
             held.release(Fate::Close, now);
             return;
         }
-        let Some(mut held) = self.keep_softly(held) else { return };
+        let Some(held) = self.keep_softly(held) else { return self.note_last_kept(&request.intent) };
+        let Some(mut held) = self.set_aside(held, &request.intent, warned) else { return };
         let fate = if held.backend().is_clean() { Fate::Reuse } else { Fate::Reset };
         held.release(fate, now);
     }

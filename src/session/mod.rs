@@ -4,6 +4,7 @@ mod acquire;
 pub mod cancel;
 mod consistency;
 mod execute;
+mod last;
 mod outcome;
 mod own;
 mod recover;
@@ -50,6 +51,9 @@ pub struct Session<P: Protocol> {
     state: State,
     /// The server connection this session keeps: an open transaction's, or a pinned one.
     kept: Option<Held<P>>,
+    /// The connection in which the last statement left what the next one may ask for.
+    aside: Option<Held<P>>,
+    last: last::Last,
     /// Pool and counters of the nodes used so far.
     nodes: Vec<Known<P>>,
     route: LastRoute,
@@ -125,6 +129,8 @@ impl<P: Protocol> Session<P> {
             registered,
             state,
             kept: None,
+            aside: None,
+            last: last::Last::default(),
             nodes: Vec::new(),
             route: LastRoute::default(),
             previous: soft::Previous::default(),
@@ -201,9 +207,10 @@ impl<P: Protocol> Session<P> {
             }
         };
         let entry = &self.registered.entry;
-        let calls: &[Call] = match (self.is_between_transactions(), &self.kept) {
-            (true, None) => &[Call::Drain, Call::Kill],
-            (true, Some(_)) => &[Call::Drain, Call::Kill, Call::Look, Call::Yield],
+        let keeps = self.kept.is_some() || self.aside.is_some();
+        let calls: &[Call] = match (self.is_between_transactions(), keeps) {
+            (true, false) => &[Call::Drain, Call::Kill],
+            (true, true) => &[Call::Drain, Call::Kill, Call::Look, Call::Yield],
             (false, _) => &[Call::Kill, Call::Look, Call::Yield],
         };
         let (mut next, mut idle) = (pin!(self.frontend.next()), pin!(idle));
@@ -272,6 +279,7 @@ impl<P: Protocol> Session<P> {
         entry.take(Call::Look);
         self.yield_kept();
         let snapshot = self.snapshot();
+        self.release_aside_if_barred(&snapshot);
         if self.kept.as_ref().is_some_and(|kept| snapshot.forbids(kept.address(), kept.role)) {
             // Closed at once: what was open there ends now, whatever the client does.
             if let Some(kept) = self.kept.take() {
@@ -359,6 +367,7 @@ impl<P: Protocol> Session<P> {
 
     /// The client goes on as somebody else, with nothing of what this session was.
     fn renew(mut self, identity: Identity<P>) -> Renewed<P> {
+        self.release_aside();
         if let Some(held) = self.kept.take() {
             self.lose_previous(&held);
             held.release(Fate::Reset, Instant::now());
@@ -371,6 +380,7 @@ impl<P: Protocol> Session<P> {
     fn leave(mut self, end: End) -> Option<Renewed<P>> {
         tracing::trace!(peer = %self.registered.entry.peer, ?end, "a session ends");
         self.tell_of_reads();
+        self.release_aside();
         if let Some(mut held) = self.kept.take() {
             self.lose_previous(&held);
             // An open transaction is rolled back and the state forgotten, by a task that keeps the
@@ -395,6 +405,9 @@ impl<P: Protocol> Session<P> {
             self.state.transaction_reads = self.cluster.config.load().routing.transaction_reads;
         }
         let step = self.state.plan(&request.intent, self.frontend.text(&request));
+        if !matches!(step, Step::Run(_)) {
+            self.forget_last();
+        }
         let result = match step {
             Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
             Step::Proxy(command) => self.obey(request, command).await,

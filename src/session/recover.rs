@@ -71,13 +71,17 @@ impl<P: Protocol> Session<P> {
                 !asked && self.is_seen_to_yield(&address, role).await
             }
             cause => {
+                let elsewhere = cause == RefusedCause::Replan
+                    || (!on_primary && self.primary_may_differ(cause, attempt, &address));
                 if attempt.kept {
                     self.kept = Some(held);
-                } else {
+                    self.note_last_kept(&request.intent);
+                } else if elsewhere {
+                    held.release(Fate::Reuse, Instant::now());
+                } else if let Some(held) = self.set_aside(held, &request.intent, true) {
                     held.release(Fate::Reuse, Instant::now());
                 }
-                cause == RefusedCause::Replan
-                    || (!on_primary && self.primary_may_differ(cause, attempt, &address))
+                elsewhere
             }
         };
         if !elsewhere {

@@ -81,6 +81,7 @@ impl<P: Protocol> Session<P> {
         if !entry.take(Call::Yield) {
             return;
         }
+        self.release_aside();
         if !self.is_kept_softly() {
             // Asked in vain: it is offered again when the transaction is over.
             self.previous.lent = false;
@@ -105,6 +106,7 @@ impl<P: Protocol> Session<P> {
         &mut self,
         request: Request<P::Wire>,
     ) -> Result<Option<Request<P::Wire>>, Fault> {
+        let Some(request) = self.refuse_if_last_lost(request).await? else { return Ok(None) };
         // PostgreSQL says by itself that there is no such value yet (55000).
         let silent = P::FORGETS_PREVIOUS && self.previous.lost;
         if !silent || !request.intent.effects.contains(&Effect::NeedsPrevious) {

@@ -478,7 +478,14 @@ impl State {
             PinReason::SessionMode,
         ];
         let asks_for_state = intent.effects.iter().any(|effect| {
-            matches!(effect, Effect::Cursor | Effect::NeedsPrevious | Effect::ShowsPrepared | Effect::Pin(_))
+            matches!(
+                effect,
+                Effect::Cursor
+                    | Effect::NeedsPrevious
+                    | Effect::NeedsLast(_)
+                    | Effect::ShowsPrepared
+                    | Effect::Pin(_)
+            )
         });
         let harmless = HARMLESS.iter().fold(bit(PinReason::TempTable), |all, reason| all | bit(*reason));
         !asks_for_state && self.pins & !harmless == 0 && !self.may_be_temporary(intent)

@@ -66,8 +66,10 @@ pub enum Effect {
     /// MySQL: LAST_INSERT_ID() or, behind SQL_CALC_FOUND_ROWS, FOUND_ROWS().
     DrawsSequence,
     /// Asks for what the previous statement left in its connection: lastval, currval,
-    /// LAST_INSERT_ID(), FOUND_ROWS(), ROW_COUNT(), SHOW WARNINGS.
+    /// LAST_INSERT_ID().
     NeedsPrevious,
+    /// Asks for what the very last statement, whatever it was, left in its connection.
+    NeedsLast(Left),
     /// Opens, moves or closes a cursor: stays on the connection of the open transaction, or of the
     /// session where it is pinned by `WITH HOLD`. In a transaction that may write: the primary.
     Cursor,
@@ -87,8 +89,25 @@ pub enum Effect {
         id: u64,
         query_only: bool,
     },
+    /// Sets a variable to a value that the server computes from what it was; what it became is carried.
+    SetComputed {
+        name: Box<str>,
+    },
+    /// Calls CONNECTION_ID(), which means the client's connection.
+    AsksConnectionId,
+    /// MySQL's `COMMIT RELEASE`: the server ends the connection behind its answer.
+    Leave,
     /// A setting or question for the proxy itself.
     Proxy(ProxyCommand),
+}
+
+/// What a statement of MySQL leaves for the next one to ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// SHOW WARNINGS, `@@warning_count`.
+    Diagnostics,
+    /// ROW_COUNT(), FOUND_ROWS().
+    Counts,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,12 +208,17 @@ impl Effect {
             Self::Unpin(reason) => format!("unpin {}", reason.label()),
             Self::DrawsSequence => "may draw from a sequence".into(),
             Self::NeedsPrevious => "asks for what the previous statement left behind".into(),
+            Self::NeedsLast(Left::Diagnostics) => "asks for warnings of the statement before".into(),
+            Self::NeedsLast(Left::Counts) => "asks for numbers of rows of the statement before".into(),
             Self::Cursor => "cursor".into(),
             Self::ShowsPrepared => "shows prepared statements or cursors".into(),
             Self::Touches => "may leave state behind".into(),
             Self::Ddl => "changes the catalog".into(),
             Self::Redefines => "changes what a name stands for".into(),
             Self::UseDatabase(name) => format!("use {name}"),
+            Self::SetComputed { name } => format!("set {name}, computed"),
+            Self::AsksConnectionId => "asks for the connection's number".into(),
+            Self::Leave => "leaves the server".into(),
             Self::Kill { id, query_only: true } => format!("kill query {id}"),
             Self::Kill { id, query_only: false } => format!("kill {id}"),
             Self::Proxy(ProxyCommand::Set { name, .. }) => format!("set pointsman.{name}"),

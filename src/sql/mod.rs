@@ -5,6 +5,7 @@
 pub mod cache;
 pub mod catalog;
 mod classify;
+pub mod connection_id;
 pub mod effects;
 pub mod functions;
 pub mod hints;

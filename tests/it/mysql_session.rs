@@ -268,6 +268,47 @@ async fn kill_ends_what_another_session_runs_and_the_session() {
 }
 
 #[tokio::test]
+async fn connection_id_is_the_number_that_the_client_was_told() {
+    let stage = Stage::set("CREATE TABLE t (id BIGINT)", &[]).await;
+    let mut session = stage.session().await;
+    let number = session.number.to_string();
+
+    for sql in [
+        "SELECT CONNECTION_ID()",
+        "SELECT connection_id() FROM t RIGHT JOIN (SELECT 1 AS one) o ON TRUE",
+        "/* pointsman: primary */ SELECT CONNECTION_ID() AS own",
+        "SELECT 1 IN (SELECT 1), CONNECTION_ID(); SELECT 1",
+    ] {
+        let row = session.run(sql).await.results[0][0].clone();
+        assert_eq!(row.last().cloned().flatten().as_deref(), Some(number.as_str()), "{sql}");
+    }
+    session.run("INSERT INTO t VALUES (CONNECTION_ID())").await;
+    assert_eq!(session.value("SELECT id FROM t").await, number);
+    session.run("SET @own = CONNECTION_ID()").await;
+    assert_eq!(session.value("SELECT @own").await, number);
+    session.run("BEGIN").await;
+    assert_eq!(session.value("SELECT CONNECTION_ID() FROM t").await, number);
+    session.run("COMMIT").await;
+
+    let prepared = session.exchange(0x16, b"SELECT CONNECTION_ID()").await.expect("it is prepared");
+    assert_eq!(prepared[0][1], packet::OK);
+    let executed = session.exchange(0x17, &[1, 0, 0, 0, 0, 1, 0, 0, 0]).await.expect("it runs");
+    let row = &executed[3];
+    assert_eq!(row[3..7], session.number.to_le_bytes(), "{executed:?}");
+    let mut direct = Session::open(stage.primary_port(), APP, &stage.schema).await;
+    let question = b"SELECT CONNECTION_ID()";
+    let told = direct.exchange(3, question).await.expect("it answers")[1].clone();
+    let ours = session.exchange(3, question).await.expect("it answers")[1].clone();
+    // Name, type and flags; the width in front of the type is that of the number.
+    assert_eq!((&ours[..28], &ours[32..]), (&told[..28], &told[32..]));
+    // KILL takes what it says, and only that.
+    let mut killer = stage.session().await;
+    killer.run(&format!("KILL {number}")).await;
+    assert!(session.query("SELECT 1").await.is_err());
+    assert_eq!(killer.error(&format!("KILL {number}")).await, 1094);
+}
+
+#[tokio::test]
 async fn commands_of_every_kind_are_answered() {
     let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
     let mut session = stage.session().await;
@@ -289,7 +330,13 @@ async fn commands_of_every_kind_are_answered() {
     let (_, column) = session.receive().await.expect("COM_FIELD_LIST");
     assert!(column.starts_with(b"\x03def"));
     session.receive().await.expect("its end");
-    assert_eq!(session.command(0x12, &[0; 10]).await.expect_err("COM_BINLOG_DUMP").errno, 1235);
+    for (code, what) in
+        [(0x12, "COM_BINLOG_DUMP"), (0x15, "COM_REGISTER_SLAVE"), (0x1E, "COM_BINLOG_DUMP_GTID")]
+    {
+        let error = session.command(code, &[0; 10]).await.expect_err(what);
+        assert_eq!(error.errno, 1235, "{what}");
+        assert!(error.message.contains("binary log"), "{what}: {}", error.message);
+    }
     assert_eq!(session.value("SELECT 1").await, "1");
 }
 

@@ -208,7 +208,7 @@ pub static TABLES: &[Table] = &[
                 "password",
                 unset("no password opens the door", "\"secret\""),
                 "secret",
-                "A string, `{ env = \"NAME\" }` or `{ file = \"PATH\" }` (a newline at the end is dropped); a relative path starts at the folder of the configuration file. The password, or what the server stores of it: `SCRAM-SHA-256$…`, `md5…`, or MySQL's `*…`.",
+                "A string, `{ env = \"NAME\" }` or `{ file = \"PATH\" }` (a newline at the end is dropped); a relative path starts at the folder of the configuration file. The password, or what the server stores of it: `SCRAM-SHA-256$…`, `md5…`, or MySQL's `*…` or `$A$…`.",
             ),
         ],
     },

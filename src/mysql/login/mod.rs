@@ -1,8 +1,11 @@
 //! The connection phase, on both sides.
 
 pub mod client;
+pub mod response;
 pub mod scramble;
 pub mod server;
+pub mod vault;
+pub mod verifier;
 
 use std::{io, sync::Arc};
 

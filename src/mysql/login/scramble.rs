@@ -92,6 +92,12 @@ pub fn proves(plugin: &str, nonce: &[u8], password: &[u8], response: &[u8]) -> b
     }
 }
 
+/// The public key that MariaDB's ed25519 stores of a password.
+pub fn ed25519_public_key(password: &[u8]) -> Option<[u8; 32]> {
+    let context = Password { password, nonce: &[], tls: false };
+    AuthPlugin::Ed25519.init().ok()?.password_hash(&context)?.try_into().ok()
+}
+
 /// SHA1 of the password, if `response` proves the password behind `verifier` (SHA1 of SHA1).
 pub fn native_hash(nonce: &[u8], verifier: &[u8; 20], response: &[u8]) -> Option<[u8; 20]> {
     let response: [u8; 20] = response.try_into().ok()?;

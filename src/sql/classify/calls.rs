@@ -7,7 +7,7 @@ use super::{
 };
 use crate::sql::{
     Dialect, Reason,
-    effects::{Effect, PinReason},
+    effects::{Effect, Left, PinReason},
     functions::{Builtin, builtin},
     lexer::{Kind, tokens::Phrase},
 };
@@ -97,6 +97,10 @@ fn weigh_builtin(verdict: &mut Verdict, known: Builtin, call: &Call, phrase: &Ph
         Builtin::Previous => {
             verdict.raise(Reason::State);
             verdict.effect(Effect::NeedsPrevious);
+        }
+        Builtin::Counts => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::NeedsLast(Left::Counts));
         }
         Builtin::AdvisoryLock => {
             verdict.raise(Reason::State);

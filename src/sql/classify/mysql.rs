@@ -7,8 +7,8 @@ use super::{
     verdict::{Touched, Verdict},
 };
 use crate::sql::{
-    Reason,
-    effects::{Effect, PinReason, ProxyCommand},
+    Reason, connection_id,
+    effects::{Effect, Left, PinReason, ProxyCommand},
     lexer::{
         Kind,
         tokens::{Phrase, Tokens},
@@ -17,6 +17,14 @@ use crate::sql::{
 
 /// Judges one statement.
 pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    let mut verdict = judge_kind(phrase, cx);
+    if connection_id::asks(phrase) {
+        verdict.effect(Effect::AsksConnectionId);
+    }
+    verdict
+}
+
+fn judge_kind(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     let leading = phrase.leading();
     match leading.as_str() {
         "begin" if phrase.is(1, "not") => Verdict::write(Reason::Command).with(Effect::Touches).apart(),
@@ -50,7 +58,9 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
             Verdict::write(Reason::Dml).with(Effect::DrawsSequence).with(Effect::Touches),
             phrase,
         ),
-        "get" => Verdict::state().with(Effect::NeedsPrevious).with(Effect::Pin(PinReason::UserVariable)),
+        "get" => {
+            Verdict::state().with(Effect::NeedsLast(Left::Counts)).with(Effect::Pin(PinReason::UserVariable))
+        }
         _ => definition(phrase, &leading, cx),
     }
 }
@@ -131,9 +141,13 @@ fn weigh_system_variable(verdict: &mut Verdict, raw: &[u8]) {
         | "in_transaction" => verdict.raise(Reason::Server),
         // `@@global . name`: the name stands apart.
         "" | "global" | "session" | "local" | "persist" => verdict.raise(Reason::Server),
-        "last_insert_id" | "identity" | "warning_count" | "error_count" | "insert_id" => {
+        "last_insert_id" | "identity" | "insert_id" => {
             verdict.raise(Reason::State);
             verdict.effect(Effect::NeedsPrevious);
+        }
+        "warning_count" | "error_count" => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::NeedsLast(Left::Diagnostics));
         }
         "pseudo_thread_id" | "rand_seed1" | "rand_seed2" | "timestamp" => verdict.raise(Reason::State),
         name if name.contains("gtid") || name.starts_with("rpl_") || name.starts_with("wsrep_") => {
@@ -171,9 +185,12 @@ fn show(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     while phrase.is_any(at, &["full", "extended", "global", "session", "local", "all"]) {
         at += 1;
     }
-    let of_previous = phrase.is_any(at, &["warnings", "errors", "profile", "profiles"])
+    let diagnostics = phrase.is_any(at, &["warnings", "errors"])
         || (phrase.is(at, "count") && phrase.is_any(at + 4, &["warnings", "errors"]));
-    if of_previous {
+    if diagnostics {
+        return Verdict::state().with(Effect::NeedsLast(Left::Diagnostics));
+    }
+    if phrase.is_any(at, &["profile", "profiles"]) {
         return Verdict::state().with(Effect::NeedsPrevious);
     }
     let reads_catalog = [

@@ -165,7 +165,8 @@ fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
         return Some(Outcome::Server);
     }
     if !is_literal(&value) {
-        return None;
+        let computed = is_computed_mode(&name, &value).then(|| Effect::SetComputed { name: name.into() });
+        return computed.map(Outcome::Carried);
     }
     let name = match name.as_str() {
         "tx_isolation" => "transaction_isolation".to_owned(),
@@ -258,6 +259,18 @@ fn is_literal(value: &Phrase<'_>) -> bool {
         2 => matches!(value.raw(0), b"-" | b"+") && value.kind(1) == Some(Kind::Number),
         _ => false,
     }
+}
+
+/// `sql_mode = CONCAT(@@sql_mode, ',STRICT_TRANS_TABLES')`, with which many drivers begin.
+fn is_computed_mode(name: &str, value: &Phrase<'_>) -> bool {
+    const CALLS: [&str; 5] = ["concat", "concat_ws", "replace", "ifnull", "trim"];
+    let fits = |at: usize| match value.kind(at) {
+        Some(Kind::Text | Kind::Number) => true,
+        Some(Kind::SystemVariable) => system_variable(value.raw(at)) == "sql_mode",
+        Some(Kind::Punct) => matches!(value.raw(at), b"(" | b")" | b","),
+        _ => value.is_any(at, &CALLS) && value.punct(at + 1, b'('),
+    };
+    name == "sql_mode" && (0..value.len()).all(fits)
 }
 
 fn next_transaction(name: &str, value: &Phrase<'_>) -> Option<TransactionModes> {

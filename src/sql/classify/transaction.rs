@@ -110,11 +110,12 @@ fn end(phrase: &Phrase<'_>, leading: &str) -> Option<Verdict> {
     } else {
         (false, at)
     };
-    let at = match phrase.dialect {
-        Dialect::Mysql if phrase.says(at, &["no", "release"]) => at + 2,
-        Dialect::Mysql if phrase.is(at, "release") => at + 1,
-        _ => at,
+    let (leaves, at) = match phrase.dialect {
+        Dialect::Mysql if phrase.says(at, &["no", "release"]) => (false, at + 2),
+        Dialect::Mysql if phrase.is(at, "release") => (true, at + 1),
+        _ => (false, at),
     };
     let effect = if commits { Effect::Commit { chain } } else { Effect::Rollback { chain } };
-    phrase.ends_at(at).then(|| Verdict::transaction(effect))
+    let verdict = phrase.ends_at(at).then(|| Verdict::transaction(effect))?;
+    Some(if leaves { verdict.with(Effect::Leave) } else { verdict })
 }

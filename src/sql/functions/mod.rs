@@ -22,6 +22,8 @@ pub enum Builtin {
     Draws,
     /// Asks for what the previous statement left behind.
     Previous,
+    /// ROW_COUNT(), FOUND_ROWS().
+    Counts,
     AdvisoryLock,
     AdvisoryUnlockAll,
     NamedLock,

@@ -10,7 +10,8 @@ pub(super) fn builtin(name: &str) -> Option<Builtin> {
 /// Those that are more, or less, than a computation.
 fn special(name: &str) -> Option<Builtin> {
     Some(match name {
-        "last_insert_id" | "found_rows" | "row_count" => Builtin::Previous,
+        "last_insert_id" => Builtin::Previous,
+        "found_rows" | "row_count" => Builtin::Counts,
         "nextval" | "setval" => Builtin::Draws,
         "lastval" => Builtin::Previous,
         "get_lock" => Builtin::NamedLock,

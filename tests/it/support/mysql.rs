@@ -42,7 +42,13 @@ pub fn shared() -> &'static MariaCluster {
 
 /// A cluster with two replicas that ends with its test.
 pub fn own() -> MariaCluster {
-    let options = MariaOptions { replicas: 2, template: Some(template()), arguments: Vec::new() };
+    own_with(&[])
+}
+
+/// As [`own`], with arguments for every server.
+pub fn own_with(arguments: &[&str]) -> MariaCluster {
+    let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    let options = MariaOptions { replicas: 2, template: Some(template()), arguments };
     MariaCluster::start(options).unwrap_or_else(|error| panic!("no servers, no tests: {error}"))
 }
 
@@ -150,11 +156,13 @@ pub const BASIC: u32 = can::LONG_FLAG
 
 /// One connection of an app.
 pub struct Session {
-    stream: TcpStream,
-    capabilities: u32,
+    pub(super) stream: TcpStream,
+    pub(super) capabilities: u32,
     /// The number the greeting told.
     pub number: u32,
     pub version: String,
+    /// That of the greeting.
+    pub nonce: Vec<u8>,
 }
 
 /// An error packet, or a broken connection (errno 2013).
@@ -183,6 +191,11 @@ impl Answer {
 }
 
 impl Session {
+    /// A connection on which nothing has been said.
+    pub fn of(stream: TcpStream, capabilities: u32) -> Self {
+        Self { stream, capabilities, number: 0, version: String::new(), nonce: Vec::new() }
+    }
+
     pub async fn open(port: u16, login: Login, schema: &str) -> Self {
         Self::connect(port, login, schema, BASIC).await.unwrap_or_else(|error| panic!("login: {error:?}"))
     }
@@ -193,12 +206,13 @@ impl Session {
 
     async fn log_in(port: u16, login: Login, schema: &str, capabilities: u32) -> Result<Self, Refused> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(broken)?;
-        let mut session = Self { stream, capabilities, number: 0, version: String::new() };
+        let mut session = Self::of(stream, capabilities);
         let (_, greeting) = session.receive().await?;
         let greeting = pointsman::mysql::login::server::Greeting::read(&greeting).expect("it is a greeting");
         (session.number, session.version) = (greeting.thread, greeting.version);
+        session.nonce = greeting.nonce;
         let flags = if schema.is_empty() { capabilities } else { capabilities | can::CONNECT_WITH_DB };
-        let proof = scramble_native(&greeting.nonce, login.password.as_bytes())
+        let proof = scramble_native(&session.nonce, login.password.as_bytes())
             .map_or(Vec::new(), |proof| proof.to_vec());
         let mut out = Vec::new();
         packet::put(&mut out, 1, |out| {

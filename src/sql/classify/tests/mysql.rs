@@ -1,7 +1,7 @@
 //! MySQL and MariaDB statements.
 
 use super::{super::*, mysql, set};
-use crate::sql::effects::{Isolation, ProxyCommand, TransactionModes};
+use crate::sql::effects::{Isolation, Left, ProxyCommand, TransactionModes};
 
 #[test]
 fn mysql_reads_go_to_a_replica() {
@@ -12,7 +12,7 @@ fn mysql_reads_go_to_a_replica() {
         "SELECT a FROM t -- comment",
         "SELECT 1--1",
         "SELECT @@version, @@session.sql_mode, @@port, @@server_id, @@hostname",
-        "SELECT now(), rand(), uuid(), version(), connection_id(), database()",
+        "SELECT now(), rand(), uuid(), version(), database()",
         "SELECT IF(a, b, c), IFNULL(a, 0), GROUP_CONCAT(a ORDER BY b SEPARATOR ',') FROM t GROUP BY c",
         "SELECT DATE_ADD(now(), INTERVAL 1 DAY)",
         "SELECT * FROM t WHERE a IN (1, 2, 3)",
@@ -168,7 +168,7 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
 #[test]
 fn mysql_state_that_cannot_be_carried_pins() {
     for (text, pin) in [
-        ("SET sql_mode = CONCAT(@@sql_mode, ',ANSI')", PinReason::Setting),
+        ("SET sql_mode = f(@@sql_mode)", PinReason::Setting),
         ("SET @v = (SELECT 1)", PinReason::UserVariable),
         ("SELECT @v := 1", PinReason::UserVariable),
         ("SELECT 1 INTO @v", PinReason::UserVariable),
@@ -191,17 +191,36 @@ fn mysql_state_that_cannot_be_carried_pins() {
 }
 
 #[test]
-fn what_the_previous_statement_left_is_asked_of_its_connection() {
+fn a_mode_that_is_added_to_is_carried_and_another_expression_pins() {
+    let computed = Effect::SetComputed { name: "sql_mode".into() };
     for text in [
-        "SELECT LAST_INSERT_ID()",
-        "SELECT FOUND_ROWS()",
-        "SELECT ROW_COUNT()",
-        "SHOW WARNINGS",
-        "SHOW COUNT(*) ERRORS",
-        "SELECT @@warning_count",
-        "INSERT INTO t VALUES (LAST_INSERT_ID())",
+        "SET sql_mode = CONCAT(@@sql_mode, ',STRICT_TRANS_TABLES')",
+        "set autocommit=1, session sql_mode = concat(@@session.sql_mode,',ANSI')",
+        "SET @@sql_mode = REPLACE(@@global.sql_mode, 'ONLY_FULL_GROUP_BY', '')",
     ] {
-        assert!(mysql(text).effects.contains(&Effect::NeedsPrevious), "{text}");
+        let intent = mysql(text);
+        assert!(intent.effects.contains(&computed), "{text}: {:?}", intent.effects);
+        assert_eq!(intent.access, Access::Read, "{text}");
+    }
+    for text in
+        ["SET sql_mode = (SELECT mode FROM t)", "SET sql_mode = f(@@sql_mode)", "SET wait_timeout = 1 + 1"]
+    {
+        assert!(mysql(text).effects.contains(&Effect::Pin(PinReason::Setting)), "{text}");
+    }
+}
+
+#[test]
+fn what_the_previous_statement_left_is_asked_of_its_connection() {
+    for (text, asks) in [
+        ("SELECT LAST_INSERT_ID()", Effect::NeedsPrevious),
+        ("INSERT INTO t VALUES (LAST_INSERT_ID())", Effect::NeedsPrevious),
+        ("SELECT FOUND_ROWS()", Effect::NeedsLast(Left::Counts)),
+        ("SELECT ROW_COUNT()", Effect::NeedsLast(Left::Counts)),
+        ("SHOW WARNINGS", Effect::NeedsLast(Left::Diagnostics)),
+        ("SHOW COUNT(*) ERRORS", Effect::NeedsLast(Left::Diagnostics)),
+        ("SELECT @@warning_count", Effect::NeedsLast(Left::Diagnostics)),
+    ] {
+        assert!(mysql(text).effects.contains(&asks), "{text}");
     }
 }
 

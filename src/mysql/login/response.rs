@@ -1,0 +1,114 @@
+//! What a client says of itself: in answer to the greeting, or to become another user.
+
+use super::NATIVE;
+use crate::mysql::packet::{capability as can, lenenc_bytes, split_nul, u32_le};
+
+/// Length of a packet that asks for TLS: what a login has before the user's name.
+pub const TLS_REQUEST: usize = 32;
+
+/// What a client answers to the greeting.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Response {
+    pub capabilities: u32,
+    pub collation: u8,
+    pub user: String,
+    pub proof: Vec<u8>,
+    pub schema: Option<String>,
+    pub plugin: String,
+}
+
+impl Response {
+    /// Reads the answer to a greeting. `None`: it is none.
+    pub fn read(payload: &[u8]) -> Option<Self> {
+        let capabilities = flags(payload);
+        if capabilities & can::PROTOCOL_41 == 0 {
+            return None;
+        }
+        let collation = *payload.get(8)?;
+        let (user, rest) = split_nul(payload.get(TLS_REQUEST..)?)?;
+        let (proof, mut rest) = if capabilities & can::PLUGIN_AUTH_LENENC != 0 {
+            lenenc_bytes(rest)?
+        } else if capabilities & can::SECURE_CONNECTION != 0 {
+            let (&length, rest) = rest.split_first()?;
+            rest.split_at_checked(usize::from(length))?
+        } else {
+            split_nul(rest)?
+        };
+        let mut schema = None;
+        if capabilities & can::CONNECT_WITH_DB != 0 && !rest.is_empty() {
+            // Some clients leave out the last NUL.
+            let (name, behind) = split_nul(rest).unwrap_or((rest, &[]));
+            schema = Some(String::from_utf8(name.to_vec()).ok()?).filter(|name| !name.is_empty());
+            rest = behind;
+        }
+        let mut plugin = NATIVE.to_owned();
+        if capabilities & can::PLUGIN_AUTH != 0 && !rest.is_empty() {
+            let (name, _) = split_nul(rest).unwrap_or((rest, &[]));
+            plugin = String::from_utf8_lossy(name).into_owned();
+        }
+        let user = String::from_utf8(user.to_vec()).ok()?;
+        Some(Self { capabilities, collation, user, proof: proof.to_vec(), schema, plugin })
+    }
+
+    /// Reads COM_CHANGE_USER without its first byte.
+    pub fn read_change(argument: &[u8], capabilities: u32) -> Option<Self> {
+        let (user, rest) = split_nul(argument)?;
+        let (&length, rest) = rest.split_first()?;
+        let (proof, rest) = rest.split_at_checked(usize::from(length))?;
+        let (schema, rest) = split_nul(rest).unwrap_or((rest, &[]));
+        let schema = Some(String::from_utf8(schema.to_vec()).ok()?).filter(|name| !name.is_empty());
+        // Two bytes of character set, then the plugin; old clients leave out both.
+        let behind = rest.get(2..).unwrap_or_default();
+        let (plugin, _) = split_nul(behind).unwrap_or((behind, &[]));
+        let plugin = if plugin.is_empty() { NATIVE.into() } else { String::from_utf8_lossy(plugin) };
+        Some(Self {
+            capabilities,
+            collation: rest.first().copied().unwrap_or_default(),
+            user: String::from_utf8(user.to_vec()).ok()?,
+            proof: proof.to_vec(),
+            schema,
+            plugin: plugin.into_owned(),
+        })
+    }
+}
+
+/// What the client can do, by the first bytes of its answer.
+pub fn flags(payload: &[u8]) -> u32 {
+    u32_le(payload).map_or(0, |(flags, _)| flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::CACHING_SHA2, *};
+
+    #[test]
+    fn a_login_is_read_in_every_form_that_clients_use_and_never_panics() {
+        let base = can::PROTOCOL_41 | can::SECURE_CONNECTION;
+        for (extra, tail, schema, plugin) in [
+            (0, &b"\x02ab"[..], None, NATIVE),
+            (can::CONNECT_WITH_DB, b"\x02abshop\0", Some("shop"), NATIVE),
+            (can::CONNECT_WITH_DB, b"\x02abshop", Some("shop"), NATIVE),
+            (
+                can::PLUGIN_AUTH | can::PLUGIN_AUTH_LENENC,
+                b"\x02abcaching_sha2_password\0",
+                None,
+                CACHING_SHA2,
+            ),
+        ] {
+            let mut payload = (base | extra).to_le_bytes().to_vec();
+            payload.extend_from_slice(&[0; 28]);
+            payload[8] = 33;
+            payload.extend_from_slice(b"app\0");
+            payload.extend_from_slice(tail);
+            let response = Response::read(&payload).expect("it is a login");
+            assert_eq!(
+                (response.user.as_str(), response.collation, response.proof.as_slice()),
+                ("app", 33, &b"ab"[..])
+            );
+            assert_eq!((response.schema.as_deref(), response.plugin.as_str()), (schema, plugin));
+            for length in 0..payload.len() {
+                let _ = Response::read(&payload[..length]);
+            }
+        }
+    }
+}

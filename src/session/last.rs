@@ -1,0 +1,164 @@
+//! What the very last statement left in its connection, for the next one to ask for.
+//!
+//! In MySQL SHOW WARNINGS, ROW_COUNT() and FOUND_ROWS() speak of the statement before, wherever it
+//! ran: a read on a replica as well. A connection in which it left warnings or an error is set
+//! aside until the next statement, as long as nobody waits for one; where numbers of rows were
+//! asked for before, every one is.
+
+use std::{sync::atomic::Ordering, time::Instant};
+
+use super::{Session, execute::Attempt};
+use crate::{
+    pool::{Fate, Held},
+    protocol::{Backend, Fault, Protocol, Request, Transaction},
+    refusal::{Refusal, RefusalKind},
+    sql::{
+        Access, Effect, Intent,
+        effects::{Discard, Left},
+    },
+    topology::{Node, Snapshot, State},
+};
+
+/// Where the last statement's diagnostics are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Last {
+    /// No server has run one, or the proxy answered it.
+    #[default]
+    Nothing,
+    /// In the connection that the session keeps for other reasons.
+    Kept,
+    /// In the connection set aside.
+    Aside,
+    /// In one that was given back; `warned`: there was something to see.
+    Gone { warned: bool },
+}
+
+/// What a request asks for of the statement before.
+pub(super) fn asks_last(intent: &Intent) -> Option<Left> {
+    intent.effects.iter().find_map(|effect| match effect {
+        Effect::NeedsLast(left) => Some(*left),
+        _ => None,
+    })
+}
+
+impl<P: Protocol> Session<P> {
+    /// The proxy answered a statement by itself: it left nothing.
+    pub(super) fn forget_last(&mut self) {
+        self.release_aside();
+        self.last = Last::Nothing;
+    }
+
+    /// Gives back the connection that was set aside.
+    pub(super) fn release_aside(&mut self) {
+        if let Some(mut held) = self.aside.take() {
+            held.pool.take_back(&self.registered.entry);
+            let fate = if held.backend().is_fresh() { Fate::Reuse } else { Fate::Close };
+            held.release(fate, Instant::now());
+            self.last = Last::Gone { warned: true };
+        }
+    }
+
+    /// A node that is drained, or may not be used any more, gets its connection back.
+    pub(super) fn release_aside_if_barred(&mut self, snapshot: &Snapshot) {
+        let Some(held) = &self.aside else { return };
+        let draining = |node: &Node| matches!(node.state, State::Draining);
+        if snapshot.forbids(held.address(), held.role) || snapshot.find(held.address()).is_some_and(draining)
+        {
+            self.release_aside();
+        }
+    }
+
+    /// The connection set aside, for who asks for what is in it; given back for everybody else.
+    pub(super) fn take_aside(&mut self, intent: &Intent, attempt: &Attempt) -> Option<Held<P>> {
+        if self.aside.is_some() && (attempt.again || asks_last(intent).is_none()) {
+            self.release_aside();
+        }
+        let held = self.aside.take()?;
+        held.pool.take_back(&self.registered.entry);
+        Some(held)
+    }
+
+    /// A question for what the last statement left, which was nothing: any connection that is made
+    /// to forget answers it.
+    pub(super) fn asks_for_nothing(&self, intent: &Intent) -> bool {
+        let none = matches!(self.last, Last::Nothing | Last::Gone { .. });
+        none && self.state.transaction == Transaction::Idle && asks_last(intent).is_some()
+    }
+
+    /// Whether what a request asks for is lost, and its answer would be another statement's.
+    pub(super) fn is_last_lost(&mut self, intent: &Intent) -> bool {
+        let Some(left) = asks_last(intent) else { return false };
+        if left == Left::Counts {
+            self.database.counts_matter.store(true, Ordering::Relaxed);
+        }
+        let snapshot = self.snapshot();
+        self.release_aside_if_barred(&snapshot);
+        if self.aside.as_mut().is_some_and(|held| !held.backend().is_fresh()) {
+            self.release_aside();
+        }
+        match self.last {
+            Last::Nothing | Last::Kept => false,
+            // The two are in different connections.
+            Last::Aside => intent.effects.contains(&Effect::NeedsPrevious),
+            Last::Gone { warned } => warned || left == Left::Counts,
+        }
+    }
+
+    /// The connection of an answered request that the session keeps anyway has what it left.
+    pub(super) fn note_last_kept(&mut self, intent: &Intent) {
+        if asks_last(intent).is_none() {
+            self.last = Last::Kept;
+        }
+    }
+
+    /// Sets the connection of an answered request aside; gives it back if there is no cause to.
+    pub(super) fn set_aside(&mut self, mut held: Held<P>, intent: &Intent, warned: bool) -> Option<Held<P>> {
+        if !P::FORGETS_PREVIOUS || intent.effects.contains(&Effect::Discard(Discard::All)) {
+            self.last = Last::Nothing;
+            return Some(held);
+        }
+        let asked = asks_last(intent).is_some();
+        if asked && self.last != Last::Aside {
+            // It was told that there is nothing.
+            return Some(held);
+        }
+        let has_cause = warned || asked || self.database.counts_matter.load(Ordering::Relaxed);
+        self.last = Last::Gone { warned: warned || asked };
+        if !has_cause || !held.backend().is_clean() || held.pool.is_wanted() {
+            return Some(held);
+        }
+        held.pool.lend(&self.registered.entry);
+        // Who began to wait in between has not seen this offer.
+        if held.pool.is_wanted() {
+            held.pool.take_back(&self.registered.entry);
+            return Some(held);
+        }
+        self.last = Last::Aside;
+        self.aside = Some(held);
+        None
+    }
+
+    /// A question for nothing runs wherever reads do.
+    pub(super) fn apply_last(&self, intent: &Intent, attempt: &mut Attempt) {
+        attempt.forget_last = self.asks_for_nothing(intent);
+        if attempt.forget_last {
+            attempt.run.access = Access::Read;
+        }
+    }
+
+    /// A statement that asks for values that are lost gets an error, never another one's.
+    pub(super) async fn refuse_if_last_lost(
+        &mut self,
+        request: Request<P::Wire>,
+    ) -> Result<Option<Request<P::Wire>>, Fault> {
+        if !P::FORGETS_PREVIOUS || !self.is_last_lost(&request.intent) {
+            return Ok(Some(request));
+        }
+        let refusal = Refusal::new(
+            RefusalKind::Internal,
+            "what the previous statement left in its server connection was lost: the connection was given back",
+        )
+        .with_hint("Sessions keep their connections from now on, as long as nobody waits for one.");
+        self.refuse(request, refusal).await.map(|()| None)
+    }
+}

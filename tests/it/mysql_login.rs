@@ -1,0 +1,389 @@
+//! MySQL and MariaDB clients logging in, by every plugin, with TLS and without.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use mysql_common::auth::plugins::{
+    caching_sha2_password::scramble_sha256, mysql_native_password::scramble_native,
+};
+use pointsman::{
+    demo::{
+        maria::MariaCluster,
+        servers::{APP, Login},
+    },
+    mysql::{
+        login::server::Greeting,
+        packet::{self, capability as can},
+    },
+};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use tokio::net::TcpStream;
+
+use crate::support::{
+    Proxy, drivers, eventually,
+    mysql::{BASIC, ENGINE, Session, Stage},
+    mysql_frames::Frame,
+};
+
+/// What MySQL stores of `sha2-pw`, with a salt of twenty letters.
+const SHA2: Login = Login { name: "sha2", password: "sha2-pw" };
+const SHA2_STORED: &str = "$A$005$abcdefghijklmnopqrst3NTMPGnuNAzxgxrt3ocSIIccknbCwlQZzKtqF.bIArB";
+
+/// The result of a statement by MariaDB's client, or its complaint.
+fn client(port: u16, login: Login, schema: &str, options: &[&str], sql: &str) -> Result<String, String> {
+    let output = Command::new("mariadb")
+        .args(["--no-defaults", "--protocol=tcp", "-h127.0.0.1", "-N", "-B"])
+        .arg(format!("-P{port}"))
+        .arg(format!("-u{}", login.name))
+        .arg(format!("-p{}", login.password))
+        .args(options)
+        .args(["-e", sql, schema])
+        .output()
+        .expect("the client is installed by scripts/setup");
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
+        false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+    }
+}
+
+/// As [`client`], by PyMySQL: MariaDB's client cannot encrypt a password without TLS.
+fn pymysql(port: u16, login: Login, schema: &str, sql: &str) -> Result<String, String> {
+    let output = Command::new(drivers::folder().join("venv/bin/python"))
+        .arg(drivers::script("mysql_login.py"))
+        .args([&port.to_string(), login.name, login.password, schema, sql])
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .expect("it is installed by scripts/setup");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// Makes a user on every server.
+fn create_user(cluster: &MariaCluster, login: Login, how: &str) {
+    let name = login.name;
+    let sql =
+        format!("CREATE OR REPLACE USER {name}@'%' {how}; GRANT SELECT, INSERT, CREATE ON *.* TO {name}@'%'");
+    cluster.node(0).sql("", &sql).expect("root may");
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+}
+
+#[tokio::test]
+async fn every_plugin_lets_the_right_password_in_and_no_other() {
+    let stage = Stage::set("", &[]).await;
+    let port = stage.proxy.port();
+    let wrong = Login { password: "wrong", ..APP };
+    let nobody = Login { name: "nobody", password: "wrong" };
+    for plugin in ["mysql_native_password", "caching_sha2_password", "client_ed25519"] {
+        let options = [format!("--default-auth={plugin}")];
+        let options = [options[0].as_str()];
+        let asks = |login, schema| client(port, login, schema, &options, "SELECT DATABASE()");
+        assert_eq!(asks(APP, &stage.schema), Ok(stage.schema.clone()), "{plugin}");
+        for login in [wrong, nobody] {
+            let error = asks(login, &stage.schema).expect_err("it got in");
+            let expected = format!("ERROR 1045 (28000): Access denied for user '{}'@", login.name);
+            assert!(error.contains(&expected), "{plugin}: {error}");
+            assert!(error.contains("(using password: YES)"), "{plugin}: {error}");
+        }
+        let error = asks(APP, "no_such_schema").expect_err("there is none");
+        assert!(error.contains("ERROR 1049 (42000): Unknown database 'no_such_schema'"), "{plugin}: {error}");
+    }
+    let empty = Session::connect(port, Login { password: "", ..APP }, "", BASIC).await;
+    let error = empty.err().expect("there is a password");
+    assert!(error.message.ends_with("(using password: NO)"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn a_password_that_was_proved_once_is_needed_only_once() {
+    let users = format!(
+        "cluster.users = [{{ name = 'app', password = 'app-pw' }}, {{ name = 'sha2', password = '{SHA2_STORED}' }}]"
+    );
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[&users]).await;
+    create_user(stage.cluster, SHA2, "IDENTIFIED BY 'sha2-pw'");
+    let port = stage.proxy.port();
+    const SEND_PASSWORD: [u8; 2] = [1, 4];
+    const QUICK: [u8; 2] = [1, 3];
+
+    // Nobody has proved it: the proof tells nothing.
+    assert_eq!(sha2_answer(port, SHA2).await, SEND_PASSWORD);
+    let wrong = pymysql(port, Login { password: "wrong", ..SHA2 }, "", "SELECT 1");
+    assert!(wrong.as_ref().is_err_and(|error| error.contains("1045")), "{wrong:?}");
+    assert_eq!(sha2_answer(port, SHA2).await, SEND_PASSWORD);
+
+    // Without TLS the client encrypts it with the key that it asks for; servers take it.
+    assert_eq!(pymysql(port, SHA2, &stage.schema, "SELECT COUNT(*) FROM t"), Ok("0".into()));
+
+    assert_eq!(sha2_answer(port, SHA2).await, QUICK);
+    assert_eq!(sha2_answer(port, Login { password: "wrong", ..SHA2 }).await, SEND_PASSWORD);
+    assert_eq!(pymysql(port, SHA2, &stage.schema, "SELECT CURRENT_USER()"), Ok("sha2@%".into()));
+    let log = stage.proxy.log();
+    assert!(!log.contains(SHA2.password) && !log.contains(SHA2_STORED), "a secret in the log");
+}
+
+/// What follows a caching_sha2_password proof.
+async fn sha2_answer(port: u16, login: Login) -> Frame {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
+    let mut session = Session::of(stream, BASIC);
+    let greeting = session.frame().await.expect("a greeting");
+    let greeting = Greeting::read(&greeting[1..]).expect("it is one");
+    let sent = proof_of(&greeting.nonce, login, "caching_sha2_password");
+    session.write(&sent).await;
+    let mut frame = session.frame().await.expect("an answer");
+    if frame[1] == packet::EOF {
+        // The greeting was another plugin's: the proof is for the nonce that comes now.
+        let nonce: [u8; 20] = frame[frame.len() - 21..frame.len() - 1].try_into().expect("twenty bytes");
+        let proof = scramble_sha256(&nonce, login.password.as_bytes()).expect("there is a password");
+        let mut out = Vec::new();
+        packet::put(&mut out, 3, |out| out.extend_from_slice(&proof));
+        session.write(&out).await;
+        frame = session.frame().await.expect("an answer");
+    }
+    frame[1..].to_vec()
+}
+
+fn proof_of(nonce: &[u8], login: Login, plugin: &str) -> Vec<u8> {
+    let nonce: [u8; 20] = nonce.try_into().expect("twenty bytes");
+    let proof = scramble_sha256(&nonce, login.password.as_bytes()).expect("there is a password");
+    let mut out = Vec::new();
+    packet::put(&mut out, 1, |out| {
+        out.extend_from_slice(&BASIC.to_le_bytes());
+        out.extend_from_slice(&(1_u32 << 24).to_le_bytes());
+        out.push(45);
+        out.extend_from_slice(&[0; 23]);
+        out.extend_from_slice(login.name.as_bytes());
+        out.push(0);
+        out.push(proof.len() as u8);
+        out.extend_from_slice(&proof);
+        out.extend_from_slice(plugin.as_bytes());
+        out.push(0);
+    });
+    out
+}
+
+#[tokio::test]
+async fn users_of_every_plugin_are_asked_of_the_servers() {
+    let cluster = crate::support::mysql::own_with(&["--plugin-load-add=auth_ed25519"]);
+    let native = Login { name: "native", password: "native-pw" };
+    let ed25519 = Login { name: "edward", password: "edward-pw" };
+    create_user(&cluster, native, "IDENTIFIED BY 'native-pw'");
+    create_user(&cluster, ed25519, "IDENTIFIED VIA ed25519 USING PASSWORD('edward-pw')");
+    let query = "cluster.auth.query = 'SELECT user, authentication_string FROM mysql.user WHERE user = ?'";
+    let proxy = crate::support::mysql::proxy(&cluster, &[query]).await;
+
+    for login in [native, ed25519, ed25519] {
+        let who = pymysql(proxy.port(), login, "", "SELECT CURRENT_USER()");
+        assert_eq!(who, Ok(format!("{}@%", login.name)));
+        for password in ["wrong", "x"] {
+            let refused = pymysql(proxy.port(), Login { password, ..login }, "", "SELECT 1");
+            assert!(refused.as_ref().is_err_and(|error| error.contains("1045")), "{refused:?}");
+        }
+    }
+    let nobody = Login { name: "nobody", password: "x" };
+    let refused = client(proxy.port(), nobody, "", &[], "SELECT 1");
+    assert!(refused.as_ref().is_err_and(|error| error.contains("1045")), "{refused:?}");
+
+    // Another password, set on the server, is the one that counts from then on.
+    cluster.node(0).sql("", "SET PASSWORD FOR edward@'%' = PASSWORD('new-pw')").expect("root may");
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    let new = Login { password: "new-pw", ..ed25519 };
+    eventually("the new password is taken", async || pymysql(proxy.port(), new, "", "SELECT 1").is_ok())
+        .await;
+}
+
+#[tokio::test]
+async fn a_user_is_changed_by_the_right_password_only() {
+    let users =
+        "cluster.users = [{ name = 'app', password = 'app-pw' }, { name = 'other', password = 'other-pw' }]";
+    let stage = Stage::set("CREATE TABLE t (x INT)", &[users]).await;
+    let other = Login { name: "other", password: "other-pw" };
+    create_user(stage.cluster, other, "IDENTIFIED BY 'other-pw'");
+
+    let mut session = stage.session().await;
+    session.run("SET @a = 1").await;
+    session.run("CREATE TEMPORARY TABLE temp (x INT)").await;
+    change_user(&mut session, other, &stage.schema).await.expect("the password is right");
+    assert_eq!(session.value("SELECT CURRENT_USER()").await, "other@%");
+    assert_eq!(session.value("SELECT DATABASE()").await, stage.schema);
+    assert_eq!(session.run("SELECT @a").await.results[0][0][0], None);
+    assert_eq!(session.error("SELECT * FROM temp").await, 1146);
+    assert_eq!(session.value("SELECT CONNECTION_ID()").await, session.number.to_string());
+
+    let wrong = Login { password: "wrong", ..APP };
+    let error = change_user(&mut session, wrong, "").await.expect_err("the password is wrong");
+    assert_eq!((error.errno, error.sqlstate.as_str()), (1045, "28000"), "{}", error.message);
+    // As with the server, that was the end.
+    assert_eq!(session.query("SELECT 1").await.expect_err("the connection ends").errno, 2013);
+
+    let mut session = stage.session().await;
+    let error = change_user(&mut session, other, "no_such_schema").await.expect_err("there is none");
+    assert_eq!(error.errno, 1049);
+}
+
+/// COM_CHANGE_USER by mysql_native_password.
+async fn change_user(
+    session: &mut Session,
+    login: Login,
+    schema: &str,
+) -> Result<(), crate::support::mysql::Refused> {
+    let proof = scramble_native(&session.nonce, login.password.as_bytes()).expect("there is a password");
+    let mut argument = Vec::new();
+    argument.extend_from_slice(login.name.as_bytes());
+    argument.extend_from_slice(&[0, proof.len() as u8]);
+    argument.extend_from_slice(&proof);
+    argument.extend_from_slice(schema.as_bytes());
+    argument.extend_from_slice(&[0, 45, 0]);
+    argument.extend_from_slice(b"mysql_native_password\0");
+    session.send(0x11, &argument).await;
+    session.receive().await.map(|_| ())
+}
+
+/// A certificate authority, and what it signs, as PEM files that servers can read.
+struct Authority {
+    folder: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new([]).expect("no names, no fault");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "test authority");
+        let key = KeyPair::generate().expect("keys are to be had");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("the CA can be signed");
+        let folder = tempfile::tempdir().expect("there is room for files");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+        let authority = Self { folder, issuer };
+        fs::write(authority.path("ca.pem"), authority.issuer.pem()).expect("there is room for files");
+        authority
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Certificate and key for a common name that is also an alternative one.
+    fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
+        let mut params = CertificateParams::new([name.to_owned()]).expect("the test wrote it");
+        params.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("keys are to be had");
+        let certificate = params.signed_by(&key, &self.issuer).expect("the CA can sign");
+        let paths = (self.path(&format!("{name}.pem")), self.path(&format!("{name}.key")));
+        fs::write(&paths.0, certificate.pem()).expect("there is room for files");
+        fs::write(&paths.1, key.serialize_pem()).expect("there is room for files");
+        // The servers run as another user.
+        fs::set_permissions(&paths.1, fs::Permissions::from_mode(0o644)).expect("it is ours");
+        paths
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("temporary folders have plain names")
+}
+
+#[tokio::test]
+async fn clients_speak_tls_as_the_mode_asks() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("127.0.0.1");
+    let (app, app_key) = authority.issue("app");
+    let (ca, app, app_key) = (authority.path("ca.pem"), app, app_key);
+    let cluster = crate::support::mysql::shared();
+    let verify = [format!("--ssl-ca={}", text(&ca)), "--ssl-verify-server-cert".to_owned()];
+    let certified =
+        [verify[0].clone(), format!("--ssl-cert={}", text(&app)), format!("--ssl-key={}", text(&app_key))];
+    let options = |list: &'static [&str]| list.iter().map(|&option| option.to_owned()).collect::<Vec<_>>();
+    let plain = options(&["--skip-ssl"]);
+    // Mode, and whether clients without TLS, with it, and with a certificate of the user's get in.
+    for (mode, lets_in) in [
+        ("prefer", [true, true, true]),
+        ("require", [false, true, true]),
+        ("verify-full", [false, false, true]),
+    ] {
+        let settings = format!(
+            "cluster.tls.client = {{ mode = '{mode}', certificate = '{}', key = '{}', ca = '{}' }}",
+            text(&certificate),
+            text(&key),
+            text(&ca)
+        );
+        let proxy = Proxy::start_unready(&cluster.addresses(), &[ENGINE, &settings]);
+        proxy.wait_for_log("role replica").await;
+        for (arguments, expected) in [&plain[..], &verify, &certified].into_iter().zip(lets_in) {
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            let answer = client(proxy.port(), APP, "", &arguments, "SELECT 7");
+            assert_eq!(answer.is_ok(), expected, "{mode} {arguments:?}: {answer:?}");
+        }
+        if mode == "require" {
+            let refused = client(proxy.port(), APP, "", &["--skip-ssl"], "SELECT 7").expect_err("no TLS");
+            assert!(refused.contains("ERROR 3159"), "{refused}");
+        }
+        if mode == "verify-full" {
+            let arguments: Vec<&str> = certified.iter().map(String::as_str).collect();
+            let stranger = Login { name: "sha2", password: "sha2-pw" };
+            let refused = client(proxy.port(), stranger, "", &arguments, "SELECT 7");
+            assert!(refused.as_ref().is_err_and(|error| error.contains("1045")), "{refused:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn passwords_are_sent_within_tls_where_there_is_tls() {
+    let login = Login { name: "sha2_tls", ..SHA2 };
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("127.0.0.1");
+    let users = format!(
+        "cluster.users = [{{ name = 'sha2_tls', password = '{SHA2_STORED}' }}, {{ name = 'app', password = 'app-pw' }}]"
+    );
+    let tls = format!(
+        "cluster.tls.client = {{ mode = 'prefer', certificate = '{}', key = '{}' }}",
+        text(&certificate),
+        text(&key)
+    );
+    let stage = Stage::set("", &[&users, &tls]).await;
+    create_user(stage.cluster, login, "IDENTIFIED BY 'sha2-pw'");
+    let ca = format!("--ssl-ca={}", text(&authority.path("ca.pem")));
+    let options = [ca.as_str(), "--default-auth=caching_sha2_password"];
+
+    let wrong = client(stage.proxy.port(), Login { password: "wrong", ..login }, "", &options, "SELECT 1");
+    assert!(wrong.as_ref().is_err_and(|error| error.contains("1045")), "{wrong:?}");
+    for _ in 0..2 {
+        let who = client(stage.proxy.port(), login, "", &options, "SELECT CURRENT_USER()");
+        assert_eq!(who, Ok("sha2_tls@%".to_owned()));
+    }
+}
+
+#[tokio::test]
+async fn servers_are_reached_by_tls_and_checked_as_the_mode_asks() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("127.0.0.1");
+    let arguments = [
+        format!("--ssl-cert={}", text(&certificate)),
+        format!("--ssl-key={}", text(&key)),
+        format!("--ssl-ca={}", text(&authority.path("ca.pem"))),
+    ];
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let cluster = crate::support::mysql::own_with(&arguments);
+    const ASK: &str =
+        "SELECT variable_value FROM information_schema.session_status WHERE variable_name = 'Ssl_cipher'";
+    for (mode, encrypted) in
+        [("disable", false), ("prefer", true), ("require", true), ("verify-ca", true), ("verify-full", true)]
+    {
+        let ca =
+            if encrypted { format!(", ca = '{}'", text(&authority.path("ca.pem"))) } else { String::new() };
+        let settings = format!("cluster.tls.server = {{ mode = '{mode}'{ca} }}");
+        let proxy = crate::support::mysql::proxy(&cluster, &[&settings]).await;
+        let mut session = Session::open(proxy.port(), APP, "").await;
+        assert_eq!(!session.value(ASK).await.is_empty(), encrypted, "{mode}");
+    }
+
+    // Signed by somebody else: not this server.
+    let stranger = Authority::new();
+    let settings =
+        format!("cluster.tls.server = {{ mode = 'verify-ca', ca = '{}' }}", text(&stranger.path("ca.pem")));
+    let proxy = Proxy::start_unready(
+        &cluster.addresses(),
+        &[ENGINE, &settings, "cluster.limits.login_timeout = '2s'"],
+    );
+    assert!(Session::connect(proxy.port(), APP, "", BASIC | can::SESSION_TRACK).await.is_err());
+}

@@ -1,0 +1,580 @@
+//! Every command is answered as the server itself answers it, byte for byte.
+
+use pointsman::{
+    demo::servers::APP,
+    mysql::{
+        command::code,
+        packet::{self, capability as can},
+    },
+};
+
+use crate::support::{
+    mysql::{BASIC, Session, Stage},
+    mysql_frames::Frame,
+};
+
+/// What a client does, on one connection.
+type Script = Vec<(u8, Vec<u8>)>;
+
+fn queries(texts: &[&str]) -> Script {
+    texts.iter().map(|text| (code::QUERY, text.as_bytes().to_vec())).collect()
+}
+
+/// COM_STMT_EXECUTE; `values` are strings.
+fn execute(id: u32, cursor: u8, values: &[Option<&str>]) -> (u8, Vec<u8>) {
+    let mut argument = id.to_le_bytes().to_vec();
+    argument.extend_from_slice(&[cursor, 1, 0, 0, 0]);
+    if !values.is_empty() {
+        let mut nulls = vec![0_u8; values.len().div_ceil(8)];
+        for (at, _) in values.iter().enumerate().filter(|(_, value)| value.is_none()) {
+            nulls[at / 8] |= 1 << (at % 8);
+        }
+        argument.extend_from_slice(&nulls);
+        argument.push(1);
+        values.iter().for_each(|_| argument.extend_from_slice(&[253, 0]));
+        for value in values.iter().flatten() {
+            packet::put_lenenc_bytes(&mut argument, value.as_bytes());
+        }
+    }
+    (code::STMT_EXECUTE, argument)
+}
+
+fn prepare(text: &str) -> (u8, Vec<u8>) {
+    (code::STMT_PREPARE, text.as_bytes().to_vec())
+}
+
+fn of_statement(code: u8, id: u32, more: &[u8]) -> (u8, Vec<u8>) {
+    (code, [&id.to_le_bytes()[..], more].concat())
+}
+
+/// Runs a script on a connection of its own, and returns the packets of each answer. Statements
+/// have the numbers in which they were prepared: servers go on counting where another left off.
+async fn answers(port: u16, schema: &str, capabilities: u32, script: &Script) -> Vec<Vec<Frame>> {
+    let mut session = Session::connect(port, APP, schema, capabilities).await.expect("it logs in");
+    let mut ids: Vec<[u8; 4]> = Vec::new();
+    let mut answers = Vec::new();
+    for (code, argument) in script {
+        let mut argument = argument.clone();
+        let number = argument.first().copied().filter(|_| is_of_statement(*code));
+        let id = number.and_then(|number| ids.get(usize::from(number).checked_sub(1)?).copied());
+        if let Some(id) = id {
+            argument[..4].copy_from_slice(&id);
+        }
+        let Ok(mut frames) = session.exchange(*code, &argument).await else {
+            answers.push(vec![b"the connection ended".to_vec()]);
+            break;
+        };
+        if *code == code::STMT_PREPARE && frames[0][1] == packet::OK {
+            ids.push(frames[0][2..6].try_into().expect("four bytes"));
+            frames[0][2..6].copy_from_slice(&(ids.len() as u32).to_le_bytes());
+        }
+        if let Some((id, number)) = id.zip(number) {
+            let told = format!("({})", u32::from_le_bytes(id));
+            frames.iter_mut().for_each(|frame| replace(frame, &told, &format!("({number})")));
+        }
+        answers.push(frames);
+    }
+    answers
+}
+
+fn is_of_statement(code: u8) -> bool {
+    use code::{STMT_CLOSE, STMT_EXECUTE, STMT_FETCH, STMT_RESET, STMT_SEND_LONG_DATA};
+    [STMT_CLOSE, STMT_EXECUTE, STMT_FETCH, STMT_RESET, STMT_SEND_LONG_DATA].contains(&code)
+}
+
+fn replace(frame: &mut Frame, told: &str, by: &str) {
+    if let Some(at) = frame.windows(told.len()).position(|part| part == told.as_bytes()) {
+        frame.splice(at..at + told.len(), by.bytes());
+    }
+}
+
+/// Compares the answers of the primary and of the proxy to each script.
+async fn same(stage: &Stage, scripts: Vec<(&str, Script)>) {
+    let mut wrong = Vec::new();
+    for (what, script) in &scripts {
+        for extra in [0, can::DEPRECATE_EOF] {
+            let direct = answers(stage.primary_port(), &stage.schema, BASIC | extra, script).await;
+            let through = answers(stage.proxy.port(), &stage.schema, BASIC | extra, script).await;
+            for (at, (direct, through)) in direct.iter().zip(&through).enumerate() {
+                if direct != through {
+                    let (code, argument) = &script[at];
+                    wrong.push(format!(
+                        "{what} ({extra:#x}): {code:#04x} {}\n  server: {}\n  proxy:  {}",
+                        String::from_utf8_lossy(argument),
+                        shown(direct),
+                        shown(through),
+                    ));
+                }
+            }
+            if direct.len() != through.len() {
+                wrong.push(format!("{what}: {} answers, and {} of the proxy", direct.len(), through.len()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+fn shown(frames: &[Frame]) -> String {
+    let each = |frame: &Frame| {
+        let part = &frame[..frame.len().min(200)];
+        format!("{:?}", bytes::Bytes::copy_from_slice(part))
+    };
+    frames.iter().map(each).collect::<Vec<_>>().join(" | ")
+}
+
+/// Plans are told by flags: an index is named where statistics could choose otherwise on a replica.
+const TABLE: &str = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT, y VARCHAR(100), UNIQUE (x));
+     INSERT INTO t (x, y) VALUES (1, 'one'), (2, 'two'), (3, NULL);
+     CREATE PROCEDURE results() BEGIN SELECT 1; SELECT x FROM t FORCE INDEX (x) ORDER BY x; END;
+     CREATE PROCEDURE fails() BEGIN SELECT 1; SELECT * FROM missing; SELECT 2; END;
+     CREATE PROCEDURE out_parameter(OUT a INT) BEGIN SET a = 7; END";
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table, an entry per habit of a client")]
+async fn statements_of_the_text_protocol_are_answered_as_by_the_server() {
+    let stage = Stage::set(TABLE, &[]).await;
+    let script = |texts: &[&str]| queries(texts);
+    same(
+        &stage,
+        vec![
+            (
+                "reads",
+                script(&[
+                    "SELECT 1",
+                    "SELECT x, y FROM t FORCE INDEX (x) ORDER BY x",
+                    "SELECT * FROM t WHERE x > 5",
+                ]),
+            ),
+            ("empty", script(&["", " ", ";", "-- nothing", "/* nothing */", "SELECT 2"])),
+            ("errors", script(&["SELEC 1", "SELECT * FROM missing", "SELECT nope FROM t", "SELECT 1"])),
+            (
+                "several",
+                script(&["SELECT 1; SELECT 2; SELECT 3", "SELECT 1; SELECT nope; SELECT 3", "SELECT 4"]),
+            ),
+            ("several with an end", script(&["SELECT 1;", "SELECT 1; ", "SELECT 1;;", "SELECT 1; -- end"])),
+            (
+                "results of procedures",
+                script(&["CALL results()", "CALL fails()", "CALL results()", "SELECT 5"]),
+            ),
+            (
+                "writes",
+                script(&[
+                    "CREATE OR REPLACE TABLE w (id INT AUTO_INCREMENT PRIMARY KEY, x INT UNIQUE)",
+                    "INSERT INTO w (x) VALUES (1), (2)",
+                    "INSERT INTO w (x) VALUES (1)",
+                    "INSERT IGNORE INTO w (x) VALUES (1), (9)",
+                    "UPDATE w SET x = x + 10 WHERE x = 2",
+                    "UPDATE w SET x = x WHERE x = 12",
+                    "REPLACE INTO w VALUES (1, 5)",
+                    "INSERT INTO w (x) VALUES (77) RETURNING id",
+                    "DELETE FROM w",
+                    "DROP TABLE w",
+                ]),
+            ),
+            (
+                "transactions",
+                script(&[
+                    "BEGIN",
+                    "SELECT 1",
+                    "INSERT INTO t (id, x) VALUES (50, 50)",
+                    "SAVEPOINT a",
+                    "ROLLBACK TO a",
+                    "RELEASE SAVEPOINT a",
+                    "ROLLBACK",
+                    "COMMIT",
+                    "ROLLBACK",
+                    "START TRANSACTION READ ONLY",
+                    "SELECT x FROM t WHERE x = 1",
+                    "COMMIT",
+                    "START TRANSACTION WITH CONSISTENT SNAPSHOT",
+                    "COMMIT",
+                    "SAVEPOINT b",
+                    "ROLLBACK TO b",
+                    "BEGIN",
+                    "BEGIN",
+                    "SELECT 2",
+                    "COMMIT",
+                ]),
+            ),
+            (
+                "chains",
+                script(&[
+                    "BEGIN",
+                    "INSERT INTO t (id, x) VALUES (60, 60)",
+                    "ROLLBACK AND CHAIN",
+                    "SELECT COUNT(*) FROM t",
+                    "COMMIT AND CHAIN",
+                    "SELECT 1",
+                    "ROLLBACK AND NO CHAIN",
+                    "SELECT 1",
+                    "BEGIN",
+                    "COMMIT AND CHAIN",
+                    "SELECT 2",
+                    "COMMIT NO RELEASE",
+                    "SELECT 3",
+                    "COMMIT AND CHAIN",
+                    "SELECT 4",
+                    "ROLLBACK",
+                ]),
+            ),
+            ("releases", script(&["COMMIT NO RELEASE", "BEGIN", "SELECT 1", "COMMIT RELEASE", "SELECT 1"])),
+            ("a release of nothing", script(&["BEGIN", "ROLLBACK RELEASE", "SELECT 1"])),
+            ("a release that fails", script(&["COMMIT AND CHAIN RELEASE", "SELECT 1"])),
+            (
+                "autocommit off",
+                script(&[
+                    "SET autocommit = 0",
+                    "SELECT 1",
+                    "SELECT x FROM t WHERE x = 1",
+                    "COMMIT",
+                    "SET @a = 1",
+                    "SELECT nope",
+                    "INSERT INTO t (id, x) VALUES (70, 70)",
+                    "ROLLBACK",
+                    "SET autocommit = 1",
+                    "SELECT 1",
+                ]),
+            ),
+            (
+                "settings",
+                script(&[
+                    "SET NAMES latin1",
+                    "SELECT 'a'",
+                    "SET NAMES utf8mb4 COLLATE utf8mb4_bin",
+                    "SELECT 'a'",
+                    "SET SESSION sql_mode = 'ANSI_QUOTES'",
+                    "SELECT \"x\" FROM t WHERE x = 1",
+                    "SET SESSION sql_mode = 'nonsense'",
+                    "SET no_such_variable = 1",
+                    "SET character_set_results = NULL",
+                    "SELECT 'b'",
+                    "SET time_zone = '+05:00'",
+                    "SELECT @@time_zone",
+                    "RESET QUERY CACHE",
+                ]),
+            ),
+            (
+                "nonsense in a transaction",
+                script(&[
+                    "BEGIN",
+                    "SELEC 1",
+                    "SELECT 1",
+                    "RESET nonsense",
+                    "SELECT 2",
+                    "COMMIT",
+                    "BEGIN",
+                    "RESET nonsense",
+                    "SELECT 3",
+                    "ROLLBACK",
+                ]),
+            ),
+            (
+                "what is no statement",
+                script(&[
+                    "RESET",
+                    "RESET nonsense",
+                    "KILL",
+                    "KILL nonsense",
+                    "USE",
+                    "SHOW NONSENSE",
+                    "EXECUTE nope",
+                    "DEALLOCATE PREPARE nope",
+                ]),
+            ),
+            (
+                "prepared in SQL",
+                script(&[
+                    "PREPARE p FROM 'SELECT ? + 1'",
+                    "SET @a = 4",
+                    "EXECUTE p USING @a",
+                    "EXECUTE p",
+                    "DEALLOCATE PREPARE p",
+                    "EXECUTE p USING @a",
+                ]),
+            ),
+            (
+                "catalog",
+                script(&[
+                    "SHOW TABLES",
+                    "SHOW COLUMNS FROM t",
+                    "SHOW CREATE PROCEDURE fails",
+                    "DESCRIBE t",
+                    "SHOW DATABASES LIKE 'information%'",
+                ]),
+            ),
+            (
+                "use",
+                script(&["USE information_schema", "SELECT DATABASE()", "USE nope", "SELECT DATABASE()"]),
+            ),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn diagnostics_are_of_the_statement_before() {
+    let stage = Stage::set(TABLE, &[]).await;
+    let ask =
+        ["SHOW WARNINGS", "SHOW ERRORS", "SHOW COUNT(*) WARNINGS", "SELECT @@warning_count, @@error_count"];
+    let mut scripts = Vec::new();
+    for statement in [
+        "SELECT 1/0",
+        "SELECT CAST('x' AS SIGNED)",
+        "SELECT 1",
+        "SELECT * FROM missing",
+        "SELECT nope FROM t",
+        "SELEC 1",
+        "INSERT IGNORE INTO t (x) VALUES (1)",
+        "INSERT INTO t (x) VALUES (1)",
+        "DROP TABLE IF EXISTS nope",
+        "SELECT 1/0; SELECT 1",
+        "SELECT 1; SELECT 1/0",
+    ] {
+        for question in ask {
+            let mut texts = vec!["UPDATE t SET y = 1/0 WHERE x = 99", statement, question, question];
+            scripts.push((statement, queries(&texts)));
+            texts.insert(0, "BEGIN");
+            texts.push("ROLLBACK");
+            scripts.push((statement, queries(&texts)));
+        }
+        let texts = [statement, ask[0], "SELECT x FROM t WHERE x = 1", ask[0]];
+        scripts.push((statement, queries(&texts)));
+    }
+    same(&stage, scripts).await;
+}
+
+#[tokio::test]
+async fn what_the_statement_before_found_is_its_own() {
+    let stage = Stage::set(TABLE, &[]).await;
+    let mut scripts = Vec::new();
+    for statement in
+        ["SELECT x FROM t", "SELECT x FROM t LIMIT 1", "DELETE FROM t WHERE x > 90", "SELECT 1", "DO 1"]
+    {
+        for question in ["SELECT FOUND_ROWS()", "SELECT ROW_COUNT()"] {
+            // A first question makes the proxy set aside what may be asked.
+            scripts.push((
+                statement,
+                queries(&["DELETE FROM t WHERE x > 90", "SELECT ROW_COUNT()", statement, question, question]),
+            ));
+        }
+    }
+    same(&stage, scripts).await;
+}
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table, an entry per habit of a client")]
+async fn prepared_statements_are_answered_as_by_the_server() {
+    let stage = Stage::set(TABLE, &[]).await;
+    let close = |id| of_statement(code::STMT_CLOSE, id, b"");
+    let fetch = |id, rows: u32| of_statement(code::STMT_FETCH, id, &rows.to_le_bytes());
+    let reset = |id| of_statement(code::STMT_RESET, id, b"");
+    let long = |id, parameter: u16, data: &[u8]| {
+        of_statement(code::STMT_SEND_LONG_DATA, id, &[&parameter.to_le_bytes()[..], data].concat())
+    };
+    same(
+        &stage,
+        vec![
+            (
+                "a read",
+                vec![
+                    prepare("SELECT x, y, ? FROM t FORCE INDEX (x) ORDER BY x"),
+                    execute(1, 0, &[Some("a")]),
+                    execute(1, 0, &[None]),
+                    close(1),
+                    execute(1, 0, &[None]),
+                ],
+            ),
+            (
+                "a write",
+                vec![
+                    prepare("INSERT INTO t (x, y) VALUES (?, ?)"),
+                    execute(1, 0, &[Some("1"), None]),
+                    prepare("DELETE FROM t WHERE x = ?"),
+                    execute(2, 0, &[Some("5")]),
+                ],
+            ),
+            (
+                "errors",
+                vec![
+                    prepare("SELEC ?"),
+                    prepare("SELECT * FROM missing"),
+                    prepare(""),
+                    prepare("SELECT ?"),
+                    execute(1, 0, &[Some("x")]),
+                ],
+            ),
+            ("two statements in one", vec![prepare("SELECT 1; SELECT 2"), prepare("SELECT 1;")]),
+            (
+                "what cannot be prepared",
+                vec![prepare("PREPARE p FROM 'SELECT 1'"), prepare("BEGIN"), execute(1, 0, &[])],
+            ),
+            (
+                "cursors",
+                vec![
+                    prepare("SELECT x FROM t FORCE INDEX (x) ORDER BY x"),
+                    execute(1, 1, &[]),
+                    fetch(1, 2),
+                    fetch(1, 2),
+                    fetch(1, 2),
+                    execute(1, 1, &[]),
+                    fetch(1, 1),
+                    reset(1),
+                    fetch(1, 1),
+                    execute(1, 0, &[]),
+                    close(1),
+                    fetch(1, 1),
+                ],
+            ),
+            (
+                "a cursor that stays open over another statement",
+                vec![
+                    prepare("SELECT x FROM t FORCE INDEX (x) ORDER BY x"),
+                    execute(1, 1, &[]),
+                    fetch(1, 1),
+                    (code::QUERY, b"SELECT 1".to_vec()),
+                    fetch(1, 5),
+                    close(1),
+                    (code::QUERY, b"SELECT 2".to_vec()),
+                ],
+            ),
+            (
+                "a cursor on what has no rows",
+                vec![
+                    prepare("SELECT x FROM t WHERE x > 1000"),
+                    execute(1, 1, &[]),
+                    fetch(1, 5),
+                    prepare("DO 1"),
+                    execute(2, 1, &[]),
+                    fetch(2, 1),
+                ],
+            ),
+            (
+                "a value in pieces",
+                vec![
+                    prepare("SELECT ?"),
+                    long(1, 0, b"abc"),
+                    long(1, 0, b"def"),
+                    execute(1, 0, &[None]),
+                    execute(1, 0, &[Some("g")]),
+                    long(1, 0, b"lost"),
+                    reset(1),
+                    execute(1, 0, &[Some("h")]),
+                ],
+            ),
+            ("a value of no statement", vec![long(9, 0, b"abc"), (code::QUERY, b"SELECT 1".to_vec())]),
+            (
+                "resets",
+                vec![
+                    prepare("SELECT ?"),
+                    reset(1),
+                    reset(7),
+                    execute(1, 0, &[Some("x")]),
+                    (code::RESET_CONNECTION, vec![]),
+                    execute(1, 0, &[Some("x")]),
+                ],
+            ),
+            (
+                "a procedure",
+                vec![
+                    prepare("CALL results()"),
+                    execute(1, 0, &[]),
+                    execute(1, 0, &[]),
+                    prepare("CALL out_parameter(?)"),
+                    execute(2, 0, &[None]),
+                ],
+            ),
+            ("unknown statements", vec![execute(4, 0, &[]), fetch(4, 1), reset(4), close(4)]),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table, an entry per habit of a client")]
+async fn other_commands_are_answered_as_by_the_server() {
+    let stage = Stage::set(TABLE, &[]).await;
+    let query = |text: &str| (code::QUERY, text.as_bytes().to_vec());
+    same(
+        &stage,
+        vec![
+            (
+                "ping",
+                vec![
+                    (code::PING, vec![]),
+                    query("BEGIN"),
+                    (code::PING, vec![]),
+                    query("SELECT 1"),
+                    (code::PING, vec![]),
+                    query("COMMIT"),
+                    (code::PING, vec![]),
+                ],
+            ),
+            (
+                "init",
+                vec![
+                    (code::INIT_DB, b"information_schema".to_vec()),
+                    query("SELECT DATABASE()"),
+                    (code::INIT_DB, b"nope".to_vec()),
+                    (code::INIT_DB, vec![]),
+                    query("SELECT DATABASE()"),
+                ],
+            ),
+            (
+                "fields",
+                vec![
+                    (code::FIELD_LIST, b"t\0".to_vec()),
+                    (code::FIELD_LIST, b"t\0x%".to_vec()),
+                    (code::FIELD_LIST, b"missing\0".to_vec()),
+                ],
+            ),
+            (
+                "options",
+                vec![
+                    (code::SET_OPTION, vec![1, 0]),
+                    query("SELECT 1; SELECT 2"),
+                    (code::SET_OPTION, vec![0, 0]),
+                    query("SELECT 1; SELECT 2"),
+                    (code::SET_OPTION, vec![7, 0]),
+                    (code::SET_OPTION, vec![]),
+                ],
+            ),
+            (
+                "resets",
+                vec![
+                    query("SET @a = 1, sql_mode = ''"),
+                    (code::RESET_CONNECTION, vec![]),
+                    query("SELECT @a, @@sql_mode"),
+                    query("BEGIN"),
+                    query("SELECT 1"),
+                    (code::RESET_CONNECTION, vec![]),
+                    query("SELECT 1"),
+                    query("BEGIN"),
+                    (code::RESET_CONNECTION, vec![]),
+                    query("SELECT 1"),
+                ],
+            ),
+            (
+                "kills",
+                vec![
+                    (code::PROCESS_KILL, 4_000_000_000_u32.to_le_bytes().to_vec()),
+                    query("KILL 4000000000"),
+                    query("SELECT 1"),
+                ],
+            ),
+            (
+                "what the server does not know",
+                vec![
+                    (0x00, vec![]),
+                    (0x05, b"x".to_vec()),
+                    (0x0B, vec![]),
+                    (0x0F, vec![]),
+                    (0x10, vec![]),
+                    (0x7F, vec![]),
+                    query("SELECT 1"),
+                ],
+            ),
+            ("debug", vec![(code::DEBUG, vec![]), (code::REFRESH, vec![1]), query("SELECT 1")]),
+        ],
+    )
+    .await;
+}
