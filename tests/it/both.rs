@@ -1,4 +1,4 @@
-//! What the engine promises, on both databases from one text.
+//! What the engine promises, on PostgreSQL, MariaDB and MySQL from one text.
 
 use pointsman::demo::servers::Stop;
 

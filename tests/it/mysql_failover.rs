@@ -2,14 +2,22 @@
 
 use pointsman::demo::servers::{APP, Stop};
 
-use crate::support::{
-    PATIENCE, eventually,
-    mysql::{self, BASIC, Session},
+use crate::{
+    both_makes,
+    support::{
+        PATIENCE, eventually,
+        mysql::{self, BASIC, Make, Session},
+    },
 };
 
-#[tokio::test]
-async fn a_killed_replica_fails_no_reads_and_is_taken_back() {
-    let cluster = mysql::own();
+both_makes!(
+    a_killed_replica_fails_no_reads_and_is_taken_back,
+    a_promoted_replica_gets_the_writes_and_the_old_primary_none,
+    reads_after_a_write_wait_for_no_replica_and_never_see_old_data,
+);
+
+async fn a_killed_replica_fails_no_reads_and_is_taken_back(make: Make) {
+    let cluster = make.own();
     let proxy = mysql::proxy(&cluster, &["cluster.routing.slow_start = '0s'"]).await;
     let mut session = Session::open(proxy.port(), APP, "app").await;
     let lost = cluster.node(1).port();
@@ -24,9 +32,8 @@ async fn a_killed_replica_fails_no_reads_and_is_taken_back() {
     eventually("reads use it again", async || session.lock().await.port().await == lost).await;
 }
 
-#[tokio::test]
-async fn a_promoted_replica_gets_the_writes_and_the_old_primary_none() {
-    let cluster = mysql::own();
+async fn a_promoted_replica_gets_the_writes_and_the_old_primary_none(make: Make) {
+    let cluster = make.own();
     let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
     let proxy = mysql::proxy(&cluster, &[]).await;
     let mut session = Session::open(proxy.port(), APP, &schema).await;
@@ -71,9 +78,8 @@ async fn a_promoted_replica_gets_the_writes_and_the_old_primary_none() {
     eventually("it serves reads as a replica", async || session.lock().await.port().await == old).await;
 }
 
-#[tokio::test]
-async fn reads_after_a_write_wait_for_no_replica_and_never_see_old_data() {
-    let cluster = mysql::own();
+async fn reads_after_a_write_wait_for_no_replica_and_never_see_old_data(make: Make) {
+    let cluster = make.own();
     let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
     let proxy = mysql::proxy(&cluster, &[]).await;
     let mut session = Session::open(proxy.port(), APP, &schema).await;

@@ -1,14 +1,26 @@
-//! One text of a scenario for both databases.
+//! One text of a scenario for PostgreSQL, MariaDB and MySQL.
 
 use pointsman::demo::servers::{APP, Stop};
 
-use super::{Database, Proxy, cluster, mysql};
+use super::{Database, Proxy, cluster, mysql, mysql::Make};
 
 /// Which database a scenario runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
     Postgres,
-    Mysql,
+    MariaDb,
+    Mysql9,
+}
+
+impl Engine {
+    /// Whose servers, unless it is PostgreSQL.
+    fn make(self) -> Option<Make> {
+        match self {
+            Self::Postgres => None,
+            Self::MariaDb => Some(Make::MariaDb),
+            Self::Mysql9 => Some(Make::Mysql9),
+        }
+    }
 }
 
 /// A cluster that ends with its test, a table space of the test's own, and a proxy.
@@ -26,14 +38,12 @@ pub enum Session {
 impl Stage {
     /// The shared servers of an engine, with `sql` run on them, and a proxy with `settings`.
     pub async fn set(engine: Engine, sql: &str, settings: &[&str]) -> Self {
-        match engine {
-            Engine::Postgres => {
-                let cluster = cluster::shared();
-                let database = Database::with(cluster, sql).name;
-                Self::Postgres { cluster, database, proxy: Box::new(Proxy::start(cluster, settings).await) }
-            }
-            Engine::Mysql => Self::Mysql(mysql::Stage::set(sql, settings).await),
+        if let Some(make) = engine.make() {
+            return Self::Mysql(mysql::Stage::on(make, sql, settings).await);
         }
+        let cluster = cluster::shared();
+        let database = Database::with(cluster, sql).name;
+        Self::Postgres { cluster, database, proxy: Box::new(Proxy::start(cluster, settings).await) }
     }
 
     pub async fn session(&self) -> Session {
@@ -84,14 +94,14 @@ impl Session {
 /// A cluster of its own whose servers can be stopped and promoted.
 pub enum Servers {
     Postgres(pointsman::demo::servers::PgCluster),
-    Mysql(pointsman::demo::maria::MariaCluster),
+    Mysql(pointsman::demo::mysql::MysqlCluster),
 }
 
 impl Servers {
     pub fn own(engine: Engine) -> Self {
-        match engine {
-            Engine::Postgres => Self::Postgres(cluster::own()),
-            Engine::Mysql => Self::Mysql(mysql::own()),
+        match engine.make() {
+            None => Self::Postgres(cluster::own()),
+            Some(make) => Self::Mysql(make.own()),
         }
     }
 
@@ -173,7 +183,7 @@ impl Servers {
     }
 }
 
-/// Runs each scenario, `async fn name(engine: Engine)`, on both databases.
+/// Runs each scenario, `async fn name(engine: Engine)`, on every database.
 #[macro_export]
 macro_rules! both_databases {
     ($($name:ident),* $(,)?) => {
@@ -183,10 +193,16 @@ macro_rules! both_databases {
                 super::$name($crate::support::both::Engine::Postgres).await;
             })*
         }
-        mod on_mysql {
+        mod on_mariadb {
             $(#[tokio::test]
             async fn $name() {
-                super::$name($crate::support::both::Engine::Mysql).await;
+                super::$name($crate::support::both::Engine::MariaDb).await;
+            })*
+        }
+        mod on_mysql9 {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name($crate::support::both::Engine::Mysql9).await;
             })*
         }
     };

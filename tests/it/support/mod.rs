@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod drivers;
 pub mod link;
 pub mod mysql;
+pub mod mysql_servers;
 pub mod patroni;
 pub mod proxy;
 pub mod wire;
