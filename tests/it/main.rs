@@ -25,6 +25,7 @@ mod login;
 mod metrics;
 mod mysql_drivers;
 mod mysql_failover;
+mod mysql_servers;
 mod mysql_session;
 mod patroni;
 mod pipelining;
