@@ -330,6 +330,10 @@ impl<P: Protocol> Session<P> {
         hold: &mut Option<Hold<'_>>,
     ) -> Result<Held<P>, TakeFault> {
         let node = snapshot.node(id);
+        if let Some(kept) = self.take_kept_at(node) {
+            attempt.kept = true;
+            return Ok(kept);
+        }
         let asked = if attempt.again || !attempt.waited.is_zero() { Instant::now() } else { attempt.began };
         let taken = {
             let pool = self.known(&node.address, node.role).pool.clone();
@@ -373,6 +377,12 @@ impl<P: Protocol> Session<P> {
             }
         }
         Ok(held)
+    }
+
+    /// The connection that the session keeps, if it is one to the chosen node: to wait for another
+    /// could be to wait for itself.
+    fn take_kept_at(&mut self, node: &Node) -> Option<Held<P>> {
+        self.kept.take_if(|kept| *kept.address() == node.address && kept.role == node.role)
     }
 
     /// Whether the choice of the node rests on how far it is.

@@ -5,6 +5,7 @@ mod support;
 mod activation;
 mod bad_input;
 mod both;
+mod both_servers;
 mod cancel;
 mod catalog;
 mod command_route;
