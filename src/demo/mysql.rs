@@ -166,6 +166,30 @@ impl MysqlCluster {
         self.follow(index, primary)
     }
 
+    /// Makes the commits of a primary wait until a replica has them; for clusters with
+    /// [`Flavour::semi_synchronous`] arguments.
+    ///
+    /// # Errors
+    /// When the server says no.
+    pub fn wait_for_replicas(&self, primary: usize) -> Result<(), ServerError> {
+        self.node(primary).sql("", self.flavour.wait_for_replicas()).map(drop)
+    }
+
+    /// Makes a replica of a dead primary apply all that it has received, as whoever promotes it should.
+    ///
+    /// # Errors
+    /// When it has not in half a minute.
+    pub fn apply_received(&self, index: usize) -> Result<(), ServerError> {
+        let node = self.node(index);
+        node.sql("", self.flavour.stop_receiving())?;
+        eventually(&format!("{} to apply what it has", node.name), CHANGE_LIMIT, || {
+            let status = node.sql("", self.flavour.replication())?;
+            let columns: Vec<&str> = status.split('\t').collect();
+            // File and place read, and file and place applied.
+            Ok(columns.len() > 21 && (columns[5], columns[6]) == (columns[9], columns[21]))
+        })
+    }
+
     /// Stops a replica's replay; it goes on receiving.
     ///
     /// # Errors

@@ -1,5 +1,7 @@
 //! What MySQL and MariaDB servers say of their replication, and what follows from it.
 
+mod semi_sync;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -21,7 +23,8 @@ pub struct Node {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
-    /// System variables by their names in lower case.
+    /// System variables, and status variables of semi-synchronous replication, by their names in
+    /// lower case.
     pub variables: HashMap<String, String>,
     /// Its clock less ours, in seconds.
     pub skew: f64,
@@ -49,12 +52,19 @@ impl Facts {
 
 const VARIABLES: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_id', 'server_uuid', 'version', 'log_bin', \
  'log_slave_updates', 'log_replica_updates', 'read_only', 'super_read_only', 'gtid_mode', 'sync_binlog', \
- 'innodb_flush_log_at_trx_commit', 'binlog_format', 'rpl_semi_sync_master_enabled', 'rpl_semi_sync_source_enabled')";
+ 'innodb_flush_log_at_trx_commit', 'binlog_format', 'binlog_expire_logs_seconds', 'expire_logs_days') \
+ OR Variable_name LIKE 'rpl\\_semi\\_sync\\_%'";
+
+const STATUS: &str = "SHOW GLOBAL STATUS LIKE 'Rpl\\_semi\\_sync\\_%'";
 
 /// Columns of SHOW SLAVE STATUS; their places are the same in all versions of both.
 const RECEIVES: usize = 10;
 const APPLIES: usize = 11;
 const LAST_ERROR: usize = 19;
+
+/// A replica that is away for longer than binary logs are kept has to be made anew: a weekend's repair,
+/// in seconds.
+const SHORT_EXPIRY: f64 = 3.0 * 86_400.0;
 
 /// Clocks further apart than this make times in logs useless.
 const SKEW: f64 = 2.0;
@@ -69,7 +79,8 @@ pub async fn read(server: &mut Backend) -> Result<Facts, String> {
     let now =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
     let theirs = clock.first().and_then(|row| row.first()?.as_deref()?.parse::<f64>().ok());
-    let variables = server.query_all(VARIABLES).await.map_err(asked)?;
+    let mut variables = server.query_all(VARIABLES).await.map_err(asked)?;
+    variables.extend(server.query_all(STATUS).await.map_err(asked)?);
     let variables = variables
         .into_iter()
         .filter_map(|row| Some((row.first()?.clone()?.to_ascii_lowercase(), row.get(1)?.clone()?)));
@@ -104,6 +115,7 @@ pub fn diagnose(nodes: &[Node]) -> Vec<Finding> {
     let seen: Vec<(&Arc<str>, &Facts)> =
         nodes.iter().filter_map(|node| Some((&node.address, node.answer.as_ref().ok()?))).collect();
     together(&seen, &mut findings);
+    semi_sync::compare(&seen, &mut findings);
     findings
 }
 
@@ -139,6 +151,16 @@ fn examine(address: &Arc<str>, facts: &Facts, findings: &mut Vec<Finding>) {
                 .to_owned();
         add(Severity::Warning, what, "binlog_format = ROW");
     }
+    if let Some(kept) = binlogs_kept(facts).filter(|kept| *kept < SHORT_EXPIRY) {
+        let what = format!(
+            "binary logs are removed after {:.1} days: a replica that is away for longer has to be made anew",
+            kept / 86_400.0
+        );
+        add(Severity::Warning, what, "SET GLOBAL binlog_expire_logs_seconds = 604800, and in my.cnf");
+    }
+    if facts.source.is_ok() {
+        semi_sync::examine(facts, &mut add);
+    }
     match &facts.source {
         Err(why) => add(Severity::Problem, format!("the monitor may not see its replication: {why}"), GRANTS),
         Ok(Some(source)) => replica(facts, source, &mut add),
@@ -151,6 +173,13 @@ fn examine(address: &Arc<str>, facts: &Facts, findings: &mut Vec<Finding>) {
             }
         }
     }
+}
+
+/// How long binary logs are kept, in seconds; `None`: for ever.
+fn binlogs_kept(facts: &Facts) -> Option<f64> {
+    let number = |name: &str| facts.variables.get(name)?.parse::<f64>().ok().filter(|number| *number > 0.0);
+    // Where both are there, they show the same.
+    number("binlog_expire_logs_seconds").or_else(|| number("expire_logs_days").map(|days| days * 86_400.0))
 }
 
 fn replica(facts: &Facts, source: &Source, add: &mut impl FnMut(Severity, String, &str)) {
@@ -235,6 +264,15 @@ mod tests {
             ("read_only", read_only),
             ("sync_binlog", "1"),
             ("innodb_flush_log_at_trx_commit", "1"),
+            ("binlog_expire_logs_seconds", "2592000"),
+            ("rpl_semi_sync_source_enabled", if replica { "OFF" } else { "ON" }),
+            ("rpl_semi_sync_replica_enabled", "ON"),
+            ("rpl_semi_sync_source_status", "ON"),
+            ("rpl_semi_sync_source_clients", "2"),
+            ("rpl_semi_sync_source_wait_for_replica_count", "1"),
+            ("rpl_semi_sync_source_wait_point", "AFTER_SYNC"),
+            ("rpl_semi_sync_source_wait_no_replica", "ON"),
+            ("rpl_semi_sync_source_timeout", "100000000"),
         ];
         let source = Source { receives: "Yes".to_owned(), applies: "Yes".to_owned(), error: String::new() };
         Facts {
@@ -260,12 +298,23 @@ mod tests {
     }
 
     #[test]
+    fn asynchronous_replication_is_noted_and_no_more() {
+        let findings = found(|primary, _| {
+            primary.variables.insert("rpl_semi_sync_source_enabled".to_owned(), "OFF".to_owned());
+        });
+        assert!(
+            matches!(&findings[..], [one] if one.severity == Severity::Note && one.what.contains("asynchronous")),
+            "{findings:#?}"
+        );
+    }
+
+    #[test]
     fn each_fault_is_found_and_nothing_else() {
         type Change = fn(&mut Facts, &mut Facts);
         fn set(facts: &mut Facts, name: &str, value: &str) {
             facts.variables.insert(name.to_owned(), value.to_owned());
         }
-        let cases: [(Change, Severity, &str); 12] = [
+        let cases: [(Change, Severity, &str); 23] = [
             (|_, r| set(r, "server_id", "1"), Severity::Problem, "the same server_id (1)"),
             (
                 |p, r| {
@@ -305,6 +354,58 @@ mod tests {
             ),
             (|_, r| r.source = Err("denied".to_owned()), Severity::Problem, "may not see"),
             (|p, _| set(p, "read_only", "ON"), Severity::Problem, "no node is primary"),
+            (
+                |p, _| set(p, "binlog_expire_logs_seconds", "3600"),
+                Severity::Warning,
+                "removed after 0.0 days",
+            ),
+            (
+                |p, _| {
+                    p.variables.remove("binlog_expire_logs_seconds");
+                    set(p, "expire_logs_days", "1");
+                },
+                Severity::Warning,
+                "removed after 1.0 days",
+            ),
+            (|p, _| set(p, "rpl_semi_sync_source_clients", "0"), Severity::Problem, "commits hang"),
+            (
+                |p, _| {
+                    set(p, "rpl_semi_sync_source_clients", "0");
+                    set(p, "rpl_semi_sync_source_timeout", "10000");
+                },
+                Severity::Problem,
+                "fallen back to asynchronous (0 of 1",
+            ),
+            (|p, _| set(p, "rpl_semi_sync_source_status", "OFF"), Severity::Problem, "fallen back"),
+            (|p, _| set(p, "rpl_semi_sync_source_timeout", "10000"), Severity::Warning, "within 10 s"),
+            (
+                |p, _| set(p, "rpl_semi_sync_source_clients", "1"),
+                Severity::Warning,
+                "one that stops stops all",
+            ),
+            (
+                |p, _| set(p, "rpl_semi_sync_source_wait_no_replica", "OFF"),
+                Severity::Warning,
+                "wait for none",
+            ),
+            (
+                |p, _| set(p, "rpl_semi_sync_source_wait_point", "AFTER_COMMIT"),
+                Severity::Warning,
+                "seen by others",
+            ),
+            (
+                |_, r| set(r, "rpl_semi_sync_replica_enabled", "OFF"),
+                Severity::Warning,
+                "acknowledges no commits",
+            ),
+            (
+                |_, r| {
+                    set(r, "rpl_semi_sync_source_enabled", "ON");
+                    set(r, "rpl_semi_sync_source_clients", "0");
+                },
+                Severity::Problem,
+                "it stands still",
+            ),
         ];
         for (change, severity, words) in cases {
             let findings = found(change);

@@ -221,7 +221,7 @@ async fn a_draining_proxy_lets_transactions_end(engine: Engine) {
 }
 
 async fn bytes_of_no_protocol_disturb_nobody(engine: Engine) {
-    let mut stage = Stage::set(engine, TABLE, &["cluster.limits.login_timeout = '300ms'"]).await;
+    let stage = Stage::set(engine, TABLE, &["cluster.limits.login_timeout = '300ms'"]).await;
     let mut session = stage.session().await;
     let port = stage.proxy().port();
     let mut silent = Vec::new();
@@ -253,7 +253,7 @@ async fn a_statement_over_its_time_is_cancelled(engine: Engine) {
 }
 
 async fn clients_above_the_limit_are_told_so(engine: Engine) {
-    let mut stage = Stage::set(engine, TABLE, &["cluster.limits.clients = 3"]).await;
+    let stage = Stage::set(engine, TABLE, &["cluster.limits.clients = 3"]).await;
     eventually("nobody is left from the start", async || {
         stage.proxy().metric("pointsman_clients", &[]) == 0.0
     })

@@ -160,15 +160,60 @@ impl Flavour {
     /// `delay` counts in whole seconds.
     pub(super) fn delay_replay(&self, delay: Duration) -> String {
         let seconds = delay.as_secs();
-        let change = match self {
-            Self::MariaDb => format!("CHANGE MASTER TO master_delay = {seconds}"),
-            Self::Mysql { .. } => format!("CHANGE REPLICATION SOURCE TO source_delay = {seconds}"),
-        };
-        format!("{}; {change}; {}", self.pause_replay(), self.resume_replay())
+        match self {
+            // It changes nothing while either thread runs.
+            Self::MariaDb => format!("STOP SLAVE; CHANGE MASTER TO master_delay = {seconds}; START SLAVE"),
+            Self::Mysql { .. } => format!(
+                "STOP REPLICA SQL_THREAD; CHANGE REPLICATION SOURCE TO source_delay = {seconds}; \
+                 START REPLICA SQL_THREAD"
+            ),
+        }
+    }
+
+    pub(super) const fn stop_receiving(&self) -> &'static str {
+        match self {
+            Self::MariaDb => "STOP SLAVE IO_THREAD",
+            Self::Mysql { .. } => "STOP REPLICA IO_THREAD",
+        }
+    }
+
+    /// Answers one row, with the same columns for both.
+    pub(super) const fn replication(&self) -> &'static str {
+        match self {
+            Self::MariaDb => "SHOW SLAVE STATUS",
+            Self::Mysql { .. } => "SHOW REPLICA STATUS",
+        }
+    }
+
+    /// Arguments for semi-synchronous replication that never falls back; [`Self::wait_for_replicas`]
+    /// begins it.
+    pub fn semi_synchronous(&self) -> &'static [&'static str] {
+        match self {
+            Self::MariaDb => &[
+                "--rpl-semi-sync-slave-enabled=1",
+                "--rpl-semi-sync-master-timeout=100000000",
+                "--rpl-semi-sync-master-wait-point=AFTER_SYNC",
+            ],
+            Self::Mysql { .. } => &[
+                "--plugin-load-add=semisync_source.so",
+                "--plugin-load-add=semisync_replica.so",
+                "--rpl-semi-sync-replica-enabled=1",
+                "--rpl-semi-sync-source-timeout=100000000",
+            ],
+        }
+    }
+
+    /// Makes the commits of a primary wait until a replica has them. On a replica its replay would
+    /// wait, for replicas of its own.
+    pub(super) const fn wait_for_replicas(&self) -> &'static str {
+        match self {
+            Self::MariaDb => "SET GLOBAL rpl_semi_sync_master_enabled = 1",
+            Self::Mysql { .. } => "SET GLOBAL rpl_semi_sync_source_enabled = 1",
+        }
     }
 
     /// What a primary has written, as one line.
-    pub(super) const fn written(&self) -> &'static str {
+    pub const fn written(&self) -> &'static str {
         match self {
             Self::MariaDb => "SELECT @@GLOBAL.gtid_binlog_pos",
             Self::Mysql { .. } => "SELECT REPLACE(@@GLOBAL.gtid_executed, '\\n', '')",

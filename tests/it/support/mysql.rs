@@ -10,7 +10,7 @@ use tokio::{
     net::TcpStream,
 };
 
-pub use super::mysql_servers::{ENGINE, Make, Stage, create_schema, own, proxy};
+pub use super::mysql_servers::{ENGINE, Make, Stage, create_schema, proxy};
 use super::soon;
 
 /// Asks for the port of the server that answers.

@@ -87,6 +87,13 @@ impl Make {
         MysqlCluster::start(options).unwrap_or_else(|error| panic!("no servers, no tests: {error}"))
     }
 
+    /// As [`Make::own`], with semi-synchronous replication that never falls back.
+    pub fn own_semi_synchronous(self) -> MysqlCluster {
+        let cluster = self.own_with(self.flavour().semi_synchronous());
+        cluster.wait_for_replicas(0).expect("it obeys");
+        cluster
+    }
+
     fn template(self) -> PathBuf {
         let make = || {
             let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
@@ -111,11 +118,6 @@ extern "C" fn remove_templates() {
     for folder in [&MARIADB, &MYSQL9].into_iter().filter_map(|kept| kept.template.get()) {
         let _ = fs::remove_dir_all(folder);
     }
-}
-
-/// A MariaDB cluster with two replicas that ends with its test.
-pub fn own() -> MysqlCluster {
-    Make::MariaDb.own()
 }
 
 /// The shared servers, a schema of the test's own, a proxy.
