@@ -37,4 +37,5 @@ mod reload_load;
 mod routing;
 mod servers;
 mod session_state;
+mod sysbench;
 mod tidy;
