@@ -146,6 +146,9 @@ pub struct Database {
     pub sequences_matter: AtomicBool,
     read_at: AtomicU64,
     read: Notify,
+    /// How often names came to stand for something else, and what of it the catalog shows.
+    redefined: AtomicU64,
+    known: AtomicU64,
     /// What `global` reads must not be behind of.
     pub floors: Arc<SharedFloors>,
 }
@@ -160,6 +163,8 @@ impl Database {
             sequences_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
             read: Notify::new(),
+            redefined: AtomicU64::new(0),
+            known: AtomicU64::new(0),
             floors: Arc::default(),
         }
     }
@@ -189,6 +194,25 @@ impl Database {
             }
             read.await;
         }
+    }
+
+    /// DDL passed through after which a name may stand for something that the catalog does not tell.
+    pub fn redefined(&self) {
+        self.redefined.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub fn redefinitions(&self) -> u64 {
+        self.redefined.load(Ordering::Acquire)
+    }
+
+    /// The catalog shows the first `redefinitions` of them, or could not be read at all: then nobody
+    /// waits for it.
+    pub fn knows(&self, redefinitions: u64) {
+        self.known.fetch_max(redefinitions, Ordering::AcqRel);
+    }
+
+    pub fn has_new_names(&self) -> bool {
+        self.redefined.load(Ordering::Relaxed) > self.known.load(Ordering::Relaxed)
     }
 
     /// Grows with every reading of the catalog.

@@ -369,10 +369,12 @@ async fn catalogs<P: Protocol>(cluster: Arc<Cluster<P>>) {
                 (Some(age), Some(refresh)) => age >= refresh,
                 (Some(_), None) => false,
             };
-            if (database.stale.swap(false, Ordering::AcqRel) || due)
-                && !read_catalog(&cluster, &database).await
-            {
-                database.stale.store(age.is_none(), Ordering::Release);
+            let redefinitions = database.redefinitions();
+            if database.stale.swap(false, Ordering::AcqRel) || due {
+                if !read_catalog(&cluster, &database).await {
+                    database.stale.store(age.is_none(), Ordering::Release);
+                }
+                database.knows(redefinitions);
             }
             read.insert(database.name.clone(), Instant::now());
         }

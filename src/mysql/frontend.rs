@@ -492,6 +492,7 @@ pub(super) fn nothing() -> Intent {
         statements: 1,
         plain: false,
         joins: true,
+        by_text: false,
     }
 }
 

@@ -1,6 +1,9 @@
 //! Our end of a server connection: what it has, and what is due from it.
 
-use std::{collections::VecDeque, io};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    io,
+};
 
 use tokio::io::AsyncWriteExt;
 
@@ -8,6 +11,7 @@ use super::{
     encode::{self, Expect},
     frame::{self, HEADER},
     frontend::{Frontend, eof},
+    parameters::{self, Parameters},
     prepared::{self, ServerStatements, Shape, Statement},
     relay::Outcome,
     settings::{Carried, Settings},
@@ -46,7 +50,7 @@ pub struct Backend {
     pub(super) skipping: bool,
     pub(super) statements: ServerStatements,
     pub(super) carried: Carried,
-    pub(super) parameters: Vec<(Box<str>, Box<str>)>,
+    pub(super) parameters: Parameters,
     /// Shared statements that are forgotten here and not yet closed there.
     retired: Vec<u32>,
     /// Shape of the last result that a question of ours was told.
@@ -66,8 +70,6 @@ pub struct Backend {
 
 impl Backend {
     pub(super) fn new(connected: super::login::Connected, prepared_statements: usize) -> Self {
-        let parameters =
-            connected.parameters.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         Self {
             stream: connected.stream,
             inbox: Inbox::with(&connected.unread),
@@ -79,7 +81,7 @@ impl Backend {
             skipping: false,
             statements: ServerStatements::new(prepared_statements),
             carried: Carried::default(),
-            parameters,
+            parameters: connected.parameters.into_iter().collect(),
             retired: Vec::new(),
             described: None,
             listening: false,
@@ -144,7 +146,9 @@ impl Backend {
                 self.put_own_name(name.as_bytes(), frontend, out);
             }
             Effect::ShowsPrepared => {
-                let names: Vec<Box<[u8]>> = self.statements.own_names().map(Into::into).collect();
+                let theirs = frontend.statements.sql_names();
+                let names: BTreeSet<Box<[u8]>> =
+                    self.statements.own_names().chain(theirs).map(Into::into).collect();
                 for name in names {
                     self.put_own_name(&name, frontend, out);
                 }
@@ -210,6 +214,7 @@ impl Backend {
             self.carried.bring(wanted);
         }
         self.carried.learn(&intent.effects, outcome.failed, outcome.transaction, outcome.rolled_back);
+        self.carried.complete(&intent.effects, &frontend.told);
         for effect in &intent.effects {
             match effect {
                 Effect::DrawsSequence => self.drew = Some(session),
@@ -430,15 +435,9 @@ impl Backend {
         }
     }
 
-    pub(super) fn note_parameter(&mut self, length: usize) {
-        let body = &self.inbox.data()[HEADER..length];
-        let Some((name, rest)) = frame::split_cstring(body) else { return };
-        let value = frame::split_cstring(rest).map_or(rest, |(value, _)| value);
-        let name = String::from_utf8_lossy(name).into_owned().into_boxed_str();
-        let value = String::from_utf8_lossy(value).into_owned().into_boxed_str();
-        match self.parameters.iter_mut().find(|(other, _)| *other == name) {
-            Some(entry) => entry.1 = value,
-            None => self.parameters.push((name, value)),
+    fn note_parameter(&mut self, length: usize) {
+        if let Some((name, value)) = parameters::read(&self.inbox.data()[..length]) {
+            self.parameters.set(name, value);
         }
     }
 
@@ -498,8 +497,8 @@ impl Backend {
                 b'A' => self.listening,
                 b'S' => {
                     self.note_parameter(header.length);
-                    let body = self.inbox.data()[HEADER..header.length].to_vec();
-                    announce_parameter(frontend, &body)
+                    let read = parameters::read(&self.inbox.data()[..header.length]);
+                    read.is_none_or(|(name, value)| frontend.note_parameter(name, value))
                 }
                 b'N' => true,
                 b'E' => return Err(self.farewell_of_server(header.length)),
@@ -530,12 +529,6 @@ const LONGEST_OWN_ANSWER: usize = 64 * 1024 * 1024;
 
 /// One row of text columns.
 pub(super) type Row = Vec<Option<String>>;
-
-fn announce_parameter(frontend: &mut Frontend, body: &[u8]) -> bool {
-    let Some((name, rest)) = frame::split_cstring(body) else { return false };
-    let value = frame::split_cstring(rest).map_or(rest, |(value, _)| value);
-    name != b"in_hot_standby" && frontend.note_parameter(name, value)
-}
 
 fn parse_row(body: &[u8]) -> Option<Row> {
     let (count, mut rest) = body.split_first_chunk::<2>()?;

@@ -10,6 +10,7 @@ use super::{
     batch::{self, Batch, Cut, End, Kind, Message, Subject},
     frame::{self, HEADER},
     gate::Origins,
+    parameters::Told,
     prepared::{ClientStatements, Origin, Resolved, Statement},
     relay::Outcome,
     settings::Carried,
@@ -46,36 +47,6 @@ pub struct Frontend {
 
 /// How many portals of one transaction are followed; those of further ones count as writes.
 const MAX_PORTALS: usize = 256;
-
-/// Parameters the client was told, by difference to what its login told everybody.
-#[derive(Debug, Default)]
-pub struct Told {
-    base: Arc<Vec<(Box<str>, Box<str>)>>,
-    changed: Vec<(Box<str>, Box<str>)>,
-}
-
-impl Told {
-    pub fn new(base: Arc<Vec<(Box<str>, Box<str>)>>) -> Self {
-        Self { base, changed: Vec::new() }
-    }
-
-    /// Takes note of a value; `false` when the client knows it already.
-    pub fn update(&mut self, name: &[u8], value: &[u8]) -> bool {
-        let (Ok(name), Ok(value)) = (std::str::from_utf8(name), std::str::from_utf8(value)) else {
-            return true;
-        };
-        if let Some(entry) = self.changed.iter_mut().find(|(other, _)| &**other == name) {
-            let differs = &*entry.1 != value;
-            entry.1 = value.into();
-            return differs;
-        }
-        if self.base.iter().any(|(other, known)| &**other == name && &**known == value) {
-            return false;
-        }
-        self.changed.push((name.into(), value.into()));
-        true
-    }
-}
 
 impl Frontend {
     /// A client whose login has succeeded and who has not been told so.
@@ -196,16 +167,20 @@ impl Frontend {
     }
 
     /// A ParameterStatus of a server; `false` when the client knows it already.
-    pub(super) fn note_parameter(&mut self, name: &[u8], value: &[u8]) -> bool {
+    pub(super) fn note_parameter(&mut self, name: &str, value: &str) -> bool {
+        // The endpoint is a primary, whichever server answers.
+        if name == "in_hot_standby" {
+            return false;
+        }
         self.note_mode(name, value);
         self.told.update(name, value)
     }
 
     /// Follows the parameters that say how this client's text is to be read.
-    pub(super) fn note_mode(&mut self, name: &[u8], value: &[u8]) {
+    pub(super) fn note_mode(&mut self, name: &str, value: &str) {
         match name {
-            b"standard_conforming_strings" => self.modes.standard_strings = value == b"on",
-            b"client_encoding" => self.modes.unreadable = is_unreadable(value),
+            "standard_conforming_strings" => self.modes.standard_strings = value == "on",
+            "client_encoding" => self.modes.unreadable = is_unreadable(value),
             _ => {}
         }
     }
@@ -214,6 +189,7 @@ impl Frontend {
     pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome) {
         let open = outcome.transaction != Transaction::Idle;
         self.carried.learn(&intent.effects, outcome.failed, outcome.transaction, outcome.rolled_back);
+        self.carried.complete(&intent.effects, &self.told);
         if !open {
             self.close_portals();
         }
@@ -434,11 +410,13 @@ impl Frontend {
         match self.statements.resolve(name) {
             Some(Resolved::Named(statement)) => {
                 unit.add(&statement.intent, false);
+                unit.describe(&statement.intent);
                 unit.by_name(name, statement)
             }
             Some(Resolved::Unnamed { key, intent, .. }) => {
                 unit.used_unnamed |= !unit.defined_unnamed;
                 unit.add(intent, false);
+                unit.describe(intent);
                 Subject::Unnamed(Some(key))
             }
             None => {
@@ -532,6 +510,16 @@ impl Unit {
         }
     }
 
+    /// The result of an EXECUTE is described as that of the statement it names, and as none at all
+    /// where the server has no such statement.
+    fn describe(&mut self, intent: &Intent) {
+        for effect in &intent.effects {
+            if let Effect::Execute { name } = effect {
+                self.own.push(name.as_bytes().into());
+            }
+        }
+    }
+
     fn add(&mut self, intent: &Arc<Intent>, executed: bool) {
         let Some(so_far) = &self.intent else {
             self.intent = Some(intent.clone());
@@ -600,6 +588,7 @@ fn join(first: &Arc<Intent>, second: &Arc<Intent>, executed: bool) -> Arc<Intent
     joined.statements += u32::from(executed) * second.statements;
     joined.plain = false;
     joined.joins &= second.joins;
+    joined.by_text |= second.by_text;
     joined.tables = match (&first.tables, &second.tables) {
         (Tables::Some(a), Tables::Some(b)) => Tables::Some(a.iter().chain(b.iter()).cloned().collect()),
         _ => Tables::All,
@@ -621,6 +610,7 @@ fn function_call() -> Intent {
         statements: 1,
         plain: false,
         joins: true,
+        by_text: false,
     }
 }
 
@@ -635,13 +625,13 @@ fn nothing() -> Intent {
         statements: 0,
         plain: false,
         joins: true,
+        by_text: false,
     }
 }
 
 /// Encodings in which a byte of ASCII's range may be part of another character.
-fn is_unreadable(encoding: &[u8]) -> bool {
-    const UNREADABLE: [&[u8]; 7] =
-        [b"SJIS", b"BIG5", b"GBK", b"UHC", b"GB18030", b"JOHAB", b"SHIFT_JIS_2004"];
+fn is_unreadable(encoding: &str) -> bool {
+    const UNREADABLE: [&str; 7] = ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"];
     UNREADABLE.contains(&encoding)
 }
 

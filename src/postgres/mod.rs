@@ -12,6 +12,7 @@ pub mod fuzzing;
 mod gate;
 pub mod login;
 pub mod message;
+mod parameters;
 mod prepared;
 mod probe;
 mod refusal;

@@ -128,6 +128,11 @@ impl ClientStatements {
         self.named.get(name)
     }
 
+    /// The names that PREPARE defined.
+    pub fn sql_names(&self) -> impl Iterator<Item = &[u8]> {
+        self.named.iter().filter(|(_, statement)| statement.origin == Origin::Sql).map(|(name, _)| &**name)
+    }
+
     /// Defines the unnamed statement; returns its key.
     pub fn define_unnamed(&mut self, body: &[u8], intent: Arc<Intent>) -> u128 {
         let key = xxh3_128_with_seed(body, Origin::Parse as u64);

@@ -13,7 +13,7 @@ use super::{
     encode::{self, BatchWriter, Expect, Whose},
     frame::{self, HEADER},
     frontend::{Frontend, eof},
-    prepared,
+    parameters, prepared,
     refusal::{self, ErrorClass},
 };
 use crate::{
@@ -687,14 +687,26 @@ impl<'a> Relay<'a> {
     /// ParameterStatus: the client hears of it when it does not know it.
     fn parameter(&mut self, header: frame::Header) -> bool {
         let data = &self.backend.inbox.data()[self.at..];
-        let body = &data[HEADER..header.length.min(data.len())];
-        let Some((name, rest)) = frame::split_cstring(body) else { return true };
-        let value = frame::split_cstring(rest).map_or(rest, |(value, _)| value);
-        // The endpoint is a primary, whichever server answers.
-        if name == b"in_hot_standby" {
-            return false;
-        }
+        let Some((name, value)) = parameters::read(&data[..header.length.min(data.len())]) else {
+            return true;
+        };
+        self.backend.parameters.set(name, value);
         self.frontend.note_parameter(name, value)
+    }
+
+    /// A server reports what changes on its connection; what another one has otherwise than the
+    /// client was told is for us to say.
+    fn tell_parameters(&mut self) {
+        if self.frontend.told.knows(&self.backend.parameters) {
+            return;
+        }
+        let mut messages = Vec::new();
+        for (name, value) in self.frontend.told.missing(&self.backend.parameters) {
+            if self.frontend.note_parameter(&name, &value) {
+                parameters::put(&mut messages, &name, &value);
+            }
+        }
+        self.inject(&messages);
     }
 
     fn ready(&mut self, header: frame::Header) -> Result<(), Fault> {
@@ -714,6 +726,9 @@ impl<'a> Relay<'a> {
             Some(Expect::Sync { forward }) => forward || self.setting_failed,
             _ => true,
         };
+        if forward {
+            self.tell_parameters();
+        }
         self.pass_message(header.length, forward);
         self.injections();
         Ok(())
@@ -733,6 +748,10 @@ impl<'a> Relay<'a> {
         self.failed = true;
         self.stale_plan |= fields.stale_plan;
         self.setting_failed |= ours && !self.decided;
+        if ours && fields.code == INVALID_NAME {
+            let error = &self.backend.inbox.data()[start + HEADER..start + length];
+            self.frontend.carried.drop_named_in(error);
+        }
         self.dying |= fields.fatal;
         let cause = if replaced.is_some() { None } else { self.refusal_cause(fields, ours) };
         match (cause, replaced) {
@@ -879,6 +898,9 @@ impl<'a> Relay<'a> {
         Ok(Reply { transaction, failed: self.failed, wrote: None, lost })
     }
 }
+
+/// A setting's name that no server accepts any more: an extension was loaded that reserves the prefix.
+const INVALID_NAME: [u8; 5] = *b"42602";
 
 /// How a request ended, for what is carried.
 #[derive(Clone, Copy, Debug)]

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::parameters::Told;
 use crate::{
     protocol::Transaction,
     sql::{
@@ -35,6 +36,9 @@ const NEXT_TRANSACTION: [&str; 3] =
 
 /// Set after all others, in this order, and reset before: they take rights away.
 const IDENTITY: [&str; 2] = ["session_authorization", "role"];
+
+/// The one setting whose value may be given in part.
+const DATE_STYLE: &str = "datestyle";
 
 impl Settings {
     /// The settings with one more, or another value.
@@ -225,6 +229,30 @@ impl Carried {
         }
     }
 
+    /// Replaces a value that is only a part of a setting by the whole that the server reports:
+    /// `SET datestyle TO ymd` leaves the output style as it is, on another connection another one.
+    pub fn complete(&mut self, effects: &[Effect], told: &Told) {
+        let sets = |effect: &Effect| matches!(effect, Effect::Set { name, scope: Scope::Session, .. } if &**name == DATE_STYLE);
+        if !effects.iter().any(sets) || self.now.get(DATE_STYLE).is_none() {
+            return;
+        }
+        if let Some(whole) = told.get("DateStyle") {
+            let statement = format!("SET {DATE_STYLE} TO {}", quote_literal(whole));
+            self.now = Arc::new(self.now.with(DATE_STYLE, whole, &statement));
+        }
+    }
+
+    /// Drops the settings that an error names: the server removes what was set under a prefix that
+    /// an extension, loaded later, turns out to own.
+    pub fn drop_named_in(&mut self, error: &[u8]) {
+        let error = String::from_utf8_lossy(error);
+        let is_named = |name: &str| error.contains(&format!("\"{name}\""));
+        let names: Vec<Box<str>> = self.now.values.keys().filter(|name| is_named(name)).cloned().collect();
+        for name in names {
+            self.now = Arc::new(self.now.with_from(&name, &Settings::default()));
+        }
+    }
+
     fn apply(&mut self, effect: &Effect, rolled_back: bool) {
         match effect {
             Effect::Begin(_) | Effect::BeginUnknown => self.at_begin = Some(self.now.clone()),
@@ -259,12 +287,27 @@ impl Carried {
             }
             Effect::Set { name, value, statement, scope: Scope::Session } => {
                 self.now = Arc::new(self.now.with(name, value, statement));
+                self.follow_identity(name);
             }
-            Effect::Reset { name } => self.now = Arc::new(self.now.with_from(name, &self.startup)),
+            Effect::Reset { name } => {
+                self.now = Arc::new(self.now.with_from(name, &self.startup));
+                self.follow_identity(name);
+            }
             Effect::ResetAll => self.reset_all(),
             Effect::Discard(Discard::All) => self.now = self.startup.clone(),
             _ => {}
         }
+    }
+
+    /// A new session authorization begins without a role.
+    fn follow_identity(&mut self, name: &str) {
+        if name != "session_authorization" {
+            return;
+        }
+        self.now = Arc::new(match self.startup.get("role") {
+            Some(_) => self.now.with("role", "none", "SET ROLE NONE"),
+            None => self.now.with_from("role", &Settings::default()),
+        });
     }
 
     /// RESET ALL leaves role and session authorization alone.

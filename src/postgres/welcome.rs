@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::{
     backend::Backend,
     frame,
-    frontend::{Frontend, Told},
+    frontend::Frontend,
+    parameters::{self, Parameters, Told},
     refusal,
     settings::{Carried, Settings, quote_literal},
 };
@@ -32,7 +33,7 @@ pub struct StartupRequest {
 /// What every client with the same user, database and startup settings is told.
 #[derive(Debug)]
 pub struct Greeting {
-    pub parameters: Arc<Vec<(Box<str>, Box<str>)>>,
+    pub parameters: Arc<Parameters>,
     pub defaults: TransactionModes,
 }
 
@@ -132,10 +133,7 @@ impl Frontend {
         let startup = self.startup.take().map_or_else(StartupRequest::default, |startup| *startup);
         let mut out = Vec::with_capacity(512);
         for (name, value) in greeting.parameters.iter() {
-            frame::put(&mut out, b'S', |out| {
-                frame::put_cstring(out, name.as_bytes());
-                frame::put_cstring(out, value.as_bytes());
-            });
+            parameters::put(&mut out, name, value);
         }
         frame::put(&mut out, b'K', |out| {
             out.extend_from_slice(&key.process.to_be_bytes());
@@ -145,7 +143,7 @@ impl Frontend {
         self.write(&out).await?;
         self.told = Told::new(greeting.parameters.clone());
         for (name, value) in greeting.parameters.iter() {
-            self.note_mode(name.as_bytes(), value.as_bytes());
+            self.note_mode(name, value);
         }
         self.carried = Carried::new(startup.settings);
         self.reader = Some(context);
@@ -175,10 +173,10 @@ impl Frontend {
             read_only: value(1).map(|value| value == "on"),
             deferrable: None,
         };
-        let parameters = server.parameters.iter().map(|(name, value)| match &**name {
+        let parameters = server.parameters.iter().map(|(name, value)| match name {
             // The endpoint is a primary, whichever server answered.
-            "in_hot_standby" => (name.clone(), "off".into()),
-            _ => (name.clone(), value.clone()),
+            "in_hot_standby" => (name, "off"),
+            _ => (name, value),
         });
         Ok(Greeting { parameters: Arc::new(parameters.collect()), defaults })
     }

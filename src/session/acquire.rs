@@ -331,6 +331,9 @@ impl<P: Protocol> Session<P> {
     ) -> Result<Held<P>, TakeFault> {
         let node = snapshot.node(id);
         if let Some(kept) = self.take_kept_at(node) {
+            if let Some(hold) = hold {
+                hold.ticket = None;
+            }
             attempt.kept = true;
             return Ok(kept);
         }
@@ -379,10 +382,15 @@ impl<P: Protocol> Session<P> {
         Ok(held)
     }
 
-    /// The connection that the session keeps, if it is one to the chosen node: to wait for another
-    /// could be to wait for itself.
+    /// The kept connection, where it is to the node that a read may use anyway: with another one the
+    /// session could wait for what it holds itself.
     fn take_kept_at(&mut self, node: &Node) -> Option<Held<P>> {
-        self.kept.take_if(|kept| *kept.address() == node.address && kept.role == node.role)
+        let topology = self.cluster.topology.load();
+        self.kept.take_if(|kept| {
+            *kept.address() == node.address
+                && kept.role == node.role
+                && !topology.forbids(kept.address(), kept.role)
+        })
     }
 
     /// Whether the choice of the node rests on how far it is.

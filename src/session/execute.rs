@@ -20,7 +20,7 @@ use crate::{
     protocol::{Backend, Fault, MayRefuse, Protocol, Refused, Reply, Request, Terms, Transaction},
     refusal::{Refusal, RefusalKind},
     route::Why,
-    sql::{Access, Effect, PinReason, Reason, hints::Target},
+    sql::{Access, Effect, Intent, PinReason, Reason, hints::Target},
     standing::Watch,
     topology::{NodeId, Role, board::Traffic},
 };
@@ -71,6 +71,7 @@ impl<P: Protocol> Session<P> {
             kept: false,
         };
         self.apply_hint(&request, &mut attempt.run);
+        self.mind_new_names(&request.intent, &mut attempt.run);
         let mut request = Some(request);
         for _ in 0..MAX_ATTEMPTS {
             let current = request.take().expect("put back after every attempt that is followed by another");
@@ -107,6 +108,16 @@ impl<P: Protocol> Session<P> {
         {
             run.access = Access::Write;
             run.reason = Reason::Hint;
+        }
+    }
+
+    /// While names may stand for something that the catalog does not tell yet (a sequence, a view over
+    /// a function that writes), reads of tables use the primary.
+    fn mind_new_names(&self, intent: &Intent, run: &mut Run) {
+        let reads_tables = run.access == Access::Read && !run.in_transaction && !intent.tables.is_empty();
+        if reads_tables && self.database.has_new_names() {
+            run.access = Access::Write;
+            run.reason = Reason::Relation;
         }
     }
 
@@ -239,6 +250,7 @@ impl<P: Protocol> Session<P> {
     fn learn_effects(&mut self, request: &Request<P::Wire>, failed: bool, pinned_before: bool) {
         for effect in &request.intent.effects {
             match effect {
+                Effect::Redefines if !failed => self.database.redefined(),
                 Effect::Ddl if !failed => {
                     self.database.stale.store(true, Ordering::Relaxed);
                     self.cluster.topology.nudge.notify_one();

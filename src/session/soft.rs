@@ -1,8 +1,9 @@
 //! Server connections that a session keeps softly: until another one needs them.
 //!
-//! In MySQL what the previous statement left in its connection (LAST_INSERT_ID(), ROW_COUNT(),
-//! FOUND_ROWS()) is lost without an error when the next statement runs elsewhere. A session that
-//! has written therefore keeps its connection, as long as nobody waits for one (hard case 23).
+//! What a statement left in its connection is lost when the next one runs elsewhere: MySQL's
+//! LAST_INSERT_ID(), ROW_COUNT() and FOUND_ROWS(), without an error, and PostgreSQL's lastval() and
+//! currval(), which a column's default may ask for where no statement shows it. A session that has
+//! drawn a value therefore keeps its connection, as long as nobody waits for one (hard case 23).
 
 use std::{sync::atomic::Ordering, time::Instant};
 
@@ -29,10 +30,11 @@ pub(super) struct Previous {
 impl<P: Protocol> Session<P> {
     /// Takes note of a statement that ran on the primary.
     pub(super) fn note_previous(&mut self, intent: &Intent, role: Role) {
-        if !P::FORGETS_PREVIOUS || role != Role::Primary || intent.access == Access::Read {
+        if role != Role::Primary || intent.access == Access::Read {
             return;
         }
-        let leaves = intent.effects.contains(&Effect::DrawsSequence) || intent.reason == Reason::Dml;
+        let counts_rows = P::FORGETS_PREVIOUS && intent.reason == Reason::Dml;
+        let leaves = counts_rows || intent.effects.contains(&Effect::DrawsSequence);
         if leaves {
             self.previous.here = true;
             self.previous.lost = false;
@@ -103,8 +105,9 @@ impl<P: Protocol> Session<P> {
         &mut self,
         request: Request<P::Wire>,
     ) -> Result<Option<Request<P::Wire>>, Fault> {
-        let asks = self.previous.lost && request.intent.effects.contains(&Effect::NeedsPrevious);
-        if !asks {
+        // PostgreSQL says by itself that there is no such value yet (55000).
+        let silent = P::FORGETS_PREVIOUS && self.previous.lost;
+        if !silent || !request.intent.effects.contains(&Effect::NeedsPrevious) {
             return Ok(Some(request));
         }
         self.database.sequences_matter.store(true, Ordering::Relaxed);

@@ -328,6 +328,10 @@ impl State {
                 self.note_temporary(intent);
             }
         }
+        if intent.effects.contains(&Effect::Ddl) && self.is_pinned_by(PinReason::TempTable) {
+            // It may have renamed one, or made a view of one, which is temporary as well.
+            self.temporary = Tables::All;
+        }
         if transaction == Transaction::Idle {
             self.modes = TransactionModes::default();
             // A failed autocommit statement may still have written: a procedure that committed
@@ -471,6 +475,7 @@ impl State {
             return false;
         }
         match (&self.temporary, &intent.tables) {
+            _ if intent.by_text || intent.reason == Reason::Session => true,
             (Tables::Some(temporary), Tables::Some(read)) => read.iter().any(|name| temporary.contains(name)),
             _ => true,
         }

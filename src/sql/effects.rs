@@ -77,6 +77,9 @@ pub enum Effect {
     Touches,
     /// Changes the catalog: what is known of functions and relations is read again.
     Ddl,
+    /// Makes or changes something that only a fresh catalog tells from an ordinary table (a sequence, a
+    /// view, a function, a new name): until it was read, reads that name tables use the primary.
+    Redefines,
     /// `USE db`.
     UseDatabase(Box<str>),
     /// `KILL [QUERY|CONNECTION] id`: answered by the proxy, since ids are its own.
@@ -190,6 +193,7 @@ impl Effect {
             Self::ShowsPrepared => "shows prepared statements or cursors".into(),
             Self::Touches => "may leave state behind".into(),
             Self::Ddl => "changes the catalog".into(),
+            Self::Redefines => "changes what a name stands for".into(),
             Self::UseDatabase(name) => format!("use {name}"),
             Self::Kill { id, query_only: true } => format!("kill query {id}"),
             Self::Kill { id, query_only: false } => format!("kill {id}"),

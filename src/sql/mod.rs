@@ -197,6 +197,9 @@ pub struct Intent {
     /// May be preceded, in one implicit transaction, by settings (not VACUUM, CREATE DATABASE, …,
     /// nor transaction control).
     pub joins: bool,
+    /// A literal may stand for a relation or a type (`'t'::regclass`, `pg_relation_size('t')`), or a
+    /// type that is not built in is named: what it touches is more than `tables` says.
+    pub by_text: bool,
 }
 
 impl Tables {
@@ -215,6 +218,12 @@ pub enum Tables {
     /// Unknown, or more than can be told: counts as touching everything.
     All,
     Some(Arc<[Box<str>]>),
+}
+
+impl Tables {
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Some(names) if names.is_empty())
+    }
 }
 
 impl Default for Tables {

@@ -72,6 +72,44 @@ async fn roles_are_carried_and_never_leak() {
     }
 }
 
+#[tokio::test]
+async fn a_new_session_authorization_begins_without_a_role() {
+    let stage = Stage::set("", ONE_CONNECTION).await;
+    let (member, group) =
+        (format!("member_of_{}", stage.database.name), format!("group_of_{}", stage.database.name));
+    let roles = format!("CREATE ROLE {member}; CREATE ROLE {group}; GRANT {group} TO app, {member}");
+    stage.cluster.node(0).sql("postgres", &roles).expect("made");
+    stage.cluster.wait_until_caught_up(0).expect("replicas follow");
+    let session = stage.session().await;
+
+    session.run(&format!("SET ROLE {group}")).await;
+    assert_eq!(session.value("SELECT current_user").await, group);
+    session.run("RESET SESSION AUTHORIZATION").await;
+
+    for _ in 0..5 {
+        assert_eq!(session.value("SELECT current_user").await, "app");
+        assert_eq!(session.value("/* pointsman: primary */ SELECT current_user").await, "app");
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_a_setting_is_carried_as_the_whole() {
+    let stage = Stage::set("", ONE_CONNECTION).await;
+    let (one, other) = (stage.session().await, stage.session().await);
+    one.run("SET datestyle TO 'Postgres, MDY'").await;
+    other.run("SET datestyle TO ISO").await;
+    one.run("SET datestyle TO dmy").await;
+    other.run("SET datestyle TO ymd").await;
+
+    for _ in 0..3 {
+        for hint in ["", "/* pointsman: primary */"] {
+            let style = format!("{hint} SELECT current_setting('datestyle')");
+            assert_eq!(one.value(&style).await, "Postgres, DMY");
+            assert_eq!(other.value(&style).await, "ISO, YMD");
+        }
+    }
+}
+
 /// Statements that leave state behind, a question, and the answer of a session that has none of it.
 const LEAKS: [(&str, &str, &str); 12] = [
     ("SET work_mem = '9MB'", "SELECT current_setting('work_mem')", "4MB"),
@@ -170,6 +208,27 @@ async fn a_temporary_table_is_there_for_its_session_while_other_reads_use_replic
 }
 
 #[tokio::test]
+async fn a_temporary_relation_is_found_whatever_names_it() {
+    let stage = Stage::set("CREATE TABLE t AS SELECT 1 AS x", &[]).await;
+    let session = stage.session().await;
+    session.run("CREATE TEMP TABLE mine AS SELECT 5 AS x").await;
+
+    for _ in 0..5 {
+        assert_eq!(
+            session.value("SELECT relpersistence FROM pg_class WHERE oid = 'mine'::regclass").await,
+            "t"
+        );
+        assert_eq!(session.value("SELECT (pg_relation_size('mine') > 0)::text").await, "true");
+        assert_eq!(session.value("SELECT ('(5)'::mine).x").await, "5");
+    }
+    // A view of a temporary relation is one as well, and so is it under a new name.
+    session.run("CREATE VIEW seen AS SELECT x FROM mine").await;
+    assert_eq!(session.value("SELECT x FROM seen").await, "5");
+    session.run("ALTER TABLE mine RENAME TO yours").await;
+    assert_eq!(session.value("SELECT x FROM yours").await, "5");
+}
+
+#[tokio::test]
 async fn session_advisory_locks_are_held_until_they_are_released() {
     let stage = Stage::set("", &[]).await;
     let (holder, other) = (stage.session().await, stage.session().await);
@@ -237,6 +296,28 @@ async fn parameter_statuses_tell_the_sessions_own_settings() {
         ("session_authorization", "app"),
     ] {
         assert_eq!(wire.parameters.get(name).map(String::as_str), Some(value), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_knows_the_parameters_of_whichever_connection_answers_it() {
+    let stage = Stage::set("", ONE_CONNECTION).await;
+    let options = [("user", APP.name), ("database", stage.database.name.as_str())];
+    let login = async || Wire::try_login(stage.proxy.port(), APP, &options).await.expect("it logs in");
+    let (mut one, mut other) = (login().await, login().await);
+    let zones = ["Asia/Karachi", "Europe/Berlin", "UTC"];
+
+    for round in 0..9 {
+        let zone = zones[round % 3];
+        // The other session leaves the connection with the very value that this one sets next: the
+        // server sees no change and reports none.
+        other.ask(&Batch::new().query(&format!("/* pointsman: primary */ SET TIME ZONE '{zone}'"))).await;
+        other.ask(&Batch::new().query("/* pointsman: primary */ SELECT 1")).await;
+        one.ask(&Batch::new().query(&format!("/* pointsman: primary */ SET TIME ZONE '{zone}'"))).await;
+        for hint in ["/* pointsman: primary */", ""] {
+            one.ask(&Batch::new().query(&format!("{hint} SELECT 1"))).await;
+            assert_eq!(one.parameters["TimeZone"], zone, "round {round} {hint}");
+        }
     }
 }
 

@@ -109,6 +109,7 @@ fn publish(verdict: Verdict, hints: Hints, statements: usize) -> Intent {
         statements: u32::try_from(statements).unwrap_or(u32::MAX),
         plain: verdict.plain && local,
         joins: verdict.joins,
+        by_text: verdict.by_text,
     }
 }
 

@@ -249,7 +249,13 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
             verdict.effect(Effect::Ddl);
             create(&mut verdict, phrase, cx);
         }
-        "alter" | "drop" | "import" => verdict.effect(Effect::Ddl),
+        "alter" | "import" => {
+            verdict.effect(Effect::Ddl);
+            if leading == "import" || redefines(phrase) {
+                verdict.effect(Effect::Redefines);
+            }
+        }
+        "drop" => verdict.effect(Effect::Ddl),
         // User code inside these runs in a restricted context that undoes its settings.
         "refresh" | "reindex" | "cluster" | "analyze" | "vacuum" => verdict.effect(Effect::DrawsSequence),
         "grant" | "revoke" | "comment" | "truncate" | "checkpoint" | "reassign" | "security" => {}
@@ -266,6 +272,13 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
     verdict
 }
 
+/// Whether an ALTER may change what a name stands for; new columns and constraints do not.
+fn redefines(phrase: &Phrase<'_>) -> bool {
+    const CHANGES: [&str; 9] =
+        ["rename", "attach", "detach", "inherit", "unlogged", "logged", "enable", "disable", "schema"];
+    !phrase.is(1, "table") || (2..phrase.len()).any(|at| phrase.is_any(at, &CHANGES))
+}
+
 fn create(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
     let temporary = (1..phrase.len().min(6)).any(|at| phrase.is_any(at, &["temp", "temporary"]));
     let in_temporary_schema = (0..phrase.len().min(10)).any(|at| {
@@ -277,6 +290,10 @@ fn create(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
         if let Some(name) = created_name(phrase) {
             verdict.effect(Effect::Temporary(name.into()));
         }
+        // Nobody else sees it, and this session's reads stay with it.
+        verdict.effects.retain(|effect| *effect != Effect::Ddl);
+    } else if !phrase.is_any(1, &["table", "index", "unique"]) {
+        verdict.effect(Effect::Redefines);
     }
     // CREATE TABLE … AS runs a query; a new column's default and CREATE INDEX run expressions.
     if let Some(at) = (2..phrase.len()).find(|&at| phrase.is(at, "as"))

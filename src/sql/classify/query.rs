@@ -92,7 +92,7 @@ fn parse(source: &str, dialect: Dialect) -> Option<Statement> {
 }
 
 fn weigh(survey: &Survey, phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
-    let mut verdict = Verdict { plain: cx.catalog.loaded, ..Verdict::read() };
+    let mut verdict = Verdict { plain: cx.catalog.loaded, by_text: survey.by_text, ..Verdict::read() };
     if survey.writes {
         verdict.raise(Reason::Dml);
         if survey.inserts || phrase.contains(&["default"]) {

@@ -3,9 +3,9 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    BinaryOperator, Expr, FromTable, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident,
-    ObjectName, ObjectNamePart, Query, Select, Statement, TableFactor, TableObject, TableWithJoins, Value,
-    Visit, Visitor,
+    ArrayElemTypeDef, BinaryOperator, DataType, Expr, FromTable, Function, FunctionArg, FunctionArgExpr,
+    FunctionArguments, Ident, ObjectName, ObjectNamePart, Query, Select, Statement, TableFactor, TableObject,
+    TableWithJoins, Value, Visit, Visitor,
 };
 
 use crate::sql::Dialect;
@@ -48,6 +48,8 @@ pub(super) struct Survey {
     pub foreign_operator: bool,
     /// An operator that is not PostgreSQL's own; an extension's, most likely.
     pub added_operator: bool,
+    /// A literal may name a relation or a type, or a type is named that may be a user's.
+    pub by_text: bool,
     dialect: Dialect,
     scopes: Vec<Scope>,
     /// The name of a table function that is about to be visited as a relation.
@@ -78,6 +80,7 @@ impl Survey {
             strange: false,
             foreign_operator: false,
             added_operator: false,
+            by_text: false,
             dialect,
             scopes: Vec::new(),
             function_in_from: None,
@@ -111,10 +114,12 @@ impl Survey {
     }
 
     fn call(&mut self, name: &ObjectName, arguments: Option<&FunctionArguments>) {
-        let ends_in_true = match arguments {
-            Some(FunctionArguments::List(list)) => list.args.last().is_some_and(is_true),
-            _ => false,
+        let list = match arguments {
+            Some(FunctionArguments::List(list)) => &list.args[..],
+            _ => &[],
         };
+        let ends_in_true = list.last().is_some_and(is_true);
+        self.by_text |= list.iter().any(is_text);
         if let Some(function) = self.named(name) {
             self.calls.push(Call { function, ends_in_true });
         }
@@ -152,6 +157,25 @@ impl Survey {
             };
             visible.iter().any(|shadow| shadow == name)
         })
+    }
+}
+
+/// Whether an argument is a string, which the function may take for the name of a relation.
+fn is_text(argument: &FunctionArg) -> bool {
+    let (FunctionArg::Unnamed(expr) | FunctionArg::Named { arg: expr, .. }) = argument else { return false };
+    matches!(expr, FunctionArgExpr::Expr(Expr::Value(value)) if value.value.clone().into_string().is_some())
+}
+
+/// Whether a type's input may look up names, or its own name does: `regclass`, a composite type.
+fn looks_up_names(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Custom(..) | DataType::Regclass => true,
+        DataType::Array(
+            ArrayElemTypeDef::AngleBracket(of)
+            | ArrayElemTypeDef::SquareBracket(of, _)
+            | ArrayElemTypeDef::Parenthesis(of),
+        ) => looks_up_names(of),
+        _ => false,
     }
 }
 
@@ -213,6 +237,7 @@ impl Visitor for Survey {
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
         match factor {
             TableFactor::Table { name, args: Some(_), .. } => {
+                self.by_text = true;
                 self.call(name, None);
                 self.function_in_from = Some(name);
             }
@@ -236,6 +261,8 @@ impl Visitor for Survey {
                 self.foreign_operator |= !matches!(parts.as_slice(), [schema, _] if schema == "pg_catalog");
             }
             Expr::BinaryOp { op: BinaryOperator::Custom(_), .. } => self.added_operator = true,
+            Expr::Cast { data_type, .. } => self.by_text |= looks_up_names(data_type),
+            Expr::TypedString(typed) => self.by_text |= looks_up_names(&typed.data_type),
             _ => {}
         }
         ControlFlow::Continue(())

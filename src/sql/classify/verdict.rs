@@ -18,6 +18,7 @@ pub(super) struct Verdict {
     pub tables: Touched,
     pub plain: bool,
     pub joins: bool,
+    pub by_text: bool,
 }
 
 /// Tables under construction.
@@ -67,6 +68,7 @@ impl Verdict {
             tables: Touched::none(),
             plain: false,
             joins: true,
+            by_text: false,
         }
     }
 
@@ -137,7 +139,9 @@ impl Verdict {
         for effect in next.effects {
             // Said once is enough for what has no order.
             match effect {
-                Effect::DrawsSequence | Effect::Touches | Effect::Ddl => self.effect(effect),
+                Effect::DrawsSequence | Effect::Touches | Effect::Ddl | Effect::Redefines => {
+                    self.effect(effect);
+                }
                 effect => self.effects.push(effect),
             }
         }
@@ -147,6 +151,7 @@ impl Verdict {
             reason,
             plain: false,
             joins: self.joins && next.joins,
+            by_text: self.by_text || next.by_text,
             ..self
         }
     }
