@@ -9,10 +9,11 @@ use std::{
 };
 
 use super::{Finding, Severity};
-use crate::mysql::Backend;
+use crate::{mysql::Backend, protocol::Fault};
 
 /// What the monitor's user needs, for both.
-pub const GRANTS: &str = "GRANT REPLICATION CLIENT, PROCESS ON *.* TO the monitor's user (MariaDB: REPLICA MONITOR or SLAVE MONITOR too)";
+pub const GRANTS: &str = "GRANT REPLICATION CLIENT, PROCESS, SHOW_ROUTINE, SHOW VIEW, TRIGGER ON *.* TO the monitor's user \
+ (MariaDB: REPLICA MONITOR, PROCESS, SHOW VIEW, TRIGGER ON *.* and SELECT ON mysql.*)";
 
 /// One server: its facts, or why there are none.
 #[derive(Clone, Debug)]
@@ -28,6 +29,8 @@ pub struct Facts {
     pub variables: HashMap<String, String>,
     /// Its clock less ours, in seconds.
     pub skew: f64,
+    /// Privileges that the monitor's user lacks to see what code in the database does.
+    pub lacks: Vec<&'static str>,
     /// What it replicates; `None`: nothing. The error: it may not be asked.
     pub source: Result<Option<Source>, String>,
 }
@@ -69,6 +72,32 @@ const SHORT_EXPIRY: f64 = 3.0 * 86_400.0;
 /// Clocks further apart than this make times in logs useless.
 const SKEW: f64 = 2.0;
 
+/// The global privileges of who asks; whoever may read `mysql.*` is shown everybody's. A host has no
+/// `@`, a user may.
+const PRIVILEGES: &str = "SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = CONCAT('\\'', \
+ LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - CHAR_LENGTH(SUBSTRING_INDEX(CURRENT_USER(), '@', -1)) - 1), \
+ '\\'@\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
+
+/// Asks which privileges are missing for the catalog of triggers, views and routines.
+async fn lacks(server: &mut Backend) -> Result<Vec<&'static str>, Fault> {
+    let held = server.query_all(PRIVILEGES).await?;
+    let has =
+        |wanted: &str| held.iter().any(|row| row.first().is_some_and(|name| name.as_deref() == Some(wanted)));
+    let mut lacks: Vec<_> = ["TRIGGER", "SHOW VIEW"].into_iter().filter(|wanted| !has(wanted)).collect();
+    let routine = if !server.is_mariadb() {
+        (!has("SHOW_ROUTINE") && !has("SELECT")).then_some("SHOW_ROUTINE")
+    } else {
+        // MariaDB shows bodies of routines to whoever may read the table that they are in.
+        match server.query_all("SELECT 1 FROM mysql.proc LIMIT 0").await {
+            Ok(_) => None,
+            Err(Fault::Refused(_)) => Some("SELECT ON mysql.*"),
+            Err(fault) => return Err(fault),
+        }
+    };
+    lacks.extend(routine);
+    Ok(lacks)
+}
+
 /// Asks a server for everything.
 ///
 /// # Errors
@@ -95,7 +124,9 @@ pub async fn read(server: &mut Backend) -> Result<Facts, String> {
         let error = text(first, LAST_ERROR);
         Some(Source { receives: text(first, RECEIVES), applies: text(first, APPLIES), error })
     });
-    Ok(Facts { variables: variables.collect(), skew: theirs.map_or(0.0, |theirs| theirs - now), source })
+    let skew = theirs.map_or(0.0, |theirs| theirs - now);
+    let lacks = lacks(server).await.map_err(asked)?;
+    Ok(Facts { variables: variables.collect(), skew, lacks, source })
 }
 
 /// Works out what is wrong.
@@ -126,6 +157,14 @@ fn examine(address: &Arc<str>, facts: &Facts, findings: &mut Vec<Finding>) {
     if facts.skew.abs() > SKEW {
         let what = format!("its clock is {:.1} s off this machine's", facts.skew);
         add(Severity::Warning, what, "run chrony or another NTP client on both");
+    }
+    if !facts.lacks.is_empty() {
+        let what = format!(
+            "the monitor's user lacks {}: what triggers, views and functions do is not known; reads of `global` and \
+             `user` may show old data, and calls of functions use the primary",
+            facts.lacks.join(" and ")
+        );
+        add(Severity::Warning, what, GRANTS);
     }
     if facts.is("gtid_mode", "OFF") {
         let what =
@@ -281,6 +320,7 @@ mod tests {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
             skew: 0.0,
+            lacks: Vec::new(),
             source: Ok(replica.then_some(source)),
         }
     }
@@ -334,6 +374,7 @@ mod tests {
                 Severity::Problem,
                 "the same server_uuid",
             ),
+            (|p, _| p.lacks.push("TRIGGER"), Severity::Warning, "lacks TRIGGER:"),
             (|p, _| set(p, "gtid_mode", "OFF"), Severity::Problem, "GTIDs are off"),
             (|p, _| set(p, "log_bin", "OFF"), Severity::Problem, "no binary log"),
             (|_, r| set(r, "log_slave_updates", "OFF"), Severity::Warning, "does not log what it replicates"),

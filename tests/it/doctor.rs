@@ -104,6 +104,9 @@ async fn the_doctor_finds_what_is_wrong_with_replication(make: Make) {
     finds("accepts writes though it is a replica").await;
     cluster.node(1).sql("mysql", "SET GLOBAL read_only = 1").expect("it obeys");
 
+    cluster.node(0).sql("", "REVOKE TRIGGER ON *.* FROM pointsman@'%'").expect("it obeys");
+    finds("lacks TRIGGER").await;
+
     cluster.pause_replay(2).expect("it obeys");
     finds("it applies nothing").await;
     cluster.resume_replay(2).expect("it obeys");

@@ -24,6 +24,7 @@ mod http;
 mod limits;
 mod login;
 mod metrics;
+mod mysql_consistency;
 mod mysql_drivers;
 mod mysql_failover;
 mod mysql_servers;

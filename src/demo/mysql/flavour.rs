@@ -93,7 +93,8 @@ impl Flavour {
         Ok(command)
     }
 
-    /// Makes the users of all tests, and leaves no trace of it in the binary log.
+    /// Makes the users of all tests, the monitor's with what docs/getting-started-mysql.md says and no
+    /// more, and leaves no trace of it in the binary log.
     pub(super) fn users(&self) -> String {
         let user =
             |login: Login| format!("CREATE USER {}@'%' IDENTIFIED BY '{}';", login.name, login.password);
@@ -101,12 +102,13 @@ impl Flavour {
         let (monitor, app) = (MONITOR.name, APP.name);
         let rest = match self {
             Self::MariaDb => format!(
-                "GRANT REPLICA MONITOR, BINLOG MONITOR, PROCESS, SELECT, SHOW VIEW, EXECUTE ON *.* TO {monitor}@'%';
+                "GRANT REPLICA MONITOR, PROCESS, SHOW VIEW, TRIGGER ON *.* TO {monitor}@'%';
+                 GRANT SELECT ON mysql.* TO {monitor}@'%';
                  GRANT ALL ON *.* TO {app}@'%'; REVOKE SUPER, READ ONLY ADMIN ON *.* FROM {app}@'%';
                  RESET MASTER"
             ),
             Self::Mysql { .. } => format!(
-                "GRANT REPLICATION CLIENT, PROCESS, SELECT, SHOW VIEW ON *.* TO {monitor}@'%';
+                "GRANT REPLICATION CLIENT, PROCESS, SHOW_ROUTINE, SHOW VIEW, TRIGGER ON *.* TO {monitor}@'%';
                  GRANT ALL ON *.* TO {app}@'%'; REVOKE SUPER, CONNECTION_ADMIN ON *.* FROM {app}@'%';
                  RESET BINARY LOGS AND GTIDS"
             ),
