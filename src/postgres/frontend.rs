@@ -366,6 +366,9 @@ impl Frontend {
             unit.add_unknown();
             return Subject::Plain;
         };
+        if !name.is_empty() {
+            self.renew_statements();
+        }
         let (intent, subject, text) = match self.statements.resolve(name) {
             Some(Resolved::Named(statement)) => {
                 let text = effect_text(&statement.intent, &statement.body);
@@ -388,6 +391,19 @@ impl Frontend {
             self.portals.push((portal.into(), intent));
         }
         subject
+    }
+
+    /// A catalog that was read since, or a replica's refusal, may make other things of statements
+    /// that were prepared before.
+    fn renew_statements(&mut self) {
+        let reader = self.reader.as_ref().expect("statements are read after the welcome");
+        let catalog = reader.database.catalog();
+        let (classifier, database) = (&reader.classifier, reader.database.id());
+        let (modes, origins) = (self.modes, &self.origins);
+        self.statements.renew(classifier.generation(&catalog), |text, statement| {
+            let intent = classifier.intent(database, &catalog, modes, text, Instant::now);
+            origins.intern(&statement.body, intent)
+        });
     }
 
     fn describe_or_close(&mut self, tag: u8, body: &[u8], unit: &mut Unit) -> Subject {

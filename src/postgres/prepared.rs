@@ -58,6 +58,8 @@ pub struct ClientStatements {
     /// Shapes of the results that the client was told for its names: a driver that was told once
     /// decodes by it for ever (hard case 11).
     told: HashMap<Box<[u8]>, Shape>,
+    /// That of the classifier and catalog by which the named ones were judged last.
+    generation: u64,
     unnamed: Option<Unnamed>,
 }
 
@@ -128,6 +130,20 @@ impl ClientStatements {
         self.named.get(name)
     }
 
+    /// Judges the named statements anew when what is known has changed since. `judge`: a statement's
+    /// text and body → what it is from now on.
+    pub fn renew(&mut self, generation: u64, judge: impl Fn(&[u8], &Statement) -> Arc<Statement>) {
+        if self.generation == generation {
+            return;
+        }
+        self.generation = generation;
+        let of_parse = |statement: &&mut Arc<Statement>| statement.origin == Origin::Parse;
+        for statement in self.named.values_mut().filter(of_parse) {
+            let text = frame::split_cstring(&statement.body).map_or(&*statement.body, |(text, _)| text);
+            *statement = judge(text, statement);
+        }
+    }
+
     /// The names that PREPARE defined.
     pub fn sql_names(&self) -> impl Iterator<Item = &[u8]> {
         self.named.iter().filter(|(_, statement)| statement.origin == Origin::Sql).map(|(name, _)| &**name)
@@ -178,6 +194,23 @@ impl ClientStatements {
             }
             None => {}
         }
+    }
+
+    /// The client was told the parameter types of the statement `key` under `name`: from now on they
+    /// belong to it, whatever another server would infer (hard case 11). `types`: the body of a
+    /// ParameterDescription. Returns the statement's new key.
+    pub fn fix_types(&mut self, name: &[u8], key: u128, types: &[u8]) -> Option<u128> {
+        let statement = self.named.get_mut(name).filter(|statement| statement.key == key)?;
+        let (text, declared) = frame::split_cstring(&statement.body)?;
+        if declared == types || statement.origin != Origin::Parse {
+            return None;
+        }
+        let body = [text, &[0], types].concat();
+        if !Statement::is_whole_parse(&body) {
+            return None;
+        }
+        *statement = Arc::new(Statement::new(&body, Origin::Parse, statement.intent.clone()));
+        Some(statement.key)
     }
 
     /// The client was told what a statement's result looks like.
@@ -270,6 +303,15 @@ impl ServerStatements {
     pub fn set_shape(&mut self, key: u128, shape: Shape) {
         if let Some(entry) = self.shared.get_mut(&key) {
             entry.shape = Some(shape);
+        }
+    }
+
+    /// What is prepared for `from` is the statement `to` as well, and known by that key from now on.
+    pub fn rename(&mut self, from: u128, to: u128) {
+        if !self.shared.contains_key(&to)
+            && let Some(entry) = self.shared.remove(&from)
+        {
+            self.shared.insert(to, entry);
         }
     }
 

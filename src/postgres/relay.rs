@@ -500,7 +500,7 @@ impl<'a> Relay<'a> {
     fn looks_at(&self, tag: u8) -> bool {
         match tag {
             b'Z' | b'E' | b'S' | b'C' => true,
-            b'T' => matches!(self.backend.expect.front(), Some(Expect::DescribeStatement { .. })),
+            b'T' | b't' => matches!(self.backend.expect.front(), Some(Expect::DescribeStatement { .. })),
             _ => false,
         }
     }
@@ -549,7 +549,7 @@ impl<'a> Relay<'a> {
             b'1' => forward = self.parsed(),
             b'2' => forward = self.pop_forward(),
             b'3' => forward = self.closed(),
-            b't' => {}
+            b't' => self.typed(header),
             b'T' | b'n' => forward = self.described(header),
             b'C' | b'I' | b's' => {
                 let body = self.body(header);
@@ -629,6 +629,21 @@ impl<'a> Relay<'a> {
                 forward
             }
             _ => true,
+        }
+    }
+
+    /// ParameterDescription: the client will send its values by it.
+    fn typed(&mut self, header: frame::Header) {
+        let types = &self.backend.inbox.data()[self.at + HEADER..];
+        let Some(types) = types.get(..header.length.saturating_sub(HEADER)) else { return };
+        let Some(Expect::DescribeStatement { named: Some((name, key)) }) = self.backend.expect.front_mut()
+        else {
+            return;
+        };
+        let plan_key = u128::from(self.frontend.carried.now().plan_key());
+        if let Some(typed) = self.frontend.statements.fix_types(name, *key ^ plan_key, types) {
+            self.backend.statements.rename(*key, typed ^ plan_key);
+            *key = typed ^ plan_key;
         }
     }
 

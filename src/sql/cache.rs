@@ -45,6 +45,8 @@ pub struct Classifier {
     learned: RwLock<HashMap<u128, Instant>>,
     /// Length of `learned`, so that the usual empty one costs no lock.
     learned_count: AtomicUsize,
+    /// How often something was learned.
+    learnings: AtomicU64,
     hits: AtomicU64,
     misses: AtomicU64,
     parse_failures: AtomicU64,
@@ -99,6 +101,7 @@ impl Classifier {
             cache: Cache::with_weighter(items, capacity, ByFootprint),
             learned: RwLock::new(HashMap::new()),
             learned_count: AtomicUsize::new(0),
+            learnings: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             parse_failures: AtomicU64::new(0),
@@ -163,6 +166,12 @@ impl Classifier {
         }
         learned.insert(exact_key(database, text), now + LEARNED_FOR);
         self.learned_count.store(learned.len(), Relaxed);
+        self.learnings.fetch_add(1, Relaxed);
+    }
+
+    /// Changes whenever a text may be judged otherwise than before by this catalog.
+    pub fn generation(&self, catalog: &Catalog) -> u64 {
+        catalog.version ^ self.learnings.load(Relaxed).rotate_left(48)
     }
 
     fn is_learned(&self, database: u64, text: &[u8], now: Instant) -> bool {

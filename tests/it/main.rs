@@ -4,6 +4,7 @@ mod support;
 
 mod activation;
 mod bad_input;
+mod balancer;
 mod both;
 mod both_servers;
 mod cancel;

@@ -165,3 +165,46 @@ async fn a_prepared_statement_on_a_missing_table_is_the_servers_error() {
     assert_eq!(code(&error), "42P01");
     assert_eq!(session.value("SELECT 1").await, "1");
 }
+
+#[tokio::test]
+async fn parameters_keep_the_types_the_client_was_told_on_every_server() {
+    let settings = ["cluster.pool.size = 1", "cluster.routing.consistency = 'eventual'"];
+    let stage = Stage::set("CREATE TABLE t (x int); INSERT INTO t VALUES (7)", &settings).await;
+    let mut wire = stage.wire().await;
+    let hinted = "/* pointsman: primary */ SELECT count(*) FROM t WHERE x = $1";
+    for (name, sql) in [("everywhere", "SELECT count(*) FROM t WHERE x = $1"), ("there", hinted)] {
+        let told = wire.ask(&Batch::new().parse(name, sql).describe_statement(name).sync()).await;
+        assert_eq!(tags(&told), "1tTZ");
+    }
+
+    // From here on a server that sees the text for the first time would infer another type.
+    stage.session().await.run("ALTER TABLE t ALTER x TYPE bigint").await;
+    stage.cluster.wait_until_caught_up(0).expect("replicas follow");
+
+    for round in 0..12 {
+        for name in ["everywhere", "there"] {
+            let execute = Batch::new().bind_int4("", name, 7).execute("", 0).sync();
+            assert_eq!(first_columns(&wire.ask(&execute).await), ["1"], "round {round} {name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_prepared_statement_that_a_replica_refused_is_a_write_from_then_on() {
+    let stage = Stage::set(
+        "CREATE TABLE t (x int); \
+         CREATE FUNCTION writes() RETURNS int LANGUAGE sql AS 'INSERT INTO t VALUES (1) RETURNING 1'; \
+         CREATE FUNCTION lies() RETURNS int STABLE LANGUAGE plpgsql AS 'BEGIN RETURN writes(); END'",
+        &[],
+    )
+    .await;
+    let mut wire = stage.wire().await;
+    wire.ask(&Batch::new().parse("s", "SELECT lies()").sync()).await;
+
+    for _ in 0..5 {
+        let answer = wire.ask(&Batch::new().bind("", "s", &[]).execute("", 0).sync()).await;
+        assert_eq!(first_columns(&answer), ["1"]);
+    }
+
+    assert_eq!(stage.proxy.metric("pointsman_reroutes_total", &["reason=\"writes\""]), 1.0);
+}

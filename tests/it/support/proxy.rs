@@ -66,6 +66,10 @@ impl Proxy {
         self.port.number()
     }
 
+    pub fn http_port(&self) -> u16 {
+        self.http.number()
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -79,6 +79,18 @@ impl Batch {
         self.message(b'B', &body)
     }
 
+    /// Binds one `int4` in binary, as drivers do that were told the parameter's type.
+    pub fn bind_int4(self, portal: &str, statement: &str, value: i32) -> Self {
+        let mut body = zero_ended(&[portal, statement]);
+        body.put_i16(1);
+        body.put_i16(1);
+        body.put_i16(1);
+        body.put_i32(4);
+        body.put_i32(value);
+        body.put_i16(0);
+        self.message(b'B', &body)
+    }
+
     pub fn describe_statement(self, name: &str) -> Self {
         self.message(b'D', &named(b'S', name))
     }
