@@ -86,7 +86,9 @@ impl MysqlNode {
 
     pub(super) fn install(&self) -> Result<(), ServerError> {
         let mut installer = self.flavour.installer(&self.data)?;
-        installer.stdin(Stdio::null());
+        // As below: also the server that fills the folder has temporary tables.
+        self.make_temporary()?;
+        installer.stdin(Stdio::null()).env("TMPDIR", &self.temporary);
         fs::create_dir_all(&self.data)?;
         self.run_as.own(&self.data)?;
         run(installer, self.run_as).map(drop)
@@ -96,6 +98,14 @@ impl MysqlNode {
     pub(super) fn copy_from(&self, template: &Path) -> Result<(), ServerError> {
         copy_folder(template, &self.data)?;
         self.run_as.own(&self.data).map_err(Into::into)
+    }
+
+    fn make_temporary(&self) -> Result<(), ServerError> {
+        if !self.temporary.exists() {
+            fs::create_dir(&self.temporary)?;
+            self.run_as.own(&self.temporary)?;
+        }
+        Ok(())
     }
 
     pub(super) fn create_users(&self) -> Result<(), ServerError> {
@@ -108,10 +118,7 @@ impl MysqlNode {
             return Ok(());
         }
         let log = File::options().create(true).append(true).open(&self.log)?;
-        if !self.temporary.exists() {
-            fs::create_dir(&self.temporary)?;
-            self.run_as.own(&self.temporary)?;
-        }
+        self.make_temporary()?;
         let mut command = self.flavour.server()?;
         command
             .arg(format!("--datadir={}", self.data.display()))
