@@ -69,6 +69,9 @@ pub struct Run {
     /// Where clients connect, when the servers are named by a URL [default: 127.0.0.1:6432]
     #[arg(long, value_name = "HOST:PORT", requires = "url", value_parser = listen_address)]
     pub listen: Option<HostPort>,
+    /// Relieves the process that listens there already: it drains when this one is ready
+    #[arg(long)]
+    pub take_over: bool,
     /// Instead of a file: postgres://user:password@h1,h2,h3/db or mysql://…; roles are found by asking
     #[arg(conflicts_with = "file")]
     pub url: Option<String>,

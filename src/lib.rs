@@ -32,5 +32,6 @@ pub mod sockets;
 pub mod sql;
 pub mod standing;
 pub mod stream;
+pub mod takeover;
 pub mod tls;
 pub mod topology;

@@ -2,12 +2,12 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use socket2::{Domain, Protocol as Layer, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     cluster::Cluster,
-    config::HostPort,
     protocol::{
         Backend as _, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway,
         Welcomed,
@@ -19,6 +19,7 @@ use crate::{
         Renewed, Session,
         cancel::{CancelKey, Registered},
     },
+    sockets::Sharing,
     sql::Access,
 };
 
@@ -28,24 +29,21 @@ const BACKLOG: i32 = 1024;
 /// Pause after the system gave no descriptor for a new connection.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Binds every address that a host name stands for.
-///
-/// # Errors
-/// When the name does not resolve, or an address is taken or not ours.
-pub async fn bind(at: &HostPort) -> io::Result<Vec<TcpListener>> {
-    let addresses: Vec<SocketAddr> = tokio::net::lookup_host((at.host(), at.port())).await?.collect();
-    addresses.into_iter().map(listen).collect()
-}
-
 /// Listens on one address.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn listen(address: SocketAddr, sharing: Sharing) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Layer::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_nonblocking(true)?;
+    if sharing == Sharing::Beside {
+        socket.set_reuse_port(true)?;
+    }
     socket.bind(&address.into())?;
+    // Only now: who starts without meaning to take over must find a taken address taken, but a
+    // later process may listen beside this one.
+    socket.set_reuse_port(true)?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
@@ -54,7 +52,7 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn accept<P: Protocol>(listener: TcpListener, cluster: Arc<Cluster<P>>, workers: Arc<Workers>) {
     loop {
         let accepted = tokio::select! {
-            () = cluster.shutdown.draining() => return,
+            () = cluster.shutdown.draining() => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -65,6 +63,11 @@ pub async fn accept<P: Protocol>(listener: TcpListener, cluster: Arc<Cluster<P>>
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+    // The kernel has greeted some already: they are told why they are not served.
+    for _ in 0..BACKLOG {
+        let Some(Ok((socket, _))) = listener.accept().now_or_never() else { return };
+        hand_over(socket, &cluster, &workers);
     }
 }
 

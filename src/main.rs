@@ -13,6 +13,8 @@ use pointsman::{
     demo, doctor, logging,
     serve::Proxy,
     shutdown::{Shutdown, Signals},
+    sockets::Sharing,
+    takeover,
 };
 use tokio::sync::Notify;
 
@@ -52,7 +54,8 @@ fn run(run: &cli::Run) -> Exit {
         cli::Source::File(path) => Some(path),
         cli::Source::Url => None,
     };
-    let served = one_thread().map(|runtime| runtime.block_on(serve(config, file, Shutdown::new())));
+    let served =
+        one_thread().map(|runtime| runtime.block_on(serve(config, file, Shutdown::new(), run.take_over)));
     served.unwrap_or_else(|error| {
         say(&format!("pointsman: {error}"));
         Exit::Unavailable
@@ -60,7 +63,7 @@ fn run(run: &cli::Run) -> Exit {
 }
 
 /// Serves until a signal ends it. The control plane lives on this thread.
-async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown) -> Exit {
+async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown, take_over: bool) -> Exit {
     let signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => {
@@ -69,13 +72,29 @@ async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown) -> Exi
         }
     };
     let reload = Arc::new(Notify::new());
-    let proxy = match Proxy::start(config, shutdown.clone()).await {
+    let predecessor = match if take_over { takeover::predecessor(&config) } else { Ok(None) } {
+        Ok(predecessor) => predecessor,
+        Err(error) => {
+            say(&format!("pointsman: cannot take over: {error}"));
+            return Exit::Unavailable;
+        }
+    };
+    let sharing = if predecessor.is_some() { Sharing::Beside } else { Sharing::Alone };
+    let proxy = match Proxy::start(config.clone(), shutdown.clone(), sharing).await {
         Ok(proxy) => proxy,
         Err(error) => {
             say(&format!("pointsman: {error}"));
             return Exit::Unavailable;
         }
     };
+    tokio::spawn(takeover::offer(config, shutdown.clone()));
+    if let Some(predecessor) = predecessor {
+        proxy.wait_until_ready().await;
+        match predecessor.relieve().await {
+            Ok(()) => tracing::info!("has taken over"),
+            Err(error) => tracing::warn!(%error, "the old process did not yield: it serves beside this one"),
+        }
+    }
     let (ending, ()) = tokio::join!(proxy.run(file, reload.clone()), signals.serve(&shutdown, &reload));
     tracing::info!(?ending, "stopped");
     Exit::Done
@@ -96,6 +115,7 @@ fn demo(demo: &cli::Demo) -> Exit {
                 config,
                 None,
                 shutdown.clone(),
+                false,
             )) {
                 Exit::Done => Ok(()),
                 exit => Err(format!("exit code {exit:?}")),

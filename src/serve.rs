@@ -32,9 +32,13 @@ use crate::{
     runtime::Workers,
     session::cancel::Call,
     shutdown::{Ending, Notice, Shutdown, notify},
-    sockets::Sockets,
+    sockets::{Sharing, Sockets},
     tls::TlsError,
 };
+
+/// How long a process that takes over looks for primaries, and how often.
+const READY_WITHIN: Duration = Duration::from_secs(10);
+const READY_POLL: Duration = Duration::from_millis(20);
 
 /// Why the proxy could not start.
 #[derive(Debug, Error)]
@@ -130,8 +134,8 @@ impl Proxy {
     ///
     /// # Errors
     /// When an address cannot be listened on, or a TLS file cannot be used.
-    pub async fn start(config: Config, shutdown: Shutdown) -> Result<Self, StartError> {
-        let mut sockets = Sockets::inherited().map_err(StartError::Inherited)?;
+    pub async fn start(config: Config, shutdown: Shutdown, sharing: Sharing) -> Result<Self, StartError> {
+        let mut sockets = Sockets::inherited(sharing).map_err(StartError::Inherited)?;
         let workers = Arc::new(Workers::start(config.workers).map_err(StartError::Workers)?);
         let metrics = Arc::new(Metrics::new());
         let mut clusters = Vec::new();
@@ -142,12 +146,12 @@ impl Proxy {
         for running in &clusters {
             running.set_slow(config.log.statements_over);
         }
-        for address in sockets.unclaimed() {
-            tracing::warn!(%address, "the service manager listens there, but no cluster does");
-        }
         let managed = clusters.iter().map(|running| running.managed()).collect();
         let (control, reloads) = Control::new(managed, config.clone(), metrics.clone(), shutdown.clone());
-        let http = open_doors(&config.admin, &control).await?;
+        let http = open_doors(&config.admin, &control, &mut sockets).await?;
+        for address in sockets.unclaimed() {
+            tracing::warn!(%address, "the service manager listens there, but nothing here does");
+        }
         metrics.configured();
         Ok(Self { workers, clusters, config, metrics, shutdown, http, control, reloads })
     }
@@ -155,6 +159,19 @@ impl Proxy {
     /// Where each cluster listens, by its name.
     pub fn addresses(&self) -> Vec<(Arc<str>, Vec<SocketAddr>)> {
         self.clusters.iter().map(|cluster| (cluster.name().clone(), cluster.addresses().to_vec())).collect()
+    }
+
+    /// Waits until every cluster has a primary, but no longer than a process that takes over may
+    /// keep the old one waiting.
+    pub async fn wait_until_ready(&self) {
+        let ready = async {
+            while self.clusters.iter().any(|cluster| cluster.managed().snapshot().primary().is_none()) {
+                tokio::time::sleep(READY_POLL).await;
+            }
+        };
+        if tokio::time::timeout(READY_WITHIN, ready).await.is_err() {
+            tracing::warn!("takes over without having found a primary");
+        }
     }
 
     /// Serves until told to stop; reloads from `file` when `reload` is notified.
@@ -255,18 +272,26 @@ const EMPTY_POLL: Duration = Duration::from_millis(20);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Opens the control plane's doors. Returns where the HTTP door is.
-async fn open_doors(admin: &config::Admin, control: &Control) -> Result<Option<SocketAddr>, StartError> {
+async fn open_doors(
+    admin: &config::Admin,
+    control: &Control,
+    sockets: &mut Sockets,
+) -> Result<Option<SocketAddr>, StartError> {
     let listen = |at: &HostPort| {
         let address = at.clone();
         move |error| StartError::Listen { address, error }
     };
     for (at, door) in [(&admin.postgres, console::Door::Postgres), (&admin.mysql, console::Door::Mysql)] {
         if let Some(at) = at {
-            console::open(at, door, control.clone()).await.map_err(listen(at))?;
+            let listeners = sockets.bind(at).await.map_err(listen(at))?;
+            console::open(listeners, door, control);
         }
     }
     match &admin.http {
-        Some(at) => admin::http::open(at, control.clone()).await.map(Some).map_err(listen(at)),
+        Some(at) => {
+            let listeners = sockets.bind(at).await.map_err(listen(at))?;
+            admin::http::open(listeners, control).map(Some).map_err(listen(at))
+        }
         None => Ok(None),
     }
 }

@@ -24,7 +24,11 @@ pub enum Phase {
 /// A handle to the phase: everybody who holds one may wait for it and move it. Works across
 /// runtimes; clones share the phase.
 #[derive(Clone, Debug, Default)]
-pub struct Shutdown(Arc<watch::Sender<Phase>>);
+pub struct Shutdown {
+    phase: Arc<watch::Sender<Phase>>,
+    /// Another process serves the admin doors from now on.
+    yielded: Arc<watch::Sender<bool>>,
+}
 
 impl Shutdown {
     pub fn new() -> Self {
@@ -32,12 +36,28 @@ impl Shutdown {
     }
 
     pub fn phase(&self) -> Phase {
-        *self.0.borrow()
+        *self.phase.borrow()
     }
 
     /// Stops accepting and lets transactions end. Does nothing when already past that.
     pub fn drain(&self) {
         self.advance(Phase::Draining);
+    }
+
+    /// Closes the admin doors, which otherwise stay open until the end: another process has them.
+    pub fn yield_doors(&self) {
+        self.yielded.send_replace(true);
+    }
+
+    /// Answers once nobody new is to be let in by the admin doors: the process stops, or has yielded
+    /// them.
+    pub async fn doors_close(&self) {
+        let mut yielded = self.yielded.subscribe();
+        tokio::select! {
+            () = self.stopping() => {}
+            // The sender is held by this handle.
+            _ = yielded.wait_for(|yielded| *yielded) => {}
+        }
     }
 
     /// Ends everything at once.
@@ -71,7 +91,7 @@ impl Shutdown {
     }
 
     fn advance(&self, to: Phase) {
-        self.0.send_if_modified(|phase| {
+        self.phase.send_if_modified(|phase| {
             let forward = to > *phase;
             *phase = (*phase).max(to);
             forward
@@ -79,7 +99,7 @@ impl Shutdown {
     }
 
     async fn reached(&self, phase: Phase) {
-        let reached = self.0.subscribe().wait_for(|now| *now >= phase).await.is_ok();
+        let reached = self.phase.subscribe().wait_for(|now| *now >= phase).await.is_ok();
         debug_assert!(reached, "the sender lives as long as this handle");
     }
 }

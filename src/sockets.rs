@@ -13,7 +13,21 @@ use crate::{config::HostPort, listener};
 
 /// What a service manager has passed on, as far as nobody has claimed it.
 #[derive(Debug, Default)]
-pub struct Sockets(Vec<StdListener>);
+pub struct Sockets {
+    held: Vec<StdListener>,
+    /// Whether another process of ours may listen there already.
+    sharing: Sharing,
+}
+
+/// How an address is listened on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody else may listen there.
+    #[default]
+    Alone,
+    /// Beside the process that is being relieved.
+    Beside,
+}
 
 impl Sockets {
     /// Takes over what was passed on to this process. Call it once, before threads are started:
@@ -21,12 +35,12 @@ impl Sockets {
     ///
     /// # Errors
     /// When the variables make no sense.
-    pub fn inherited() -> io::Result<Self> {
+    pub fn inherited(sharing: Sharing) -> io::Result<Self> {
         if env::var_os("LISTEN_FDS").is_none() {
-            return Ok(Self::default());
+            return Ok(Self { held: Vec::new(), sharing });
         }
-        let sockets = sd_notify::listen_fds()?.filter_map(adopt).collect();
-        Ok(Self(sockets))
+        let held = sd_notify::listen_fds()?.filter_map(adopt).collect();
+        Ok(Self { held, sharing })
     }
 
     /// Listens on every address that a host name stands for; on those that are held for us
@@ -42,20 +56,20 @@ impl Sockets {
                     tracing::info!(%address, "takes over the service manager's socket");
                     TcpListener::from_std(held)?
                 }
-                None => listener::listen(address)?,
+                None => listener::listen(address, self.sharing)?,
             });
         }
         Ok(bound)
     }
 
     fn claim(&mut self, address: SocketAddr) -> Option<StdListener> {
-        let at = self.0.iter().position(|held| held.local_addr().is_ok_and(|own| own == address))?;
-        Some(self.0.swap_remove(at))
+        let at = self.held.iter().position(|held| held.local_addr().is_ok_and(|own| own == address))?;
+        Some(self.held.swap_remove(at))
     }
 
     /// Addresses that nothing in the configuration listens on.
     pub fn unclaimed(&self) -> Vec<SocketAddr> {
-        self.0.iter().filter_map(|held| held.local_addr().ok()).collect()
+        self.held.iter().filter_map(|held| held.local_addr().ok()).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use pointsman::demo::{Keeper, Port, Signal, servers::APP, signal};
@@ -16,7 +16,7 @@ use crate::support::{
 
 struct Balancer {
     port: Port,
-    pid: u32,
+    child: Child,
     _folder: TempDir,
     _keeper: Keeper,
 }
@@ -39,7 +39,7 @@ impl Balancer {
         command.arg("-f").arg(folder.path().join("haproxy.cfg")).stdout(Stdio::null()).stderr(Stdio::null());
         let keeper = Keeper::start().expect("threads are to be had");
         let child = keeper.spawn(command, Signal::Kill).expect("haproxy is installed: scripts/setup");
-        Self { port, pid: child.id(), _folder: folder, _keeper: keeper }
+        Self { port, child, _folder: folder, _keeper: keeper }
     }
 
     async fn session(&self, database: &str) -> Session {
@@ -55,7 +55,8 @@ impl Balancer {
 
 impl Drop for Balancer {
     fn drop(&mut self) {
-        signal(self.pid, Signal::Kill);
+        signal(self.child.id(), Signal::Kill);
+        let _ = self.child.wait();
     }
 }
 

@@ -40,4 +40,5 @@ mod routing;
 mod servers;
 mod session_state;
 mod sysbench;
+mod takeover;
 mod tidy;

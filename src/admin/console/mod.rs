@@ -6,7 +6,7 @@ mod postgres;
 pub mod show;
 pub mod table;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use tokio::net::{TcpListener, TcpStream};
 
@@ -16,7 +16,7 @@ use self::{
 };
 use crate::{
     admin::control::{Control, Managed},
-    config::{HostPort, Secret, User},
+    config::{Secret, User},
     listener,
     operator::Order,
 };
@@ -160,24 +160,18 @@ pub enum Door {
     Mysql,
 }
 
-/// Opens a door and serves it until the proxy stops. Returns where it is.
-///
-/// # Errors
-/// When the address cannot be listened on.
-pub async fn open(at: &HostPort, door: Door, control: Control) -> std::io::Result<Vec<SocketAddr>> {
-    let listeners = listener::bind(at).await?;
-    let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+/// Opens a door and serves it until the proxy stops.
+pub fn open(listeners: Vec<TcpListener>, door: Door, control: &Control) {
     for listener in listeners {
         tokio::spawn(accept(listener, door, control.clone()));
     }
-    Ok(addresses)
 }
 
 async fn accept(listener: TcpListener, door: Door, control: Control) {
     let places = Arc::new(tokio::sync::Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
-            () = control.shutdown().stopping() => return,
+            () = control.shutdown().doors_close() => return,
             accepted = listener.accept() => accepted,
         };
         let Ok((socket, peer)) = accepted else {

@@ -23,7 +23,10 @@ use futures_util::{Stream, StreamExt, stream};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast::error::RecvError};
+use tokio::{
+    net::TcpListener,
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast::error::RecvError},
+};
 
 use self::sample::Recorder;
 use crate::{
@@ -35,8 +38,7 @@ use crate::{
         },
         control::{Control, Managed},
     },
-    config::{Engine, HostPort, SecretForm},
-    listener,
+    config::{Engine, SecretForm},
     postgres::login::Verifier,
     shutdown::Phase,
     topology::{Role, State as NodeState},
@@ -61,9 +63,8 @@ struct Door {
 /// Opens the door and serves it until the proxy stops. Returns where it is.
 ///
 /// # Errors
-/// When the address cannot be listened on.
-pub async fn open(at: &HostPort, control: Control) -> io::Result<SocketAddr> {
-    let listeners = listener::bind(at).await?;
+/// When there is no listener, or it cannot say where it is.
+pub fn open(listeners: Vec<TcpListener>, control: &Control) -> io::Result<SocketAddr> {
     let first =
         listeners.first().ok_or_else(|| io::Error::other("the name stands for no address"))?.local_addr()?;
     let recorder = Recorder::start(control.clone());
@@ -73,7 +74,7 @@ pub async fn open(at: &HostPort, control: Control) -> io::Result<SocketAddr> {
         let door = Door { control: control.clone(), recorder: recorder.clone(), streams: streams.clone() };
         let router = router(door, listener.local_addr()?.ip().is_loopback());
         let served =
-            axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.stopping().await });
+            axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.doors_close().await });
         tokio::spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "the HTTP door has closed");

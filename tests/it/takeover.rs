@@ -1,0 +1,77 @@
+//! `pointsman run --take-over`: a new process relieves the one that listens there.
+
+use std::{
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use pointsman::demo::{Keeper, Signal, signal};
+
+use crate::support::{Database, Proxy, client, cluster, code, eventually};
+
+#[tokio::test]
+async fn a_new_process_takes_over_and_no_client_is_refused() {
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, "CREATE TABLE t (x int)");
+    let mut old = Proxy::start(cluster, &[]).await;
+    let transaction = old.session(&database.name).await;
+    transaction.run("BEGIN").await;
+    transaction.run("INSERT INTO t VALUES (1)").await;
+    let (over, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (dsn, over, served) = (old.dsn(&database.name), over.clone(), served.clone());
+            tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    match client::connect(&dsn).await {
+                        Ok(session) => match session.try_run("SELECT 1").await {
+                            Ok(_) => drop(served.fetch_add(1, Ordering::Relaxed)),
+                            // Idle just when the old process drained: drivers connect again.
+                            Err(error) => assert_eq!(code(&error), "57P01", "{error:?}"),
+                        },
+                        Err(error) => assert_eq!(code(&error), "57P01", "{error:?}"),
+                    }
+                }
+            })
+        })
+        .collect();
+    eventually("they are served", async || served.load(Ordering::Relaxed) > 20).await;
+
+    let keeper = Keeper::start().expect("threads are to be had");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pointsman"));
+    command.args(["run", "--take-over", "-c"]).arg(old.config_path());
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut new = keeper.spawn(command, Signal::Kill).expect("the binary was built");
+    old.wait_for_log("another process takes over").await;
+
+    // What was open may end, and then the old process does.
+    transaction.run("COMMIT").await;
+    assert!(old.wait().success(), "{}", old.log());
+    let before = served.load(Ordering::Relaxed);
+    eventually("the new one serves", async || served.load(Ordering::Relaxed) > before + 20).await;
+    over.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.expect("nobody was refused");
+    }
+    assert_eq!(database.ask(0, "SELECT count(*) FROM t"), "1");
+    signal(new.id(), Signal::Kill);
+    let _ = new.wait();
+}
+
+#[tokio::test]
+async fn a_taken_address_stays_taken_without_being_told_to_take_over() {
+    let cluster = cluster::shared();
+    let mut proxy = Proxy::start(cluster, &[]).await;
+
+    let second = Command::new(env!("CARGO_BIN_EXE_pointsman"))
+        .args(["run", "-c"])
+        .arg(proxy.config_path())
+        .output()
+        .expect("the binary was built");
+
+    assert_eq!(second.status.code(), Some(69), "{}", String::from_utf8_lossy(&second.stderr));
+    assert!(proxy.is_running());
+}
