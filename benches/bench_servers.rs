@@ -1,7 +1,7 @@
-//! The servers that scripts/bench measures on: a primary and two replicas with pgbench's tables.
-//! Prints where they are as one line of JSON and runs until standard input ends.
+//! The servers that scripts/bench measures on: a primary and two replicas, PostgreSQL's with pgbench's
+//! tables. Prints where they are as one line of JSON and runs until standard input ends.
 //!
-//! Usage: `bench_servers [SCALE]`
+//! Usage: `bench_servers [SCALE]`, or `bench_servers mysql FOLDER` with scripts/mysql9's folder
 
 use std::{
     env,
@@ -10,10 +10,21 @@ use std::{
     process::Command,
 };
 
-use pointsman::demo::servers::{APP, Binaries, MONITOR, PgCluster, PgOptions, SUPERUSER};
+use pointsman::demo::{
+    mysql::{Flavour, MysqlCluster, MysqlOptions},
+    servers::{APP, Binaries, Login, MONITOR, PgCluster, PgOptions, SUPERUSER},
+};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let scale = env::args().nth(1).unwrap_or_else(|| "10".to_owned());
+    let mut arguments = env::args().skip(1);
+    let first = arguments.next().unwrap_or_else(|| "10".to_owned());
+    if first == "mysql" {
+        return mysql(&arguments.next().ok_or("bench_servers mysql FOLDER")?);
+    }
+    postgres(&first)
+}
+
+fn postgres(scale: &str) -> Result<(), Box<dyn Error>> {
     let binaries = Binaries::find()?;
     let setting = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     let cluster = PgCluster::start(PgOptions {
@@ -28,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ..PgOptions::default()
     })?;
     let mut pgbench: Command = binaries.command("pgbench");
-    pgbench.args(["-i", "-q", "-s", &scale, "-h", "127.0.0.1", "-U", APP.name]);
+    pgbench.args(["-i", "-q", "-s", scale, "-h", "127.0.0.1", "-U", APP.name]);
     pgbench.args(["-p", &cluster.node(0).port().to_string(), APP.name]).env("PGPASSWORD", APP.password);
     let output = pgbench.output()?;
     if !output.status.success() {
@@ -37,7 +48,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     cluster.wait_until_caught_up(0)?;
     let verifier = format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{}'", APP.name);
     let verifier = cluster.node(0).sql("postgres", &verifier)?;
-    let login = |login: pointsman::demo::servers::Login| serde_json::json!({ "user": login.name, "password": login.password });
     let place = serde_json::json!({
         "nodes": cluster.addresses(),
         "app": login(APP),
@@ -47,6 +57,31 @@ fn main() -> Result<(), Box<dyn Error>> {
         "scale": scale,
         "pgbench": binaries.program("pgbench"),
     });
+    serve(&place)
+}
+
+fn mysql(root: &str) -> Result<(), Box<dyn Error>> {
+    // The servers' own book-keeping is not what is measured; the last of two options counts.
+    let arguments = ["--general-log=0", "--innodb-buffer-pool-size=256M", "--max-connections=300"];
+    let cluster = MysqlCluster::start(MysqlOptions {
+        flavour: Flavour::Mysql { root: root.into() },
+        replicas: 2,
+        arguments: arguments.map(str::to_owned).to_vec(),
+        ..MysqlOptions::default()
+    })?;
+    serve(&serde_json::json!({
+        "nodes": cluster.addresses(),
+        "app": login(APP),
+        "monitor": login(MONITOR),
+    }))
+}
+
+fn login(login: Login) -> serde_json::Value {
+    serde_json::json!({ "user": login.name, "password": login.password })
+}
+
+/// Tells where the servers are, and keeps them until nobody needs them any more.
+fn serve(place: &serde_json::Value) -> Result<(), Box<dyn Error>> {
     writeln!(io::stdout(), "{place}")?;
     io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())

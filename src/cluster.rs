@@ -288,6 +288,15 @@ impl<P: Protocol> Cluster<P> {
         }
     }
 
+    /// Who may end what a session runs: its own user, for the monitor's need not have the right to
+    /// (MySQL's KILL).
+    pub fn identity_of(&self, entry: &Entry) -> Arc<Identity<P>> {
+        let pools = self.pools.lock();
+        let own =
+            pools.iter().find(|((user, database, _), _)| *user == entry.user && *database == entry.database);
+        own.map_or_else(|| self.monitor_identity.load_full(), |(_, pools)| pools.identity.load_full())
+    }
+
     /// The floors that all sessions of a user in a database share.
     pub fn user_floors(&self, identity: &Identity<P>) -> Arc<SharedFloors> {
         let key = (identity.user.clone(), identity.database.clone());

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 
+import mysql
 import processes
 from contestants import Field
 from wire import Connection
@@ -29,6 +30,7 @@ COPY = "COPY (SELECT repeat('x', 1000) FROM generate_series(1, 100000)) TO STDOU
 
 def arguments():
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("--engine", choices=("postgres", "mysql"), default="postgres", help="(%(default)s)")
     parser.add_argument("--quick", action="store_true", help="one short round, 16 clients only, few connections")
     parser.add_argument("--rounds", type=int, help="rounds of each run (3)")
     parser.add_argument("--seconds", type=int, help="length of a run (5)")
@@ -56,9 +58,9 @@ def arguments():
 class Servers:
     """The servers of benches/bench_servers.rs, for as long as this is open."""
 
-    def __init__(self, build):
+    def __init__(self, build, *arguments):
         program = os.path.join(build, "examples", "bench_servers")
-        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen([program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         line = self.process.stdout.readline()
         if not line:
             sys.exit("the servers did not start")
@@ -216,6 +218,8 @@ def costs(options, servers, field):
 
 def main():
     options = arguments()
+    if options.engine == "mysql":
+        return mysql.compare(options, Servers)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65536), hard))
     servers = Servers(options.build)

@@ -196,6 +196,8 @@ failover_command = ''
 
 class Pointsman(Contestant):
     name = "Pointsman"
+    engine = "postgres"
+    more = ""
 
     def command(self):
         app, monitor = self.servers["app"], self.servers["monitor"]
@@ -206,7 +208,7 @@ class Pointsman(Contestant):
 level = "warn"
 [[cluster]]
 name = "bench"
-engine = "postgres"
+engine = "{self.engine}"
 listen = ["{self.address}"]
 nodes = [{nodes}]
 users = [{{ name = "{app["user"]}", password = "{app["password"]}" }}]
@@ -215,18 +217,66 @@ user = "{monitor["user"]}"
 password = "{monitor["password"]}"
 [cluster.pool]
 size = {POOL}
-""",
+{self.more}""",
         )
         return [os.path.join(self.servers["build"], "pointsman"), "run", "-c", config]
+
+
+class PointsmanMysql(Pointsman):
+    engine = "mysql"
+    # MySQL offers TLS, which the others do without here.
+    more = "[cluster.tls]\nserver = { mode = \"disable\" }\n"
+
+
+class MysqlRouter(Contestant):
+    """MySQL Router with fixed destinations: all statements of a session go to the primary."""
+
+    name = "MySQL Router"
+
+    def routes(self):
+        return f"""[routing:primary]
+bind_address = 127.0.0.1
+bind_port = {self.port}
+protocol = classic
+routing_strategy = first-available
+destinations = {self.servers["nodes"][0]}
+client_ssl_mode = DISABLED
+server_ssl_mode = DISABLED
+"""
+
+    def command(self):
+        root = self.servers["root"]
+        library = os.path.join(root, "usr/lib")
+        loader, libraries = next(
+            (os.path.join(root, loader), os.path.join(library, name))
+            for loader, name in (
+                ("usr/lib64/ld-linux-x86-64.so.2", "x86_64-linux-gnu"),
+                ("usr/lib/ld-linux-aarch64.so.1", "aarch64-linux-gnu"),
+            )
+            if os.path.exists(os.path.join(root, loader))
+        )
+        paths = f"{libraries}:{library}/mysql-router:{library}/mysqlrouter/private"
+        config = self.write(
+            "router.conf",
+            f"""[DEFAULT]
+plugin_folder = {library}/mysqlrouter/plugin
+logging_folder =
+runtime_folder = {self.folder}
+data_folder = {self.folder}
+[logger]
+level = WARNING
+{self.routes()}""",
+        )
+        return [loader, "--library-path", paths, f"{root}/usr/bin/mysqlrouter", "-c", config]
 
 
 class Field:
     """All contestants, and who stands for whom in which mode."""
 
-    def __init__(self, servers, folder, wanted):
+    def __init__(self, servers, folder, wanted, kinds=(Direct, Copy, PgBouncer, Pgpool, Pointsman)):
         self.running, self.absent = [], {}
         self.session_bouncer = None
-        for kind in (Direct, Copy, PgBouncer, Pgpool, Pointsman):
+        for kind in kinds:
             if kind.name.lower() in wanted:
                 self._start(kind, servers, folder)
         if any(isinstance(one, PgBouncer) for one in self.running):

@@ -145,7 +145,7 @@ impl<P: Protocol> Managed for Cluster<P> {
         let Some(entry) = self.sessions.by_process(process) else { return false };
         entry.call(Call::Kill);
         // Whatever runs for it on a server is of no use to anybody.
-        let identity = self.monitor_identity.load_full();
+        let identity = self.identity_of(&entry);
         tokio::spawn(async move { self.interrupt(&entry, &identity).await });
         true
     }

@@ -3,7 +3,7 @@
 //! [`servers`] is also what the tests stand on.
 
 mod binaries;
-pub mod maria;
+pub mod mysql;
 mod node;
 mod ports;
 mod process;

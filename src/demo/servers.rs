@@ -51,6 +51,8 @@ pub enum ServerError {
          on Debian: apt-get install mariadb-server"
     )]
     MariaNotInstalled,
+    #[error("there is no MySQL under {root}; scripts/mysql9 puts it there")]
+    MysqlNotUnpacked { root: String },
     #[error("{program} failed: {said}")]
     Program { program: String, said: String },
     #[error("server {node} did not start; the end of its log:\n{log}")]

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::{
-    maria::{self, MariaCluster, MariaOptions},
+    mysql::{self, MysqlCluster, MysqlOptions},
     servers::{APP, Binaries, PgCluster, PgOptions, ServerError},
 };
 
@@ -17,7 +17,7 @@ pub enum DemoEngine {
 /// A primary and its replicas.
 pub(super) enum Servers {
     Postgres { cluster: PgCluster, binaries: Binaries },
-    Mysql(MariaCluster),
+    Mysql(MysqlCluster),
 }
 
 /// What the workload says to a database: a table, and statements that answer the port of the
@@ -51,7 +51,7 @@ impl Servers {
                 binaries: Binaries::find()?,
             },
             DemoEngine::Mysql => {
-                Self::Mysql(MariaCluster::start(MariaOptions { replicas, ..MariaOptions::default() })?)
+                Self::Mysql(MysqlCluster::start(MysqlOptions { replicas, ..MysqlOptions::default() })?)
             }
         };
         servers.make_table()?;
@@ -106,7 +106,7 @@ impl Servers {
                 cluster.nodes().iter().map(ask).collect()
             }
             Self::Mysql(cluster) => {
-                let ask = |node: &maria::MariaNode| {
+                let ask = |node: &mysql::MysqlNode| {
                     let read_only = node.sql("", "SELECT @@GLOBAL.read_only")? != "0";
                     Ok((node.address(), node.port(), role(read_only)))
                 };
@@ -156,7 +156,7 @@ impl Servers {
                 Ok(command)
             }
             Self::Mysql(_) => {
-                let mut command = Command::new(maria::program("mariadb")?);
+                let mut command = Command::new(mysql::installed("mariadb")?);
                 command
                     .args([
                         "--no-defaults",

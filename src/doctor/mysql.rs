@@ -1,5 +1,7 @@
 //! What MySQL and MariaDB servers say of their replication, and what follows from it.
 
+mod semi_sync;
+
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
@@ -7,10 +9,11 @@ use std::{
 };
 
 use super::{Finding, Severity};
-use crate::mysql::Backend;
+use crate::{mysql::Backend, protocol::Fault};
 
 /// What the monitor's user needs, for both.
-pub const GRANTS: &str = "GRANT REPLICATION CLIENT, PROCESS ON *.* TO the monitor's user (MariaDB: REPLICA MONITOR or SLAVE MONITOR too)";
+pub const GRANTS: &str = "GRANT REPLICATION CLIENT, PROCESS, SHOW_ROUTINE, SHOW VIEW, TRIGGER ON *.* TO the monitor's user \
+ (MariaDB: REPLICA MONITOR, PROCESS, SHOW VIEW, TRIGGER ON *.* and SELECT ON mysql.*)";
 
 /// One server: its facts, or why there are none.
 #[derive(Clone, Debug)]
@@ -21,10 +24,13 @@ pub struct Node {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
-    /// System variables by their names in lower case.
+    /// System variables, and status variables of semi-synchronous replication, by their names in
+    /// lower case.
     pub variables: HashMap<String, String>,
     /// Its clock less ours, in seconds.
     pub skew: f64,
+    /// Privileges that the monitor's user lacks to see what code in the database does.
+    pub lacks: Vec<&'static str>,
     /// What it replicates; `None`: nothing. The error: it may not be asked.
     pub source: Result<Option<Source>, String>,
 }
@@ -49,15 +55,48 @@ impl Facts {
 
 const VARIABLES: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_id', 'server_uuid', 'version', 'log_bin', \
  'log_slave_updates', 'log_replica_updates', 'read_only', 'super_read_only', 'gtid_mode', 'sync_binlog', \
- 'innodb_flush_log_at_trx_commit', 'binlog_format', 'rpl_semi_sync_master_enabled', 'rpl_semi_sync_source_enabled')";
+ 'innodb_flush_log_at_trx_commit', 'binlog_format', 'binlog_expire_logs_seconds', 'expire_logs_days') \
+ OR Variable_name LIKE 'rpl\\_semi\\_sync\\_%'";
+
+const STATUS: &str = "SHOW GLOBAL STATUS LIKE 'Rpl\\_semi\\_sync\\_%'";
 
 /// Columns of SHOW SLAVE STATUS; their places are the same in all versions of both.
 const RECEIVES: usize = 10;
 const APPLIES: usize = 11;
 const LAST_ERROR: usize = 19;
 
+/// A replica that is away for longer than binary logs are kept has to be made anew: a weekend's repair,
+/// in seconds.
+const SHORT_EXPIRY: f64 = 3.0 * 86_400.0;
+
 /// Clocks further apart than this make times in logs useless.
 const SKEW: f64 = 2.0;
+
+/// The global privileges of who asks; whoever may read `mysql.*` is shown everybody's. A host has no
+/// `@`, a user may.
+const PRIVILEGES: &str = "SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = CONCAT('\\'', \
+ LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - CHAR_LENGTH(SUBSTRING_INDEX(CURRENT_USER(), '@', -1)) - 1), \
+ '\\'@\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
+
+/// Asks which privileges are missing for the catalog of triggers, views and routines.
+async fn lacks(server: &mut Backend) -> Result<Vec<&'static str>, Fault> {
+    let held = server.query_all(PRIVILEGES).await?;
+    let has =
+        |wanted: &str| held.iter().any(|row| row.first().is_some_and(|name| name.as_deref() == Some(wanted)));
+    let mut lacks: Vec<_> = ["TRIGGER", "SHOW VIEW"].into_iter().filter(|wanted| !has(wanted)).collect();
+    let routine = if !server.is_mariadb() {
+        (!has("SHOW_ROUTINE") && !has("SELECT")).then_some("SHOW_ROUTINE")
+    } else {
+        // MariaDB shows bodies of routines to whoever may read the table that they are in.
+        match server.query_all("SELECT 1 FROM mysql.proc LIMIT 0").await {
+            Ok(_) => None,
+            Err(Fault::Refused(_)) => Some("SELECT ON mysql.*"),
+            Err(fault) => return Err(fault),
+        }
+    };
+    lacks.extend(routine);
+    Ok(lacks)
+}
 
 /// Asks a server for everything.
 ///
@@ -69,7 +108,8 @@ pub async fn read(server: &mut Backend) -> Result<Facts, String> {
     let now =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
     let theirs = clock.first().and_then(|row| row.first()?.as_deref()?.parse::<f64>().ok());
-    let variables = server.query_all(VARIABLES).await.map_err(asked)?;
+    let mut variables = server.query_all(VARIABLES).await.map_err(asked)?;
+    variables.extend(server.query_all(STATUS).await.map_err(asked)?);
     let variables = variables
         .into_iter()
         .filter_map(|row| Some((row.first()?.clone()?.to_ascii_lowercase(), row.get(1)?.clone()?)));
@@ -84,7 +124,9 @@ pub async fn read(server: &mut Backend) -> Result<Facts, String> {
         let error = text(first, LAST_ERROR);
         Some(Source { receives: text(first, RECEIVES), applies: text(first, APPLIES), error })
     });
-    Ok(Facts { variables: variables.collect(), skew: theirs.map_or(0.0, |theirs| theirs - now), source })
+    let skew = theirs.map_or(0.0, |theirs| theirs - now);
+    let lacks = lacks(server).await.map_err(asked)?;
+    Ok(Facts { variables: variables.collect(), skew, lacks, source })
 }
 
 /// Works out what is wrong.
@@ -104,6 +146,7 @@ pub fn diagnose(nodes: &[Node]) -> Vec<Finding> {
     let seen: Vec<(&Arc<str>, &Facts)> =
         nodes.iter().filter_map(|node| Some((&node.address, node.answer.as_ref().ok()?))).collect();
     together(&seen, &mut findings);
+    semi_sync::compare(&seen, &mut findings);
     findings
 }
 
@@ -114,6 +157,14 @@ fn examine(address: &Arc<str>, facts: &Facts, findings: &mut Vec<Finding>) {
     if facts.skew.abs() > SKEW {
         let what = format!("its clock is {:.1} s off this machine's", facts.skew);
         add(Severity::Warning, what, "run chrony or another NTP client on both");
+    }
+    if !facts.lacks.is_empty() {
+        let what = format!(
+            "the monitor's user lacks {}: what triggers, views and functions do is not known; reads of `global` and \
+             `user` may show old data, and calls of functions use the primary",
+            facts.lacks.join(" and ")
+        );
+        add(Severity::Warning, what, GRANTS);
     }
     if facts.is("gtid_mode", "OFF") {
         let what =
@@ -139,6 +190,16 @@ fn examine(address: &Arc<str>, facts: &Facts, findings: &mut Vec<Finding>) {
                 .to_owned();
         add(Severity::Warning, what, "binlog_format = ROW");
     }
+    if let Some(kept) = binlogs_kept(facts).filter(|kept| *kept < SHORT_EXPIRY) {
+        let what = format!(
+            "binary logs are removed after {:.1} days: a replica that is away for longer has to be made anew",
+            kept / 86_400.0
+        );
+        add(Severity::Warning, what, "SET GLOBAL binlog_expire_logs_seconds = 604800, and in my.cnf");
+    }
+    if facts.source.is_ok() {
+        semi_sync::examine(facts, &mut add);
+    }
     match &facts.source {
         Err(why) => add(Severity::Problem, format!("the monitor may not see its replication: {why}"), GRANTS),
         Ok(Some(source)) => replica(facts, source, &mut add),
@@ -151,6 +212,13 @@ fn examine(address: &Arc<str>, facts: &Facts, findings: &mut Vec<Finding>) {
             }
         }
     }
+}
+
+/// How long binary logs are kept, in seconds; `None`: for ever.
+fn binlogs_kept(facts: &Facts) -> Option<f64> {
+    let number = |name: &str| facts.variables.get(name)?.parse::<f64>().ok().filter(|number| *number > 0.0);
+    // Where both are there, they show the same.
+    number("binlog_expire_logs_seconds").or_else(|| number("expire_logs_days").map(|days| days * 86_400.0))
 }
 
 fn replica(facts: &Facts, source: &Source, add: &mut impl FnMut(Severity, String, &str)) {
@@ -235,6 +303,15 @@ mod tests {
             ("read_only", read_only),
             ("sync_binlog", "1"),
             ("innodb_flush_log_at_trx_commit", "1"),
+            ("binlog_expire_logs_seconds", "2592000"),
+            ("rpl_semi_sync_source_enabled", if replica { "OFF" } else { "ON" }),
+            ("rpl_semi_sync_replica_enabled", "ON"),
+            ("rpl_semi_sync_source_status", "ON"),
+            ("rpl_semi_sync_source_clients", "2"),
+            ("rpl_semi_sync_source_wait_for_replica_count", "1"),
+            ("rpl_semi_sync_source_wait_point", "AFTER_SYNC"),
+            ("rpl_semi_sync_source_wait_no_replica", "ON"),
+            ("rpl_semi_sync_source_timeout", "100000000"),
         ];
         let source = Source { receives: "Yes".to_owned(), applies: "Yes".to_owned(), error: String::new() };
         Facts {
@@ -243,6 +320,7 @@ mod tests {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
             skew: 0.0,
+            lacks: Vec::new(),
             source: Ok(replica.then_some(source)),
         }
     }
@@ -260,12 +338,33 @@ mod tests {
     }
 
     #[test]
-    fn each_fault_is_found_and_nothing_else() {
-        type Change = fn(&mut Facts, &mut Facts);
-        fn set(facts: &mut Facts, name: &str, value: &str) {
-            facts.variables.insert(name.to_owned(), value.to_owned());
+    fn asynchronous_replication_is_noted_and_no_more() {
+        expect(&[(
+            |p, _| set(p, "rpl_semi_sync_source_enabled", "OFF"),
+            Severity::Note,
+            "replication is asynchronous",
+        )]);
+    }
+
+    type Change = fn(&mut Facts, &mut Facts);
+
+    fn set(facts: &mut Facts, name: &str, value: &str) {
+        facts.variables.insert(name.to_owned(), value.to_owned());
+    }
+
+    /// Each change makes one finding: so severe, and with these words.
+    fn expect(cases: &[(Change, Severity, &str)]) {
+        for &(change, severity, words) in cases {
+            let findings = found(change);
+            let fits =
+                matches!(findings.as_slice(), [one] if one.severity == severity && one.what.contains(words));
+            assert!(fits, "{words}: {findings:#?}");
         }
-        let cases: [(Change, Severity, &str); 12] = [
+    }
+
+    #[test]
+    fn each_fault_is_found_and_nothing_else() {
+        expect(&[
             (|_, r| set(r, "server_id", "1"), Severity::Problem, "the same server_id (1)"),
             (
                 |p, r| {
@@ -275,6 +374,7 @@ mod tests {
                 Severity::Problem,
                 "the same server_uuid",
             ),
+            (|p, _| p.lacks.push("TRIGGER"), Severity::Warning, "lacks TRIGGER:"),
             (|p, _| set(p, "gtid_mode", "OFF"), Severity::Problem, "GTIDs are off"),
             (|p, _| set(p, "log_bin", "OFF"), Severity::Problem, "no binary log"),
             (|_, r| set(r, "log_slave_updates", "OFF"), Severity::Warning, "does not log what it replicates"),
@@ -305,12 +405,64 @@ mod tests {
             ),
             (|_, r| r.source = Err("denied".to_owned()), Severity::Problem, "may not see"),
             (|p, _| set(p, "read_only", "ON"), Severity::Problem, "no node is primary"),
-        ];
-        for (change, severity, words) in cases {
-            let findings = found(change);
-            let fits =
-                matches!(findings.as_slice(), [one] if one.severity == severity && one.what.contains(words));
-            assert!(fits, "{words}: {findings:#?}");
-        }
+            (
+                |p, _| set(p, "binlog_expire_logs_seconds", "3600"),
+                Severity::Warning,
+                "removed after 0.0 days",
+            ),
+            (
+                |p, _| {
+                    p.variables.remove("binlog_expire_logs_seconds");
+                    set(p, "expire_logs_days", "1");
+                },
+                Severity::Warning,
+                "removed after 1.0 days",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn each_fault_of_semi_synchronous_replication_is_found_and_nothing_else() {
+        expect(&[
+            (|p, _| set(p, "rpl_semi_sync_source_clients", "0"), Severity::Problem, "commits hang"),
+            (
+                |p, _| {
+                    set(p, "rpl_semi_sync_source_clients", "0");
+                    set(p, "rpl_semi_sync_source_timeout", "10000");
+                },
+                Severity::Problem,
+                "fallen back to asynchronous (0 of 1",
+            ),
+            (|p, _| set(p, "rpl_semi_sync_source_status", "OFF"), Severity::Problem, "fallen back"),
+            (|p, _| set(p, "rpl_semi_sync_source_timeout", "10000"), Severity::Warning, "within 10 s"),
+            (
+                |p, _| set(p, "rpl_semi_sync_source_clients", "1"),
+                Severity::Warning,
+                "one that stops stops all",
+            ),
+            (
+                |p, _| set(p, "rpl_semi_sync_source_wait_no_replica", "OFF"),
+                Severity::Warning,
+                "wait for none",
+            ),
+            (
+                |p, _| set(p, "rpl_semi_sync_source_wait_point", "AFTER_COMMIT"),
+                Severity::Warning,
+                "seen by others",
+            ),
+            (
+                |_, r| set(r, "rpl_semi_sync_replica_enabled", "OFF"),
+                Severity::Warning,
+                "acknowledges no commits",
+            ),
+            (
+                |_, r| {
+                    set(r, "rpl_semi_sync_source_enabled", "ON");
+                    set(r, "rpl_semi_sync_source_clients", "0");
+                },
+                Severity::Problem,
+                "it stands still",
+            ),
+        ]);
     }
 }

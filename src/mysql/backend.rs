@@ -108,7 +108,7 @@ impl Backend {
         self.greeting.thread
     }
 
-    pub(super) fn is_mariadb(&self) -> bool {
+    pub(crate) fn is_mariadb(&self) -> bool {
         self.greeting.version.contains("MariaDB")
     }
 

@@ -321,7 +321,7 @@ async fn limited<P: Protocol>(
     }
     let (cluster, entry) = (cluster.clone(), entry.clone());
     tokio::spawn(async move {
-        let identity = cluster.monitor_identity.load_full();
+        let identity = cluster.identity_of(&entry);
         cluster.interrupt(&entry, &identity).await;
     });
     exchange.await

@@ -1,12 +1,15 @@
-//! What the engine promises, on both databases from one text.
+//! What the engine promises, on PostgreSQL, MariaDB and MySQL from one text.
 
-use pointsman::demo::servers::Stop;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     both_databases,
     support::{
-        both::{Engine, Servers, Stage},
-        eventually,
+        both::{Engine, Meaning, Stage},
+        eventually, soon,
     },
 };
 
@@ -18,9 +21,16 @@ both_databases!(
     a_table_that_a_replica_has_not_replayed_is_found,
     a_hint_chooses_the_node,
     few_connections_serve_many_sessions,
-    a_killed_replica_fails_no_reads,
-    writes_are_held_until_there_is_a_primary,
-    a_replica_that_stands_still_shows_no_old_data,
+    settings_follow_their_session_and_no_other,
+    a_temporary_table_is_its_sessions_own,
+    a_savepoint_undoes_what_came_behind_it,
+    the_route_of_the_last_statement_is_told,
+    a_reload_applies_to_clients_that_stay,
+    a_faulty_file_changes_nothing,
+    a_draining_proxy_lets_transactions_end,
+    bytes_of_no_protocol_disturb_nobody,
+    a_statement_over_its_time_is_cancelled,
+    clients_above_the_limit_are_told_so,
 );
 
 const TABLE: &str = "CREATE TABLE t (x int)";
@@ -104,49 +114,155 @@ async fn few_connections_serve_many_sessions(engine: Engine) {
     assert_eq!(count, "20");
 }
 
-async fn a_killed_replica_fails_no_reads(engine: Engine) {
-    let servers = Servers::own(engine);
-    let (proxy, database) = servers.proxy(TABLE, &["cluster.routing.slow_start = '0s'"]).await;
-    let mut session = servers.session(&proxy, &database).await.expect("it logs in");
-    servers.stop(1, Stop::Kill);
-    for _ in 0..100 {
-        assert_eq!(session.port().await, servers.port(2));
+async fn settings_follow_their_session_and_no_other(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &["cluster.pool.size = 2"]).await;
+    let (set, get, one, two) = match engine {
+        Engine::Postgres => ("SET work_mem = ", "SHOW work_mem", "'1111kB'", "'2222kB'"),
+        _ => ("SET SESSION wait_timeout = ", "SELECT @@wait_timeout", "1111", "2222"),
+    };
+    let mut sessions = [stage.session().await, stage.session().await];
+    for (session, value) in sessions.iter_mut().zip([one, two]) {
+        session.value(&format!("{set}{value}")).await;
     }
-    servers.start(1);
-    let (session, lost) = (tokio::sync::Mutex::new(session), servers.port(1));
-    eventually("reads use it again", async || session.lock().await.port().await == lost).await;
+    let mut third = stage.session().await;
+    for _ in 0..10 {
+        for (session, value) in sessions.iter_mut().zip([one, two]) {
+            assert_eq!(session.value(get).await, value.trim_matches('\''));
+            session.value("INSERT INTO t VALUES (1)").await;
+        }
+        assert!(!["1111kB", "2222kB", "1111", "2222"].contains(&third.value(get).await.as_str()));
+    }
 }
 
-async fn writes_are_held_until_there_is_a_primary(engine: Engine) {
-    let servers = Servers::own(engine);
-    let (proxy, database) = servers.proxy(TABLE, &[]).await;
-    let mut session = servers.session(&proxy, &database).await.expect("it logs in");
-    assert!(servers.session(&proxy, &database).await.is_ok());
-    servers.stop(0, Stop::Kill);
-    // Reads go on while nobody takes writes.
-    assert_ne!(session.port().await, servers.port(0));
-    let held = tokio::spawn(async move {
-        let answer = session.ask("INSERT INTO t VALUES (1)").await;
-        (session, answer)
-    });
-    servers.promote(1, &[2]);
-    let (mut session, answer) = held.await.expect("it does not panic");
-    assert_eq!(answer, Ok(String::new()));
-    assert_eq!(session.value("SELECT max(x) FROM t").await, "1");
+async fn a_temporary_table_is_its_sessions_own(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &["cluster.pool.size = 2"]).await;
+    let (mut owner, mut other) = (stage.session().await, stage.session().await);
+    owner.value("CREATE TEMPORARY TABLE mine (x int)").await;
+    for x in 1..=5 {
+        owner.value(&format!("INSERT INTO mine VALUES ({x})")).await;
+        assert_eq!(owner.value("SELECT max(x) FROM mine").await, x.to_string());
+        let code = other.ask("SELECT max(x) FROM mine").await.expect_err("it is not there");
+        assert!(engine.says(Meaning::NoTable, &code), "{code}");
+    }
+    // What pins a session to the primary keeps its reads of other things on replicas or not; both
+    // are right. Its end gives the place back.
+    drop(owner);
+    let other = tokio::sync::Mutex::new(other);
+    eventually("there is room again", async || {
+        other.lock().await.ask("CREATE TEMPORARY TABLE mine (y int)").await.is_ok()
+    })
+    .await;
 }
 
-async fn a_replica_that_stands_still_shows_no_old_data(engine: Engine) {
-    let servers = Servers::own(engine);
-    let (proxy, database) = servers.proxy(TABLE, &[]).await;
-    let mut session = servers.session(&proxy, &database).await.expect("it logs in");
-    servers.pause_replay(1);
-    servers.pause_replay(2);
-    for x in 1..=10 {
-        session.value(&format!("INSERT INTO t VALUES ({x})")).await;
-        assert_eq!(session.value("SELECT max(x) FROM t").await, x.to_string());
-        assert_eq!(session.port().await, servers.port(0));
+async fn a_savepoint_undoes_what_came_behind_it(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &[]).await;
+    let mut session = stage.session().await;
+    for sql in ["BEGIN", "SAVEPOINT s", "INSERT INTO t VALUES (1)", "ROLLBACK TO SAVEPOINT s"] {
+        session.value(sql).await;
     }
-    servers.resume_replay(2);
-    let (session, fresh) = (tokio::sync::Mutex::new(session), servers.port(2));
-    eventually("the one that has caught up reads", async || session.lock().await.port().await == fresh).await;
+    session.value("INSERT INTO t VALUES (2)").await;
+    session.value("COMMIT").await;
+    assert_eq!(session.value("SELECT sum(x) FROM t").await, "2");
+}
+
+async fn the_route_of_the_last_statement_is_told(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &[]).await;
+    let mut session = stage.session().await;
+    session.value("SELECT 1").await;
+    assert!(session.get("route").await.contains("choice=replica"));
+    session.value("INSERT INTO t VALUES (1)").await;
+    let route = session.get("route").await;
+    assert!(route.contains(&stage.addresses()[0]) && route.contains("write"), "{route}");
+}
+
+async fn a_reload_applies_to_clients_that_stay(engine: Engine) {
+    let mut stage = Stage::set(engine, TABLE, &[]).await;
+    let mut session = stage.session().await;
+    assert!(stage.is_replica(session.port().await));
+
+    let addresses = stage.addresses();
+    let nodes: Vec<String> = (addresses.iter().enumerate())
+        .map(|(index, address)| format!("{{ address = '{address}', weight = {} }}", f64::from(index == 0)))
+        .collect();
+    stage.proxy_mut().reload(&[&format!("cluster.nodes = [{}]", nodes.join(", "))]);
+
+    let session = tokio::sync::Mutex::new(session);
+    eventually("reads use the primary", async || {
+        let port = session.lock().await.port().await;
+        !stage.is_replica(port)
+    })
+    .await;
+}
+
+async fn a_faulty_file_changes_nothing(engine: Engine) {
+    let mut stage = Stage::set(engine, TABLE, &[]).await;
+    let mut session = stage.session().await;
+
+    stage.proxy_mut().reload_text("[[cluster]]\nname = 7\nnonsense = true\n");
+    stage.proxy().wait_for_log("nonsense").await;
+
+    assert!(stage.is_replica(session.port().await));
+    assert!(stage.log_in().await.is_ok());
+}
+
+async fn a_draining_proxy_lets_transactions_end(engine: Engine) {
+    let mut stage = Stage::set(engine, TABLE, &[]).await;
+    let mut session = stage.session().await;
+    session.value("BEGIN").await;
+    session.value("INSERT INTO t VALUES (1)").await;
+
+    stage.proxy().terminate();
+    eventually("no new clients", async || stage.log_in().await.is_err()).await;
+    session.value("INSERT INTO t VALUES (2)").await;
+    session.value("COMMIT").await;
+
+    assert!(stage.proxy_mut().wait().success());
+    assert_eq!(stage.ask_primary("SELECT count(*) FROM t"), "2");
+}
+
+async fn bytes_of_no_protocol_disturb_nobody(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &["cluster.limits.login_timeout = '300ms'"]).await;
+    let mut session = stage.session().await;
+    let port = stage.proxy().port();
+    let mut silent = Vec::new();
+    for round in 0..60_u8 {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
+        let garbage: Vec<u8> =
+            (0..200_u32).map(|at| (at.wrapping_mul(31) as u8) ^ round.wrapping_mul(77)).collect();
+        // The proxy may have closed it already.
+        let _ = socket.write_all(&garbage[..usize::from(round) * 3]).await;
+        silent.push(socket);
+    }
+    for mut socket in silent {
+        let mut rest = Vec::new();
+        // Closed in order or reset: either way it ends, and by the login's time at the latest.
+        let _ = soon("it is closed", socket.read_to_end(&mut rest)).await;
+    }
+    assert_eq!(session.value("SELECT 1").await, "1");
+    assert!(stage.log_in().await.is_ok());
+    assert!(!stage.proxy().log().contains("panicked"));
+}
+
+async fn a_statement_over_its_time_is_cancelled(engine: Engine) {
+    let sql = format!("{TABLE}; INSERT INTO t VALUES (1)");
+    let stage = Stage::set(engine, &sql, &["cluster.limits.statement_timeout = '300ms'"]).await;
+    let mut session = stage.session().await;
+    let code = session.ask("SELECT x FROM t WHERE $sleep").await.expect_err("it takes too long");
+    assert!(engine.says(Meaning::Cancelled, &code), "{code}");
+    assert_eq!(session.value("SELECT 7").await, "7");
+}
+
+async fn clients_above_the_limit_are_told_so(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &["cluster.limits.clients = 3"]).await;
+    eventually("nobody is left from the start", async || {
+        stage.proxy().metric("pointsman_clients", &[]) == 0.0
+    })
+    .await;
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        sessions.push(stage.session().await);
+    }
+    let Err(code) = stage.log_in().await else { panic!("it got in") };
+    assert!(engine.says(Meaning::TooMany, &code), "{code}");
+    assert_eq!(sessions[2].value("SELECT 1").await, "1");
 }

@@ -2,10 +2,16 @@
 
 use std::process::{Command, Output};
 
-use pointsman::demo::servers::{APP, MONITOR, PgCluster, PgOptions, Stop};
+use pointsman::demo::{
+    mysql::MysqlCluster,
+    servers::{APP, MONITOR, PgCluster, PgOptions, Stop},
+};
 use tempfile::TempDir;
 
-use crate::support::{Session, cluster, eventually, mysql};
+use crate::{
+    both_makes,
+    support::{Session, cluster, eventually, mysql::Make},
+};
 
 fn configuration(cluster: &PgCluster, monitor: &str, app_password: &str) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -59,9 +65,13 @@ async fn check_connect_says_who_gets_in_where() {
     assert!(said.contains("user app: password authentication failed"), "{said}");
 }
 
-#[tokio::test]
-async fn the_doctor_finds_what_is_wrong_with_real_mariadb_servers() {
-    let cluster = mysql::own();
+both_makes!(
+    the_doctor_finds_what_is_wrong_with_replication,
+    the_doctor_finds_semi_synchronous_replication_that_is_none,
+);
+
+/// A configuration with the servers of `cluster`.
+fn mysql_configuration(cluster: &MysqlCluster) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let text = format!(
         "[[cluster]]\nname = 'it'\nengine = 'mysql'\nlisten = ['127.0.0.1:0']\nnodes = {:?}\n\
@@ -73,26 +83,65 @@ async fn the_doctor_finds_what_is_wrong_with_real_mariadb_servers() {
         MONITOR.password
     );
     std::fs::write(folder.path().join("p.toml"), text).expect("the folder is ours");
+    folder
+}
+
+async fn the_doctor_finds_what_is_wrong_with_replication(make: Make) {
+    let cluster = make.own();
+    let folder = mysql_configuration(&cluster);
     let doctor = || pointsman(&["doctor"], &folder);
     let (code, said) = pointsman(&["check", "--connect"], &folder);
     assert_eq!((code, said.matches("ok, replica").count()), (Some(0), 2), "{said}");
     let (code, said) = doctor();
     assert!(code == Some(0) && !said.contains("problem"), "{said}");
 
+    let off = match make {
+        Make::MariaDb => "SET GLOBAL read_only = 0",
+        Make::Mysql9 => "SET GLOBAL super_read_only = 0; SET GLOBAL read_only = 0",
+    };
     let finds = async |words: &str| eventually(words, async || doctor().1.contains(words)).await;
-    cluster.node(1).sql("mysql", "SET GLOBAL read_only = 0").expect("it obeys");
+    cluster.node(1).sql("mysql", off).expect("it obeys");
     finds("accepts writes though it is a replica").await;
     cluster.node(1).sql("mysql", "SET GLOBAL read_only = 1").expect("it obeys");
 
-    cluster.node(2).sql("mysql", "STOP SLAVE SQL_THREAD").expect("it obeys");
+    cluster.node(0).sql("", "REVOKE TRIGGER ON *.* FROM pointsman@'%'").expect("it obeys");
+    finds("lacks TRIGGER").await;
+
+    cluster.pause_replay(2).expect("it obeys");
     finds("it applies nothing").await;
-    cluster.node(2).sql("mysql", "START SLAVE").expect("it obeys");
+    cluster.resume_replay(2).expect("it obeys");
 
     cluster.stop(0, Stop::Kill).expect("it dies");
     finds("it receives nothing (Connecting)").await;
     finds("cannot be reached").await;
     cluster.promote(1).expect("it is promoted");
     eventually("the new primary is one", async || !doctor().1.contains("no node is primary")).await;
+}
+
+async fn the_doctor_finds_semi_synchronous_replication_that_is_none(make: Make) {
+    let cluster = make.own_semi_synchronous();
+    let folder = mysql_configuration(&cluster);
+    let doctor = || pointsman(&["doctor"], &folder).1;
+    let finds = async |words: &str| eventually(words, async || doctor().contains(words)).await;
+    let said = doctor();
+    assert!(!said.contains("problem") && !said.contains("warning"), "{said}");
+
+    let (enabled, of_replicas) = match make {
+        Make::MariaDb => ("rpl_semi_sync_master_timeout", "rpl_semi_sync_slave_enabled"),
+        Make::Mysql9 => ("rpl_semi_sync_source_timeout", "rpl_semi_sync_replica_enabled"),
+    };
+    cluster.node(0).sql("", &format!("SET GLOBAL {enabled} = 10000")).expect("it obeys");
+    finds("within 10 s is acknowledged all the same").await;
+    cluster.node(2).sql("", &format!("SET GLOBAL {of_replicas} = 0")).expect("it obeys");
+    finds("it acknowledges no commits").await;
+    cluster.node(0).sql("", "SET GLOBAL binlog_expire_logs_seconds = 3600").expect("it obeys");
+    finds("binary logs are removed after 0.0 days").await;
+
+    cluster.stop(1, Stop::Kill).expect("it dies");
+    cluster.stop(2, Stop::Kill).expect("it dies");
+    finds("has fallen back to asynchronous").await;
+    cluster.node(0).sql("", &format!("SET GLOBAL {enabled} = 100000000")).expect("it obeys");
+    finds("commits hang").await;
 }
 
 #[tokio::test]

@@ -1,15 +1,92 @@
 //! MySQL and MariaDB servers that die and change their role.
 
-use pointsman::demo::servers::{APP, Stop};
-
-use crate::support::{
-    PATIENCE, eventually,
-    mysql::{self, BASIC, Session},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
-#[tokio::test]
-async fn a_killed_replica_fails_no_reads_and_is_taken_back() {
-    let cluster = mysql::own();
+use pointsman::{
+    demo::servers::{APP, Stop},
+    topology::GtidSet,
+};
+
+use crate::{
+    both_makes,
+    support::{
+        PATIENCE, eventually,
+        mysql::{self, BASIC, Make, Session},
+    },
+};
+
+both_makes!(
+    a_failover_with_semi_synchronous_replication_keeps_every_acknowledged_write,
+    a_killed_replica_fails_no_reads_and_is_taken_back,
+    a_promoted_replica_gets_the_writes_and_the_old_primary_none,
+    reads_after_a_write_wait_for_no_replica_and_never_see_old_data,
+);
+
+/// Sessions that write at the same time.
+const WRITERS: usize = 4;
+/// Acknowledged writes of each before the primary dies.
+const WRITES: usize = 25;
+
+/// Writes until a write fails; returns how many were acknowledged.
+async fn write_until_it_fails(mut session: Session, writer: usize, acknowledged: Arc<AtomicUsize>) -> usize {
+    for x in 0.. {
+        if session.query(&format!("INSERT INTO t VALUES ({writer}, {x})")).await.is_err() {
+            return x;
+        }
+        acknowledged.fetch_add(1, Ordering::Relaxed);
+    }
+    unreachable!("the numbers do not end before the primary")
+}
+
+async fn a_failover_with_semi_synchronous_replication_keeps_every_acknowledged_write(make: Make) {
+    let cluster = make.own_semi_synchronous();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (writer INT, x INT)");
+    // Where nobody is to write, a write fails soon.
+    let proxy = mysql::proxy(&cluster, &["cluster.failover.hold = '100ms'"]).await;
+    let acknowledged = Arc::new(AtomicUsize::new(0));
+    let mut writers = Vec::new();
+    for writer in 0..WRITERS {
+        let session = Session::open(proxy.port(), APP, &schema).await;
+        writers.push(tokio::spawn(write_until_it_fails(session, writer, acknowledged.clone())));
+    }
+    eventually("they write", async || acknowledged.load(Ordering::Relaxed) >= WRITERS * WRITES).await;
+
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    let mut counts = Vec::new();
+    for writer in writers {
+        counts.push(writer.await.expect("writers do not panic"));
+    }
+    // Whoever has more of what both received.
+    let reached = |node: usize| {
+        cluster.apply_received(node).expect("it applies what it has");
+        let reached = cluster.node(node).sql("", cluster.flavour().written()).expect("it answers");
+        reached.parse::<GtidSet>().expect("a GTID set")
+    };
+    let (heir, other) = if reached(1).covers(&reached(2)) { (1, 2) } else { (2, 1) };
+    cluster.wait_for_replicas(heir).expect("it obeys");
+    cluster.promote(heir).expect("it takes over");
+    cluster.follow(other, heir).expect("the other follows");
+
+    let mut session = Session::open(proxy.port(), APP, &schema).await;
+    eventually("writes go on, acknowledged by the other", async || {
+        Session::open(proxy.port(), APP, &schema).await.query("INSERT INTO t VALUES (-1, 0)").await.is_ok()
+    })
+    .await;
+    for (writer, count) in counts.into_iter().enumerate() {
+        let kept = session
+            .value(&format!(
+                "/* pointsman: primary */ SELECT COUNT(DISTINCT x) FROM t WHERE writer = {writer} AND x < {count}"
+            ))
+            .await;
+        assert_eq!(kept, count.to_string(), "of writer {writer}");
+    }
+}
+
+async fn a_killed_replica_fails_no_reads_and_is_taken_back(make: Make) {
+    let cluster = make.own();
     let proxy = mysql::proxy(&cluster, &["cluster.routing.slow_start = '0s'"]).await;
     let mut session = Session::open(proxy.port(), APP, "app").await;
     let lost = cluster.node(1).port();
@@ -24,9 +101,8 @@ async fn a_killed_replica_fails_no_reads_and_is_taken_back() {
     eventually("reads use it again", async || session.lock().await.port().await == lost).await;
 }
 
-#[tokio::test]
-async fn a_promoted_replica_gets_the_writes_and_the_old_primary_none() {
-    let cluster = mysql::own();
+async fn a_promoted_replica_gets_the_writes_and_the_old_primary_none(make: Make) {
+    let cluster = make.own();
     let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
     let proxy = mysql::proxy(&cluster, &[]).await;
     let mut session = Session::open(proxy.port(), APP, &schema).await;
@@ -71,9 +147,8 @@ async fn a_promoted_replica_gets_the_writes_and_the_old_primary_none() {
     eventually("it serves reads as a replica", async || session.lock().await.port().await == old).await;
 }
 
-#[tokio::test]
-async fn reads_after_a_write_wait_for_no_replica_and_never_see_old_data() {
-    let cluster = mysql::own();
+async fn reads_after_a_write_wait_for_no_replica_and_never_see_old_data(make: Make) {
+    let cluster = make.own();
     let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
     let proxy = mysql::proxy(&cluster, &[]).await;
     let mut session = Session::open(proxy.port(), APP, &schema).await;

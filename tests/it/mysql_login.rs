@@ -12,7 +12,7 @@ use mysql_common::auth::plugins::{
 };
 use pointsman::{
     demo::{
-        maria::MariaCluster,
+        mysql::MysqlCluster,
         servers::{APP, Login},
     },
     mysql::{
@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 
 use crate::support::{
     Proxy, drivers, eventually,
+    mysql::Make,
     mysql::{BASIC, ENGINE, Session, Stage},
     mysql_frames::Frame,
 };
@@ -63,7 +64,7 @@ fn pymysql(port: u16, login: Login, schema: &str, sql: &str) -> Result<String, S
 }
 
 /// Makes a user on every server.
-fn create_user(cluster: &MariaCluster, login: Login, how: &str) {
+fn create_user(cluster: &MysqlCluster, login: Login, how: &str) {
     let name = login.name;
     let sql =
         format!("CREATE OR REPLACE USER {name}@'%' {how}; GRANT SELECT, INSERT, CREATE ON *.* TO {name}@'%'");
@@ -165,7 +166,7 @@ fn proof_of(nonce: &[u8], login: Login, plugin: &str) -> Vec<u8> {
 
 #[tokio::test]
 async fn users_of_every_plugin_are_asked_of_the_servers() {
-    let cluster = crate::support::mysql::own_with(&["--plugin-load-add=auth_ed25519"]);
+    let cluster = Make::MariaDb.own_with(&["--plugin-load-add=auth_ed25519"]);
     let native = Login { name: "native", password: "native-pw" };
     let ed25519 = Login { name: "edward", password: "edward-pw" };
     create_user(&cluster, native, "IDENTIFIED BY 'native-pw'");
@@ -289,7 +290,7 @@ async fn clients_speak_tls_as_the_mode_asks() {
     let (certificate, key) = authority.issue("127.0.0.1");
     let (app, app_key) = authority.issue("app");
     let (ca, app, app_key) = (authority.path("ca.pem"), app, app_key);
-    let cluster = crate::support::mysql::shared();
+    let cluster = Make::MariaDb.shared();
     let verify = [format!("--ssl-ca={}", text(&ca)), "--ssl-verify-server-cert".to_owned()];
     let certified =
         [verify[0].clone(), format!("--ssl-cert={}", text(&app)), format!("--ssl-key={}", text(&app_key))];
@@ -363,7 +364,7 @@ async fn servers_are_reached_by_tls_and_checked_as_the_mode_asks() {
         format!("--ssl-ca={}", text(&authority.path("ca.pem"))),
     ];
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let cluster = crate::support::mysql::own_with(&arguments);
+    let cluster = Make::MariaDb.own_with(&arguments);
     const ASK: &str =
         "SELECT variable_value FROM information_schema.session_status WHERE variable_name = 'Ssl_cipher'";
     for (mode, encrypted) in

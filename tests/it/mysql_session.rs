@@ -1,18 +1,38 @@
-//! Sessions of MySQL clients before real MariaDB servers: what is carried, what pins, what is told.
+//! Sessions of MySQL clients before real servers: what is carried, what pins, what is told.
 
 use pointsman::{
     demo::servers::APP,
     mysql::packet::{self, capability as can},
 };
 
-use crate::support::{
-    eventually,
-    mysql::{BASIC, Session, Stage, WHERE},
+use crate::{
+    both_makes,
+    support::{
+        eventually,
+        mysql::{BASIC, Make, Session, Stage, WHERE},
+    },
 };
 
-#[tokio::test]
-async fn reads_use_replicas_and_writes_the_primary() {
-    let stage = Stage::set("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
+both_makes!(
+    reads_use_replicas_and_writes_the_primary,
+    writes_are_read_back_at_once_and_reads_return_to_replicas,
+    settings_go_where_the_session_goes,
+    a_setting_that_fails_keeps_the_statement_from_running,
+    a_session_without_schema_never_inherits_one,
+    transactions_stay_on_their_server,
+    read_only_transactions_use_one_replica,
+    a_write_that_was_taken_for_a_read_never_happens_on_a_replica,
+    several_statements_and_several_results_pass,
+    what_pins_stays_with_its_session,
+    the_last_insert_id_is_the_sessions_own,
+    kill_ends_what_another_session_runs_and_the_session,
+    commands_of_every_kind_are_answered,
+    a_file_of_the_clients_is_loaded_and_long_statements_pass,
+    the_proxys_own_variables_are_answered_by_it,
+);
+
+async fn reads_use_replicas_and_writes_the_primary(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
     let mut session = stage.session().await;
 
     for _ in 0..20 {
@@ -23,12 +43,11 @@ async fn reads_use_replicas_and_writes_the_primary() {
         assert_eq!(session.value(sql).await, stage.primary_port().to_string(), "{sql}");
     }
     assert_eq!(session.value("SELECT x FROM t").await, "7");
-    assert!(session.version.contains("MariaDB"), "{}", session.version);
+    assert_eq!(session.version.contains("MariaDB"), make == Make::MariaDb, "{}", session.version);
 }
 
-#[tokio::test]
-async fn writes_are_read_back_at_once_and_reads_return_to_replicas() {
-    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+async fn writes_are_read_back_at_once_and_reads_return_to_replicas(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
     let mut session = stage.session().await;
     let mut on_replicas = 0;
     for x in 1..=100 {
@@ -44,9 +63,8 @@ async fn writes_are_read_back_at_once_and_reads_return_to_replicas() {
     eventually("reads use replicas again", async || session.lock().await.port().await != primary).await;
 }
 
-#[tokio::test]
-async fn settings_go_where_the_session_goes() {
-    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+async fn settings_go_where_the_session_goes(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
     let mut session = stage.session().await;
     let mut other = stage.session().await;
     session.run("SET SESSION sql_mode = 'ANSI_QUOTES', wait_timeout = 77").await;
@@ -70,9 +88,8 @@ async fn settings_go_where_the_session_goes() {
     assert_ne!(session.value("SELECT @@wait_timeout").await, "77");
 }
 
-#[tokio::test]
-async fn a_setting_that_fails_keeps_the_statement_from_running() {
-    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+async fn a_setting_that_fails_keeps_the_statement_from_running(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
     let mut session = stage.session().await;
     assert_eq!(session.error("SET SESSION sql_mode = 'NO_SUCH_MODE'").await, 1231);
     assert_eq!(session.error("SET SESSION no_such_variable = 1").await, 1193);
@@ -81,9 +98,8 @@ async fn a_setting_that_fails_keeps_the_statement_from_running() {
     assert_eq!(session.value("SELECT DATABASE()").await, stage.schema);
 }
 
-#[tokio::test]
-async fn a_session_without_schema_never_inherits_one() {
-    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+async fn a_session_without_schema_never_inherits_one(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
     for round in 0..5 {
         let mut with = Session::open(stage.proxy.port(), APP, "").await;
         let mut without = Session::open(stage.proxy.port(), APP, "").await;
@@ -96,9 +112,8 @@ async fn a_session_without_schema_never_inherits_one() {
     }
 }
 
-#[tokio::test]
-async fn transactions_stay_on_their_server() {
-    let stage = Stage::set("CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
+async fn transactions_stay_on_their_server(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
     let mut session = stage.session().await;
     let primary = stage.primary_port().to_string();
 
@@ -120,9 +135,8 @@ async fn transactions_stay_on_their_server() {
     assert_eq!(other.value("/* pointsman: primary */ SELECT COUNT(*) FROM t").await, "1");
 }
 
-#[tokio::test]
-async fn read_only_transactions_use_one_replica() {
-    let stage = Stage::set("CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
+async fn read_only_transactions_use_one_replica(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
     let mut session = stage.session().await;
     for begin in
         ["START TRANSACTION READ ONLY", "SET TRANSACTION READ ONLY; ", "SET SESSION TRANSACTION READ ONLY"]
@@ -146,9 +160,9 @@ async fn read_only_transactions_use_one_replica() {
     session.run("INSERT INTO t VALUES (1)").await;
 }
 
-#[tokio::test]
-async fn a_write_that_was_taken_for_a_read_never_happens_on_a_replica() {
-    let stage = Stage::set(
+async fn a_write_that_was_taken_for_a_read_never_happens_on_a_replica(make: Make) {
+    let stage = Stage::on(
+        make,
         "CREATE TABLE t (x INT);
          CREATE FUNCTION sneaky() RETURNS INT DETERMINISTIC NO SQL RETURN 1;",
         &["cluster.routing.read_functions = ['sneaky']"],
@@ -175,9 +189,9 @@ async fn a_write_that_was_taken_for_a_read_never_happens_on_a_replica() {
     assert!(stage.proxy.metric("pointsman_reroutes_total", &["writes"]) >= 1.0);
 }
 
-#[tokio::test]
-async fn several_statements_and_several_results_pass() {
-    let stage = Stage::set(
+async fn several_statements_and_several_results_pass(make: Make) {
+    let stage = Stage::on(
+        make,
         "CREATE TABLE t (x INT); CREATE PROCEDURE p() BEGIN SELECT 1; SELECT 2, 3; INSERT INTO t VALUES (9); END",
         &[],
     )
@@ -201,9 +215,8 @@ async fn several_statements_and_several_results_pass() {
     assert_eq!(single.error("SELECT 1; SELECT 2").await, 1064);
 }
 
-#[tokio::test]
-async fn what_pins_stays_with_its_session() {
-    let stage = Stage::set("CREATE TABLE t (x INT)", &["cluster.pool.size = 3"]).await;
+async fn what_pins_stays_with_its_session(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &["cluster.pool.size = 3"]).await;
     let mut session = stage.session().await;
     let mut other = stage.session().await;
 
@@ -227,9 +240,8 @@ async fn what_pins_stays_with_its_session() {
     .await;
 }
 
-#[tokio::test]
-async fn the_last_insert_id_is_the_sessions_own() {
-    let stage = Stage::set("CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
+async fn the_last_insert_id_is_the_sessions_own(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
     let mut sessions = Vec::new();
     for _ in 0..5 {
         sessions.push(stage.session().await);
@@ -245,9 +257,8 @@ async fn the_last_insert_id_is_the_sessions_own() {
     }
 }
 
-#[tokio::test]
-async fn kill_ends_what_another_session_runs_and_the_session() {
-    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+async fn kill_ends_what_another_session_runs_and_the_session(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
     let mut victim = stage.session().await;
     let mut killer = stage.session().await;
     let number = victim.number;
@@ -308,9 +319,8 @@ async fn connection_id_is_the_number_that_the_client_was_told() {
     assert_eq!(killer.error(&format!("KILL {number}")).await, 1094);
 }
 
-#[tokio::test]
-async fn commands_of_every_kind_are_answered() {
-    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+async fn commands_of_every_kind_are_answered(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
     let mut session = stage.session().await;
     session.command(0x0E, b"").await.expect("COM_PING");
     session.command(0x02, stage.schema.as_bytes()).await.expect("COM_INIT_DB");
@@ -340,9 +350,8 @@ async fn commands_of_every_kind_are_answered() {
     assert_eq!(session.value("SELECT 1").await, "1");
 }
 
-#[tokio::test]
-async fn a_file_of_the_clients_is_loaded_and_long_statements_pass() {
-    let stage = Stage::set("CREATE TABLE t (x INT, y LONGTEXT)", &[]).await;
+async fn a_file_of_the_clients_is_loaded_and_long_statements_pass(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT, y LONGTEXT)", &[]).await;
     let mut session = stage.session().await;
     session.send(3, b"LOAD DATA LOCAL INFILE 'x' INTO TABLE t").await;
     let (sequence, request) = session.receive().await.expect("it asks for the file");
@@ -362,9 +371,8 @@ async fn a_file_of_the_clients_is_loaded_and_long_statements_pass() {
     }
 }
 
-#[tokio::test]
-async fn the_proxys_own_variables_are_answered_by_it() {
-    let stage = Stage::set("CREATE TABLE t (x INT)", &[]).await;
+async fn the_proxys_own_variables_are_answered_by_it(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
     let mut session = stage.session().await;
     session.run("SET @pointsman_consistency = 'eventual'").await;
     assert_eq!(session.value("SELECT @pointsman_consistency").await, "eventual");
@@ -374,6 +382,7 @@ async fn the_proxys_own_variables_are_answered_by_it() {
     assert_eq!(session.error("").await, 1065);
 }
 
+/// MySQL 9 has no mysql_native_password any more.
 #[tokio::test]
 async fn a_verifier_lets_its_user_in_and_opens_servers() {
     use sha1::{Digest, Sha1};

@@ -221,7 +221,7 @@ pub static TABLES: &[Table] = &[
                 "user",
                 Required("\"pointsman\""),
                 "text",
-                "PostgreSQL: a member of `pg_monitor` that may connect to every database served. MySQL: `REPLICATION CLIENT`, `PROCESS` and SELECT on `mysql.*`; MariaDB: `REPLICA MONITOR`.",
+                "PostgreSQL: a member of `pg_monitor` that may connect to every database served. MySQL: `REPLICATION CLIENT`, `PROCESS`, `SHOW_ROUTINE`, `SHOW VIEW` and `TRIGGER`; MariaDB: `REPLICA MONITOR`, `PROCESS`, `SHOW VIEW`, `TRIGGER` and SELECT on `mysql.*`.",
             ),
             key(
                 "password",

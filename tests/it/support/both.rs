@@ -1,14 +1,53 @@
-//! One text of a scenario for both databases.
+//! One text of a scenario for PostgreSQL, MariaDB and MySQL.
+
+use std::time::Duration;
 
 use pointsman::demo::servers::{APP, Stop};
 
-use super::{Database, Proxy, cluster, mysql};
+use super::{Database, Proxy, cluster, mysql, mysql::Make};
 
 /// Which database a scenario runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
     Postgres,
-    Mysql,
+    MariaDb,
+    Mysql9,
+}
+
+impl Engine {
+    /// Whose servers, unless it is PostgreSQL.
+    fn make(self) -> Option<Make> {
+        match self {
+            Self::Postgres => None,
+            Self::MariaDb => Some(Make::MariaDb),
+            Self::Mysql9 => Some(Make::Mysql9),
+        }
+    }
+
+    /// Whether `code` is how this database says `meaning`.
+    pub fn says(self, meaning: Meaning, code: &str) -> bool {
+        let (postgres, mysql): (&[&str], &[&str]) = match meaning {
+            Meaning::NoPrimary => (&["57P03"], &["1290"]),
+            // Whether it was done or not is told by the SQLSTATE, which MySQL's drivers do not look at.
+            Meaning::Lost => (&["08006", "08007"], &["2013"]),
+            Meaning::TooMany => (&["53300"], &["1040"]),
+            Meaning::Cancelled => (&["57014"], &["1317", "3024", "1969"]),
+            Meaning::NoTable => (&["42P01"], &["1146"]),
+        };
+        if self == Self::Postgres { postgres } else { mysql }.contains(&code)
+    }
+}
+
+/// What an error says, whatever its code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meaning {
+    /// No server takes writes now.
+    NoPrimary,
+    /// The server was lost.
+    Lost,
+    TooMany,
+    Cancelled,
+    NoTable,
 }
 
 /// A cluster that ends with its test, a table space of the test's own, and a proxy.
@@ -26,20 +65,57 @@ pub enum Session {
 impl Stage {
     /// The shared servers of an engine, with `sql` run on them, and a proxy with `settings`.
     pub async fn set(engine: Engine, sql: &str, settings: &[&str]) -> Self {
-        match engine {
-            Engine::Postgres => {
-                let cluster = cluster::shared();
-                let database = Database::with(cluster, sql).name;
-                Self::Postgres { cluster, database, proxy: Box::new(Proxy::start(cluster, settings).await) }
-            }
-            Engine::Mysql => Self::Mysql(mysql::Stage::set(sql, settings).await),
+        if let Some(make) = engine.make() {
+            return Self::Mysql(mysql::Stage::on(make, sql, settings).await);
         }
+        let cluster = cluster::shared();
+        let database = Database::with(cluster, sql).name;
+        Self::Postgres { cluster, database, proxy: Box::new(Proxy::start(cluster, settings).await) }
     }
 
     pub async fn session(&self) -> Session {
         match self {
             Self::Postgres { proxy, database, .. } => Session::Postgres(proxy.session(database).await),
             Self::Mysql(stage) => Session::Mysql(Box::new(stage.session().await)),
+        }
+    }
+
+    /// A login; errs with the database's code.
+    pub async fn log_in(&self) -> Result<Session, String> {
+        match self {
+            Self::Postgres { proxy, database, .. } => log_in_to_postgres(proxy, database).await,
+            Self::Mysql(stage) => log_in_to_mysql(&stage.proxy, &stage.schema).await,
+        }
+    }
+
+    pub fn proxy(&self) -> &Proxy {
+        match self {
+            Self::Postgres { proxy, .. } => proxy,
+            Self::Mysql(stage) => &stage.proxy,
+        }
+    }
+
+    pub fn proxy_mut(&mut self) -> &mut Proxy {
+        match self {
+            Self::Postgres { proxy, .. } => proxy,
+            Self::Mysql(stage) => &mut stage.proxy,
+        }
+    }
+
+    /// What the primary itself answers.
+    pub fn ask_primary(&self, sql: &str) -> String {
+        let answer = match self {
+            Self::Postgres { cluster, database, .. } => cluster.node(0).sql(database, sql),
+            Self::Mysql(stage) => stage.cluster.node(0).sql(&stage.schema, sql),
+        };
+        answer.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// `host:port` of every server, the primary first.
+    pub fn addresses(&self) -> Vec<String> {
+        match self {
+            Self::Postgres { cluster, .. } => cluster.addresses(),
+            Self::Mysql(stage) => stage.cluster.addresses(),
         }
     }
 
@@ -51,18 +127,29 @@ impl Stage {
     }
 }
 
+async fn log_in_to_postgres(proxy: &Proxy, database: &str) -> Result<Session, String> {
+    let session = super::client::connect(&proxy.dsn(database)).await;
+    session.map(Session::Postgres).map_err(|error| super::code(&error))
+}
+
+async fn log_in_to_mysql(proxy: &Proxy, schema: &str) -> Result<Session, String> {
+    let session = mysql::Session::connect(proxy.port(), APP, schema, mysql::BASIC).await;
+    session.map(|session| Session::Mysql(Box::new(session))).map_err(|error| error.errno.to_string())
+}
+
 impl Session {
-    /// The first value of the first row; `$port` in the text asks for the server's port. Errs with
-    /// the database's code.
+    /// The first value of the first row; `$port` in the text asks for the server's port, `$sleep`
+    /// is a condition that takes a minute. Errs with the database's code.
     pub async fn ask(&mut self, sql: &str) -> Result<String, String> {
         match self {
             Self::Postgres(session) => {
-                let sql = sql.replace("$port", "inet_server_port()");
+                let sql =
+                    sql.replace("$port", "inet_server_port()").replace("$sleep", "pg_sleep(60) IS NULL");
                 let rows = session.try_run(&sql).await.map_err(|error| super::code(&error))?;
                 Ok(super::client::text(&rows))
             }
             Self::Mysql(session) => {
-                let sql = sql.replace("$port", "@@port");
+                let sql = sql.replace("$port", "@@port").replace("$sleep", "SLEEP(60) = 7");
                 session
                     .query(&sql)
                     .await
@@ -76,6 +163,24 @@ impl Session {
         self.ask(sql).await.unwrap_or_else(|code| panic!("{sql}: {code}"))
     }
 
+    /// Changes one of the proxy's own settings.
+    pub async fn set(&mut self, name: &str, value: &str) {
+        let sql = match self {
+            Self::Postgres(_) => format!("SET pointsman.{name} = '{value}'"),
+            Self::Mysql(_) => format!("SET @pointsman_{name} = '{value}'"),
+        };
+        self.value(&sql).await;
+    }
+
+    /// Reads one of the proxy's own settings.
+    pub async fn get(&mut self, name: &str) -> String {
+        let sql = match self {
+            Self::Postgres(_) => format!("SHOW pointsman.{name}"),
+            Self::Mysql(_) => format!("SELECT @pointsman_{name}"),
+        };
+        self.value(&sql).await
+    }
+
     pub async fn port(&mut self) -> u16 {
         self.value("SELECT $port").await.parse().expect("a port is a number")
     }
@@ -84,14 +189,14 @@ impl Session {
 /// A cluster of its own whose servers can be stopped and promoted.
 pub enum Servers {
     Postgres(pointsman::demo::servers::PgCluster),
-    Mysql(pointsman::demo::maria::MariaCluster),
+    Mysql(pointsman::demo::mysql::MysqlCluster),
 }
 
 impl Servers {
     pub fn own(engine: Engine) -> Self {
-        match engine {
-            Engine::Postgres => Self::Postgres(cluster::own()),
-            Engine::Mysql => Self::Mysql(mysql::own()),
+        match engine.make() {
+            None => Self::Postgres(cluster::own()),
+            Some(make) => Self::Mysql(make.own()),
         }
     }
 
@@ -109,18 +214,50 @@ impl Servers {
         }
     }
 
+    /// One more proxy before the same servers.
+    pub async fn another_proxy(&self, settings: &[&str]) -> Proxy {
+        match self {
+            Self::Postgres(cluster) => Proxy::start(cluster, settings).await,
+            Self::Mysql(cluster) => mysql::proxy(cluster, settings).await,
+        }
+    }
+
+    /// Errs with the database's code.
     pub async fn session(&self, proxy: &Proxy, database: &str) -> Result<Session, String> {
         match self {
-            Self::Postgres(_) => {
-                let session = super::client::connect(&proxy.dsn(database)).await;
-                session.map(Session::Postgres).map_err(|error| super::code(&error))
-            }
-            Self::Mysql(_) => {
-                let session = mysql::Session::connect(proxy.port(), APP, database, mysql::BASIC).await;
-                session
-                    .map(|session| Session::Mysql(Box::new(session)))
-                    .map_err(|error| error.errno.to_string())
-            }
+            Self::Postgres(_) => log_in_to_postgres(proxy, database).await,
+            Self::Mysql(_) => log_in_to_mysql(proxy, database).await,
+        }
+    }
+
+    /// Runs SQL on a server itself, as its superuser.
+    pub fn on(&self, index: usize, database: &str, sql: &str) -> String {
+        let answer = match self {
+            Self::Postgres(cluster) => cluster.node(index).sql(database, sql),
+            Self::Mysql(cluster) => cluster.node(index).sql(database, sql),
+        };
+        answer.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    pub fn address(&self, index: usize) -> String {
+        match self {
+            Self::Postgres(cluster) => cluster.node(index).address(),
+            Self::Mysql(cluster) => cluster.node(index).address(),
+        }
+    }
+
+    pub fn wait_until_caught_up(&self, primary: usize) {
+        match self {
+            Self::Postgres(cluster) => cluster.wait_until_caught_up(primary).expect("replicas follow"),
+            Self::Mysql(cluster) => cluster.wait_until_caught_up(primary).expect("replicas follow"),
+        }
+    }
+
+    /// Whole seconds, as MySQL counts.
+    pub fn delay_replay(&self, index: usize, delay: Duration) {
+        match self {
+            Self::Postgres(cluster) => cluster.delay_replay(index, delay).expect("it obeys"),
+            Self::Mysql(cluster) => cluster.delay_replay(index, delay).expect("it obeys"),
         }
     }
 
@@ -173,7 +310,7 @@ impl Servers {
     }
 }
 
-/// Runs each scenario, `async fn name(engine: Engine)`, on both databases.
+/// Runs each scenario, `async fn name(engine: Engine)`, on every database.
 #[macro_export]
 macro_rules! both_databases {
     ($($name:ident),* $(,)?) => {
@@ -183,10 +320,16 @@ macro_rules! both_databases {
                 super::$name($crate::support::both::Engine::Postgres).await;
             })*
         }
-        mod on_mysql {
+        mod on_mariadb {
             $(#[tokio::test]
             async fn $name() {
-                super::$name($crate::support::both::Engine::Mysql).await;
+                super::$name($crate::support::both::Engine::MariaDb).await;
+            })*
+        }
+        mod on_mysql9 {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name($crate::support::both::Engine::Mysql9).await;
             })*
         }
     };

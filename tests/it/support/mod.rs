@@ -7,6 +7,7 @@ pub mod drivers;
 pub mod link;
 pub mod mysql;
 pub mod mysql_frames;
+pub mod mysql_servers;
 pub mod patroni;
 pub mod proxy;
 pub mod wire;

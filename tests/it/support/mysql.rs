@@ -1,21 +1,8 @@
-//! A MySQL client of the tests' own, MariaDB servers, and the proxy before them.
-
-use std::{
-    fs,
-    path::PathBuf,
-    sync::{
-        OnceLock,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::{Duration, Instant},
-};
+//! A MySQL client of the tests' own.
 
 use mysql_common::auth::plugins::mysql_native_password::scramble_native;
 use pointsman::{
-    demo::{
-        maria::{MariaCluster, MariaNode, MariaOptions},
-        servers::{APP, Login},
-    },
+    demo::servers::Login,
     mysql::packet::{self, HEADER, capability as can},
 };
 use tokio::{
@@ -23,125 +10,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{PATIENCE, Proxy, soon};
+pub use super::mysql_servers::{ENGINE, Make, Stage, create_schema, proxy};
+use super::soon;
 
-static SHARED: OnceLock<MariaCluster> = OnceLock::new();
-static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
-static SCHEMAS: AtomicU32 = AtomicU32::new(1);
-
-pub const ENGINE: &str = "cluster.engine = 'mysql'";
+/// Asks for the port of the server that answers.
 pub const WHERE: &str = "SELECT @@port";
-
-/// The cluster of all tests that do not disturb servers.
-pub fn shared() -> &'static MariaCluster {
-    SHARED.get_or_init(|| {
-        super::cluster::on_exit(remove_shared);
-        own()
-    })
-}
-
-/// A cluster with two replicas that ends with its test.
-pub fn own() -> MariaCluster {
-    own_with(&[])
-}
-
-/// As [`own`], with arguments for every server.
-pub fn own_with(arguments: &[&str]) -> MariaCluster {
-    let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-    let options = MariaOptions { replicas: 2, template: Some(template()), arguments };
-    MariaCluster::start(options).unwrap_or_else(|error| panic!("no servers, no tests: {error}"))
-}
-
-fn template() -> PathBuf {
-    TEMPLATE
-        .get_or_init(|| {
-            let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-                .join(format!("maria-template-{}", std::process::id()));
-            super::cluster::on_exit(remove_template);
-            MariaCluster::make_template(&folder)
-                .unwrap_or_else(|error| panic!("no servers, no tests: {error}"));
-            folder
-        })
-        .clone()
-}
-
-extern "C" fn remove_shared() {
-    if let Some(cluster) = SHARED.get() {
-        cluster.stop_all();
-        let _ = fs::remove_dir_all(cluster.folder());
-    }
-}
-
-extern "C" fn remove_template() {
-    if let Some(folder) = TEMPLATE.get() {
-        let _ = fs::remove_dir_all(folder);
-    }
-}
-
-/// The shared servers, a schema of the test's own, a proxy.
-pub struct Stage {
-    pub cluster: &'static MariaCluster,
-    pub schema: String,
-    pub proxy: Proxy,
-}
-
-impl Stage {
-    /// A schema in which `sql` was run, and a proxy with `settings`.
-    pub async fn set(sql: &str, settings: &[&str]) -> Self {
-        let cluster = shared();
-        let schema = create_schema(cluster, sql);
-        let proxy = proxy(cluster, settings).await;
-        Self { cluster, schema, proxy }
-    }
-
-    pub async fn session(&self) -> Session {
-        Session::open(self.proxy.port(), APP, &self.schema).await
-    }
-
-    pub fn primary_port(&self) -> u16 {
-        self.cluster.node(0).port()
-    }
-
-    pub fn is_replica(&self, port: u16) -> bool {
-        self.cluster.nodes()[1..].iter().any(|node| node.port() == port)
-    }
-}
-
-/// Makes a schema on node 0 and waits until every replica has it.
-pub fn create_schema(cluster: &MariaCluster, sql: &str) -> String {
-    let name = format!("test_{}", SCHEMAS.fetch_add(1, Ordering::Relaxed));
-    let run = |schema: &str, sql: &str| {
-        cluster.node(0).sql(schema, sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
-    };
-    run("", &format!("CREATE DATABASE {name}"));
-    if !sql.is_empty() {
-        run(&name, sql);
-    }
-    cluster.wait_until_caught_up(0).unwrap_or_else(|error| panic!("{error}"));
-    name
-}
-
-/// A proxy before all nodes of a cluster, when every running replica takes reads.
-pub async fn proxy(cluster: &MariaCluster, settings: &[&str]) -> Proxy {
-    let settings: Vec<&str> = [ENGINE].into_iter().chain(settings.iter().copied()).collect();
-    let proxy = Proxy::start_unready(&cluster.addresses(), &settings);
-    let mut missing: Vec<u16> =
-        cluster.nodes()[1..].iter().filter(|node| node.pid().is_some()).map(MariaNode::port).collect();
-    let deadline = Instant::now() + PATIENCE;
-    while !missing.is_empty() {
-        assert!(Instant::now() < deadline, "no reads on {missing:?}; the proxy's log:\n{}", proxy.log());
-        let Ok(mut session) = Session::connect(proxy.port(), APP, "", BASIC).await else { continue };
-        while let Ok(answer) = session.query(WHERE).await {
-            let port: u16 = answer.value().parse().expect("a port is a number");
-            missing.retain(|other| *other != port);
-            if missing.is_empty() || Instant::now() > deadline {
-                break;
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    proxy
-}
 
 /// What the tests' client can do: as PyMySQL, no session tracking and no `DEPRECATE_EOF`.
 pub const BASIC: u32 = can::LONG_FLAG

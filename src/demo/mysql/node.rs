@@ -1,0 +1,222 @@
+//! One MariaDB or MySQL server.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::{Flavour, MysqlOptions};
+use crate::demo::{
+    binaries::run,
+    node::Stop,
+    ports::Port,
+    process::{Keeper, POLL, RunAs, Signal, signal, signal_tree, wait_for_exit},
+    servers::{ServerError, copy_folder},
+};
+
+/// A server that takes longer than this to start or stop is taken for broken.
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// What is shown of the log of a server that did not start.
+const LOG_TAIL_LINES: usize = 12;
+
+/// One server; the cluster that it belongs to starts it.
+#[derive(Debug)]
+pub struct MysqlNode {
+    port: Port,
+    pub(super) name: String,
+    number: usize,
+    pub(super) data: PathBuf,
+    socket: PathBuf,
+    log: PathBuf,
+    statements: PathBuf,
+    temporary: PathBuf,
+    arguments: Vec<String>,
+    flavour: Flavour,
+    run_as: RunAs,
+    process: Mutex<Option<Child>>,
+}
+
+impl MysqlNode {
+    pub(super) fn new(number: usize, folder: &Path, options: &MysqlOptions) -> Result<Self, ServerError> {
+        let name = format!("node{number}");
+        Ok(Self {
+            port: Port::claim()?,
+            data: folder.join(&name),
+            socket: folder.join(format!("{name}.sock")),
+            log: folder.join(format!("{name}.log")),
+            statements: folder.join(format!("{name}.statements")),
+            temporary: folder.join(format!("{name}.tmp")),
+            number,
+            name,
+            arguments: options.arguments.clone(),
+            run_as: options.flavour.run_as()?,
+            flavour: options.flavour.clone(),
+            process: Mutex::new(None),
+        })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// `127.0.0.1:PORT`, as it stands in the proxy's configuration.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port())
+    }
+
+    /// Everything the server has written to its error log so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Every statement the server was sent so far (the general log).
+    pub fn statements(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.statements).unwrap_or_default()).into_owned()
+    }
+
+    /// The server's process id while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.lock().as_ref().map(Child::id)
+    }
+
+    pub(super) fn install(&self) -> Result<(), ServerError> {
+        let mut installer = self.flavour.installer(&self.data)?;
+        // As below: also the server that fills the folder has temporary tables.
+        self.make_temporary()?;
+        installer.stdin(Stdio::null()).env("TMPDIR", &self.temporary);
+        fs::create_dir_all(&self.data)?;
+        self.run_as.own(&self.data)?;
+        run(installer, self.run_as).map(drop)
+    }
+
+    /// Takes the data of a stopped server, with an identity of its own.
+    pub(super) fn copy_from(&self, template: &Path) -> Result<(), ServerError> {
+        copy_folder(template, &self.data)?;
+        self.run_as.own(&self.data).map_err(Into::into)
+    }
+
+    fn make_temporary(&self) -> Result<(), ServerError> {
+        if !self.temporary.exists() {
+            fs::create_dir(&self.temporary)?;
+            self.run_as.own(&self.temporary)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn create_users(&self) -> Result<(), ServerError> {
+        self.sql("", &self.flavour.users()).map(drop)
+    }
+
+    pub(super) fn start(&self, keeper: &Keeper) -> Result<(), ServerError> {
+        let mut process = self.process.lock();
+        if process.is_some() {
+            return Ok(());
+        }
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        self.make_temporary()?;
+        let mut command = self.flavour.server()?;
+        command
+            .arg(format!("--datadir={}", self.data.display()))
+            // A server that starts removes every `#sql…` file from its tmpdir: in a shared one it takes
+            // the temporary tables of the others, which may crash them (seen on MariaDB 10.11.19).
+            .arg(format!("--tmpdir={}", self.temporary.display()))
+            .arg(format!("--socket={}", self.socket.display()))
+            .arg(format!("--pid-file={}", self.data.join("pid").display()))
+            .arg(format!("--general-log-file={}", self.statements.display()))
+            .arg(format!("--port={}", self.port()))
+            .arg(format!("--server-id={}", self.number + 1))
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        self.run_as.apply(&mut command);
+        let mut child = keeper.spawn(command, Signal::Kill)?;
+        let started = self.wait_until_ready(&mut child);
+        if started.is_err() {
+            signal_tree(child.id(), Signal::Kill);
+            let _ = child.wait();
+        } else {
+            *process = Some(child);
+        }
+        started
+    }
+
+    fn wait_until_ready(&self, child: &mut Child) -> Result<(), ServerError> {
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline {
+            if child.try_wait()?.is_some() {
+                break;
+            }
+            if self.sql("", "SELECT 1").is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(POLL);
+        }
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let log = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n");
+        Err(ServerError::DidNotStart { node: self.name.clone(), log })
+    }
+
+    /// Stops the server and waits for its end; one that is not running is left alone.
+    ///
+    /// # Errors
+    /// When it has to be killed.
+    pub fn stop(&self, how: Stop) -> Result<(), ServerError> {
+        let Some(mut child) = self.process.lock().take() else { return Ok(()) };
+        // A frozen process takes no other signal than SIGKILL.
+        signal_tree(child.id(), Signal::Continue);
+        match how {
+            Stop::Fast => signal(child.id(), Signal::Terminate),
+            // There is nothing between an orderly shutdown and none.
+            Stop::Immediate | Stop::Kill => signal_tree(child.id(), Signal::Kill),
+        }
+        if wait_for_exit(&mut child, STOP_LIMIT) {
+            return Ok(());
+        }
+        signal_tree(child.id(), Signal::Kill);
+        let _ = child.wait();
+        Err(ServerError::DidNotStop { node: self.name.clone() })
+    }
+
+    /// Freezes the server (SIGSTOP): it holds its connections and answers nothing.
+    pub fn freeze(&self) {
+        if let Some(pid) = self.pid() {
+            signal_tree(pid, Signal::Stop);
+        }
+    }
+
+    /// Ends [`MysqlNode::freeze`].
+    pub fn thaw(&self) {
+        if let Some(pid) = self.pid() {
+            signal_tree(pid, Signal::Continue);
+        }
+    }
+
+    /// Runs SQL as root over the unix socket and returns the client's output: columns apart by
+    /// tabs, rows by line ends.
+    ///
+    /// # Errors
+    /// With what the client says.
+    pub fn sql(&self, database: &str, sql: &str) -> Result<String, ServerError> {
+        let mut client = self.flavour.client()?;
+        client.args(["-N", "-B", "-u", "root", "--delimiter=$$", "-S"]).arg(&self.socket).args(["-e", sql]);
+        if !database.is_empty() {
+            client.arg(database);
+        }
+        client.stdin(Stdio::null());
+        run(client, RunAs::Myself)
+    }
+}
+
+impl Drop for MysqlNode {
+    fn drop(&mut self) {
+        // The data goes too, so there is nothing to bring in order.
+        let _ = self.stop(Stop::Kill);
+    }
+}

@@ -1,0 +1,46 @@
+//! What `global` sees where one table's change is another's too.
+
+use pointsman::demo::servers::APP;
+
+use crate::{
+    both_makes,
+    support::mysql::{self, Make, Session},
+};
+
+both_makes!(a_global_read_sees_what_a_view_a_trigger_or_a_cascade_changed);
+
+const TABLES: &str = "\
+CREATE TABLE parent (id INT PRIMARY KEY);
+CREATE TABLE child (id INT, FOREIGN KEY (id) REFERENCES parent (id) ON DELETE CASCADE);
+CREATE VIEW children AS SELECT * FROM child;
+CREATE TABLE log (id INT);
+CREATE TRIGGER note AFTER INSERT ON parent FOR EACH ROW INSERT INTO log VALUES (NEW.id)";
+
+async fn a_global_read_sees_what_a_view_a_trigger_or_a_cascade_changed(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, TABLES);
+    let function = "CREATE FUNCTION harmless() RETURNS INT DETERMINISTIC NO SQL RETURN 7";
+    cluster.node(0).sql(&schema, function).expect("it is legal");
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    let proxy = mysql::proxy(&cluster, &["cluster.routing.consistency = 'global'"]).await;
+    let mut writer = Session::open(proxy.port(), APP, &schema).await;
+    let mut reader = Session::open(proxy.port(), APP, &schema).await;
+    // The catalog is there as soon as a function that only reads is known to.
+    let primary = cluster.node(0).port().to_string();
+    let reader_cell = tokio::sync::Mutex::new(&mut reader);
+    crate::support::eventually("the catalog is known", async || {
+        reader_cell.lock().await.value("SELECT @@port + 0 * harmless()").await != primary
+    })
+    .await;
+    cluster.pause_replay(1).expect("it pauses");
+    cluster.pause_replay(2).expect("it pauses");
+
+    for (write, read, seen) in [
+        ("INSERT INTO parent VALUES (1)", "SELECT COUNT(*) FROM log", "1"),
+        ("INSERT INTO child VALUES (1)", "SELECT COUNT(*) FROM children", "1"),
+        ("DELETE FROM parent WHERE id = 1", "SELECT COUNT(*) FROM child", "0"),
+    ] {
+        writer.run(write).await;
+        assert_eq!(reader.value(read).await, seen, "{write}: {read}");
+    }
+}

@@ -1,0 +1,162 @@
+//! What only MySQL 9's servers do: logins against a cold cache, tagged GTIDs, copied identities.
+
+mod on_mysql9 {
+    use std::fs;
+
+    use pointsman::demo::{
+        mysql::MysqlCluster,
+        servers::{APP, Stop},
+    };
+
+    use crate::support::{
+        Proxy, eventually,
+        mysql::{self, BASIC, Make, Session},
+    };
+
+    /// `false`: not all of `cluster` let somebody in who writes and reads.
+    async fn serves(cluster: &MysqlCluster, proxy: &Proxy, schema: &str) -> bool {
+        let Ok(mut session) = Session::connect(proxy.port(), APP, schema, BASIC).await else { return false };
+        session.query("INSERT INTO t VALUES (1)").await.is_ok() && {
+            let port = session.query(mysql::WHERE).await.map(|answer| answer.value());
+            port.is_ok_and(|port| port != cluster.node(0).port().to_string())
+        }
+    }
+
+    /// Nobody's password is in a server's cache any more.
+    fn cool(cluster: &MysqlCluster) {
+        for node in cluster.nodes() {
+            node.sql("", "FLUSH PRIVILEGES").expect("it obeys");
+        }
+    }
+
+    /// How often the app's user has logged in to the primary.
+    fn logins(cluster: &MysqlCluster, how: &str) -> usize {
+        let log = cluster.node(0).statements();
+        log.lines().filter(|line| line.contains("Connect\tapp@") && line.ends_with(how)).count()
+    }
+
+    /// Without TLS the server's RSA key hides the password (hard case 24).
+    #[tokio::test]
+    async fn a_cold_cache_keeps_nobody_out_with_tls_and_without() {
+        let cluster = Make::Mysql9.own();
+        let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+        for (mode, how) in [("disable", "TCP/IP"), ("require", "SSL/TLS")] {
+            cool(&cluster);
+            let settings = [
+                &format!("cluster.tls.server.mode = '{mode}'"),
+                // No connection outlives a round.
+                "cluster.pool.max_lifetime = '200ms'",
+            ];
+            let proxy = mysql::proxy(&cluster, &settings).await;
+            for _ in 0..2 {
+                let before = logins(&cluster, how);
+                cool(&cluster);
+                eventually("it writes and reads on new connections", async || {
+                    serves(&cluster, &proxy, &schema).await && logins(&cluster, how) > before
+                })
+                .await;
+            }
+            assert_eq!(proxy.log().matches("refused_by_server").count(), 0, "{mode}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_restarted_replica_lets_users_and_the_monitor_in_again() {
+        let cluster = Make::Mysql9.own();
+        let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+        let settings = ["cluster.tls.server.mode = 'disable'", "cluster.routing.slow_start = '0s'"];
+        let proxy = mysql::proxy(&cluster, &settings).await;
+        let mut session = Session::open(proxy.port(), APP, &schema).await;
+
+        cluster.stop(1, Stop::Fast).expect("it stops");
+        assert_eq!(session.port().await, cluster.node(2).port());
+        cluster.start_node(1).expect("it starts");
+
+        let (session, back) = (tokio::sync::Mutex::new(session), cluster.node(1).port());
+        eventually("it reads again", async || session.lock().await.port().await == back).await;
+    }
+
+    #[tokio::test]
+    async fn tagged_transactions_count_as_any_other() {
+        let cluster = Make::Mysql9.own();
+        let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+        let proxy = mysql::proxy(&cluster, &[]).await;
+        let mut session = Session::open(proxy.port(), APP, &schema).await;
+
+        cluster.pause_replay(1).expect("it pauses");
+        cluster.pause_replay(2).expect("it pauses");
+        let tagged =
+            "SET gtid_next = 'AUTOMATIC:nightly'; INSERT INTO t VALUES (1); SET gtid_next = 'AUTOMATIC'";
+        cluster.node(0).sql(&schema, tagged).expect("it obeys");
+        assert_eq!(session.value("/* pointsman: primary */ SELECT MAX(x) FROM t").await, "1");
+        session.run("INSERT INTO t VALUES (2)").await;
+        assert_eq!(session.value("SELECT MAX(x) FROM t").await, "2");
+        let lagging = format!("node=\"{}\"", cluster.node(1).address());
+        let behind = async || proxy.metric("pointsman_replica_lag_bytes", &[&lagging]) == 2.0;
+        eventually("it is two transactions behind", behind).await;
+
+        cluster.resume_replay(1).expect("it goes on");
+        let (session, fresh) = (tokio::sync::Mutex::new(session), cluster.node(1).port());
+        eventually("a replica that has both reads", async || session.lock().await.port().await == fresh)
+            .await;
+        assert_eq!(session.lock().await.value("SELECT MAX(x) FROM t").await, "2");
+    }
+
+    /// A copy of a data folder brings its server_uuid along.
+    #[tokio::test]
+    async fn a_server_with_the_uuid_of_another_gets_nothing_and_is_named() {
+        let cluster = Make::Mysql9.own();
+        let uuid = |node: usize| cluster.folder().join(format!("node{node}/auto.cnf"));
+        cluster.stop(2, Stop::Fast).expect("it stops");
+        fs::copy(uuid(1), uuid(2)).expect("servers have one");
+        cluster.start_node(2).expect("it starts");
+
+        let proxy = Proxy::start_unready(&cluster.addresses(), &[mysql::ENGINE]);
+        let named = format!("it is the same server as {}", cluster.node(1).address());
+        proxy.wait_for_log(&named).await;
+
+        let mut session = Session::open(proxy.port(), APP, "app").await;
+        for _ in 0..20 {
+            assert_ne!(session.port().await, cluster.node(2).port());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_with_the_id_of_another_gets_nothing_and_is_named() {
+        let cluster = Make::Mysql9.own();
+        cluster.node(2).sql("", "STOP REPLICA; SET GLOBAL server_id = 2").expect("it obeys");
+
+        let proxy = Proxy::start_unready(&cluster.addresses(), &[mysql::ENGINE]);
+        proxy.wait_for_log(&format!("it has server_id 2, as {} has", cluster.node(1).address())).await;
+
+        let mut session = Session::open(proxy.port(), APP, "app").await;
+        for _ in 0..20 {
+            assert_ne!(session.port().await, cluster.node(2).port());
+        }
+    }
+
+    /// 1290 by super_read_only, and 1792 for who is above it (hard case 10).
+    #[tokio::test]
+    async fn a_write_that_a_replica_refuses_is_done_once_on_the_primary_whoever_asks() {
+        let cluster = Make::Mysql9.own();
+        let schema = mysql::create_schema(
+            &cluster,
+            "CREATE TABLE t (x INT);
+             CREATE FUNCTION sneaky() RETURNS INT DETERMINISTIC BEGIN INSERT INTO t VALUES (1); RETURN 2; END;
+             GRANT SUPER, CONNECTION_ADMIN ON *.* TO app@'%'",
+        );
+        let read = "cluster.routing.read_functions = ['sneaky']";
+        for (read_only, calls) in [(1, 1), (0, 2)] {
+            for node in 1..3 {
+                let sql =
+                    format!("SET GLOBAL super_read_only = {read_only}; SET GLOBAL read_only = {read_only}");
+                cluster.node(node).sql("", &sql).expect("it obeys");
+            }
+            let proxy = mysql::proxy(&cluster, &[read]).await;
+            let mut session = Session::open(proxy.port(), APP, &schema).await;
+            assert_eq!(session.value("SELECT sneaky()").await, "2");
+            assert!(proxy.metric("pointsman_reroutes_total", &["writes"]) >= 1.0);
+            assert_eq!(session.value("SELECT COUNT(*) FROM t").await, calls.to_string());
+        }
+    }
+}
