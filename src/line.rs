@@ -55,6 +55,14 @@ impl Line {
         Ticket { line: self, number }
     }
 
+    /// Takes the place of before again, for one who left the line for a pool that was then replaced.
+    pub fn rejoin(&self, number: u64) -> Ticket<'_> {
+        let mut queue = self.queue.lock();
+        queue.insert(number, Waiter { seen: 0, waker: None });
+        self.length.store(queue.len(), Ordering::Relaxed);
+        Ticket { line: self, number }
+    }
+
     /// A topology was published: everybody looks again, the first in line first.
     pub fn wake(&self, version: u64) {
         self.version.store(version, Ordering::Release);
@@ -76,6 +84,11 @@ impl Line {
 }
 
 impl Ticket<'_> {
+    /// What [`Line::rejoin`] asks for.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// Waits for a topology newer than `version`, which did not serve.
     pub async fn changed(&self, version: u64) {
         std::future::poll_fn(|context| {
@@ -129,6 +142,20 @@ mod tests {
 
     fn is_ready(future: impl Future<Output = ()>) -> bool {
         pin!(future).poll(&mut Context::from_waker(Waker::noop())).is_ready()
+    }
+
+    #[test]
+    fn who_comes_back_has_the_place_of_before() {
+        let line = Line::default();
+        let (first, second) = (line.join(), line.join());
+        let number = first.number();
+        drop(first);
+        let first = line.rejoin(number);
+        line.wake(7);
+
+        assert!(!is_ready(second.turn(7)));
+        drop(first);
+        assert!(is_ready(second.turn(7)));
     }
 
     #[test]

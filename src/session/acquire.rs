@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cluster::Cluster,
-    line::Ticket,
+    line::{Line, Ticket},
     pool::{CheckoutFault, Fate, Held, NodePool},
     protocol::{Backend, ConnectFault, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
     refusal::{Refusal, RefusalKind},
@@ -248,8 +248,9 @@ impl<P: Protocol> Session<P> {
                     hold.nowhere = nowhere;
                     // A node that failed this attempt may be back when the topology has changed.
                     attempt.exclude.clear();
-                    let ticket = hold.ticket.get_or_insert_with(|| cluster.line.join());
-                    self.patiently(hold.until, ticket.changed(snapshot.version))
+                    let until = hold.until;
+                    let ticket = hold.ticket(&cluster.line);
+                    self.patiently(until, ticket.changed(snapshot.version))
                         .await?
                         .ok_or_else(|| hold.refusal(&cluster.topology.load()))?;
                     attempt.waited = attempt.began.elapsed();
@@ -274,7 +275,7 @@ impl<P: Protocol> Session<P> {
             None => hold.insert(Hold::begin(cluster, Nowhere::NoPrimary)?),
         };
         let until = hold.until;
-        let ticket = hold.ticket.get_or_insert_with(|| cluster.line.join());
+        let ticket = hold.ticket(&cluster.line);
         self.patiently(until, ticket.turn(snapshot.version))
             .await?
             .ok_or_else(|| hold.refusal(&cluster.topology.load()))?;
@@ -529,6 +530,8 @@ pub(super) struct Hold<'a> {
     pub(super) until: Instant,
     nowhere: Nowhere,
     ticket: Option<Ticket<'a>>,
+    /// The place in the line, also while it is left for a pool's queue.
+    place: Option<u64>,
     gauge: &'a prometheus::IntGauge,
 }
 
@@ -541,11 +544,20 @@ impl<'a> Hold<'a> {
         };
         let gauge = &cluster.metrics.held;
         gauge.inc();
-        let hold = Self { until: Instant::now() + wait, nowhere, ticket: None, gauge };
+        let hold = Self { until: Instant::now() + wait, nowhere, ticket: None, place: None, gauge };
         if cluster.line.len() >= config.failover.hold_limit {
             return Err(hold.refusal(&cluster.topology.load()));
         }
         Ok(hold)
+    }
+
+    /// The place in the line: the same one again after a pool that was replaced meanwhile.
+    fn ticket(&mut self, line: &'a Line) -> &Ticket<'a> {
+        self.ticket.get_or_insert_with(|| {
+            let ticket = self.place.map_or_else(|| line.join(), |place| line.rejoin(place));
+            self.place = Some(ticket.number());
+            ticket
+        })
     }
 
     fn refusal(&self, snapshot: &Snapshot) -> Refusal {

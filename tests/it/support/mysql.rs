@@ -104,11 +104,24 @@ impl Session {
             out.extend_from_slice(b"mysql_native_password\0");
         });
         session.stream.write_all(&out).await.map_err(broken)?;
-        let (_, payload) = session.receive().await?;
-        match payload.first() {
-            Some(&packet::OK) => Ok(session),
-            _ => panic!("an unexpected answer to the login: {payload:?}"),
+        let (sequence, payload) = session.receive().await?;
+        match payload.strip_prefix(b"\xFEmysql_native_password\0") {
+            Some(nonce) => session.prove_again(sequence, nonce, login).await?,
+            None => assert_eq!(payload.first(), Some(&packet::OK), "{payload:?}"),
         }
+        Ok(session)
+    }
+
+    /// Answers an AuthSwitchRequest: the proof of the first answer was for another plugin's nonce.
+    async fn prove_again(&mut self, sequence: u8, nonce: &[u8], login: Login) -> Result<(), Refused> {
+        self.nonce = nonce.strip_suffix(&[0]).unwrap_or(nonce).to_vec();
+        let proof = scramble_native(&self.nonce, login.password.as_bytes()).expect("there is a password");
+        let mut out = Vec::new();
+        packet::put(&mut out, sequence + 1, |out| out.extend_from_slice(&proof));
+        self.stream.write_all(&out).await.map_err(broken)?;
+        let (_, payload) = self.receive().await?;
+        assert_eq!(payload.first(), Some(&packet::OK), "{payload:?}");
+        Ok(())
     }
 
     /// One packet; an error packet is the error.
