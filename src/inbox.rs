@@ -138,6 +138,11 @@ impl Inbox {
         }
     }
 
+    /// Waits until something is there that nobody asked for; `false`: the stream has ended or failed.
+    pub async fn stirs<S: AsyncRead + Unpin>(&mut self, stream: &mut S) -> bool {
+        !self.is_empty() || self.fill(stream).await.is_ok_and(|count| count > 0)
+    }
+
     /// Reads once from `stream`; see [`Self::poll_fill`]. Dropping the future loses nothing.
     ///
     /// # Errors

@@ -7,11 +7,15 @@
 use std::{
     future::Future,
     io,
+    pin::Pin,
     sync::atomic::{AtomicU8, Ordering},
     task::{Context, Poll},
 };
 
+use tokio::io::{AsyncRead, AsyncWrite};
+
 use crate::{
+    inbox::Inbox,
     protocol::{Fault, Forwarded},
     session::cancel::Entry,
 };
@@ -75,6 +79,54 @@ impl<'a> Watch<'a> {
         }
         self.entry.register(context);
         if self.is_over(movable) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// What came of waiting to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Wrote(usize),
+    /// The server said something first; 0 is the end of its stream.
+    Read(usize),
+}
+
+impl Watch<'_> {
+    /// Reads once what the server says. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// Those of the stream, and [`given_up`] when the server may no longer say anything: it was
+    /// fenced, or (`movable`) is down and another can be asked.
+    pub async fn read<S>(self, inbox: &mut Inbox, stream: &mut S, movable: bool) -> io::Result<usize>
+    where
+        S: AsyncRead + Unpin,
+    {
+        let read = std::future::poll_fn(|cx| match inbox.poll_fill(cx, stream) {
+            Poll::Pending => self.poll_over(cx, movable).map(|()| Err(given_up())),
+            read => read,
+        })
+        .await?;
+        if self.is_over(false) { Err(given_up()) } else { Ok(read) }
+    }
+
+    /// Writes a part of `bytes`, or reads what the server says meanwhile: neither is to wait for the
+    /// other for ever.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn write<S>(self, bytes: &[u8], inbox: &mut Inbox, stream: &mut S) -> io::Result<Step>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(written) = Pin::new(&mut *stream).poll_write(cx, bytes) {
+                return Poll::Ready(written.map(Step::Wrote));
+            }
+            if self.poll_over(cx, false).is_ready() {
+                return Poll::Ready(Err(given_up()));
+            }
+            inbox.poll_fill(cx, stream).map_ok(Step::Read)
+        })
+        .await
     }
 }
 

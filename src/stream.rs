@@ -15,6 +15,8 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
+use crate::runtime;
+
 /// Idle time before the kernel asks a silent peer whether it is still there: far below the hours
 /// after which firewalls and NAT gateways forget a connection without telling anybody.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
@@ -81,6 +83,31 @@ impl Stream {
         }
         if let Self::Plain(socket) = std::mem::replace(self, Self::Moving) {
             *self = Self::Plain(TcpStream::from_std(socket.into_std()?)?);
+        }
+        Ok(())
+    }
+}
+
+/// The worker whose reactor a stream is registered with.
+#[derive(Debug)]
+pub struct Home(usize);
+
+impl Home {
+    /// Of a stream that was opened where this is called.
+    pub fn here() -> Self {
+        Self(runtime::worker())
+    }
+
+    /// Moves a plain socket to this worker's reactor: a wake-up across threads costs more than
+    /// registering anew.
+    ///
+    /// # Errors
+    /// Those of [`Stream::migrate`].
+    pub fn move_here(&mut self, stream: &mut Stream) -> io::Result<()> {
+        let here = runtime::worker();
+        if self.0 != here {
+            stream.migrate()?;
+            self.0 = here;
         }
         Ok(())
     }

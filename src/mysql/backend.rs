@@ -20,9 +20,8 @@ use super::{
 use crate::{
     inbox::Inbox,
     protocol::{ConnectFault, Fault, Forwarded, Identity, Refused, RefusedCause, Transaction},
-    runtime,
     sql::{Effect, Intent, effects::Discard},
-    stream::Stream,
+    stream::{Home, Stream},
     topology::Role,
 };
 
@@ -64,7 +63,7 @@ pub struct Backend {
     user: Arc<str>,
     credentials: Credentials,
     greeting: Greeting,
-    home: usize,
+    pub(super) home: Home,
 }
 
 /// One row of text columns.
@@ -100,7 +99,7 @@ impl Backend {
             user: identity.user.clone(),
             credentials: identity.credentials.clone(),
             greeting: connected.greeting,
-            home: runtime::worker(),
+            home: Home::here(),
         }
     }
 
@@ -368,24 +367,10 @@ impl Backend {
         }
     }
 
-    /// Moves a plain socket to this worker's reactor: a wake-up across threads costs more than
-    /// registering anew.
-    pub(super) fn move_here(&mut self) -> io::Result<()> {
-        let here = runtime::worker();
-        if self.home != here {
-            self.stream.migrate()?;
-            self.home = here;
-        }
-        Ok(())
-    }
-
     /// Waits until the server says something by itself, or closes.
     pub(super) async fn wait_for_stir(&mut self) {
-        if self.closed || !self.inbox.is_empty() {
-            return;
-        }
-        if !matches!(self.inbox.fill(&mut self.stream).await, Ok(count) if count > 0) {
-            self.closed = true;
+        if !self.closed {
+            self.closed = !self.inbox.stirs(&mut self.stream).await;
         }
     }
 

@@ -193,7 +193,7 @@ impl protocol::Backend<Mysql> for Backend {
     }
 
     fn adopt(&mut self) -> io::Result<()> {
-        self.move_here()
+        self.home.move_here(&mut self.stream)
     }
 
     async fn reset(&mut self) -> Result<(), Fault> {

@@ -3,9 +3,9 @@
 //! Bytes go out of the receive buffer as they came; only headers are looked at, and the few small
 //! packets that decide something. Rows are never decoded.
 
-use std::{io, ops::Range, pin::Pin, sync::Arc, task::Poll};
+use std::{io, ops::Range, sync::Arc};
 
-use tokio::io::AsyncWrite;
+use tokio::io::AsyncWriteExt;
 
 use super::{
     backend::Backend,
@@ -21,7 +21,7 @@ use crate::{
     inbox::{self, Inbox},
     protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms},
     sql::Effect,
-    standing::{self, given_up, watched},
+    standing::{self, Step, watched},
     topology::Position,
 };
 
@@ -254,18 +254,8 @@ impl<'a> Relay<'a> {
     async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
         while !bytes.is_empty() {
-            let step = std::future::poll_fn(|cx| {
-                let backend = &mut *self.backend;
-                if let Poll::Ready(written) = Pin::new(&mut backend.stream).poll_write(cx, bytes) {
-                    return Poll::Ready(written.map(Step::Wrote));
-                }
-                if watch.poll_over(cx, false).is_ready() {
-                    return Poll::Ready(Err(given_up()));
-                }
-                backend.inbox.poll_fill(cx, &mut backend.stream).map_ok(Step::Read)
-            })
-            .await;
-            match step {
+            let backend = &mut *self.backend;
+            match watch.write(bytes, &mut backend.inbox, &mut backend.stream).await {
                 Ok(Step::Wrote(0)) => return Err(self.server_lost(io::ErrorKind::WriteZero.into())),
                 Ok(Step::Wrote(count)) => {
                     self.sent = true;
@@ -278,7 +268,7 @@ impl<'a> Relay<'a> {
             }
         }
         if self.backend.stream.is_tls() {
-            let flushed = std::future::poll_fn(|cx| Pin::new(&mut self.backend.stream).poll_flush(cx)).await;
+            let flushed = self.backend.stream.flush().await;
             flushed.map_err(|error| self.server_lost(error))?;
         }
         Ok(())
@@ -332,15 +322,9 @@ impl<'a> Relay<'a> {
     /// Also when the server may no longer say anything: it was fenced, or is down and another can
     /// be asked.
     async fn receive(&mut self) -> io::Result<usize> {
-        let watch = self.terms.watch;
         let movable = self.terms.may_refuse == MayRefuse::Any && !self.forwarded && !self.decided;
         let backend = &mut *self.backend;
-        let read = std::future::poll_fn(|cx| match backend.inbox.poll_fill(cx, &mut backend.stream) {
-            Poll::Pending => watch.poll_over(cx, movable).map(|()| Err(given_up())),
-            read => read,
-        })
-        .await?;
-        if watch.is_over(false) { Err(given_up()) } else { Ok(read) }
+        self.terms.watch.read(&mut backend.inbox, &mut backend.stream, movable).await
     }
 
     /// Hands on what may go to the client by now.
@@ -765,9 +749,4 @@ fn without_changes(payload: &[u8], ok: OkPacket<'_>, sequence: u8) -> Vec<u8> {
         out[start + ok.status_at..start + ok.status_at + 2].copy_from_slice(&flags.to_le_bytes());
     });
     out
-}
-
-enum Step {
-    Wrote(usize),
-    Read(usize),
 }

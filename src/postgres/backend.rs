@@ -19,12 +19,11 @@ use super::{
 use crate::{
     inbox::Inbox,
     protocol::{Fault, Forwarded, Refused, RefusedCause, Transaction},
-    runtime,
     sql::{
         Access, Effect, Intent, PinReason,
         effects::{Discard, Scope},
     },
-    stream::Stream,
+    stream::{Home, Stream},
 };
 
 /// The key of an unnamed statement that nobody asked for.
@@ -67,7 +66,7 @@ pub struct Backend {
     touched: bool,
     process_id: u32,
     secret: Box<[u8]>,
-    home: usize,
+    pub(super) home: Home,
 }
 
 impl Backend {
@@ -93,7 +92,7 @@ impl Backend {
             touched: false,
             process_id: connected.process_id,
             secret: connected.secret_key.into(),
-            home: runtime::worker(),
+            home: Home::here(),
         }
     }
 
@@ -475,25 +474,10 @@ impl Backend {
         }
     }
 
-    /// Moves a plain socket to this worker's reactor: a wake-up across threads costs more than
-    /// registering anew.
-    pub(super) fn move_here(&mut self) -> io::Result<()> {
-        let here = runtime::worker();
-        if self.home != here {
-            self.stream.migrate()?;
-            self.home = here;
-        }
-        Ok(())
-    }
-
     /// Waits until the server says something by itself, or closes.
     pub(super) async fn wait_for_stir(&mut self) {
-        if self.closed || !self.inbox.is_empty() {
-            return;
-        }
-        match self.inbox.fill(&mut self.stream).await {
-            Ok(0) | Err(_) => self.closed = true,
-            Ok(_) => {}
+        if !self.closed {
+            self.closed = !self.inbox.stirs(&mut self.stream).await;
         }
     }
 

@@ -198,7 +198,7 @@ impl protocol::Backend<Postgres> for Backend {
     }
 
     fn adopt(&mut self) -> io::Result<()> {
-        self.move_here()
+        self.home.move_here(&mut self.stream)
     }
 
     async fn reset(&mut self) -> Result<(), Fault> {

@@ -3,9 +3,9 @@
 //! Bytes go out of the receive buffer as they came; only headers are looked at, and the few small
 //! messages that decide something. Rows are never decoded.
 
-use std::{io, ops::Range, pin::Pin, task::Poll};
+use std::{io, ops::Range, task::Poll};
 
-use tokio::io::AsyncWrite;
+use tokio::io::AsyncWriteExt;
 
 use super::{
     backend::Backend,
@@ -20,7 +20,7 @@ use crate::{
     inbox,
     protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms, Transaction},
     sql::Effect,
-    standing::{given_up, unsent, watched},
+    standing::{Step, given_up, unsent, watched},
 };
 
 /// A message that decides something is looked at whole; a longer one passes unseen. Errors quote
@@ -317,18 +317,8 @@ impl<'a> Relay<'a> {
     async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
         while !bytes.is_empty() {
-            let step = std::future::poll_fn(|cx| {
-                let backend = &mut *self.backend;
-                if let Poll::Ready(written) = Pin::new(&mut backend.stream).poll_write(cx, bytes) {
-                    return Poll::Ready(written.map(Step::Wrote));
-                }
-                if watch.poll_over(cx, false).is_ready() {
-                    return Poll::Ready(Err(given_up()));
-                }
-                backend.inbox.poll_fill(cx, &mut backend.stream).map_ok(Step::Read)
-            })
-            .await;
-            match step {
+            let backend = &mut *self.backend;
+            match watch.write(bytes, &mut backend.inbox, &mut backend.stream).await {
                 Ok(Step::Wrote(0)) => return Err(self.server_lost(io::ErrorKind::WriteZero.into())),
                 Ok(Step::Wrote(count)) => {
                     self.sent = true;
@@ -345,7 +335,7 @@ impl<'a> Relay<'a> {
             }
         }
         if self.backend.stream.is_tls() {
-            let flushed = std::future::poll_fn(|cx| Pin::new(&mut self.backend.stream).poll_flush(cx)).await;
+            let flushed = self.backend.stream.flush().await;
             flushed.map_err(|error| self.server_lost(error))?;
         }
         Ok(())
@@ -414,15 +404,9 @@ impl<'a> Relay<'a> {
     /// Also when the server may no longer say anything: it was fenced, or is down and another can
     /// be asked.
     async fn receive(&mut self) -> io::Result<usize> {
-        let watch = self.terms.watch;
         let movable = self.terms.may_refuse == MayRefuse::Any && !self.forwarded && !self.decided;
         let backend = &mut *self.backend;
-        let read = std::future::poll_fn(|cx| match backend.inbox.poll_fill(cx, &mut backend.stream) {
-            Poll::Pending => watch.poll_over(cx, movable).map(|()| Err(given_up())),
-            read => read,
-        })
-        .await?;
-        if watch.is_over(false) { Err(given_up()) } else { Ok(read) }
+        self.terms.watch.read(&mut backend.inbox, &mut backend.stream, movable).await
     }
 
     /// Hands on what may go to the client by now.
@@ -971,11 +955,6 @@ fn stale_refusal(fault: Fault) -> Fault {
         }
         other => other,
     }
-}
-
-enum Step {
-    Wrote(usize),
-    Read(usize),
 }
 
 enum Side {

@@ -13,7 +13,9 @@ REPLICAS = {int(port) for port in os.environ["REPLICA_PORTS"].split(",")}
 
 DSN = f"host={HOST} port={PORT} user={USER} password={PASSWORD} dbname={DATABASE}"
 URL = f"{USER}:{PASSWORD}@{HOST}:{PORT}/{DATABASE}"
-WHERE = "SELECT inet_server_port()"
+# "postgresql" or "mysql", as the drivers' layers of Python call them.
+ENGINE = os.environ["POINTSMAN_ENGINE"]
+WHERE = {"postgresql": "SELECT inet_server_port()", "mysql": "SELECT @@port"}[ENGINE]
 
 
 def on_primary(ports, what):

@@ -1,13 +1,13 @@
-"""Django's ORM: autocommit outside atomic blocks, migrations' DDL, server-side cursors, get_or_create."""
+"""Django's ORM before either database: autocommit outside atomic blocks, migrations' DDL, server-side cursors, get_or_create."""
 
 import django
-from common import DATABASE, HOST, PASSWORD, PORT, USER, equal, eventually, on_primary, on_replicas, REPLICAS
+from common import DATABASE, ENGINE, HOST, PASSWORD, PORT, REPLICAS, USER, WHERE, equal, eventually, on_primary, on_replicas
 from django.conf import settings
 
 settings.configure(
     DATABASES={
         "default": {
-            "ENGINE": "django.db.backends.postgresql",
+            "ENGINE": f"django.db.backends.{ENGINE}",
             "HOST": HOST,
             "PORT": PORT,
             "USER": USER,
@@ -45,7 +45,7 @@ class Book(models.Model):
 
 def where():
     with connection.cursor() as cursor:
-        cursor.execute("SELECT inet_server_port()")
+        cursor.execute(WHERE)
         return cursor.fetchone()[0]
 
 

@@ -1,10 +1,10 @@
-"""SQLAlchemy: Core in AUTOCOMMIT, the ORM's unit of work, savepoints, reflection, its own pool."""
+"""SQLAlchemy before either database: Core in AUTOCOMMIT, the ORM's unit of work, savepoints, reflection, its own pool."""
 
-from common import URL, equal, on_primary, on_replicas
-from sqlalchemy import ForeignKey, MetaData, create_engine, func, select, text
+from common import ENGINE, URL, WHERE as PORT, equal, on_primary, on_replicas
+from sqlalchemy import ForeignKey, MetaData, String, create_engine, func, select, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, selectinload
 
-WHERE = text("SELECT inet_server_port()")
+WHERE = text(PORT)
 
 
 class Base(DeclarativeBase):
@@ -14,20 +14,20 @@ class Base(DeclarativeBase):
 class Author(Base):
     __tablename__ = "author"
     id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str]
+    name: Mapped[str] = mapped_column(String(100))
     books: Mapped[list["Book"]] = relationship(back_populates="author", cascade="all, delete-orphan")
 
 
 class Book(Base):
     __tablename__ = "book"
     id: Mapped[int] = mapped_column(primary_key=True)
-    title: Mapped[str]
+    title: Mapped[str] = mapped_column(String(100))
     author_id: Mapped[int] = mapped_column(ForeignKey("author.id"))
     author: Mapped[Author] = relationship(back_populates="books")
 
 
 def run(driver):
-    engine = create_engine(f"postgresql+{driver}://{URL}", pool_size=3)
+    engine = create_engine(f"{ENGINE}+{driver}://{URL}", pool_size=3)
     reading = engine.execution_options(isolation_level="AUTOCOMMIT")
     with reading.connect() as db:
         on_replicas([db.scalar(WHERE) for _ in range(20)], f"{driver}: autocommit reads")
@@ -39,6 +39,7 @@ def run(driver):
         session.commit()
         authors = session.scalars(select(Author).options(selectinload(Author.books)).order_by(Author.id)).all()
         equal([len(author.books) for author in authors], [3] * 20)
+        first, second = authors[0].id, authors[1].id
         with session.begin_nested() as savepoint:
             authors[0].name = "undone"
             session.flush()
@@ -48,9 +49,9 @@ def run(driver):
         session.commit()
     with Session(engine) as session:
         equal(session.scalar(select(func.count()).select_from(Book)), 57)
-        equal(session.scalar(select(Author.name).where(Author.id == 1)), "author 0")
-        equal(session.scalar(select(Author.name).where(Author.id == 2)), "done")
-        locked = session.scalar(select(Author).where(Author.id == 2).with_for_update())
+        equal(session.scalar(select(Author.name).where(Author.id == first)), "author 0")
+        equal(session.scalar(select(Author.name).where(Author.id == second)), "done")
+        locked = session.scalar(select(Author).where(Author.id == second).with_for_update())
         equal(locked.name, "done")
 
     metadata = MetaData()
@@ -60,5 +61,5 @@ def run(driver):
     engine.dispose()
 
 
-run("psycopg")
-run("psycopg2")
+for driver in {"postgresql": ["psycopg", "psycopg2"], "mysql": ["pymysql", "mysqldb"]}[ENGINE]:
+    run(driver)

@@ -10,6 +10,7 @@ use crate::support::{Stage, drivers};
 fn environment(command: &mut Command, stage: &Stage) {
     let replicas: Vec<String> = stage.replica_ports().iter().map(u16::to_string).collect();
     command
+        .env("POINTSMAN_ENGINE", "postgresql")
         .env("POINTSMAN_PORT", stage.proxy.port().to_string())
         .env("POINTSMAN_USER", APP.name)
         .env("POINTSMAN_PASSWORD", APP.password)
@@ -41,21 +42,11 @@ async fn runs(mut command: Command) -> (Stage, Output) {
 
 fn run(command: &mut Command, stage: &Stage) -> Output {
     environment(command, stage);
-    let output =
-        command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; run scripts/setup first"));
-    assert!(
-        output.status.success(),
-        "{command:?}\n{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    output
+    drivers::succeeds(command)
 }
 
 async fn python(name: &str) {
-    let mut command = Command::new(drivers::folder().join("venv/bin/python"));
-    command.arg(drivers::script(name));
-    runs(command).await;
+    runs(drivers::python(name)).await;
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ async fn runs(mut command: Command) -> (Stage, Output) {
     let replicas: Vec<String> =
         stage.cluster.nodes()[1..].iter().map(|node| node.port().to_string()).collect();
     command
+        .env("POINTSMAN_ENGINE", "mysql")
         .env("POINTSMAN_PORT", stage.proxy.port().to_string())
         .env("POINTSMAN_USER", APP.name)
         .env("POINTSMAN_PASSWORD", APP.password)
@@ -19,21 +20,12 @@ async fn runs(mut command: Command) -> (Stage, Output) {
         .env("PRIMARY_PORT", stage.primary_port().to_string())
         .env("REPLICA_PORTS", replicas.join(","))
         .env("PYTHONDONTWRITEBYTECODE", "1");
-    let output =
-        command.output().unwrap_or_else(|error| panic!("{command:?}: {error}; run scripts/setup first"));
-    assert!(
-        output.status.success(),
-        "{command:?}\n{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = drivers::succeeds(&mut command);
     (stage, output)
 }
 
 async fn python(name: &str) {
-    let mut command = Command::new(drivers::folder().join("venv/bin/python"));
-    command.arg(drivers::script(name));
-    runs(command).await;
+    runs(drivers::python(name)).await;
 }
 
 #[tokio::test]
@@ -53,12 +45,12 @@ async fn mysqlclient_notices_nothing() {
 
 #[tokio::test]
 async fn sqlalchemy_notices_nothing() {
-    python("sqlalchemy_mysql.py").await;
+    python("sqlalchemy_.py").await;
 }
 
 #[tokio::test]
 async fn django_notices_nothing() {
-    python("django_mysql.py").await;
+    python("django_.py").await;
 }
 
 #[tokio::test]
