@@ -5,21 +5,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pointsman::demo::Port;
+use pointsman::demo::{Port, servers::Login};
 
 use crate::support::{Session, Stage, client, code, eventually};
 
 /// The console's doors before a stage.
-struct Console {
-    stage: Stage,
-    postgres: Port,
-    mysql: Port,
+pub struct Console {
+    pub stage: Stage,
+    pub postgres: Port,
+    pub mysql: Port,
 }
+
+/// Who may come in.
+pub const ADMIN: Login = Login { name: "root", password: "open-sesame" };
 
 const USERS: &str = "admin.users = [{ name = 'root', password = 'open-sesame' }]";
 
 impl Console {
-    async fn open(sql: &str, settings: &[&str]) -> Self {
+    pub async fn open(sql: &str, settings: &[&str]) -> Self {
         let (postgres, mysql) = (Port::claim().expect("a port"), Port::claim().expect("a port"));
         let doors = [
             format!("admin.postgres = '127.0.0.1:{}'", postgres.number()),
@@ -36,11 +39,11 @@ impl Console {
         format!("host=127.0.0.1 port={port} user={user} password={password} dbname=whatever")
     }
 
-    async fn session(&self) -> Session {
+    pub async fn session(&self) -> Session {
         Session::open(&self.dsn("root", "open-sesame")).await
     }
 
-    fn psql(&self, command: &str) -> Output {
+    pub fn psql(&self, command: &str) -> Output {
         let dsn = self.dsn("root", "open-sesame");
         Command::new("psql")
             .args(["-X", "-A", "-F,", &dsn, "-c", command])
@@ -48,7 +51,7 @@ impl Console {
             .expect("psql is installed")
     }
 
-    fn mysql(&self, password: &str, command: &str) -> Output {
+    pub fn mysql(&self, password: &str, command: &str) -> Output {
         let port = format!("--port={}", self.mysql.number());
         let password = format!("--password={password}");
         let fixed = ["--no-defaults", "--host=127.0.0.1", "--user=root", "--batch", "--skip-auto-rehash"];
@@ -72,7 +75,7 @@ impl Console {
     }
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 

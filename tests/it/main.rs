@@ -12,6 +12,7 @@ mod catalog;
 mod command_route;
 mod consistency;
 mod console;
+mod console_guard;
 mod copy;
 mod crowd;
 mod dashboard;

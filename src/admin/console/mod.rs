@@ -24,6 +24,9 @@ use crate::{
 /// People on one door at a time.
 const MAX_CONNECTIONS: usize = 64;
 
+/// How long a login may take.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// How often PAUSE looks whether running transactions are done.
 const PAUSE_POLL: Duration = Duration::from_millis(5);
 

@@ -31,7 +31,7 @@ use tokio::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
-    time::{Duration, timeout},
+    time::timeout,
 };
 
 use super::{
@@ -39,7 +39,7 @@ use super::{
     table::{Cell, Kind, Table},
 };
 use crate::{
-    admin::control::Control,
+    admin::{console::LOGIN_TIMEOUT, control::Control},
     config::{Engine, Secret, SecretForm},
 };
 
@@ -49,8 +49,6 @@ const MAX_PACKET: usize = 64 * 1024;
 /// Packets that a client may send before it is let in: its handshake, and an answer about the
 /// authentication method.
 const LOGIN_PACKETS: usize = 2;
-
-const LOGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// COM_QUIT, COM_INIT_DB, COM_QUERY, COM_PING, COM_STMT_PREPARE.
 const ALLOWED: [u8; 5] = [0x01, 0x02, 0x03, 0x0e, 0x16];

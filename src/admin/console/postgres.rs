@@ -1,14 +1,16 @@
-//! psql's door, over pgwire.
+//! psql's door, over pgwire, which only answers: what clients say is read by [`reader`].
+
+mod reader;
 
 use std::{fmt::Debug, io, sync::Arc};
 
 use async_trait::async_trait;
-use futures_util::{Sink, stream};
+use futures_util::{Sink, SinkExt, stream};
 use pgwire::{
     api::{
-        ClientInfo, ClientPortalStore, PgWireServerHandlers, Type,
+        ClientInfo, ClientPortalStore, DefaultClient, NoopHandler, PgWireConnectionState, Type,
         auth::{
-            AuthSource, DefaultServerParameterProvider, LoginInfo, Password, StartupHandler,
+            AuthSource, DefaultServerParameterProvider, LoginInfo, Password,
             sasl::{
                 SASLAuthStartupHandler,
                 scram::{ScramAuth, ScramSecret},
@@ -24,11 +26,17 @@ use pgwire::{
         store::PortalStore,
     },
     error::{ErrorInfo, PgWireError, PgWireResult},
-    messages::PgWireBackendMessage,
-    tokio::process_socket,
+    messages::{PgWireBackendMessage, PgWireFrontendMessage},
+    tokio::server::{PgWireMessageServerCodec, process_error, process_message},
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncWriteExt, Empty, Join, empty, join},
+    net::{TcpStream, tcp::OwnedWriteHalf},
+    time::timeout,
+};
+use tokio_util::codec::Framed;
 
+use self::reader::{Ended, Reader};
 use super::{
     Answer, Refused,
     command::{self, Command},
@@ -36,40 +44,113 @@ use super::{
     table::{Cell, Kind, Table},
 };
 use crate::{
-    admin::control::Control,
+    admin::{console::LOGIN_TIMEOUT, control::Control},
     config::{Engine, SecretForm},
     postgres::login::{MockSecret, Verifier},
 };
 
+/// The answering half of a connection: pgwire reads nothing from it.
+type Answers = Framed<Join<Empty, OwnedWriteHalf>, PgWireMessageServerCodec<String>>;
+
 /// Serves one connection to its end.
 ///
 /// # Errors
-/// When the connection breaks.
+/// When the connection breaks, or its client does not keep to the protocol.
 pub async fn serve(socket: TcpStream, control: &Control) -> io::Result<()> {
-    process_socket(socket, None, Handlers { control: control.clone() }).await
+    let peer = socket.peer_addr()?;
+    socket.set_nodelay(true)?;
+    let (reader, mut writer) = socket.into_split();
+    let mut reader = Reader::new(reader);
+    let ended = match timeout(LOGIN_TIMEOUT, reader.startup(&mut writer)).await {
+        Ok(Ok(startup)) => {
+            let codec = PgWireMessageServerCodec::new(DefaultClient::new(peer, false));
+            let mut answers = Framed::new(join(empty(), writer), codec);
+            answers.set_state(PgWireConnectionState::AwaitingStartup);
+            let ended = converse(&mut reader, startup, &mut answers, control).await;
+            writer = answers.into_inner().into_inner().1;
+            ended
+        }
+        Ok(Err(ended)) => ended,
+        Err(_) => io::Error::from(io::ErrorKind::TimedOut).into(),
+    };
+    if let Some(words) = ended.last_words() {
+        writer.write_all(&words).await?;
+    }
+    match ended {
+        Ended::Left => Ok(()),
+        Ended::Io(error) => Err(error),
+        other => Err(io::Error::new(io::ErrorKind::InvalidData, other)),
+    }
 }
 
-struct Handlers {
-    control: Control,
+/// Answers a client from its startup packet on, until nothing more is read.
+async fn converse(
+    reader: &mut Reader,
+    startup: PgWireFrontendMessage,
+    answers: &mut Answers,
+    control: &Control,
+) -> Ended {
+    let conversed = async {
+        let login = Arc::new(login(control));
+        let entered = async {
+            answer(startup, answers, &login, control).await?;
+            while !matches!(answers.state(), PgWireConnectionState::ReadyForQuery) {
+                answer(reader.proof().await?, answers, &login, control).await?;
+            }
+            Ok::<_, Ended>(())
+        };
+        let late = |_| Ended::from(io::Error::from(io::ErrorKind::TimedOut));
+        timeout(LOGIN_TIMEOUT, entered).await.map_err(late)??;
+        loop {
+            answer(reader.next().await?, answers, &login, control).await?;
+        }
+    };
+    let never: Result<std::convert::Infallible, Ended> = conversed.await;
+    match never {
+        Err(ended) => ended,
+        Ok(never) => match never {},
+    }
 }
 
-impl PgWireServerHandlers for Handlers {
-    fn simple_query_handler(&self) -> Arc<impl SimpleQueryHandler> {
-        Arc::new(Queries { control: self.control.clone() })
+/// Answers one message.
+async fn answer(
+    message: PgWireFrontendMessage,
+    answers: &mut Answers,
+    login: &Arc<Login>,
+    control: &Control,
+) -> Result<(), Ended> {
+    let extended = message.is_extended_query();
+    let queries = Arc::new(Queries { control: control.clone() });
+    let nothing = Arc::new(NoopHandler);
+    let answered =
+        process_message(message, answers, login.clone(), queries.clone(), queries, nothing.clone(), nothing);
+    let Err(error) = answered.await else { return Ok(()) };
+    if !is_in(answers) {
+        let info: ErrorInfo = error.into();
+        answers.send(PgWireBackendMessage::ErrorResponse(info.into())).await?;
+        return Err(Ended::Left);
     }
+    let fatal = error.is_fatal();
+    process_error(answers, error, extended).await?;
+    if fatal { Err(Ended::Left) } else { Ok(()) }
+}
 
-    fn extended_query_handler(&self) -> Arc<impl ExtendedQueryHandler> {
-        Arc::new(Queries { control: self.control.clone() })
-    }
+/// Whether the login is behind us.
+fn is_in(answers: &Answers) -> bool {
+    !matches!(
+        answers.state(),
+        PgWireConnectionState::AwaitingStartup | PgWireConnectionState::AuthenticationInProgress
+    )
+}
 
-    fn startup_handler(&self) -> Arc<impl StartupHandler> {
-        let mut parameters = DefaultServerParameterProvider::default();
-        // The number keeps psql and drivers from working around servers of long ago.
-        parameters.server_version = format!("15.0 (pointsman {})", env!("CARGO_PKG_VERSION"));
-        let people = People { control: self.control.clone(), mock: MockSecret::random() };
-        let scram = ScramAuth::new(Arc::new(people));
-        Arc::new(SASLAuthStartupHandler::new(Arc::new(parameters)).with_scram(scram))
-    }
+type Login = SASLAuthStartupHandler<DefaultServerParameterProvider>;
+
+fn login(control: &Control) -> Login {
+    let mut parameters = DefaultServerParameterProvider::default();
+    // The number keeps psql and drivers from working around servers of long ago.
+    parameters.server_version = format!("15.0 (pointsman {})", env!("CARGO_PKG_VERSION"));
+    let people = People { control: control.clone(), mock: MockSecret::random() };
+    SASLAuthStartupHandler::new(Arc::new(parameters)).with_scram(ScramAuth::new(Arc::new(people)))
 }
 
 /// `[admin].users`.
@@ -185,10 +266,22 @@ fn described(text: &str, format: &Format) -> PgWireResult<Vec<FieldInfo>> {
         Command::Constant(column, _) => Table::new(&[&column]),
         _ => return Ok(Vec::new()),
     };
-    Ok(fields(&table, format))
+    fields(&table, format)
 }
 
-fn fields(table: &Table, format: &Format) -> Vec<FieldInfo> {
+fn fields(table: &Table, format: &Format) -> PgWireResult<Vec<FieldInfo>> {
+    let wanted = table.columns.len();
+    if let Format::Individual(codes) = format
+        && codes.len() != wanted
+    {
+        let message =
+            format!("bind message has {} result formats but query has {wanted} columns", codes.len());
+        return Err(PgWireError::UserError(Box::new(ErrorInfo::new(
+            "ERROR".to_owned(),
+            "08P01".to_owned(),
+            message,
+        ))));
+    }
     let field = |(at, column): (usize, &super::table::Column)| {
         let kind = match column.kind {
             Kind::Text => Type::TEXT,
@@ -197,7 +290,7 @@ fn fields(table: &Table, format: &Format) -> Vec<FieldInfo> {
         };
         FieldInfo::new(column.name.clone(), None, None, kind, format.format_for(at))
     };
-    table.columns.iter().enumerate().map(field).collect()
+    Ok(table.columns.iter().enumerate().map(field).collect())
 }
 
 fn response(answer: Answer, format: &Format) -> PgWireResult<Response> {
@@ -206,7 +299,7 @@ fn response(answer: Answer, format: &Format) -> PgWireResult<Response> {
         Answer::Done(tag) => return Ok(Response::Execution(Tag::new(tag))),
         Answer::Empty => return Ok(Response::EmptyQuery),
     };
-    let schema = Arc::new(fields(&table, format));
+    let schema = Arc::new(fields(&table, format)?);
     let mut rows = Vec::with_capacity(table.rows.len());
     for row in &table.rows {
         let mut encoder = DataRowEncoder::new(schema.clone());
