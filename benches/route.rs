@@ -82,6 +82,7 @@ fn facts(engine: Engine, id: u64, round: u64) -> Facts {
         flushed: written.clone(),
         written,
         replayed,
+        writers: None,
         horizon: None,
         connections: None,
         server_id: None,

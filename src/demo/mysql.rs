@@ -5,6 +5,7 @@ mod flavour;
 mod node;
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -38,6 +39,7 @@ pub struct MysqlCluster {
     keeper: Keeper,
     folder: TempDir,
     flavour: Flavour,
+    template: Option<PathBuf>,
 }
 
 impl MysqlCluster {
@@ -50,11 +52,11 @@ impl MysqlCluster {
         let nodes = (0..=options.replicas)
             .map(|number| MysqlNode::new(number, folder.path(), &options))
             .collect::<Result<_, _>>()?;
-        let cluster = Self { nodes, keeper: Keeper::start()?, folder, flavour: options.flavour };
-        let template = options.template.as_deref();
+        let MysqlOptions { flavour, template, .. } = options;
+        let cluster = Self { nodes, keeper: Keeper::start()?, folder, flavour, template };
         std::thread::scope(|scope| {
             let cluster = &cluster;
-            let prepare = |node| scope.spawn(move || cluster.prepare(node, template));
+            let prepare = |node| scope.spawn(move || cluster.prepare(node));
             let threads: Vec<_> = cluster.nodes.iter().map(prepare).collect();
             threads.into_iter().try_for_each(|thread| thread.join().expect("preparing a node does not panic"))
         })?;
@@ -67,13 +69,13 @@ impl MysqlCluster {
     }
 
     /// Fills a node's data folder and starts it.
-    fn prepare(&self, node: &MysqlNode, template: Option<&Path>) -> Result<(), ServerError> {
-        match template {
+    fn prepare(&self, node: &MysqlNode) -> Result<(), ServerError> {
+        match &self.template {
             Some(template) => node.copy_from(template)?,
             None => node.install()?,
         }
         node.start(&self.keeper)?;
-        if template.is_some() { Ok(()) } else { node.create_users() }
+        if self.template.is_some() { Ok(()) } else { node.create_users() }
     }
 
     /// Puts the data folder of a fresh, stopped server at `target`, for [`MysqlOptions::template`].
@@ -166,6 +168,29 @@ impl MysqlCluster {
         self.follow(index, primary)
     }
 
+    /// Throws a server's data away and makes it a replica of `primary` from the beginning: for a former
+    /// primary that has what nobody else has.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn rebuild(&self, index: usize, primary: usize) -> Result<(), ServerError> {
+        let node = self.node(index);
+        node.stop(Stop::Kill)?;
+        fs::remove_dir_all(&node.data)?;
+        self.prepare(node)?;
+        self.follow(index, primary)
+    }
+
+    /// Whether a server has every transaction of another one in its history.
+    ///
+    /// # Errors
+    /// When one of them does not answer.
+    pub fn has_all_of(&self, index: usize, other: usize) -> Result<bool, ServerError> {
+        let history = |index| self.node(index).sql("", self.flavour.history());
+        let (own, other) = (history(index)?, history(other)?);
+        Ok(self.flavour.covers(&own, &other))
+    }
+
     /// Makes the commits of a primary wait until a replica has them; for clusters with
     /// [`Flavour::semi_synchronous`] arguments.
     ///
@@ -173,6 +198,14 @@ impl MysqlCluster {
     /// When the server says no.
     pub fn wait_for_replicas(&self, primary: usize) -> Result<(), ServerError> {
         self.node(primary).sql("", self.flavour.wait_for_replicas()).map(drop)
+    }
+
+    /// Ends [`MysqlCluster::wait_for_replicas`].
+    ///
+    /// # Errors
+    /// When the server says no.
+    pub fn wait_for_nobody(&self, primary: usize) -> Result<(), ServerError> {
+        self.node(primary).sql("", self.flavour.wait_for_nobody()).map(drop)
     }
 
     /// Makes a replica of a dead primary apply all that it has received, as whoever promotes it should.

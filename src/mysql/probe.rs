@@ -5,20 +5,22 @@ use std::sync::Arc;
 use super::backend::{Backend, Row};
 use crate::{
     protocol::Fault,
-    topology::{Claim, Facts, GtidSet, Incarnation, Position, ProbeFault},
+    topology::{Claim, Facts, GtidSet, Incarnation, Position, ProbeFault, Writers},
 };
 
 /// `gtid_current_pos` is what the replication has applied and what the server itself has written;
-/// `gtid_binlog_pos` bounds what it has acknowledged as a primary.
+/// `gtid_binlog_pos` bounds what it has acknowledged as a primary; `gtid_binlog_state` names everybody
+/// who wrote it.
 const MARIADB: &str = "\
 SELECT @@GLOBAL.read_only, @@GLOBAL.server_id, @@GLOBAL.max_connections, @@version, \
  (SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'UPTIME'), \
- UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_current_pos, @@GLOBAL.gtid_binlog_pos, @@GLOBAL.server_id";
+ UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_current_pos, @@GLOBAL.gtid_binlog_pos, @@GLOBAL.server_id, \
+ @@GLOBAL.gtid_binlog_state";
 
 const MYSQL: &str = "\
 SELECT @@GLOBAL.read_only OR @@GLOBAL.super_read_only, @@GLOBAL.server_id, @@GLOBAL.max_connections, @@version, \
  (SELECT variable_value FROM performance_schema.global_status WHERE variable_name = 'Uptime'), \
- UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_executed, '', @@GLOBAL.server_uuid";
+ UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_executed, '', @@GLOBAL.server_uuid, ''";
 
 /// Rows only where a source is configured, also while its threads are stopped (hard case 10).
 const MARIADB_SOURCES: &str = "SHOW ALL SLAVES STATUS";
@@ -71,6 +73,11 @@ fn read(row: &Row, version: u32, has_source: bool) -> Option<Facts> {
     let executed: GtidSet = text(row, 6)?.parse().ok()?;
     let written: GtidSet = text(row, 7)?.parse().ok()?;
     let written = executed.union(&written);
+    let writers: Option<Writers> = match text(row, 9)? {
+        "" => None,
+        state => Some(state.parse().ok()?),
+    };
+    let writers = writers.map(|writers| Arc::new(writers.with(&executed)));
     let is_replica = has_source || read_only;
     let position = |set: GtidSet| Some(Position::Mysql(Arc::new(set)));
     Some(Facts {
@@ -80,6 +87,7 @@ fn read(row: &Row, version: u32, has_source: bool) -> Option<Facts> {
         written: if is_replica { None } else { position(written.clone()) },
         flushed: if is_replica { None } else { position(written) },
         replayed: if is_replica { position(executed) } else { None },
+        writers,
         horizon: None,
         connections: text(row, 2).and_then(|text| text.parse().ok()),
         server_id: text(row, 1).and_then(|text| text.parse().ok()),
@@ -99,9 +107,20 @@ mod tests {
     use super::*;
 
     fn row(read_only: &str, current: &str, binlog: &str) -> Row {
-        [read_only, "7", "151", "10.11.19-MariaDB-log", "100", "1700000000000000.5", current, binlog, "7"]
-            .map(|value| Some(value.to_owned()))
-            .to_vec()
+        [
+            read_only,
+            "7",
+            "151",
+            "10.11.19-MariaDB-log",
+            "100",
+            "1700000000000000.5",
+            current,
+            binlog,
+            "7",
+            binlog,
+        ]
+        .map(|value| Some(value.to_owned()))
+        .to_vec()
     }
 
     #[test]

@@ -105,6 +105,7 @@ fn read(row: &[Option<String>]) -> Option<Facts> {
         written,
         flushed,
         replayed,
+        writers: None,
         horizon: text(9).and_then(|text| text.parse().ok()),
         connections: text(7).and_then(|text| text.parse().ok()),
         server_id: None,

@@ -28,7 +28,7 @@ use self::{
     past::replayable,
 };
 use super::{
-    Claim, Engine, Facts, History, Incarnation, NodeId, Probe, Sample,
+    Claim, Engine, Facts, History, Incarnation, NodeId, Probe, Sample, Writers,
     election::{self, Ballot, Candidate, Incumbent, Nobody},
     health::{self, Signal},
     lag::LagClock,
@@ -104,6 +104,8 @@ pub struct Board {
     /// `samples` as published last, until they change.
     samples_shared: Option<Arc<[Sample]>>,
     history: Arc<History>,
+    /// MariaDB: who wrote what the primary had by its last answer, and its `server_id`.
+    writers: Option<(Arc<Writers>, Option<u64>)>,
     events: VecDeque<Event>,
     counters: Counters,
     version: u64,
@@ -128,6 +130,7 @@ impl Board {
             samples: VecDeque::with_capacity(SAMPLES),
             samples_shared: None,
             history: Arc::default(),
+            writers: None,
             events: VecDeque::new(),
             counters: Counters::default(),
             version: 0,

@@ -122,6 +122,11 @@ pub enum Fence {
         own: u32,
         primary: u32,
     },
+    /// A MariaDB replica with transactions of a former primary that the primary's history went on
+    /// without.
+    Strayed {
+        position: Arc<str>,
+    },
 }
 
 /// Decides who is primary.
@@ -171,6 +176,24 @@ impl Candidate<'_> {
     /// Whether its last answer is to a question sent after `then`.
     fn was_asked_after(&self, then: Instant) -> bool {
         self.answered.is_some_and(|(sent, _)| sent > then)
+    }
+
+    /// Whether its history has all of `written`. MariaDB's positions tell how far somebody
+    /// counted, not whose transactions these were.
+    fn has(&self, written: &Position) -> bool {
+        match (self.facts.and_then(|facts| facts.writers.as_ref()), self.executed(), written) {
+            (Some(writers), _, Position::Mysql(written)) => writers.have(written),
+            (None, Some(executed), written) => executed.covers(written) == Some(true),
+            _ => false,
+        }
+    }
+
+    /// Whether its history has all of another's, and more.
+    fn has_more_than(&self, other: &Candidate<'_>) -> bool {
+        match (self.executed(), other.executed()) {
+            (Some(own), Some(theirs)) => self.has(theirs) && !other.has(own),
+            _ => false,
+        }
     }
 
     /// All that it has executed, by its last answer as a primary.
@@ -342,10 +365,7 @@ fn by_gtid(
     let yielded = incumbent.reachable && !incumbent.claims_primary();
     let mut fit: Vec<&Candidate<'_>> = Vec::new();
     for node in claimers {
-        let has_all = || match (node.executed(), &last.written) {
-            (Some(executed), Some(written)) => executed.covers(written) == Some(true),
-            _ => false,
-        };
+        let has_all = || last.written.as_ref().is_some_and(|written| node.has(written));
         if node.followed || yielded || has_all() {
             fit.push(node);
         } else {
@@ -364,16 +384,12 @@ fn challenge(
 ) -> Result<NodeId, Nobody> {
     let mut winner = incumbent;
     for rival in claimers.iter().filter(|node| node.id != incumbent.id) {
-        let (has_all, has_more) = match (rival.executed(), &last.written) {
-            (Some(Position::Mysql(own)), Some(Position::Mysql(theirs))) => {
-                (own.covers(theirs), own.strictly_covers(theirs))
-            }
-            _ => (false, false),
-        };
+        let has_all = last.written.as_ref().is_some_and(|written| rival.has(written));
+        let has_more = || has_all && rival.has_more_than(incumbent);
         if rival.followed {
             beside_the_living(rival, incumbent, has_all, fences)?;
             winner = rival;
-        } else if has_more && rival.answered.is_some_and(|(_, came)| incumbent.was_asked_after(came)) {
+        } else if has_more() && rival.answered.is_some_and(|(_, came)| incumbent.was_asked_after(came)) {
             winner = rival;
         }
     }
@@ -385,13 +401,9 @@ fn challenge(
 
 /// The one claimer whose history strictly contains that of every other.
 fn most_complete(claimers: &[&Candidate<'_>], fences: &mut Vec<(NodeId, Fence)>) -> Result<NodeId, Nobody> {
-    let contains = |one: &Candidate<'_>, other: &Candidate<'_>| match (one.executed(), other.executed()) {
-        (Some(Position::Mysql(one)), Some(Position::Mysql(other))) => one.strictly_covers(other),
-        _ => false,
-    };
     let winner = claimers
         .iter()
-        .find(|node| claimers.iter().all(|other| other.id == node.id || contains(node, other)));
+        .find(|node| claimers.iter().all(|other| other.id == node.id || node.has_more_than(other)));
     let Some(winner) = winner else {
         fences.extend(claimers.iter().map(|node| (node.id, Fence::Tie)));
         return Err(if claimers.is_empty() { Nobody::NoClaimer } else { Nobody::Tie });
@@ -448,6 +460,9 @@ impl fmt::Display for Fence {
                 write!(f, "it says it is primary, patroni's leader is {leader}")
             }
             Self::Patroni { leader: None } => f.write_str("it says it is primary, patroni has no leader"),
+            Self::Strayed { position } => {
+                write!(f, "it has transactions that the primary lacks: it is at {position}")
+            }
             Self::Diverged { own, primary } => {
                 write!(
                     f,

@@ -109,6 +109,11 @@ impl GtidSet {
         GtidSet { sources: sources.collect(), domains: domains.collect() }
     }
 
+    /// Domain, server and sequence number of the last transaction of each MariaDB domain.
+    pub(super) fn domains(&self) -> impl Iterator<Item = (u32, u32, u64)> {
+        self.domains.iter().map(|(&domain, reached)| (domain, reached.server, reached.sequence))
+    }
+
     /// Number of transactions of `other` that `self` lacks.
     pub fn missing(&self, other: &GtidSet) -> u64 {
         let of_sources = other.sources.iter().map(|(source, wanted)| {

@@ -10,6 +10,7 @@ pub mod lag;
 pub mod position;
 mod snapshot;
 pub mod timelines;
+mod writers;
 
 use std::{
     sync::{
@@ -22,6 +23,7 @@ use std::{
 pub use position::{GtidSet, Lsn, Position};
 pub use snapshot::{ElectedSet, Fall, History, Resolved, Sample, Snapshot};
 pub use timelines::Timelines;
+pub use writers::Writers;
 
 /// Which database's rules of history hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,6 +117,8 @@ pub struct Facts {
     pub flushed: Option<Position>,
     /// What a replica has made visible.
     pub replayed: Option<Position>,
+    /// MariaDB: who wrote all that it has; `None` where it has no binary log to tell.
+    pub writers: Option<Arc<Writers>>,
     /// PostgreSQL: transactions below this were begun on the replica's primary, as far as the
     /// replica has replayed; it gives these ids to nobody when it is promoted.
     pub horizon: Option<u64>,

@@ -7,9 +7,12 @@ use std::{
     time::Duration,
 };
 
-use crate::demo::{
-    process::RunAs,
-    servers::{APP, Login, MONITOR, REPLICATION, ServerError},
+use crate::{
+    demo::{
+        process::RunAs,
+        servers::{APP, Login, MONITOR, REPLICATION, ServerError},
+    },
+    topology::GtidSet,
 };
 
 /// Whose servers.
@@ -212,6 +215,36 @@ impl Flavour {
             Self::MariaDb => "SET GLOBAL rpl_semi_sync_master_enabled = 1",
             Self::Mysql { .. } => "SET GLOBAL rpl_semi_sync_source_enabled = 1",
         }
+    }
+
+    pub(super) const fn wait_for_nobody(&self) -> &'static str {
+        match self {
+            Self::MariaDb => "SET GLOBAL rpl_semi_sync_master_enabled = 0",
+            Self::Mysql { .. } => "SET GLOBAL rpl_semi_sync_source_enabled = 0",
+        }
+    }
+
+    /// All that a server has ever executed, for [`Self::covers`]. MariaDB's position would not tell:
+    /// it names the last transaction of a domain only, whoever else wrote those before.
+    pub(super) const fn history(&self) -> &'static str {
+        match self {
+            Self::MariaDb => "SELECT @@GLOBAL.gtid_binlog_state",
+            Self::Mysql { .. } => self.written(),
+        }
+    }
+
+    /// Whether one answer to [`Self::history`] contains another.
+    pub(super) fn covers(&self, own: &str, other: &str) -> bool {
+        if let Self::Mysql { .. } = self {
+            let read = |text: &str| text.parse::<GtidSet>().unwrap_or_default();
+            return read(own).covers(&read(other));
+        }
+        let reached = |text: &str, writer: &str| {
+            let mut gtids = text.split(',').filter_map(|gtid| gtid.rsplit_once('-'));
+            gtids.find(|(other, _)| *other == writer).and_then(|(_, last)| last.parse::<u64>().ok())
+        };
+        let mut writers = other.split(',').filter_map(|gtid| gtid.rsplit_once('-'));
+        writers.all(|(writer, _)| reached(own, writer) >= reached(other, writer))
     }
 
     /// What a primary has written, as one line.

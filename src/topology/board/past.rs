@@ -46,6 +46,7 @@ impl Board {
         if facts.claim != Claim::Primary {
             return;
         }
+        self.writers = facts.writers.clone().map(|writers| (writers, facts.server_id));
         if let Some(flushed) = &facts.flushed {
             self.clock.record(answer.sent, answer.came, &replayable(flushed), &self.history.timelines);
         }
@@ -91,6 +92,7 @@ impl Board {
 
     /// Fences replicas that replayed what the primary's history does not have.
     pub(super) fn fence_diverged(&mut self) {
+        self.fence_strayed();
         let Some(Sample { written: newest, .. }) = self.samples.back() else { return };
         let Some(primary) = newest.timeline() else { return };
         for node in self.nodes.iter_mut().filter(|node| node.is_replica() && node.fence.is_none()) {
@@ -98,6 +100,24 @@ impl Board {
             if self.history.timelines.lost(position, newest) {
                 let own = position.timeline().unwrap_or_default();
                 node.set_fence(Some(&Fence::Diverged { own, primary }));
+            }
+        }
+    }
+
+    /// The same for MariaDB, where such a replica would count as far ahead: former primaries, who
+    /// write no longer, may not have written more than the primary has of them.
+    fn fence_strayed(&mut self) {
+        let Some((writers, primary)) = &self.writers else { return };
+        let ids: Vec<u64> = self
+            .nodes
+            .iter()
+            .filter_map(|node| node.facts.as_ref().and_then(|facts| facts.server_id))
+            .collect();
+        let former = |server: u64| Some(server) != *primary && ids.contains(&server);
+        for node in self.nodes.iter_mut().filter(|node| node.is_replica() && node.fence.is_none()) {
+            let Some(Position::Mysql(position)) = &node.position else { continue };
+            if writers.lack(position, former) {
+                node.set_fence(Some(&Fence::Strayed { position: position.to_string().into() }));
             }
         }
     }

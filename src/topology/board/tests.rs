@@ -578,6 +578,54 @@ mod mysql {
         }
     }
 
+    /// A MariaDB server: `state` is its `gtid_binlog_state`.
+    fn mariadb(claim: Claim, number: u64, state: &str) -> Facts {
+        let mut facts = my(claim, number, state);
+        facts.writers = Some(Arc::new(state.parse().expect("a state")));
+        facts
+    }
+
+    #[test]
+    fn a_mariadb_primary_that_counted_further_alone_does_not_get_the_role_back() {
+        let mut world = World::new(Mysql, 3);
+        world.answers(0, mariadb(Primary, 1, "0-1-100"));
+        world.answers(1, mariadb(Replica, 2, "0-1-100"));
+        world.answers(2, mariadb(Replica, 3, "0-1-100"));
+        world.dies(0);
+        world.answers(1, mariadb(Primary, 2, "0-1-100,0-2-105"));
+        assert_eq!(world.primary(), Some(1));
+
+        // Somebody else wrote to it.
+        for _ in 0..2 {
+            world.answers(0, mariadb(Primary, 1, "0-1-900"));
+            world.answers(1, mariadb(Primary, 2, "0-1-100,0-2-106"));
+        }
+        assert_eq!(world.primary(), Some(1));
+        assert!(world.fence(0).contains("b:1 is"), "{}", world.fence(0));
+
+        world.dies(1);
+        assert_eq!(world.primary(), None, "a lacks what b acknowledged");
+        world.answers(0, mariadb(Primary, 1, "0-1-900,0-2-106"));
+        assert_eq!(world.primary(), Some(0), "it has all of it");
+    }
+
+    #[test]
+    fn a_mariadb_replica_with_transactions_of_its_own_serves_nothing() {
+        let mut world = World::new(Mysql, 3);
+        world.answers(0, mariadb(Replica, 1, "0-1-100"));
+        world.answers(1, mariadb(Primary, 2, "0-1-100,0-2-105"));
+        world.answers(2, mariadb(Replica, 3, "0-1-100,0-2-107"));
+        assert_eq!((world.fence(0), world.fence(2)), (String::new(), String::new()));
+
+        world.answers(0, mariadb(Replica, 1, "0-1-900"));
+        assert_eq!(world.fence(0), "it has transactions that the primary lacks: it is at 0-1-900");
+        world.dies(1);
+        assert!(!world.fence(0).is_empty(), "also while there is no primary");
+
+        world.answers(0, mariadb(Replica, 1, "0-1-100,0-2-107"));
+        assert_eq!(world.fence(0), "");
+    }
+
     #[test]
     fn mariadb_positions_work_by_domain() {
         let mut world = World::new(Mysql, 2);
