@@ -6,19 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pointsman::demo::servers::{PgCluster, ServerError, Stop};
+use pointsman::demo::servers::{ServerError, Stop};
 use rand::{Rng, rngs::StdRng};
 
-use crate::{history::Rows, link::Link};
+use crate::{history::Rows, link::Link, servers::Servers};
 
-/// A port on which no server listens.
-const NOBODY: u16 = 1;
-/// How long replicas take to notice that they are to stream from elsewhere.
-const DETACH: Duration = Duration::from_millis(300);
+/// The session number of whoever writes past the proxy. No row of it may ever be found in the
+/// surviving primary.
+const OUTSIDER: usize = 1_000_000;
+/// More than the new primary has written meanwhile: a former one is not the newer for that.
+const OUTSIDE_ROWS: u64 = 1_500;
 
 /// The servers and the links that the proxy reaches them by.
 pub struct Stage {
-    pub cluster: PgCluster,
+    pub servers: Box<dyn Servers>,
     pub links: Vec<Link>,
     pub primary: usize,
     /// Faults by name, and how often.
@@ -49,34 +50,37 @@ impl Stage {
             3 => self.fail_over("switch over", Loss::Switchover, random),
             4 => {
                 self.count("crash a replica");
-                self.cluster.restart(replica, Stop::Immediate)
+                self.restart(replica)?;
+                self.settle()
             }
             5 => {
                 self.count("crash a replica behind its former self");
-                self.cluster.delay_replay(replica, Duration::from_secs(60))?;
+                self.servers.delay_replay(replica, Duration::from_secs(60))?;
                 sleep(pause);
-                self.cluster.restart(replica, Stop::Immediate)?;
+                self.restart(replica)?;
                 sleep(pause);
-                self.cluster.delay_replay(replica, Duration::ZERO)
+                self.servers.delay_replay(replica, Duration::ZERO)?;
+                self.settle()
             }
             6 => {
                 self.count("freeze a replica");
-                self.cluster.node(replica).freeze();
+                self.servers.freeze(replica);
                 sleep(pause * 2);
-                self.cluster.node(replica).thaw();
+                self.servers.thaw(replica);
                 Ok(())
             }
             7 => {
                 self.count("delay replay");
-                self.cluster.delay_replay(replica, Duration::from_millis(400))?;
+                self.servers.delay_replay(replica, Duration::from_millis(400))?;
                 sleep(pause * 2);
-                self.cluster.delay_replay(replica, Duration::ZERO)
+                self.servers.delay_replay(replica, Duration::ZERO)?;
+                self.settle()
             }
             8 => {
                 self.count("pause replay");
-                self.cluster.pause_replay(replica)?;
+                self.servers.pause_replay(replica)?;
                 sleep(pause);
-                self.cluster.resume_replay(replica)
+                self.servers.resume_replay(replica)
             }
             9 => {
                 self.count("break connections");
@@ -94,9 +98,7 @@ impl Stage {
             _ => {
                 self.count("terminate sessions");
                 let node = random.random_range(0..self.links.len());
-                let all =
-                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'";
-                self.cluster.node(node).sql("postgres", all).map(drop)
+                self.servers.end_sessions(node)
             }
         }
     }
@@ -109,23 +111,14 @@ impl Stage {
         self.count(name);
         let old = self.primary;
         match loss {
-            Loss::Kill => self.cluster.stop(old, Stop::Kill)?,
-            Loss::Switchover => self.cluster.stop(old, Stop::Fast)?,
-            Loss::Freeze => self.cluster.node(old).freeze(),
+            Loss::Kill => self.servers.stop(old, Stop::Kill)?,
+            Loss::Switchover => self.servers.retire(old)?,
+            Loss::Freeze => self.servers.freeze(old),
             Loss::Partition => self.links[old].stall(),
         }
         sleep(Duration::from_millis(random.random_range(0..400)));
-        // What still streams could get ahead of the one that is chosen.
-        for replica in (0..self.links.len()).filter(|node| *node != old) {
-            self.cluster.follow_address(replica, "127.0.0.1", NOBODY)?;
-        }
-        sleep(DETACH);
-        let new = self.most_advanced(old)?;
-        self.cluster.promote(new)?;
-        self.primary = new;
-        for other in (0..self.links.len()).filter(|node| *node != old && *node != new) {
-            self.cluster.follow(other, new)?;
-        }
+        self.primary = self.servers.heir(old)?;
+        self.servers.promote(self.primary, old)?;
         self.bring_back(old, loss, random)
     }
 
@@ -140,48 +133,33 @@ impl Stage {
             Loss::Switchover => false,
         };
         match loss {
-            Loss::Kill if alive => self.cluster.start_node(old)?,
-            Loss::Freeze => self.cluster.node(old).thaw(),
+            Loss::Kill if alive => self.servers.start(old)?,
+            Loss::Freeze => self.servers.thaw(old),
             Loss::Partition => self.links[old].resume(),
             _ => {}
         }
         if alive {
+            self.servers.release(old)?;
+            if random.random_bool(0.5) {
+                self.count("write past the proxy");
+                self.servers.write_past_the_proxy(old, OUTSIDER, OUTSIDE_ROWS)?;
+            }
             sleep(Duration::from_millis(random.random_range(500..1_500)));
-            self.fenced.push((rows(&self.cluster, old)?, fenced));
-            self.cluster.stop(old, Stop::Immediate)?;
+            self.fenced.push((self.servers.rows(old)?, fenced));
+            self.servers.stop(old, Stop::Immediate)?;
         }
-        self.cluster.rejoin(old, self.primary)?;
+        self.servers.rejoin(old, self.primary)?;
         self.settle()
     }
 
-    /// With synchronous replication to any one, the replica that has received most has all that was
-    /// acknowledged.
-    fn most_advanced(&self, lost: usize) -> Result<usize, ServerError> {
-        let mut best = None;
-        for node in (0..self.links.len()).filter(|node| *node != lost) {
-            let received = "SELECT coalesce(pg_last_wal_receive_lsn(), '0/0') - '0/0'";
-            let received: u64 = self.cluster.node(node).sql("postgres", received)?.parse().unwrap_or(0);
-            best = best.max(Some((received, node)));
-        }
-        Ok(best.map_or(lost, |(_, node)| node))
+    fn restart(&self, replica: usize) -> Result<(), ServerError> {
+        self.servers.stop(replica, Stop::Immediate)?;
+        self.servers.start(replica)
     }
 
-    /// Makes every server acknowledge writes only when a replica has them, whoever is primary.
-    pub fn settle(&self) -> Result<(), ServerError> {
-        for node in self.cluster.nodes() {
-            node.set("synchronous_standby_names", "ANY 1 (*)")?;
-        }
-        self.cluster.wait_until_caught_up(self.primary)
+    /// The next fault finds all replicas where the primary is: what one of them alone had received
+    /// is lost to a crash of both.
+    fn settle(&self) -> Result<(), ServerError> {
+        self.servers.settle(self.primary)
     }
-}
-
-/// What a server has of the sessions' writes.
-pub fn rows(cluster: &PgCluster, node: usize) -> Result<Rows, ServerError> {
-    let text = cluster.node(node).sql("app", "SELECT session, row, count(*) FROM log GROUP BY 1, 2")?;
-    let read = |line: &str| {
-        let mut columns = line.split('|').map(|column| column.parse::<u64>().ok());
-        let (session, row, count) = (columns.next()??, columns.next()??, columns.next()??);
-        Some(((session as usize, row), count))
-    };
-    Ok(text.lines().filter_map(read).collect())
 }

@@ -1,11 +1,13 @@
 //! `scripts/chaos`: clients write and read through the proxy while servers are killed, frozen, cut
 //! off, promoted and delayed; then the history is checked. Loopback only, bounded in time.
 
+mod client;
 mod faults;
 mod history;
 #[path = "../it/support/link.rs"]
 #[expect(dead_code, reason = "the tests use more of it")]
 mod link;
+mod servers;
 mod sessions;
 
 use std::{
@@ -19,21 +21,25 @@ use std::{
 };
 
 use clap::Parser;
+use client::Door;
 use faults::Stage;
 use history::History;
 use link::Link;
 use pointsman::demo::{
     Keeper, Port, Signal,
-    servers::{APP, MONITOR, PgCluster, PgOptions},
+    servers::{APP, MONITOR},
     signal, wait_for_exit,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
+use servers::Engine;
 use sessions::{Level, Session, Shared};
 use tempfile::TempDir;
 
 /// Runs clients and faults against real servers for a while and checks what the clients were told.
 #[derive(Parser)]
 struct Arguments {
+    #[arg(long, value_enum, default_value = "postgres")]
+    engine: Engine,
     /// How long, in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
@@ -76,14 +82,12 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments, seed: u64) -> Result<Vec<String>, Fault> {
-    let cluster = PgCluster::start(PgOptions { replicas: 2, ..PgOptions::default() })?;
-    cluster.node(0).sql("app", "SET ROLE app; CREATE TABLE log (session int, row bigint)")?;
-    let links: Vec<Link> = cluster.addresses().iter().map(|address| Link::to(address)).collect();
-    let mut stage = Stage { cluster, links, primary: 0, done: Default::default(), fenced: Vec::new() };
-    stage.settle()?;
-    let proxy = Proxy::start(&stage.links)?;
+    let servers = arguments.engine.start()?;
+    let links: Vec<Link> = servers.addresses().iter().map(|address| Link::to(address)).collect();
+    let mut stage = Stage { servers, links, primary: 0, done: Default::default(), fenced: Vec::new() };
+    let proxy = Proxy::start(arguments.engine, &stage.links)?;
     let shared = Arc::new(Shared {
-        dsn: proxy.dsn(),
+        door: Door { engine: arguments.engine, port: proxy.port.number() },
         stop: AtomicBool::new(false),
         weaken: arguments.weaken,
         acknowledged: (0..arguments.sessions).map(|_| AtomicU64::new(0)).collect(),
@@ -130,7 +134,7 @@ fn report(stage: &Stage, history: &History, proxy: &Proxy) -> Result<Vec<String>
     let faults: Vec<String> = stage.done.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!("faults: {}", faults.join(", "));
     println!("{history}");
-    let mut violations = history.check(&faults::rows(&stage.cluster, stage.primary)?);
+    let mut violations = history.check(&stage.servers.rows(stage.primary)?);
     for (rows, fenced) in &stage.fenced {
         violations.extend(history.on_fenced(rows, *fenced));
     }
@@ -149,7 +153,7 @@ struct Proxy {
 }
 
 impl Proxy {
-    fn start(links: &[Link]) -> Result<Self, Fault> {
+    fn start(engine: Engine, links: &[Link]) -> Result<Self, Fault> {
         let folder = tempfile::tempdir()?;
         let port = Port::claim()?;
         let nodes: Vec<String> = links.iter().map(|link| format!("\"{}\"", link.address())).collect();
@@ -159,7 +163,7 @@ impl Proxy {
             level = "info"
             [[cluster]]
             name = "chaos"
-            engine = "postgres"
+            engine = "{engine}"
             listen = ["127.0.0.1:{port}"]
             nodes = [{nodes}]
             users = [{{ name = "{app}", password = "{app_password}" }}]
@@ -172,6 +176,7 @@ impl Proxy {
             slow_start = "1s"
             transaction_reads = "replica"
             "#,
+            engine = engine.name(),
             port = port.number(),
             nodes = nodes.join(", "),
             app = APP.name,
@@ -191,11 +196,6 @@ impl Proxy {
         let keeper = Keeper::start()?;
         let child = keeper.spawn(command, Signal::Kill)?;
         Ok(Self { child, port, folder, _keeper: keeper })
-    }
-
-    fn dsn(&self) -> String {
-        let port = self.port.number();
-        format!("host=127.0.0.1 port={port} user={} password={} dbname=app", APP.name, APP.password)
     }
 
     /// Something went wrong: the log is worth a look.

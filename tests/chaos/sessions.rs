@@ -9,9 +9,12 @@ use std::{
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tokio_postgres::{Client, Error, NoTls, SimpleQueryMessage};
 
-use crate::history::{History, Outcome, Write};
+use crate::{
+    client::{Answer, Client, Door, Refused},
+    history::{History, Outcome, Write},
+    servers::Engine,
+};
 
 /// An operation that takes longer hangs: `failover.hold` ends every wait well before.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -20,7 +23,7 @@ const PACE: Duration = Duration::from_millis(15);
 /// What all sessions share.
 #[derive(Debug)]
 pub struct Shared {
-    pub dsn: String,
+    pub door: Door,
     pub stop: AtomicBool,
     /// Reads are asked for as eventual, whatever is expected of them.
     pub weaken: bool,
@@ -99,20 +102,15 @@ impl Session {
     }
 
     async fn connect(&mut self) -> bool {
-        let Ok(Ok((client, connection))) =
-            tokio::time::timeout(PATIENCE, tokio_postgres::connect(&self.shared.dsn, NoTls)).await
-        else {
+        let Ok(Ok(client)) = tokio::time::timeout(PATIENCE, Client::connect(&self.shared.door)).await else {
             self.count("no connection");
             return false;
         };
-        tokio::spawn(async move {
-            let _ = connection.await;
-        });
         self.client = Some(client);
         self.connections += 1;
         self.forget();
         let level = if self.shared.weaken { "eventual" } else { self.level.label() };
-        let set = format!("SET pointsman.consistency = '{level}'");
+        let set = self.shared.door.engine.set("consistency", level);
         let asked = self.ask(&set).await.is_ok();
         if !asked {
             self.client = None;
@@ -168,7 +166,8 @@ impl Session {
         let nonce: u32 = self.random.random();
         let floors = self.floors();
         let sql = format!(
-            "SELECT {nonce}, inet_server_port(), session, max(row), sum(count(*)) OVER () FROM log GROUP BY session"
+            "SELECT {nonce}, {}, session, max(entry), sum(count(*)) OVER () FROM log GROUP BY session",
+            self.shared.door.engine.port()
         );
         match self.ask(&sql).await {
             Ok(rows) => {
@@ -237,8 +236,9 @@ impl Session {
 
     /// What the proxy says of the read that was answered wrongly.
     async fn ask_why(&mut self) {
-        for question in ["SHOW pointsman.route", "SHOW pointsman.position"] {
-            let answer = match self.ask(question).await {
+        for setting in ["route", "position"] {
+            let question = self.shared.door.engine.show(setting);
+            let answer = match self.ask(&question).await {
                 Ok(rows) => format!("{rows:?}"),
                 Err(error) => format!("{error:?}"),
             };
@@ -267,33 +267,30 @@ impl Session {
         self.history.writes.push(write);
     }
 
-    async fn ask(&mut self, sql: &str) -> Result<Vec<Vec<String>>, Option<Error>> {
-        let Some(client) = &self.client else { return Err(None) };
-        match tokio::time::timeout(PATIENCE, client.simple_query(sql)).await {
-            Ok(Ok(messages)) => Ok(messages.iter().filter_map(values).collect()),
-            Ok(Err(error)) => Err(Some(error)),
+    async fn ask(&mut self, sql: &str) -> Result<Answer, Refused> {
+        let Some(client) = &mut self.client else { return Err(Refused::closed("it was closed before")) };
+        let answer = match tokio::time::timeout(PATIENCE, client.ask(sql)).await {
+            Ok(answer) => answer,
             Err(_) => {
                 self.violate(format!("no answer within {PATIENCE:?} to {sql}"));
-                self.client = None;
-                Err(None)
+                Err(Refused::closed("no answer"))
             }
+        };
+        if answer.as_ref().is_err_and(|refused| refused.code == "closed") {
+            self.client = None;
         }
+        answer
     }
 
-    /// What an error says of a write; none is success.
-    fn outcome(&mut self, error: Option<Option<Error>>) -> Outcome {
-        let Some(error) = error else {
+    /// What an answer says of a write.
+    fn outcome(&mut self, error: Option<Refused>) -> Outcome {
+        let Some(refused) = error else {
             self.last_error.clear();
             return Outcome::Done;
         };
-        let code = error.as_ref().and_then(Error::code).map_or("closed", |code| code.code()).to_owned();
-        self.count(&code);
-        self.last_error = format!("{code} {}", error.map_or_else(String::new, |error| error.to_string()));
-        match code.as_str() {
-            // 57P02: another process crashed, at whatever moment.
-            "08007" | "closed" | "57P02" => Outcome::InDoubt,
-            _ => Outcome::Failed,
-        }
+        self.count(&refused.code);
+        self.last_error = format!("{} {}", refused.code, refused.message);
+        refused.outcome()
     }
 
     fn count(&mut self, code: &str) {
@@ -301,19 +298,10 @@ impl Session {
     }
 }
 
-fn values(message: &SimpleQueryMessage) -> Option<Vec<String>> {
-    match message {
-        SimpleQueryMessage::Row(row) => {
-            Some((0..row.len()).map(|column| row.get(column).unwrap_or_default().to_owned()).collect())
-        }
-        _ => None,
-    }
-}
-
 /// Read-your-writes ends with the connection; `global` does not.
 pub fn self_test() {
     let shared = Arc::new(Shared {
-        dsn: String::new(),
+        door: Door { engine: Engine::Postgres, port: 0 },
         stop: AtomicBool::new(false),
         weaken: false,
         acknowledged: vec![AtomicU64::new(7), AtomicU64::new(9)],
