@@ -24,6 +24,7 @@ use crate::{
     cluster::{AuthQuery, Cluster},
     config::{self, Config, Engine, HostPort, reload},
     listener,
+    logging::LogLevel,
     metrics::Metrics,
     monitor, mysql,
     observe::{self, Observed},
@@ -175,14 +176,14 @@ impl Proxy {
     }
 
     /// Serves until told to stop; reloads from `file` when `reload` is notified.
-    pub async fn run(mut self, file: Option<PathBuf>, reload: Arc<Notify>) -> Ending {
+    pub async fn run(mut self, file: Option<PathBuf>, reload: Arc<Notify>, level: LogLevel) -> Ending {
         notify(Notice::Ready);
         loop {
             tokio::select! {
                 () = self.shutdown.draining() => break,
-                () = reload.notified() => drop(self.reload(file.as_deref())),
+                () = reload.notified() => drop(self.reload(file.as_deref(), &level)),
                 Some(wish) = self.reloads.recv() => {
-                    let result = self.reload(file.as_deref());
+                    let result = self.reload(file.as_deref(), &level);
                     // Whoever asked may have left.
                     let _ = wish.send(result);
                 }
@@ -216,10 +217,10 @@ impl Proxy {
     }
 
     /// Applies the file as a whole, or not at all.
-    fn reload(&mut self, file: Option<&Path>) -> Result<(), String> {
+    fn reload(&mut self, file: Option<&Path>, level: &LogLevel) -> Result<(), String> {
         notify(Notice::Reloading);
         let applied = match file {
-            Some(file) => self.apply(file),
+            Some(file) => self.apply(file, level),
             None => Err("there is no configuration file to reload".to_owned()),
         };
         if let Err(why) = &applied {
@@ -230,7 +231,7 @@ impl Proxy {
         applied
     }
 
-    fn apply(&mut self, file: &Path) -> Result<(), String> {
+    fn apply(&mut self, file: &Path, level: &LogLevel) -> Result<(), String> {
         let new = Config::load(file).map_err(|faults| faults.to_string())?;
         let changes = reload::Changes::between(&self.config, &new);
         let effective = reload::effective(&self.config, &new);
@@ -258,6 +259,9 @@ impl Proxy {
         }
         for change in &changes.restart {
             tracing::warn!("takes effect after a restart: {change}");
+        }
+        if let Err(error) = level.set(&effective.log) {
+            tracing::warn!(%error, "the log goes on as before");
         }
         self.control.set_config(effective.clone());
         self.config = effective;
