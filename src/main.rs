@@ -90,7 +90,7 @@ async fn serve(
         }
     };
     let sharing = if predecessor.is_some() { Sharing::Beside } else { Sharing::Alone };
-    let proxy = match Proxy::start(config.clone(), shutdown.clone(), sharing).await {
+    let mut proxy = match Proxy::start(config.clone(), shutdown.clone(), sharing).await {
         Ok(proxy) => proxy,
         Err(error) => {
             say(&format!("pointsman: {error}"));
@@ -100,6 +100,12 @@ async fn serve(
     tokio::spawn(takeover::offer(config, shutdown.clone()));
     if let Some(predecessor) = predecessor {
         proxy.wait_until_ready().await;
+        // The old process has its own open still: for the moment until it yields either answers, and
+        // both are ready. So nobody who asks is refused, or told that nothing is ready.
+        if let Err(error) = proxy.open_doors().await {
+            say(&format!("pointsman: {error}"));
+            return Exit::Unavailable;
+        }
         match predecessor.relieve().await {
             Ok(()) => tracing::info!("has taken over"),
             Err(error) => tracing::warn!(%error, "the old process did not yield: it serves beside this one"),

@@ -64,6 +64,8 @@ pub struct Proxy {
     /// Where the HTTP door is, if it is open.
     pub http: Option<SocketAddr>,
     control: Control,
+    /// Until the doors are open.
+    sockets: Option<Sockets>,
     reloads: mpsc::Receiver<ReloadRequest>,
 }
 
@@ -131,7 +133,9 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
 }
 
 impl Proxy {
-    /// Binds everything and starts serving. The servers need not be there yet.
+    /// Binds everything and starts serving. The servers need not be there yet. Beside a process that
+    /// is being relieved the admin doors stay closed until [`Self::open_doors`]: until this one is
+    /// ready, the other's answers are the right ones.
     ///
     /// # Errors
     /// When an address cannot be listened on, or a TLS file cannot be used.
@@ -149,12 +153,27 @@ impl Proxy {
         }
         let managed = clusters.iter().map(|running| running.managed()).collect();
         let (control, reloads) = Control::new(managed, config.clone(), metrics.clone(), shutdown.clone());
-        let http = open_doors(&config.admin, &control, &mut sockets).await?;
+        metrics.configured();
+        let sockets = Some(sockets);
+        let mut proxy =
+            Self { workers, clusters, config, metrics, shutdown, http: None, control, sockets, reloads };
+        if sharing == Sharing::Alone {
+            proxy.open_doors().await?;
+        }
+        Ok(proxy)
+    }
+
+    /// Opens the control plane's doors, once.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on.
+    pub async fn open_doors(&mut self) -> Result<(), StartError> {
+        let Some(mut sockets) = self.sockets.take() else { return Ok(()) };
+        self.http = open_doors(&self.config.admin, &self.control, &mut sockets).await?;
         for address in sockets.unclaimed() {
             tracing::warn!(%address, "the service manager listens there, but nothing here does");
         }
-        metrics.configured();
-        Ok(Self { workers, clusters, config, metrics, shutdown, http, control, reloads })
+        Ok(())
     }
 
     /// Where each cluster listens, by its name.

@@ -113,7 +113,10 @@ async fn metrics_text(State(door): State<Door>) -> Response {
 /// Ready: every cluster has a primary; with `?reads`, something that serves reads is enough.
 async fn ready(State(door): State<Door>, Query(query): Query<Map<String, Value>>) -> Response {
     let refused = |text: String| (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
-    if door.control.shutdown().phase() != Phase::Running {
+    // Whoever is still connected when another process has taken over asks about the endpoint, which
+    // that one serves.
+    let shutdown = door.control.shutdown();
+    if shutdown.phase() != Phase::Running && !shutdown.has_yielded() {
         return refused("draining\n".to_owned());
     }
     let reads = query.contains_key("reads");
@@ -262,6 +265,7 @@ fn events(door: &Door, place: OwnedSemaphorePermit) -> impl Stream<Item = Result
     });
     stream::once(async { Ok(history) })
         .chain(coming)
-        // Otherwise an open page would keep a stopping proxy from ending.
-        .take_until(async move { shutdown.stopping().await })
+        // Otherwise an open page would keep a stopping proxy from ending, and go on showing one that
+        // another process has relieved.
+        .take_until(async move { shutdown.doors_close().await })
 }
