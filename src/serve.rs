@@ -76,7 +76,8 @@ trait Running: Send + Sync {
     /// Applies a configuration, or says why it cannot be.
     fn check(&self, config: &config::Cluster) -> Result<(), StartError>;
     fn apply(&self, config: &config::Cluster) -> Result<(), StartError>;
-    fn set_slow(&self, over: Option<Duration>);
+    /// Applies what is not a cluster's own but concerns its statements.
+    fn set_watched(&self, config: &Config);
     fn call(&self, call: Call);
     fn sessions(&self) -> usize;
     fn managed(&self) -> Arc<dyn Managed>;
@@ -115,8 +116,9 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
         Ok(())
     }
 
-    fn set_slow(&self, over: Option<Duration>) {
-        self.cluster.set_slow(over);
+    fn set_watched(&self, config: &Config) {
+        self.cluster.set_slow(config.log.statements_over);
+        self.cluster.recent.set_limit(config.admin.recent_statements);
     }
 
     fn call(&self, call: Call) {
@@ -149,7 +151,7 @@ impl Proxy {
             clusters.push(start_cluster(cluster, listeners, &workers, &metrics, &shutdown).await?);
         }
         for running in &clusters {
-            running.set_slow(config.log.statements_over);
+            running.set_watched(&config);
         }
         let managed = clusters.iter().map(|running| running.managed()).collect();
         let (control, reloads) = Control::new(managed, config.clone(), metrics.clone(), shutdown.clone());
@@ -271,7 +273,7 @@ impl Proxy {
                 .map_err(|error| format!("a file changed while it was being reloaded: {error}"))?;
         }
         for running in &self.clusters {
-            running.set_slow(effective.log.statements_over);
+            running.set_watched(&effective);
         }
         for change in &changes.live {
             tracing::info!("reloaded: {change}");

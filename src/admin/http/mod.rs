@@ -239,7 +239,7 @@ async fn status(State(door): State<Door>) -> Json<Value> {
     }))
 }
 
-/// Server-sent events: `history` once, then a `sample` a second.
+/// Server-sent events: `history` once, then a `sample` a second, and `statements` where they are kept.
 async fn follow(State(door): State<Door>) -> Response {
     let Ok(place) = door.streams.clone().try_acquire_owned() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n").into_response();
@@ -254,8 +254,8 @@ fn events(door: &Door, place: OwnedSemaphorePermit) -> impl Stream<Item = Result
     let coming = stream::unfold((fresh, place), |(mut fresh, place)| async move {
         loop {
             match fresh.recv().await {
-                Ok(sample) => {
-                    return Some((Ok(Event::default().event("sample").data(&*sample)), (fresh, place)));
+                Ok((name, text)) => {
+                    return Some((Ok(Event::default().event(name).data(&*text)), (fresh, place)));
                 }
                 // A page that is too slow misses some samples.
                 Err(RecvError::Lagged(_)) => {}
