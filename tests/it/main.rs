@@ -22,6 +22,7 @@ mod failover;
 mod failover_basic;
 mod fencing;
 mod freshness;
+mod getting_started;
 mod handbook;
 mod http;
 mod limits;
