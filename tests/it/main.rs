@@ -36,6 +36,7 @@ mod mysql_servers;
 mod mysql_session;
 mod mysql_wire;
 mod outcome;
+mod packaging;
 mod patroni;
 mod pipelining;
 mod prepared;
