@@ -22,7 +22,6 @@ use crate::{
     operator::Operator,
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
-    recent::Recent,
     route::Policy,
     session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
@@ -34,7 +33,7 @@ use crate::{
 /// Everything that the sessions of one cluster share.
 pub struct Cluster<P: Protocol> {
     pub name: Arc<str>,
-    pub config: ArcSwap<config::Cluster>,
+    pub config: Arc<ArcSwap<config::Cluster>>,
     pub policy: ArcSwap<Policy>,
     pub gate: ArcSwap<P::Gate>,
     pub link: Arc<ArcSwap<P::Link>>,
@@ -51,7 +50,6 @@ pub struct Cluster<P: Protocol> {
     /// Statements waiting for a node.
     pub line: Line,
     pub operator: Operator,
-    pub recent: Recent,
     /// `log.statements_over`, in microseconds.
     slow_over: AtomicU64,
     /// What `user` reads must not be behind of.
@@ -72,6 +70,8 @@ type PoolKey = (Arc<str>, Arc<str>, u64);
 /// What is known of the nodes, and the ways in which data plane and monitor nudge each other.
 pub struct Topology {
     snapshot: ArcSwap<Snapshot>,
+    /// That of the snapshot, for whoever has one already.
+    version: AtomicU64,
     pub probes: ProbeCounter,
     /// Wakes whoever waits for the topology to change.
     pub changed: Notify,
@@ -88,6 +88,7 @@ impl Default for Topology {
     fn default() -> Self {
         Self {
             snapshot: ArcSwap::from_pointee(Snapshot::empty(Instant::now())),
+            version: AtomicU64::new(0),
             probes: ProbeCounter::default(),
             changed: Notify::new(),
             nudge: Notify::new(),
@@ -107,8 +108,16 @@ impl Topology {
         self.snapshot.load_full()
     }
 
+    /// Whether nothing has been published since `snapshot`. Sequentially consistent: whoever makes a
+    /// pool and then finds nothing new is found by the publisher, who fences pools afterwards.
+    pub fn is_current(&self, snapshot: &Snapshot) -> bool {
+        self.version.load(Ordering::SeqCst) == snapshot.version
+    }
+
     fn store(&self, snapshot: Snapshot) {
+        let version = snapshot.version;
         self.snapshot.store(Arc::new(snapshot));
+        self.version.store(version, Ordering::SeqCst);
     }
 
     /// A session wrote: its next read wants positions measured from now on.
@@ -258,7 +267,7 @@ impl<P: Protocol> Cluster<P> {
             monitor_identity: ArcSwap::from_pointee(parts.monitor_identity),
             topology: Topology::default(),
             shares: Arc::new(Shares::new(pool_limits(&config.pool), workers)),
-            config: ArcSwap::from_pointee(config),
+            config: Arc::new(ArcSwap::from_pointee(config)),
             pools: Mutex::default(),
             databases: Mutex::default(),
             classifier: ArcSwap::from_pointee(classifier),
@@ -267,7 +276,6 @@ impl<P: Protocol> Cluster<P> {
             shutdown,
             line: Line::default(),
             operator: Operator::default(),
-            recent: Recent::default(),
             slow_over: AtomicU64::new(u64::MAX),
             user_floors: Mutex::default(),
             split: Split::default(),

@@ -22,7 +22,6 @@ pub mod operator;
 pub mod pool;
 pub mod postgres;
 pub mod protocol;
-pub mod recent;
 pub mod refusal;
 pub mod route;
 pub mod runtime;

@@ -8,15 +8,16 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     cluster::Cluster,
+    config::TlsMode,
     protocol::{
         Backend as _, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway,
         Welcomed,
     },
     refusal::{Refusal, RefusalKind},
     route::{self, Consistency, Floor, Question},
-    runtime::Workers,
+    runtime::Places,
     session::{
-        Renewed, Session,
+        After, Renewed, Session,
         cancel::{CancelKey, Registered},
     },
     sockets::Sharing,
@@ -49,7 +50,7 @@ pub(crate) fn listen(address: SocketAddr, sharing: Sharing) -> io::Result<TcpLis
 }
 
 /// Accepts clients of one cluster until the proxy drains.
-pub async fn accept<P: Protocol>(listener: TcpListener, cluster: Arc<Cluster<P>>, workers: Arc<Workers>) {
+pub async fn accept<P: Protocol>(listener: TcpListener, cluster: Arc<Cluster<P>>, workers: Arc<Places>) {
     loop {
         let accepted = tokio::select! {
             () = cluster.shutdown.draining() => break,
@@ -75,12 +76,15 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset)
 }
 
-fn hand_over<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>, workers: &Workers) {
+fn hand_over<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>, workers: &Arc<Places>) {
     let Ok(socket) = socket.into_std() else { return };
-    let cluster = cluster.clone();
-    workers.next().spawn(async move {
+    let (cluster, places) = (cluster.clone(), workers.clone());
+    // Whoever will be within TLS stays where it begins.
+    let stays = cluster.config.load().tls.client.mode != TlsMode::Disable;
+    let worker = if stays { workers.next() } else { workers.place() };
+    worker.spawn(async move {
         if let Ok(socket) = TcpStream::from_std(socket) {
-            admit(socket, cluster).await;
+            admit(socket, cluster, places).await;
         }
     });
 }
@@ -101,17 +105,38 @@ impl<P: Protocol> Drop for Counted<P> {
     }
 }
 
-/// Greets a new connection and serves it to its end.
-pub async fn admit<P: Protocol>(socket: TcpStream, cluster: Arc<Cluster<P>>) {
-    let _counted = Counted::new(&cluster);
-    // The login's state is large and short-lived: it does not stay in the session's task.
-    let mut session = Box::pin(log_in(socket, &cluster)).await;
+/// Greets a new connection; the session is a task of its own, without what a login takes.
+async fn admit<P: Protocol>(socket: TcpStream, cluster: Arc<Cluster<P>>, places: Arc<Places>) {
+    let counted = Counted::new(&cluster);
+    if let Some(session) = log_in(socket, &cluster).await {
+        begin(session, counted, places);
+    }
+}
+
+/// Serves a session to its end, or for as long as it stays on this worker.
+async fn live<P: Protocol>(session: Session<P>, counted: Counted<P>, places: Arc<Places>) {
+    let mut session = Some(session);
     while let Some(current) = session {
         session = match current.run().await {
-            Some(renewed) => Box::pin(renew(renewed, &cluster)).await,
-            None => None,
+            After::Over => None,
+            After::Renewed(renewed) => Box::pin(renew(*renewed, &counted.0)).await,
+            After::Moves { session, to } => {
+                places.at(to).spawn(arrive(session, counted, places.clone()));
+                return;
+            }
         };
     }
+}
+
+/// A session goes on here.
+async fn arrive<P: Protocol>(mut session: Box<Session<P>>, counted: Counted<P>, places: Arc<Places>) {
+    if session.adopt().is_ok() {
+        begin(*session, counted, places);
+    }
+}
+
+fn begin<P: Protocol>(session: Session<P>, counted: Counted<P>, places: Arc<Places>) {
+    tokio::spawn(live(session, counted, places));
 }
 
 async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Option<Session<P>> {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use deadpool::managed::{self, Metrics, Object, RecycleResult, Timeouts};
+use deadpool::managed::{self, Metrics, Object, RecycleResult};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -111,6 +111,9 @@ impl NodeShare {
 /// another worker's, then a new one. A wake-up that crosses threads, or a registration that moves,
 /// costs more than all the rest of a checkout. Whoever holds a place holds one connection, and
 /// takes an idle one before opening another: so there are never more connections than places.
+///
+/// While nobody waits, an idle connection keeps the place of whoever used it last: taking it again
+/// is a matter of the worker's own shelf. Its place goes back to deadpool as soon as somebody waits.
 pub struct NodePool<P: Protocol> {
     pub share: Arc<NodeShare>,
     places: managed::Pool<Places>,
@@ -134,6 +137,22 @@ pub struct NodePool<P: Protocol> {
 /// One worker's idle connections, the one used last on top. On a cache line of its own.
 #[repr(align(128))]
 struct Shelf<P: Protocol>(Mutex<Vec<Box<Pooled<P>>>>);
+
+impl<P: Protocol> Shelf<P> {
+    /// The connection used last among those that are wanted.
+    fn take(&self, wanted: impl Fn(&Pooled<P>) -> bool) -> Option<Box<Pooled<P>>> {
+        let mut shelf = self.0.lock();
+        let at = shelf.iter().rposition(|pooled| wanted(pooled))?;
+        Some(shelf.remove(at))
+    }
+}
+
+/// What came to whoever waited.
+enum Ready<P: Protocol> {
+    Place(Object<Places>),
+    /// With its place.
+    Connection(Box<Pooled<P>>),
+}
 
 /// What deadpool manages: the right to one connection.
 struct Places;
@@ -168,6 +187,9 @@ struct Pooled<P: Protocol> {
     vouched: bool,
     idle_since: Instant,
     _share: OwnedSemaphorePermit,
+    /// Of an idle connection that can be taken without asking deadpool. The last field: the
+    /// connection goes before its place does, so that there are never more than places.
+    place: Option<Object<Places>>,
 }
 
 impl<P: Protocol> Pooled<P> {
@@ -211,55 +233,56 @@ impl<P: Protocol> NodePool<P> {
         }
     }
 
-    /// Takes a connection, or waits for one in the order of asking.
-    async fn get(&self, now: Instant) -> Result<(Object<Places>, Box<Pooled<P>>), CheckoutFault> {
-        const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
-        if let Ok(place) = self.places.timeout_get(&AT_ONCE).await
-            && let Some(pooled) = self.take_idle(now)
-        {
-            return Ok((place, pooled));
-        }
-        // Rare and long: its state is kept out of every statement's future.
-        Box::pin(self.wait(now)).await
+    /// An idle connection that nobody has to be asked for.
+    fn take_at_once(&self, now: Instant) -> Option<Box<Pooled<P>>> {
+        self.take_idle(now, |pooled| pooled.place.is_some())
     }
 
-    async fn wait(&self, now: Instant) -> Result<(Object<Places>, Box<Pooled<P>>), CheckoutFault> {
+    /// Takes a connection, or waits for one in the order of asking. It holds its place.
+    async fn wait(&self, now: Instant) -> Result<Box<Pooled<P>>, CheckoutFault> {
         let _waiting = Count::up(&self.waiters);
         let deadline = now + self.limits.checkout_timeout;
         let attempt = async {
-            let place = self.place().await?;
-            let pooled = match self.take_idle(Instant::now()) {
+            let place = match self.place().await? {
+                Ready::Connection(pooled) => return Ok(pooled),
+                Ready::Place(place) => place,
+            };
+            let mut pooled = match self.take_idle(Instant::now(), |_| true) {
                 Some(pooled) => pooled,
                 None => self.open().await.map_err(CheckoutFault::Connect)?,
             };
-            Ok((place, pooled))
+            pooled.place = Some(place);
+            Ok(pooled)
         };
         tokio::time::timeout_at(deadline.into(), attempt).await.unwrap_or(Err(CheckoutFault::TimedOut))
     }
 
     /// The right to a connection, in the order of asking; a session that keeps one only softly is
     /// asked for it.
-    async fn place(&self) -> Result<Object<Places>, CheckoutFault> {
+    async fn place(&self) -> Result<Ready<P>, CheckoutFault> {
         let mut place = std::pin::pin!(self.places.get());
         let place = match futures_util::poll!(place.as_mut()) {
             Poll::Ready(place) => place,
             Poll::Pending => {
                 let _wanting = Count::up(&self.wanting);
+                // From here on who puts one back gives up its place; before that it may have kept it.
+                if let Some(pooled) = self.take_at_once(Instant::now()) {
+                    return Ok(Ready::Connection(pooled));
+                }
                 self.ask_back();
                 place.await
             }
         };
-        place.map_err(|_| CheckoutFault::Closed)
+        place.map(Ready::Place).map_err(|_| CheckoutFault::Closed)
     }
 
-    /// An idle connection that may still be used: this worker's first.
-    fn take_idle(&self, now: Instant) -> Option<Box<Pooled<P>>> {
+    /// The idle connection used last that may still be used and is wanted: this worker's first.
+    fn take_idle(&self, now: Instant, wanted: impl Fn(&Pooled<P>) -> bool) -> Option<Box<Pooled<P>>> {
         let count = self.idle.len();
         let here = runtime::worker().min(count - 1);
         for turn in 0..count {
             let shelf = &self.idle[(here + turn) % count];
-            loop {
-                let Some(mut pooled) = shelf.0.lock().pop() else { break };
+            while let Some(mut pooled) = shelf.take(&wanted) {
                 if pooled.is_usable(now) && pooled.backend.adopt().is_ok() {
                     return Some(pooled);
                 }
@@ -287,6 +310,7 @@ impl<P: Protocol> NodePool<P> {
             vouched: false,
             idle_since: now,
             _share: share,
+            place: None,
         }))
     }
 
@@ -310,8 +334,25 @@ impl<P: Protocol> NodePool<P> {
             return;
         }
         pooled.idle_since = now;
-        let here = runtime::worker().min(self.idle.len() - 1);
-        self.idle[here].0.lock().push(pooled);
+        let here = &self.idle[runtime::worker().min(self.idle.len() - 1)];
+        if self.is_waited_for() {
+            let place = pooled.place.take();
+            here.0.lock().push(pooled);
+            drop(place);
+            return;
+        }
+        here.0.lock().push(pooled);
+        // Who began to wait meanwhile may have looked before it lay there.
+        if self.is_waited_for() {
+            let place = here.0.lock().iter_mut().find_map(|pooled| pooled.place.take());
+            drop(place);
+        }
+    }
+
+    /// Whether somebody waits for a place. Sequentially consistent, as is the waiters' counting:
+    /// either they find what was put back before, or are found.
+    fn is_waited_for(&self) -> bool {
+        self.wanting.load(Ordering::SeqCst) > 0
     }
 
     /// A session keeps a connection softly: it may be asked for.
@@ -399,9 +440,17 @@ impl<P: Protocol> NodePool<P> {
     }
 
     pub fn status(&self) -> Status {
-        let status = self.places.status();
+        let places = self.places.status();
         let waiters = self.waiters.load(Ordering::Relaxed);
-        Status { idle: self.idle_count(), in_use: status.size - status.available, waiters }
+        let (mut idle, mut kept) = (0, 0);
+        for shelf in &self.idle {
+            let shelf = shelf.0.lock();
+            idle += shelf.len();
+            kept += shelf.iter().filter(|pooled| pooled.place.is_some()).count();
+        }
+        // What is taken or put back meanwhile may be counted twice.
+        let in_use = (places.size - places.available).saturating_sub(kept);
+        Status { idle, in_use, waiters }
     }
 
     /// Closes every idle connection; those in use are closed when they come back.
@@ -433,7 +482,7 @@ struct Count<'a>(&'a AtomicUsize);
 
 impl<'a> Count<'a> {
     fn up(counter: &'a AtomicUsize) -> Self {
-        counter.fetch_add(1, Ordering::Relaxed);
+        counter.fetch_add(1, Ordering::SeqCst);
         Self(counter)
     }
 }
@@ -577,8 +626,8 @@ impl<P: Protocol> Pools<P> {
 /// A checked-out connection. Dropped without being released it is closed: whatever it was in the
 /// middle of, nobody else gets to see it.
 pub struct Held<P: Protocol> {
+    /// With its place.
     pooled: Option<Box<Pooled<P>>>,
-    place: Option<Object<Places>>,
     pub node: NodeId,
     pub role: Role,
     pub pool: Arc<NodePool<P>>,
@@ -594,17 +643,36 @@ impl<P: Protocol> Held<P> {
     /// # Errors
     /// As [`Pools::checkout`].
     pub async fn take(pool: Arc<NodePool<P>>, node: &Node, now: Instant) -> Result<Self, CheckoutFault> {
-        let (place, pooled) = pool.get(now).await?;
-        Ok(Self {
+        match pool.take_at_once(now) {
+            Some(pooled) => Ok(Self::new(pooled, pool, node)),
+            None => Self::wait(pool, node, now).await,
+        }
+    }
+
+    /// The same without waiting: `None` where a connection has to be opened or waited for.
+    pub fn take_at_once(pool: &Arc<NodePool<P>>, node: &Node, now: Instant) -> Option<Self> {
+        pool.take_at_once(now).map(|pooled| Self::new(pooled, pool.clone(), node))
+    }
+
+    /// The same where there is none to be had at once.
+    ///
+    /// # Errors
+    /// As [`Pools::checkout`].
+    pub async fn wait(pool: Arc<NodePool<P>>, node: &Node, now: Instant) -> Result<Self, CheckoutFault> {
+        let pooled = pool.wait(now).await?;
+        Ok(Self::new(pooled, pool, node))
+    }
+
+    fn new(pooled: Box<Pooled<P>>, pool: Arc<NodePool<P>>, node: &Node) -> Self {
+        Self {
             pooled: Some(pooled),
-            place: Some(place),
             node: node.id,
             role: node.role,
             pool,
             load: node.load.clone(),
             busy: false,
             cancelled: false,
-        })
+        }
     }
 
     fn pooled(&self) -> &Pooled<P> {
@@ -660,30 +728,22 @@ impl<P: Protocol> Held<P> {
             Fate::Reuse => self.pool.put_back(pooled, now),
             Fate::Close => drop(pooled),
             Fate::Reset => {
-                // The task holds the connection's place: nobody waits for less than it has.
-                tokio::spawn(reset(pooled, self.place.take(), self.pool.clone()));
+                // With its place: nobody waits for less than it has.
+                tokio::spawn(reset(pooled, self.pool.clone()));
             }
         }
     }
 }
 
-async fn reset<P: Protocol>(
-    mut pooled: Box<Pooled<P>>,
-    place: Option<Object<Places>>,
-    pool: Arc<NodePool<P>>,
-) {
+async fn reset<P: Protocol>(mut pooled: Box<Pooled<P>>, pool: Arc<NodePool<P>>) {
     let done = tokio::time::timeout(RESET_TIMEOUT, pooled.backend.reset()).await;
     if matches!(done, Ok(Ok(()))) {
         pool.put_back(pooled, Instant::now());
     }
-    drop(place);
 }
 
 impl<P: Protocol> Drop for Held<P> {
     fn drop(&mut self) {
         self.set_busy(false);
-        // The connection goes before its place does, so that there are never more than places.
-        drop(self.pooled.take());
-        drop(self.place.take());
     }
 }

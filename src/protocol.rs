@@ -114,6 +114,15 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// As `farewell`, in a server's own words.
     fn farewell_raw(&mut self, raw: &[u8]) -> impl Future<Output = ()> + Send;
 
+    /// Whether the connection can go on on another worker.
+    fn is_movable(&self) -> bool;
+
+    /// Moves a connection that can be moved to the calling worker.
+    ///
+    /// # Errors
+    /// When the system does not register it there: it is closed.
+    fn adopt(&mut self) -> io::Result<()>;
+
     /// Resolves when the client has closed its side while nothing is expected of it.
     fn gone(&mut self) -> impl Future<Output = ()> + Send;
 }

@@ -64,7 +64,7 @@ pub struct Question<'a> {
 }
 
 /// Cluster-wide routing rules, from `[cluster.routing]`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policy {
     pub consistency: Consistency,
     pub max_lag: Duration,

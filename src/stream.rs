@@ -71,6 +71,11 @@ impl Stream {
         self.socket().ok_or_else(not_connected)?.peer_addr()
     }
 
+    /// Whether it can go on on another worker: a TLS session is bound to the one it began on.
+    pub fn is_movable(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
     pub fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
     }

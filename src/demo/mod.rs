@@ -99,7 +99,6 @@ level = "warn"
 
 [admin]
 http = "127.0.0.1:{http}"
-recent_statements = 100
 
 [[cluster]]
 name = "demo"

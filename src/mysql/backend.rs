@@ -152,6 +152,11 @@ impl Backend {
         Ok(())
     }
 
+    /// Whether it needs no bringing to a session's settings.
+    pub(super) fn is_at(&self, wanted: &Settings) -> bool {
+        !self.bare && self.carried.hash() == wanted.hash()
+    }
+
     /// Brings the connection to a session's settings, a step at a time: a step that fails keeps
     /// the rest from being taken, and the request from being run (hard case 12).
     pub(super) async fn bring(&mut self, wanted: &Arc<Settings>) -> Result<(), Fault> {

@@ -13,7 +13,7 @@ pub mod login;
 pub mod packet;
 mod prepared;
 mod probe;
-pub mod refusal;
+mod refusal;
 mod relay;
 mod settings;
 mod welcome;
@@ -145,6 +145,14 @@ impl protocol::Frontend<Mysql> for Frontend {
 
     async fn farewell_raw(&mut self, raw: &[u8]) {
         self.farewell_with(raw).await;
+    }
+
+    fn is_movable(&self) -> bool {
+        self.stream.is_movable()
+    }
+
+    fn adopt(&mut self) -> io::Result<()> {
+        self.stream.migrate()
     }
 
     async fn gone(&mut self) {

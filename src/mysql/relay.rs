@@ -132,12 +132,18 @@ impl<'a> Relay<'a> {
         if self.terms.watch.is_over(false) {
             return Err(standing::unsent());
         }
-        self.prepare_connection(request).await?;
+        // What is rare is boxed: the future of every statement stays small.
+        if self.has_to_prepare(request) {
+            Box::pin(self.prepare_connection(request)).await?;
+        }
+        self.backend.last_session = self.terms.session;
         self.backend.busy = true;
         self.send_request(request).await?;
         self.relay_answers(request).await?;
         self.backend.busy = false;
-        self.carry_computed(request).await?;
+        if request.intent.effects.iter().any(|effect| matches!(effect, Effect::SetComputed { .. })) {
+            Box::pin(self.carry_computed(request)).await?;
+        }
         self.finish(request)
     }
 
@@ -158,6 +164,27 @@ impl<'a> Relay<'a> {
             self.frontend.note_setting(name, value);
         }
         Ok(())
+    }
+
+    /// Whether anything is to be done ahead of the request.
+    fn has_to_prepare(&mut self, request: &Request<Command>) -> bool {
+        let names = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::Execute { .. } | Effect::Deallocate { name: Some(_) } | Effect::NeedsPrevious
+            )
+        };
+        let unprepared = match (request.wire.code, &request.wire.statement) {
+            (code::STMT_EXECUTE, Some((_, statement))) => {
+                self.backend.statements.get(statement.key).is_none()
+            }
+            _ => false,
+        };
+        unprepared
+            || !self.backend.is_at(self.frontend.carried.now())
+            || !self.terms.ahead.is_empty()
+            || self.terms.forget_last
+            || request.intent.effects.iter().any(names)
     }
 
     /// What must have succeeded before the request may run: the session's settings, the statements
@@ -181,7 +208,6 @@ impl<'a> Relay<'a> {
         if asks || self.terms.forget_last {
             self.backend.query_all(FORGET_LAST).await?;
         }
-        self.backend.last_session = self.terms.session;
         if let (code::STMT_EXECUTE, Some((_, statement))) = (request.wire.code, &request.wire.statement) {
             encode::prepare(self.backend, statement).await?;
         }
@@ -196,15 +222,14 @@ impl<'a> Relay<'a> {
         let encoded = encode::command(self.backend, self.frontend, command, data, &mut out);
         let inbox = std::mem::take(&mut self.frontend.inbox);
         let result = match encoded {
-            Ok(()) if out.is_empty() => self.send(&inbox.data()[..command.length]).await,
-            Ok(()) => self.send(&out).await,
+            Ok(()) => self.send(if out.is_empty() { &inbox.data()[..command.length] } else { &out }).await,
             Err(fault) => Err(fault),
         };
         self.frontend.inbox = inbox;
         self.backend.give_out(out);
         result?;
         match command.tail {
-            Some(tail) => self.stream_tail(tail).await,
+            Some(tail) => Box::pin(self.stream_tail(tail)).await,
             None => Ok(()),
         }
     }
@@ -303,7 +328,7 @@ impl<'a> Relay<'a> {
                 }
                 Scan::LocalInfile => {
                     self.flush().await?;
-                    self.local_infile().await?;
+                    Box::pin(self.local_infile()).await?;
                     continue;
                 }
                 Scan::More => self.hand_on().await?,

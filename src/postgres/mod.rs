@@ -15,7 +15,7 @@ pub mod message;
 mod parameters;
 mod prepared;
 mod probe;
-pub mod refusal;
+mod refusal;
 mod relay;
 mod settings;
 mod welcome;
@@ -142,6 +142,14 @@ impl protocol::Frontend<Postgres> for Frontend {
 
     async fn farewell_raw(&mut self, raw: &[u8]) {
         let _ = self.write(raw).await;
+    }
+
+    fn is_movable(&self) -> bool {
+        self.stream.is_movable()
+    }
+
+    fn adopt(&mut self) -> io::Result<()> {
+        self.stream.migrate()
     }
 
     async fn gone(&mut self) {

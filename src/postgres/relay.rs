@@ -3,17 +3,18 @@
 //! Bytes go out of the receive buffer as they came; only headers are looked at, and the few small
 //! messages that decide something. Rows are never decoded.
 
-use std::{io, ops::Range, task::Poll};
+use std::{io, ops::Range, sync::Arc, task::Poll};
 
 use tokio::io::AsyncWriteExt;
 
 use super::{
     backend::Backend,
-    batch::{Batch, End, Kind, Subject},
+    batch::{Batch, End, Kind, Message, Subject},
     encode::{self, BatchWriter, Expect, Whose},
     frame::{self, HEADER},
     frontend::{Frontend, eof},
-    parameters, prepared,
+    parameters,
+    prepared::{self, Statement},
     refusal::{self, ErrorClass},
 };
 use crate::{
@@ -105,9 +106,16 @@ impl<'a> Relay<'a> {
         if self.terms.watch.is_over(false) {
             return Err(unsent());
         }
-        self.bring_settings(request).await?;
-        self.bring_ahead_of_long_query(request).await?;
-        self.learn_shapes(request).await?;
+        // What is rare is boxed: the future of every statement stays small.
+        if self.has_settings_to_bring(request) {
+            Box::pin(self.bring_settings()).await?;
+        }
+        if self.has_long_query_to_follow(request) {
+            Box::pin(self.bring_ahead()).await?;
+        }
+        if !self.backend.in_unit && self.has_shapes_to_learn(request) {
+            Box::pin(self.learn_shapes(request)).await?;
+        }
         self.send_request(request).await?;
         self.backend.in_unit = true;
         let answered = if encode::answer_due(&request.wire) || self.dying {
@@ -124,15 +132,11 @@ impl<'a> Relay<'a> {
 
     /// Settings that differ and cannot share the request's implicit transaction take a round trip
     /// of their own; the others are put ahead of the request by [`Self::send_request`].
-    ///
-    /// # Errors
-    /// [`Fault::Refused`] with the server's error when one fails: the request did not run.
-    async fn bring_settings(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
-        let wanted = self.frontend.carried.now().clone();
-        if self.backend.carried.now().hash() == wanted.hash() {
-            return Ok(());
+    fn has_settings_to_bring(&self, request: &Request<Box<Batch>>) -> bool {
+        let (wanted, had) = (self.frontend.carried.now(), self.backend.carried.now());
+        if had.hash() == wanted.hash() {
+            return false;
         }
-        let had = self.backend.carried.now();
         let joins = request.intent.joins
             && self.terms.ahead.is_empty()
             && self.backend.transaction == Transaction::Idle
@@ -143,10 +147,14 @@ impl<'a> Relay<'a> {
                 .effects
                 .iter()
                 .any(|effect| matches!(effect, Effect::Begin(_) | Effect::BeginUnknown));
-        if joins {
-            return Ok(());
-        }
-        let statements = wanted.statements_from(had);
+        !joins
+    }
+
+    /// # Errors
+    /// [`Fault::Refused`] with the server's error when one fails: the request did not run.
+    async fn bring_settings(&mut self) -> Result<(), Fault> {
+        let wanted = self.frontend.carried.now().clone();
+        let statements = wanted.statements_from(self.backend.carried.now());
         watched(self.terms.watch, self.backend.execute_all(&statements)).await?;
         self.backend.carried.bring(&wanted);
         Ok(())
@@ -154,33 +162,39 @@ impl<'a> Relay<'a> {
 
     /// A query that is passed on in pieces cannot be followed by a Sync at once: what goes ahead of
     /// it takes a round trip of its own.
-    async fn bring_ahead_of_long_query(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
-        if request.wire.kind == Kind::Extended
-            || request.wire.end == End::Whole
-            || self.terms.ahead.is_empty()
-        {
-            return Ok(());
-        }
+    fn has_long_query_to_follow(&self, request: &Request<Box<Batch>>) -> bool {
+        request.wire.kind != Kind::Extended && request.wire.end != End::Whole && !self.terms.ahead.is_empty()
+    }
+
+    async fn bring_ahead(&mut self) -> Result<(), Fault> {
         watched(self.terms.watch, self.backend.execute_all(self.terms.ahead)).await?;
         self.terms.ahead = &[];
         Ok(())
     }
 
-    /// Finds out what this server answers to statements whose shape the client was told and that
-    /// are new here: a client that would decode rows by another shape must not get them.
-    async fn learn_shapes(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
-        if self.backend.in_unit {
-            return Ok(());
+    /// The key of a statement whose shape the client was told and that is new to this server.
+    fn unknown_shape(&self, message: &Message) -> Option<(u128, Arc<Statement>)> {
+        let Subject::Named(statement) = &message.subject else { return None };
+        let key = statement.key ^ u128::from(self.frontend.carried.now().plan_key());
+        if self.backend.statements.shape(key).is_some() {
+            return None;
         }
-        let plan_key = u128::from(self.frontend.carried.now().plan_key());
+        let name = self.frontend.bound_name(message)?;
+        self.frontend.statements.told(name)?;
+        Some((key, statement.clone()))
+    }
+
+    fn has_shapes_to_learn(&self, request: &Request<Box<Batch>>) -> bool {
+        request.wire.messages.iter().any(|message| self.unknown_shape(message).is_some())
+    }
+
+    /// Finds out what this server answers to such statements: a client that would decode rows by
+    /// another shape must not get them.
+    async fn learn_shapes(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
         for message in &request.wire.messages {
-            let Subject::Named(statement) = &message.subject else { continue };
-            let key = statement.key ^ plan_key;
-            let name = self.frontend.bound_name(message);
-            let told = name.is_some_and(|name| self.frontend.statements.told(name).is_some());
-            if told && self.backend.statements.shape(key).is_none() {
+            if let Some((key, statement)) = self.unknown_shape(message) {
                 self.bring_settings_now().await?;
-                let shape = self.backend.describe(key, statement).await.map_err(stale_refusal)?;
+                let shape = self.backend.describe(key, &statement).await.map_err(stale_refusal)?;
                 self.backend.statements.set_shape(key, shape);
             }
         }
@@ -214,23 +228,19 @@ impl<'a> Relay<'a> {
         out.clear();
         let rewritten = self.encode(request, &mut out)?;
         let inbox = std::mem::take(&mut self.frontend.inbox);
-        let result = async {
-            if !out.is_empty() {
-                if !rewritten {
-                    out.extend_from_slice(&inbox.data()[..batch.length]);
-                }
-                self.put_trailing_sync(batch, &mut out);
-                self.send(&out).await
-            } else {
-                self.send(&inbox.data()[..batch.length]).await
+        let as_sent = &inbox.data()[..batch.length];
+        if !out.is_empty() {
+            if !rewritten {
+                out.extend_from_slice(as_sent);
             }
+            self.put_trailing_sync(batch, &mut out);
         }
-        .await;
+        let result = self.send(if out.is_empty() { as_sent } else { &out }).await;
         self.frontend.inbox = inbox;
         self.backend.give_out(out);
         result?;
         match batch.end {
-            End::More { tail } => self.stream_tail(tail).await,
+            End::More { tail } => Box::pin(self.stream_tail(tail)).await,
             _ => Ok(()),
         }
     }
@@ -327,11 +337,11 @@ impl<'a> Relay<'a> {
                 Ok(Step::Read(0)) => return Err(self.server_lost(eof())),
                 Ok(Step::Read(_)) => {
                     self.scan()?;
-                    self.hand_on().await?;
+                    Box::pin(self.hand_on()).await?;
                 }
                 Err(error) if watch.is_over(false) => return Err(self.server_lost(error)),
                 // What it said before it closed is still to be read.
-                Err(error) => return self.last_words(error).await,
+                Err(error) => return Box::pin(self.last_words(error)).await,
             }
         }
         if self.backend.stream.is_tls() {
@@ -375,7 +385,7 @@ impl<'a> Relay<'a> {
                 Scan::Done => return self.flush().await,
                 Scan::CopyIn => {
                     self.flush().await?;
-                    self.copy_in().await?;
+                    Box::pin(self.copy_in()).await?;
                     if !self.backend.expect.contains(&Expect::Query) {
                         // In the extended protocol the server keeps its answer until the Sync,
                         // which the client sends behind its data.

@@ -19,6 +19,7 @@ use crate::{
 pub struct Settings {
     values: BTreeMap<Box<str>, Value>,
     hash: u128,
+    plan_key: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -60,7 +61,7 @@ impl Settings {
 
     /// A copy.
     pub fn copied(&self) -> Self {
-        Self { values: self.values.clone(), hash: self.hash }
+        Self { values: self.values.clone(), hash: self.hash, plan_key: self.plan_key }
     }
 
     fn new(values: BTreeMap<Box<str>, Value>) -> Self {
@@ -75,7 +76,8 @@ impl Settings {
             }
         }
         // 0 is the empty set's.
-        Self { values, hash: hasher.digest128() | 1 }
+        let plan_key = plan_key(&values);
+        Self { values, hash: hasher.digest128() | 1, plan_key }
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {
@@ -89,14 +91,7 @@ impl Settings {
 
     /// What prepared statements depend on besides their text: search_path and role.
     pub fn plan_key(&self) -> u64 {
-        let mut hasher = Xxh3::new();
-        for name in ["role", "search_path", "session_authorization"] {
-            if let Some(value) = self.get(name) {
-                hasher.update(name.as_bytes());
-                hasher.update(value.as_bytes());
-            }
-        }
-        hasher.digest()
+        self.plan_key
     }
 
     /// The statements that bring a connection that has `had` to these settings.
@@ -151,6 +146,20 @@ fn reset(name: &str) -> Box<str> {
         // plain identifiers, or were quoted by whoever set them and are folded here.
         _ => format!("RESET {}", quote_name(name)).into(),
     }
+}
+
+/// 0 where nothing is set, as for the empty set.
+fn plan_key(values: &BTreeMap<Box<str>, Value>) -> u64 {
+    let mut hasher = Xxh3::new();
+    let mut any = false;
+    for name in ["role", "search_path", "session_authorization"] {
+        if let Some(Value { value, .. }) = values.get(name) {
+            hasher.update(name.as_bytes());
+            hasher.update(value.as_bytes());
+            any = true;
+        }
+    }
+    if any { hasher.digest() } else { 0 }
 }
 
 /// Writes a setting's name so that the server reads exactly it.

@@ -19,7 +19,7 @@ use crate::{
     pool::{CheckoutFault, Fate, Held, NodePool},
     protocol::{Backend, ConnectFault, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
     refusal::{Refusal, RefusalKind},
-    route::{self, Choice, Consistency, Floor, Nowhere, Question, Why},
+    route::{self, Choice, Consistency, Floor, Nowhere, Policy, Question, Why},
     sql::{Access, Intent, hints::Target},
     standing::Watch,
     topology::{Incarnation, Node, NodeId, Role, Snapshot, State, board::Traffic},
@@ -67,7 +67,7 @@ impl<P: Protocol> Session<P> {
             return self.checkout(request, attempt).await;
         }
         if let Some(kept) = self.kept.take() {
-            match self.fit(kept, request, attempt).await? {
+            match Box::pin(self.fit(kept, request, attempt)).await? {
                 Ok(held) => {
                     attempt.kept = true;
                     return Ok(held);
@@ -311,7 +311,7 @@ impl<P: Protocol> Session<P> {
     ) -> Result<NodeId, Nowhere> {
         // A clock read less for the many that neither waited nor are asked again.
         let now = if attempt.waited.is_zero() && !attempt.again { attempt.began } else { Instant::now() };
-        let consistency = self.consistency(intent);
+        let consistency = self.consistency(intent, &attempt.policy);
         self.renew_floors(snapshot);
         if attempt.run.access == Access::Read && self.seen.is_some() {
             self.settle_seen(snapshot);
@@ -336,8 +336,7 @@ impl<P: Protocol> Session<P> {
         target: Option<&Target>,
         now: Instant,
     ) -> Result<Choice, Nowhere> {
-        let policy = self.cluster.policy.load();
-        let consistency = self.consistency(intent);
+        let consistency = self.consistency(intent, &attempt.policy);
         let mut random = self.random.clone();
         let floor = self.floor_of(intent, consistency, snapshot);
         let question = Question {
@@ -348,7 +347,7 @@ impl<P: Protocol> Session<P> {
             max_lag: intent.hints.max_lag.or(self.state.max_lag),
             exclude: &attempt.exclude,
         };
-        let choice = route::choose(&question, snapshot, &policy, now, &mut || random.random::<f64>());
+        let choice = route::choose(&question, snapshot, &attempt.policy, now, &mut || random.random::<f64>());
         drop(floor);
         self.random = random;
         choice
@@ -381,39 +380,24 @@ impl<P: Protocol> Session<P> {
             return Ok(kept);
         }
         let asked = if attempt.again || !attempt.waited.is_zero() { Instant::now() } else { attempt.began };
-        let taken = {
-            let pool = self.known(&node.address, node.role).pool.clone();
-            let mut checkout = std::pin::pin!(Held::take(pool.clone(), node, asked));
-            // The usual case is a connection at once.
-            let first = futures_util::poll!(checkout.as_mut());
-            if let Some(hold) = hold {
-                hold.ticket = None;
-            }
-            match first {
-                Poll::Ready(taken) => taken,
-                Poll::Pending => {
-                    // The pool's own deadline is earlier.
-                    let until = asked + self.cluster.config.load().pool.checkout_timeout + GRACE;
-                    let entry = self.registered.entry.clone();
-                    let checkout = while_usable(&pool, &entry, checkout);
-                    let taken = Box::pin(self.patiently(until, checkout)).await?;
-                    attempt.waited = attempt.began.elapsed();
-                    self.cluster.metrics.pool_wait_seconds.observe(asked.elapsed());
-                    match taken {
-                        Some(taken) => taken.unwrap_or(Err(CheckoutFault::Closed)),
-                        None => Err(CheckoutFault::TimedOut),
-                    }
+        let pool = &self.known(&node.address, node.role).pool;
+        let mut held = match Held::take_at_once(pool, node, asked) {
+            Some(held) => {
+                if let Some(hold) = hold {
+                    hold.ticket = None;
                 }
+                held
             }
+            None => Box::pin(self.wait_for_pool(node, asked, attempt, hold)).await?,
         };
-        let mut held = taken.map_err(|fault| self.checkout_fault(fault, node, attempt))?;
         // The pool may have been made anew while the topology changed: whoever fences it finds it
         // from now on, or has published before.
-        if self.cluster.topology.load().forbids(held.address(), held.role) {
+        let topology = &self.cluster.topology;
+        if !topology.is_current(snapshot) && topology.load().forbids(held.address(), held.role) {
             return Err(TakeFault::LookAgain);
         }
-        if held.is_new() && self.relies_on_position(intent, snapshot) {
-            match self.vouch(&mut held, node).await {
+        if held.is_new() && self.relies_on_position(intent, snapshot, &attempt.policy) {
+            match Box::pin(self.vouch(&mut held, node)).await {
                 Vouched::Yes => {}
                 Vouched::NotYet => {
                     held.release(Fate::Reuse, Instant::now());
@@ -425,21 +409,54 @@ impl<P: Protocol> Session<P> {
         Ok(held)
     }
 
+    /// Opens a connection, or waits in the pool's queue for one.
+    async fn wait_for_pool(
+        &mut self,
+        node: &Node,
+        asked: Instant,
+        attempt: &mut Attempt,
+        hold: &mut Option<Hold<'_>>,
+    ) -> Result<Held<P>, TakeFault> {
+        let pool = self.known(&node.address, node.role).pool.clone();
+        let mut checkout = std::pin::pin!(Held::wait(pool.clone(), node, asked));
+        let first = futures_util::poll!(checkout.as_mut());
+        if let Some(hold) = hold {
+            hold.ticket = None;
+        }
+        let taken = match first {
+            Poll::Ready(taken) => taken,
+            Poll::Pending => {
+                // The pool's own deadline is earlier.
+                let until = asked + self.config.load().pool.checkout_timeout + GRACE;
+                let entry = self.registered.entry.clone();
+                let checkout = while_usable(&pool, &entry, checkout);
+                let taken = self.patiently(until, checkout).await?;
+                attempt.waited = attempt.began.elapsed();
+                self.cluster.metrics.pool_wait_seconds.observe(asked.elapsed());
+                match taken {
+                    Some(taken) => taken.unwrap_or(Err(CheckoutFault::Closed)),
+                    None => Err(CheckoutFault::TimedOut),
+                }
+            }
+        };
+        taken.map_err(|fault| self.checkout_fault(fault, node, attempt))
+    }
+
     /// The kept connection, where it is to the node that a read may use anyway: with another one the
     /// session could wait for what it holds itself.
     fn take_kept_at(&mut self, node: &Node) -> Option<Held<P>> {
-        let topology = self.cluster.topology.load();
+        let topology = &self.cluster.topology;
         self.kept.take_if(|kept| {
             *kept.address() == node.address
                 && kept.role == node.role
-                && !topology.forbids(kept.address(), kept.role)
+                && !topology.load().forbids(kept.address(), kept.role)
         })
     }
 
     /// Whether the choice of the node rests on how far it is.
-    fn relies_on_position(&self, intent: &Intent, snapshot: &Snapshot) -> bool {
+    fn relies_on_position(&self, intent: &Intent, snapshot: &Snapshot, policy: &Policy) -> bool {
         let bounded = intent.hints.max_lag.or(self.state.max_lag).is_some();
-        bounded || *self.floor_of(intent, self.consistency(intent), snapshot) != Floor::None
+        bounded || *self.floor_of(intent, self.consistency(intent, policy), snapshot) != Floor::None
     }
 
     /// Whether what is known of a replica's position holds for this new connection: it may be to

@@ -2,13 +2,13 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use super::Session;
+use super::{Session, execute::Attempt};
 use crate::{
     floors::{self, Writing},
     pool::Held,
     protocol::{Protocol, Reply},
     refusal::{Refusal, RefusalKind},
-    route::{Consistency, Floor},
+    route::{Consistency, Floor, Policy},
     sql::{Access, Intent, hints::Target},
     topology::{Incarnation, Position, ProbeNumber, Resolved, Role, Snapshot},
 };
@@ -27,12 +27,8 @@ pub(super) struct Seen {
 pub(super) struct Noted([Option<Writing>; 2]);
 
 impl<P: Protocol> Session<P> {
-    pub(super) fn consistency(&self, intent: &Intent) -> Consistency {
-        intent
-            .hints
-            .consistency
-            .or(self.state.consistency)
-            .unwrap_or_else(|| self.cluster.policy.load().consistency)
+    pub(super) fn consistency(&self, intent: &Intent, policy: &Policy) -> Consistency {
+        intent.hints.consistency.or(self.state.consistency).unwrap_or(policy.consistency)
     }
 
     /// The floor that a read has to meet.
@@ -147,8 +143,9 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Whether the last answer may count for monotonic reads.
-    pub(super) fn is_monotonic_read(&self, intent: &Intent, access: Access) -> bool {
-        access == Access::Read && self.consistency(intent) == Consistency::Monotonic
+    pub(super) fn is_monotonic_read(&self, intent: &Intent, attempt: &Attempt) -> bool {
+        attempt.run.access == Access::Read
+            && self.consistency(intent, &attempt.policy) == Consistency::Monotonic
     }
 
     /// The causal token: what this session's next read must not be behind of. Waits for the sample

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use smallvec::SmallVec;
@@ -18,9 +18,8 @@ use crate::{
     cluster::Cluster,
     pool::{Fate, Held},
     protocol::{Backend, Fault, MayRefuse, Protocol, Refused, Reply, Request, Terms, Transaction},
-    recent::Routed,
     refusal::{Refusal, RefusalKind},
-    route::Why,
+    route::{Policy, Why},
     sql::{Access, Effect, Intent, PinReason, Reason, hints::Target},
     standing::Watch,
     topology::{NodeId, Role, board::Traffic},
@@ -32,6 +31,8 @@ const MAX_ATTEMPTS: usize = 8;
 /// One request on its way.
 pub(super) struct Attempt {
     pub run: Run,
+    /// That of the moment in which the request came.
+    pub policy: Policy,
     pub began: Instant,
     /// Time spent before anything was sent.
     pub waited: Duration,
@@ -64,6 +65,7 @@ impl<P: Protocol> Session<P> {
     ) -> Result<(), Fault> {
         let mut attempt = Attempt {
             run,
+            policy: **self.cluster.policy.load(),
             began,
             waited: Duration::ZERO,
             exclude: SmallVec::new(),
@@ -82,7 +84,7 @@ impl<P: Protocol> Session<P> {
             let current = request.take().expect("put back after every attempt that is followed by another");
             let mut held = match self.acquire(&current, &mut attempt).await {
                 Ok(held) => held,
-                Err(refusal) => return self.give_up(current, attempt, refusal).await,
+                Err(refusal) => return Box::pin(self.give_up(current, attempt, refusal)).await,
             };
             let noted = self.begin_writes(&current.intent, held.role == Role::Primary);
             let result = self.exchange(&current, &mut held, &attempt).await;
@@ -101,7 +103,7 @@ impl<P: Protocol> Session<P> {
         }
         let current = request.take().expect("put back by the last attempt");
         let refusal = Refusal::new(RefusalKind::ServerLost, "no server could answer the statement");
-        self.give_up(current, attempt, refusal).await
+        Box::pin(self.give_up(current, attempt, refusal)).await
     }
 
     /// `/* pointsman: primary */` outranks what the statement is; `replica` cannot make a write a
@@ -145,18 +147,19 @@ impl<P: Protocol> Session<P> {
             forget_last: attempt.forget_last,
             watch: Watch::new(&pool.standing, &entry),
         };
-        let limit = self.cluster.config.load().limits.statement_timeout;
-        let exchange = held.backend().exchange(request, &mut self.frontend, &terms);
+        let limit = self.config.load().limits.statement_timeout;
+        let backend = held.backend();
         let result = match limit {
-            None => exchange.await,
+            None => backend.exchange(request, &mut self.frontend, &terms).await,
             Some(limit) => {
                 let left = limit.saturating_sub(attempt.began.elapsed());
+                let exchange = backend.exchange(request, &mut self.frontend, &terms);
                 Box::pin(limited(exchange, left, &self.cluster, &entry)).await
             }
         };
         held.set_busy(false);
         if self.registered.entry.runs_no_more() {
-            self.wait_for_cancel(held).await;
+            Box::pin(self.wait_for_cancel(held)).await;
         }
         result
     }
@@ -217,7 +220,7 @@ impl<P: Protocol> Session<P> {
         }
         if wrote {
             self.wrote(&held, reply, noted);
-        } else if self.is_monotonic_read(&request.intent, attempt.run.access) {
+        } else if self.is_monotonic_read(&request.intent, attempt) {
             self.read(&held);
         }
         let reason = attempt.run.reason;
@@ -229,16 +232,6 @@ impl<P: Protocol> Session<P> {
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
         self.log_if_slow(request, attempt, held.address(), now);
-        self.cluster.recent.add(|| Routed {
-            at: SystemTime::now(),
-            fingerprint: request.intent.fingerprint,
-            node: held.address().clone(),
-            access: attempt.run.access,
-            reason,
-            why: attempt.why,
-            waited: attempt.waited,
-            took: now.duration_since(attempt.began),
-        });
         self.note_previous(&request.intent, held.role);
         if reply.lost {
             self.cluster.topology.report(held.address(), Traffic::Broken);
@@ -305,7 +298,7 @@ impl<P: Protocol> Session<P> {
             return;
         }
         let cancelled = held.take_cancelled();
-        if cancelled && held.backend().ping().await.is_err() {
+        if cancelled && Box::pin(held.backend().ping()).await.is_err() {
             held.release(Fate::Close, now);
             return;
         }

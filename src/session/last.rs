@@ -10,7 +10,7 @@ use std::{sync::atomic::Ordering, time::Instant};
 use super::{Session, execute::Attempt};
 use crate::{
     pool::{Fate, Held},
-    protocol::{Backend, Fault, Protocol, Request, Transaction},
+    protocol::{Backend, Protocol, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{
         Access, Effect, Intent,
@@ -147,18 +147,17 @@ impl<P: Protocol> Session<P> {
     }
 
     /// A statement that asks for values that are lost gets an error, never another one's.
-    pub(super) async fn refuse_if_last_lost(
-        &mut self,
-        request: Request<P::Wire>,
-    ) -> Result<Option<Request<P::Wire>>, Fault> {
-        if !P::FORGETS_PREVIOUS || !self.is_last_lost(&request.intent) {
-            return Ok(Some(request));
+    pub(super) fn last_lost(&mut self, intent: &Intent) -> Option<Refusal> {
+        if !P::FORGETS_PREVIOUS || !self.is_last_lost(intent) {
+            return None;
         }
         let refusal = Refusal::new(
             RefusalKind::Internal,
             "what the previous statement left in its server connection was lost: the connection was given back",
+        );
+        Some(
+            refusal
+                .with_hint("Sessions keep their connections from now on, as long as nobody waits for one."),
         )
-        .with_hint("Sessions keep their connections from now on, as long as nobody waits for one.");
-        self.refuse(request, refusal).await.map(|()| None)
     }
 }

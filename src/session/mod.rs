@@ -13,21 +13,24 @@ pub mod state;
 
 use std::{
     future::{Future, poll_fn},
+    io,
     pin::pin,
     sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
 
+use arc_swap::{ArcSwap, Cache};
 use rand::{SeedableRng, rngs::SmallRng};
 
 use self::{
     cancel::{Activity, Call, Registered},
     own::LastRoute,
-    state::{State, Step},
+    state::{Own, State, Step},
 };
 use crate::{
     cluster::{Cluster, Database},
+    config,
     floors::SharedFloors,
     metrics::NodeMetrics,
     pool::{Fate, Held, NodePool, Pools},
@@ -36,6 +39,7 @@ use crate::{
     },
     refusal::{Refusal, RefusalKind},
     route::Floor,
+    runtime,
     split::{ADVICE, Tally},
     sql::{PinReason, effects::ProxyCommand},
     topology::{Role, Snapshot, board::Traffic},
@@ -45,6 +49,8 @@ use crate::{
 pub struct Session<P: Protocol> {
     frontend: P::Frontend,
     cluster: Arc<Cluster<P>>,
+    /// The cluster's, kept at hand: no statement waits for a reload.
+    config: Cache<Arc<ArcSwap<config::Cluster>>, Arc<config::Cluster>>,
     pools: Arc<Pools<P>>,
     database: Arc<Database>,
     registered: Registered,
@@ -78,6 +84,18 @@ struct Known<P: Protocol> {
     role: Role,
     pool: Arc<NodePool<P>>,
     meter: Arc<NodeMetrics>,
+}
+
+/// What comes after a session has run.
+pub enum After<P: Protocol> {
+    Over,
+    /// Its client has become another user.
+    Renewed(Box<Renewed<P>>),
+    /// It goes on on another worker, which adopts it.
+    Moves {
+        session: Box<Session<P>>,
+        to: usize,
+    },
 }
 
 /// A client that has become another user.
@@ -141,6 +159,7 @@ impl<P: Protocol> Session<P> {
             adopted: Floor::None,
             user_floors: cluster.user_floors(identity),
             tally: Tally::default(),
+            config: Cache::new(cluster.config.clone()),
             cluster,
         }
     }
@@ -164,34 +183,53 @@ impl<P: Protocol> Session<P> {
         self.frontend.farewell(refusal).await;
     }
 
-    /// Serves the client until it leaves or has to, or becomes another user: then it comes back.
-    pub async fn run(mut self) -> Option<Renewed<P>> {
+    /// Serves the client until it leaves or has to, becomes another user, or goes on elsewhere.
+    pub async fn run(mut self) -> After<P> {
         loop {
             let request = match self.wait().await {
                 Event::Request(Ok(Some(request))) => request,
                 Event::Request(Ok(None)) => return self.leave(End::Left),
-                Event::Request(Err(fault)) => return self.broken(fault).await,
-                Event::Called => match self.heed().await {
+                Event::Request(Err(fault)) => return Box::pin(self.broken(fault)).await,
+                Event::Called => match Box::pin(self.heed()).await {
                     Some(end) => return self.leave(end),
                     None => continue,
                 },
-                Event::Server => match self.hear_server().await {
+                Event::Server => match Box::pin(self.hear_server()).await {
                     Some(end) => return self.leave(end),
                     None => continue,
                 },
                 Event::Idle(why) => {
                     let refusal = Refusal::fatal(RefusalKind::IdleTimeout, why);
-                    self.frontend.farewell(&refusal).await;
+                    Box::pin(self.frontend.farewell(&refusal)).await;
                     return self.leave(End::Ended);
                 }
             };
             if let Some(identity) = self.frontend.new_identity() {
-                return Some(self.renew(identity));
+                return After::Renewed(Box::new(self.renew(identity)));
             }
             if let Err(end) = self.serve(request).await {
                 return self.leave(end);
             }
+            if let Some(to) = runtime::departure(|| self.is_movable()) {
+                return After::Moves { session: Box::new(self), to };
+            }
         }
+    }
+
+    /// Whether it can go on on another worker, with all that it holds.
+    fn is_movable(&self) -> bool {
+        self.is_between_transactions() && self.frontend.is_movable()
+    }
+
+    /// Goes on on the calling worker.
+    ///
+    /// # Errors
+    /// When a connection cannot be registered there: the session is over.
+    pub fn adopt(&mut self) -> io::Result<()> {
+        for held in [&mut self.kept, &mut self.aside].into_iter().flatten() {
+            held.backend().adopt()?;
+        }
+        self.frontend.adopt()
     }
 
     /// Waits for the client, and for whoever else may want something.
@@ -249,9 +287,10 @@ impl<P: Protocol> Session<P> {
         self.kept.is_some() && self.state.transaction != Transaction::Idle
     }
 
-    fn idle_timeout(&self) -> Option<(Duration, &'static str)> {
-        let config = self.cluster.config.load();
-        if self.is_between_transactions() {
+    fn idle_timeout(&mut self) -> Option<(Duration, &'static str)> {
+        let between = self.is_between_transactions();
+        let config = self.config.load();
+        if between {
             let after = config.limits.idle_client_timeout?;
             return Some((after, "terminating connection due to idle-session timeout"));
         }
@@ -356,7 +395,7 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    async fn broken(mut self, fault: Fault) -> Option<Renewed<P>> {
+    async fn broken(mut self, fault: Fault) -> After<P> {
         if let Fault::Protocol(refusal) = fault {
             self.cluster.metrics.error("protocol");
             tracing::info!(peer = %self.registered.entry.peer, %refusal.message, "client broke the protocol");
@@ -377,7 +416,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Gives back what the session holds.
-    fn leave(mut self, end: End) -> Option<Renewed<P>> {
+    fn leave(mut self, end: End) -> After<P> {
         tracing::trace!(peer = %self.registered.entry.peer, ?end, "a session ends");
         self.tell_of_reads();
         self.release_aside();
@@ -392,7 +431,7 @@ impl<P: Protocol> Session<P> {
             };
             held.release(fate, Instant::now());
         }
-        None
+        After::Over
     }
 
     /// Answers one request.
@@ -409,19 +448,8 @@ impl<P: Protocol> Session<P> {
             self.forget_last();
         }
         let result = match step {
-            Step::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
-            Step::Proxy(command) => self.obey(request, command).await,
-            Step::RolledBack => {
-                self.frontend.answer(request, Answer::RolledBack, self.state.transaction).await
-            }
-            Step::Lost => match self.last_words.take() {
-                Some(words) => self.frontend.deliver(request, words, self.state.transaction).await,
-                None => self.refuse(request, lost_transaction()).await,
-            },
-            Step::Aborted => self.refuse(request, aborted_transaction()).await,
-            Step::Kill { id, query_only } => self.kill(request, id, query_only).await,
-            Step::Run(run) => match self.refuse_if_lost(request).await {
-                Ok(Some(request)) => {
+            Step::Run(run) => match self.lost_for(&request.intent) {
+                None => {
                     self.registered.entry.set_activity(Activity::Active);
                     let result = self.execute(request, run, began).await;
                     let in_transaction = self.holds_transaction();
@@ -429,9 +457,10 @@ impl<P: Protocol> Session<P> {
                     self.registered.entry.set_activity(activity);
                     result
                 }
-                Ok(None) => Ok(()),
-                Err(fault) => Err(fault),
+                Some(refusal) => Box::pin(self.refuse(request, refusal)).await,
             },
+            // Boxed: the future of every statement stays small.
+            Step::Answer(own) => Box::pin(self.answer(request, own)).await,
         };
         let is_open = !self.is_between_transactions();
         match (was_open, is_open) {
@@ -442,11 +471,28 @@ impl<P: Protocol> Session<P> {
         match result {
             Ok(()) => Ok(()),
             Err(Fault::Protocol(refusal)) => {
-                self.frontend.farewell(&refusal).await;
+                Box::pin(self.frontend.farewell(&refusal)).await;
                 Err(End::Broken)
             }
             Err(Fault::Client(_)) => Err(End::Broken),
             Err(Fault::Server { .. } | Fault::Refused(_)) => Err(End::Ended),
+        }
+    }
+
+    /// Answers what no server has to see.
+    async fn answer(&mut self, request: Request<P::Wire>, own: Own) -> Result<(), Fault> {
+        match own {
+            Own::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
+            Own::Proxy(command) => self.obey(request, command).await,
+            Own::RolledBack => {
+                self.frontend.answer(request, Answer::RolledBack, self.state.transaction).await
+            }
+            Own::Lost => match self.last_words.take() {
+                Some(words) => self.frontend.deliver(request, words, self.state.transaction).await,
+                None => self.refuse(request, lost_transaction()).await,
+            },
+            Own::Aborted => self.refuse(request, aborted_transaction()).await,
+            Own::Kill { id, query_only } => self.kill(request, id, query_only).await,
         }
     }
 

@@ -10,7 +10,7 @@ use std::{sync::atomic::Ordering, time::Instant};
 use super::{Session, cancel::Call};
 use crate::{
     pool::{Fate, Held},
-    protocol::{Backend, Fault, Protocol, Request, Transaction},
+    protocol::{Backend, Protocol, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{Access, Effect, Intent, Reason},
     topology::Role,
@@ -102,22 +102,20 @@ impl<P: Protocol> Session<P> {
 
     /// A statement that asks for values that are lost gets an error, never another session's; from
     /// then on sessions keep their connections firmly.
-    pub(super) async fn refuse_if_lost(
-        &mut self,
-        request: Request<P::Wire>,
-    ) -> Result<Option<Request<P::Wire>>, Fault> {
-        let Some(request) = self.refuse_if_last_lost(request).await? else { return Ok(None) };
+    pub(super) fn lost_for(&mut self, intent: &Intent) -> Option<Refusal> {
+        if let Some(refusal) = self.last_lost(intent) {
+            return Some(refusal);
+        }
         // PostgreSQL says by itself that there is no such value yet (55000).
         let silent = P::FORGETS_PREVIOUS && self.previous.lost;
-        if !silent || !request.intent.effects.contains(&Effect::NeedsPrevious) {
-            return Ok(Some(request));
+        if !silent || !intent.effects.contains(&Effect::NeedsPrevious) {
+            return None;
         }
         self.database.sequences_matter.store(true, Ordering::Relaxed);
         let refusal = Refusal::new(
             RefusalKind::Internal,
             "what the previous statement left in its server connection was lost: another session needed the connection",
-        )
-        .with_hint("Sessions keep their connections from now on.");
-        self.refuse(request, refusal).await.map(|()| None)
+        );
+        Some(refusal.with_hint("Sessions keep their connections from now on."))
     }
 }

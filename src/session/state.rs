@@ -80,15 +80,20 @@ struct Held {
 /// What to do with a request.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Step {
-    /// No server needs to see it: the client is told that it is done.
+    Run(Run),
+    Answer(Own),
+}
+
+/// An answer that no server has to give.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// The client is told that it is done.
     Done,
     /// A setting or a question for the proxy.
     Proxy(ProxyCommand),
     /// End another session, or what it is running.
     Kill { id: u64, query_only: bool },
-    /// Run it. `kept`: on the connection the session holds.
-    Run(Run),
-    /// The end of a transaction that had failed: no server needs to see it.
+    /// The end of a transaction that had failed.
     RolledBack,
     /// The transaction was lost with its server: the client is told now.
     Lost,
@@ -116,17 +121,17 @@ impl State {
     /// Decides on a request; `statement` is its text when it is a single one sent by itself.
     pub fn plan(&mut self, intent: &Intent, text: Option<&str>) -> Step {
         if let [Effect::Proxy(command)] = &intent.effects[..] {
-            return Step::Proxy(command.clone());
+            return Step::Answer(Own::Proxy(command.clone()));
         }
         if let [Effect::Kill { id, query_only }] = intent.effects[..] {
-            return Step::Kill { id, query_only };
+            return Step::Answer(Own::Kill { id, query_only });
         }
         self.deferred = false;
         if let Some(lost) = self.lost {
             return self.plan_lost(intent, lost);
         }
         if intent.statements == 0 && matches!(self.transaction, Transaction::Idle) {
-            return Step::Done;
+            return Step::Answer(Own::Done);
         }
         if self.held.is_some() {
             return self.plan_held(intent, text);
@@ -145,11 +150,11 @@ impl State {
             ([Effect::Begin(modes)], Some(text)) if intent.statements == 1 => {
                 self.hold(*modes, text, true);
                 self.transaction = Transaction::Open;
-                Step::Done
+                Step::Answer(Own::Done)
             }
             ([Effect::SetTransaction(modes)], Some(text)) if self.sets_next && intent.statements == 1 => {
                 self.hold(*modes, text, false);
-                Step::Done
+                Step::Answer(Own::Done)
             }
             _ if self.implicit && intent.reason != Reason::Session => Step::Run(self.plan_implicit(intent)),
             _ => Step::Run(self.run_idle(intent)),
@@ -163,7 +168,7 @@ impl State {
     fn plan_held(&mut self, intent: &Intent, text: Option<&str>) -> Step {
         let held = self.held.as_mut().expect("the caller has looked");
         if intent.statements == 0 {
-            return Step::Done;
+            return Step::Answer(Own::Done);
         }
         let sets = matches!(intent.effects[..], [Effect::SetTransaction(_)]);
         if !held.begun && intent.reason == Reason::Session && !sets {
@@ -174,26 +179,26 @@ impl State {
         if let (1, [effect], Some(text)) = (intent.statements, &intent.effects[..], text) {
             match effect {
                 Effect::Commit { chain: false } | Effect::Rollback { chain: false } if !held.begun => {
-                    return Step::Done;
+                    return Step::Answer(Own::Done);
                 }
                 Effect::Begin(modes) if !held.begun => {
                     merge(&mut held.modes, *modes);
                     held.statements.push(text.into());
                     held.begun = true;
                     self.transaction = Transaction::Open;
-                    return Step::Done;
+                    return Step::Answer(Own::Done);
                 }
                 Effect::Commit { chain: false } | Effect::Rollback { chain: false } => {
                     self.held = None;
                     self.reading = None;
                     self.transaction = Transaction::Idle;
-                    return Step::Done;
+                    return Step::Answer(Own::Done);
                 }
                 // Behind a savepoint the server refuses it: that answer is the server's to give.
                 Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD && !held.savepoint => {
                     merge(&mut held.modes, *modes);
                     held.statements.push(text.into());
-                    return Step::Done;
+                    return Step::Answer(Own::Done);
                 }
                 Effect::Savepoint(_) | Effect::SetConstraints | Effect::Set { scope: Scope::Local, .. }
                     if held.statements.len() < MAX_HELD =>
@@ -201,7 +206,7 @@ impl State {
                     held.savepoint |= matches!(effect, Effect::Savepoint(_));
                     held.local = true;
                     held.statements.push(text.into());
-                    return Step::Done;
+                    return Step::Answer(Own::Done);
                 }
                 _ => {}
             }
@@ -217,18 +222,18 @@ impl State {
             (_, Some(Effect::Rollback { chain: false }))
             | (Lost::Told, Some(Effect::Commit { chain: false })) => {
                 self.end_lost();
-                Step::RolledBack
+                Step::Answer(Own::RolledBack)
             }
             (Lost::Untold, Some(Effect::Commit { .. } | Effect::PrepareTransaction)) => {
                 self.end_lost();
-                Step::Lost
+                Step::Answer(Own::Lost)
             }
             (Lost::Untold, _) => {
                 self.mark_told();
-                Step::Lost
+                Step::Answer(Own::Lost)
             }
-            (Lost::Told, _) if intent.statements == 0 => Step::Done,
-            (Lost::Told, _) => Step::Aborted,
+            (Lost::Told, _) if intent.statements == 0 => Step::Answer(Own::Done),
+            (Lost::Told, _) => Step::Answer(Own::Aborted),
         }
     }
 

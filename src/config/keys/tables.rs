@@ -25,7 +25,7 @@ pub static TABLES: &[Table] = &[
                 "workers",
                 unset("one per core", "4"),
                 "threads",
-                "More than there are cores only costs switches between them.",
+                "As many as the load needs are used. More than there are cores only costs switches between them.",
             ),
             key(
                 "shutdown_timeout",
@@ -62,7 +62,7 @@ pub static TABLES: &[Table] = &[
     },
     Table {
         path: "admin",
-        about: "The doors of the control plane. A door that is not named is closed; a change needs a restart, but for `users` and `recent_statements`.",
+        about: "The doors of the control plane. A door that is not named is closed; a change needs a restart, but for `users`.",
         shape: Shape::Single,
         keys: &[
             key(
@@ -88,12 +88,6 @@ pub static TABLES: &[Table] = &[
                 unset("nobody", "[{ name = \"admin\", password = { env = \"POINTSMAN_ADMIN_PASSWORD\" } }]"),
                 "list of `{ name, password }`",
                 "Who may log in there. While it is empty the console is closed to everybody.",
-            ),
-            key(
-                "recent_statements",
-                Default("0"),
-                "number up to 1000, zero: off",
-                "Routed statements of each cluster that are kept for `SHOW STATEMENTS` and the dashboard: with fingerprint, node, reason and times, their texts without literals. Every statement takes a lock for it.",
             ),
         ],
     },

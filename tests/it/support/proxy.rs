@@ -235,7 +235,7 @@ impl Drop for Proxy {
     }
 }
 
-fn configuration(nodes: &[String], port: u16, http: u16, settings: &[&str]) -> toml::Table {
+pub fn configuration(nodes: &[String], port: u16, http: u16, settings: &[&str]) -> toml::Table {
     let nodes: Vec<String> = nodes.iter().map(|node| format!("\"{node}\"")).collect();
     let text = format!(
         r#"
