@@ -3,8 +3,12 @@
 //! deadpool bounds and queues; which connection is used, and what becomes of one whose session
 //! left it in a state, is decided here.
 
+mod held;
+mod pools;
+mod share;
+
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,22 +20,24 @@ use std::{
 use arc_swap::ArcSwap;
 use deadpool::managed::{self, Metrics, Object, RecycleResult};
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
+pub use self::{
+    held::Held,
+    pools::{NodeKey, Pools, Shares},
+    share::NodeShare,
+};
 use crate::{
     protocol::{Backend, ConnectFault, Identity, Protocol},
     runtime,
     session::cancel::{Call, CancelTarget, Entry},
     standing::Standing,
-    topology::{Load, Node, NodeId, Role},
+    topology::Role,
 };
 
 /// Shares of its lifetime by which a connection's end is spread, so that connections opened
 /// together do not end together.
 const LIFETIME_JITTER: f64 = 0.2;
-
-/// How long a connection may take to forget a session's state before it is closed instead.
-const RESET_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What bounds pools; from `[cluster.pool]`.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,46 +68,6 @@ pub enum CheckoutFault {
     Connect(ConnectFault),
     /// The pool was replaced or is closing: look again.
     Closed,
-}
-
-/// All connections of one node, whoever's: bounded together.
-pub struct NodeShare {
-    pub address: Arc<str>,
-    permits: Arc<Semaphore>,
-    /// Permits that exist, taken ones included.
-    limit: AtomicUsize,
-    limit_known: AtomicBool,
-}
-
-/// Before a server has said how many connections it has.
-const UNKNOWN_LIMIT: usize = 100;
-
-impl NodeShare {
-    pub fn new(address: Arc<str>) -> Self {
-        Self {
-            address,
-            permits: Arc::new(Semaphore::new(UNKNOWN_LIMIT)),
-            limit: AtomicUsize::new(UNKNOWN_LIMIT),
-            limit_known: AtomicBool::new(false),
-        }
-    }
-
-    /// Sets how many connections there may be. Connections beyond a lowered limit are not closed,
-    /// but not replaced either.
-    pub fn set_limit(&self, limit: usize) {
-        let limit = limit.max(1);
-        self.limit_known.store(true, Ordering::Relaxed);
-        let before = self.limit.swap(limit, Ordering::Relaxed);
-        if limit > before {
-            self.permits.add_permits(limit - before);
-        } else {
-            self.permits.forget_permits(before - limit);
-        }
-    }
-
-    pub fn limit(&self) -> usize {
-        self.limit.load(Ordering::Relaxed)
-    }
 }
 
 /// One node's connections of one user and database.
@@ -490,260 +456,5 @@ impl<'a> Count<'a> {
 impl Drop for Count<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Address and role: a replica's connections are opened otherwise than a primary's.
-pub type NodeKey = (Arc<str>, Role);
-
-/// A node's limit, and the pools that it bounds.
-type SharedNode<P> = (Arc<NodeShare>, Siblings<P>);
-
-/// The pools of one user and database, on every node.
-pub struct Pools<P: Protocol> {
-    pub identity: Arc<ArcSwap<Identity<P>>>,
-    link: Arc<ArcSwap<P::Link>>,
-    nodes: ArcSwap<HashMap<NodeKey, Arc<NodePool<P>>>>,
-    shared: Arc<Shares<P>>,
-}
-
-/// What the pools of all users share.
-pub struct Shares<P: Protocol> {
-    limits: ArcSwap<Limits>,
-    /// Threads that connections are kept apart by.
-    workers: usize,
-    nodes: Mutex<HashMap<Arc<str>, SharedNode<P>>>,
-}
-
-impl<P: Protocol> Shares<P> {
-    pub fn new(limits: Limits, workers: usize) -> Self {
-        Self { limits: ArcSwap::from_pointee(limits), workers, nodes: Mutex::new(HashMap::new()) }
-    }
-
-    pub fn set_limits(&self, limits: Limits) {
-        self.limits.store(Arc::new(limits));
-    }
-
-    pub fn limits(&self) -> Arc<Limits> {
-        self.limits.load_full()
-    }
-
-    pub fn share(&self, address: &Arc<str>) -> Arc<NodeShare> {
-        self.entry(address).0
-    }
-
-    fn entry(&self, address: &Arc<str>) -> SharedNode<P> {
-        self.nodes
-            .lock()
-            .entry(address.clone())
-            .or_insert_with(|| (Arc::new(NodeShare::new(address.clone())), Siblings::default()))
-            .clone()
-    }
-}
-
-impl<P: Protocol> Pools<P> {
-    pub fn new(identity: Identity<P>, link: Arc<ArcSwap<P::Link>>, shared: Arc<Shares<P>>) -> Self {
-        Self {
-            identity: Arc::new(ArcSwap::from_pointee(identity)),
-            link,
-            nodes: ArcSwap::from_pointee(HashMap::new()),
-            shared,
-        }
-    }
-
-    /// The pool of one node, made at its first use.
-    pub fn node(&self, address: &Arc<str>, role: Role) -> Arc<NodePool<P>> {
-        let key = (address.clone(), role);
-        if let Some(pool) = self.nodes.load().get(&key) {
-            return pool.clone();
-        }
-        let (share, siblings) = self.shared.entry(address);
-        let made = Arc::new(NodePool::new(
-            share,
-            self.identity.clone(),
-            self.link.clone(),
-            role,
-            siblings.clone(),
-            &self.shared,
-        ));
-        self.nodes.rcu(|nodes| {
-            let mut nodes = HashMap::clone(nodes);
-            nodes.entry(key.clone()).or_insert_with(|| made.clone());
-            nodes
-        });
-        let kept = self.nodes.load().get(&key).cloned().unwrap_or(made);
-        let mut siblings = siblings.lock();
-        siblings.retain(|sibling| sibling.strong_count() > 0);
-        siblings.push(Arc::downgrade(&kept));
-        kept
-    }
-
-    pub fn all(&self) -> Vec<(NodeKey, Arc<NodePool<P>>)> {
-        self.nodes.load().iter().map(|(key, pool)| (key.clone(), pool.clone())).collect()
-    }
-
-    /// As [`Self::replace`], and nothing more is sent or handed on on connections in use either.
-    pub fn fence(&self, fenced: impl Fn(&str, Role) -> bool) {
-        for ((address, role), pool) in self.nodes.load().iter() {
-            if fenced(address, *role) {
-                pool.standing.fence();
-            }
-        }
-        self.replace(fenced);
-    }
-
-    /// Replaces the pools that `stale` picks: connections in use end when they come back.
-    pub fn replace(&self, stale: impl Fn(&str, Role) -> bool) {
-        let mut dropped = Vec::new();
-        self.nodes.rcu(|nodes| {
-            dropped.clear();
-            let mut kept = HashMap::clone(nodes);
-            kept.retain(|(address, role), pool| {
-                let stale = stale(address, *role);
-                if stale {
-                    dropped.push(pool.clone());
-                }
-                !stale
-            });
-            kept
-        });
-        for pool in dropped {
-            pool.close();
-        }
-    }
-
-    /// Takes a connection to a node, on this worker and ready for a request.
-    ///
-    /// # Errors
-    /// When none was to be had within `checkout_timeout`. Dropping the future gives up the place
-    /// in the queue.
-    pub async fn checkout(&self, node: &Node) -> Result<Held<P>, CheckoutFault> {
-        let pool = self.node(&node.address, node.role);
-        Held::take(pool, node, Instant::now()).await
-    }
-}
-
-/// A checked-out connection. Dropped without being released it is closed: whatever it was in the
-/// middle of, nobody else gets to see it.
-pub struct Held<P: Protocol> {
-    /// With its place.
-    pooled: Option<Box<Pooled<P>>>,
-    pub node: NodeId,
-    pub role: Role,
-    pub pool: Arc<NodePool<P>>,
-    load: Arc<Load>,
-    busy: bool,
-    /// A cancel request was sent to it: it has to show that it is done with that.
-    cancelled: bool,
-}
-
-impl<P: Protocol> Held<P> {
-    /// Takes a connection from `pool`, which is that of `node`.
-    ///
-    /// # Errors
-    /// As [`Pools::checkout`].
-    pub async fn take(pool: Arc<NodePool<P>>, node: &Node, now: Instant) -> Result<Self, CheckoutFault> {
-        match pool.take_at_once(now) {
-            Some(pooled) => Ok(Self::new(pooled, pool, node)),
-            None => Self::wait(pool, node, now).await,
-        }
-    }
-
-    /// The same without waiting: `None` where a connection has to be opened or waited for.
-    pub fn take_at_once(pool: &Arc<NodePool<P>>, node: &Node, now: Instant) -> Option<Self> {
-        pool.take_at_once(now).map(|pooled| Self::new(pooled, pool.clone(), node))
-    }
-
-    /// The same where there is none to be had at once.
-    ///
-    /// # Errors
-    /// As [`Pools::checkout`].
-    pub async fn wait(pool: Arc<NodePool<P>>, node: &Node, now: Instant) -> Result<Self, CheckoutFault> {
-        let pooled = pool.wait(now).await?;
-        Ok(Self::new(pooled, pool, node))
-    }
-
-    fn new(pooled: Box<Pooled<P>>, pool: Arc<NodePool<P>>, node: &Node) -> Self {
-        Self {
-            pooled: Some(pooled),
-            node: node.id,
-            role: node.role,
-            pool,
-            load: node.load.clone(),
-            busy: false,
-            cancelled: false,
-        }
-    }
-
-    fn pooled(&self) -> &Pooled<P> {
-        self.pooled.as_ref().expect("held until released")
-    }
-
-    pub fn backend(&mut self) -> &mut P::Backend {
-        &mut self.pooled.as_mut().expect("held until released").backend
-    }
-
-    pub fn address(&self) -> &Arc<str> {
-        &self.pool.share.address
-    }
-
-    pub fn cancel_target(&self) -> Arc<CancelTarget> {
-        self.pooled().target.clone()
-    }
-
-    /// Whether nobody has vouched yet that it is to the server that probes measure.
-    pub fn is_new(&self) -> bool {
-        !self.pooled().vouched
-    }
-
-    pub fn vouch(&mut self) {
-        self.pooled.as_mut().expect("held until released").vouched = true;
-    }
-
-    pub fn opened(&self) -> Instant {
-        self.pooled().opened
-    }
-
-    /// A statement begins, or has ended, on it: what node selection calls in flight.
-    pub fn set_busy(&mut self, busy: bool) {
-        if busy != self.busy {
-            self.busy = busy;
-            if busy { self.load.begin() } else { self.load.end() }
-        }
-    }
-
-    pub fn mark_cancelled(&mut self) {
-        self.cancelled = true;
-    }
-
-    pub fn take_cancelled(&mut self) -> bool {
-        std::mem::take(&mut self.cancelled)
-    }
-
-    /// Gives the connection back.
-    pub fn release(mut self, fate: Fate, now: Instant) {
-        self.set_busy(false);
-        let Some(pooled) = self.pooled.take() else { return };
-        match fate {
-            Fate::Reuse => self.pool.put_back(pooled, now),
-            Fate::Close => drop(pooled),
-            Fate::Reset => {
-                // With its place: nobody waits for less than it has.
-                tokio::spawn(reset(pooled, self.pool.clone()));
-            }
-        }
-    }
-}
-
-async fn reset<P: Protocol>(mut pooled: Box<Pooled<P>>, pool: Arc<NodePool<P>>) {
-    let done = tokio::time::timeout(RESET_TIMEOUT, pooled.backend.reset()).await;
-    if matches!(done, Ok(Ok(()))) {
-        pool.put_back(pooled, Instant::now());
-    }
-}
-
-impl<P: Protocol> Drop for Held<P> {
-    fn drop(&mut self) {
-        self.set_busy(false);
     }
 }
