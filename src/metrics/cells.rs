@@ -85,8 +85,7 @@ pub struct Histogram(Cells<Observed>);
 impl Histogram {
     pub fn observe(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        // Without branches: which bucket it is cannot be foretold.
-        let bucket = BOUNDS.iter().map(|bound| usize::from(nanos > *bound)).sum::<usize>();
+        let bucket = BOUNDS.partition_point(|bound| nanos > *bound);
         let mine = self.0.mine();
         mine.counts[bucket].fetch_add(1, Ordering::Relaxed);
         mine.sum.fetch_add(nanos, Ordering::Relaxed);
