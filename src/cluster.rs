@@ -22,6 +22,7 @@ use crate::{
     operator::Operator,
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
+    recent::Recent,
     route::Policy,
     session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
@@ -50,6 +51,7 @@ pub struct Cluster<P: Protocol> {
     /// Statements waiting for a node.
     pub line: Line,
     pub operator: Operator,
+    pub recent: Recent,
     /// `log.statements_over`, in microseconds.
     slow_over: AtomicU64,
     /// What `user` reads must not be behind of.
@@ -276,6 +278,7 @@ impl<P: Protocol> Cluster<P> {
             shutdown,
             line: Line::default(),
             operator: Operator::default(),
+            recent: Recent::default(),
             slow_over: AtomicU64::new(u64::MAX),
             user_floors: Mutex::default(),
             split: Split::default(),

@@ -22,6 +22,7 @@ pub mod operator;
 pub mod pool;
 pub mod postgres;
 pub mod protocol;
+pub mod recent;
 pub mod refusal;
 pub mod route;
 pub mod runtime;

@@ -10,7 +10,8 @@ use std::{
 use pointsman::{
     cli::{self, Cli, Command, Exit},
     config::Config,
-    demo, doctor, logging,
+    demo, doctor,
+    logging::{self, LogLevel},
     serve::Proxy,
     shutdown::{Shutdown, Signals},
     sockets::Sharing,
@@ -46,16 +47,19 @@ fn run(run: &cli::Run) -> Exit {
             return none.exit();
         }
     };
-    if let Err(error) = logging::init(&config.log) {
-        say(&format!("pointsman: {error}"));
-        return Exit::Config;
-    }
+    let level = match logging::init(&config.log) {
+        Ok(level) => level,
+        Err(error) => {
+            say(&format!("pointsman: {error}"));
+            return Exit::Config;
+        }
+    };
     let file = match source {
         cli::Source::File(path) => Some(path),
         cli::Source::Url => None,
     };
-    let served =
-        one_thread().map(|runtime| runtime.block_on(serve(config, file, Shutdown::new(), run.take_over)));
+    let served = one_thread()
+        .map(|runtime| runtime.block_on(serve(config, file, Shutdown::new(), run.take_over, level)));
     served.unwrap_or_else(|error| {
         say(&format!("pointsman: {error}"));
         Exit::Unavailable
@@ -63,7 +67,13 @@ fn run(run: &cli::Run) -> Exit {
 }
 
 /// Serves until a signal ends it. The control plane lives on this thread.
-async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown, take_over: bool) -> Exit {
+async fn serve(
+    config: Config,
+    file: Option<PathBuf>,
+    shutdown: Shutdown,
+    take_over: bool,
+    level: LogLevel,
+) -> Exit {
     let signals = match Signals::install() {
         Ok(signals) => signals,
         Err(error) => {
@@ -80,7 +90,7 @@ async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown, take_o
         }
     };
     let sharing = if predecessor.is_some() { Sharing::Beside } else { Sharing::Alone };
-    let proxy = match Proxy::start(config.clone(), shutdown.clone(), sharing).await {
+    let mut proxy = match Proxy::start(config.clone(), shutdown.clone(), sharing).await {
         Ok(proxy) => proxy,
         Err(error) => {
             say(&format!("pointsman: {error}"));
@@ -90,12 +100,19 @@ async fn serve(config: Config, file: Option<PathBuf>, shutdown: Shutdown, take_o
     tokio::spawn(takeover::offer(config, shutdown.clone()));
     if let Some(predecessor) = predecessor {
         proxy.wait_until_ready().await;
+        // The old process has its own open still: for the moment until it yields either answers, and
+        // both are ready. So nobody who asks is refused, or told that nothing is ready.
+        if let Err(error) = proxy.open_doors().await {
+            say(&format!("pointsman: {error}"));
+            return Exit::Unavailable;
+        }
         match predecessor.relieve().await {
             Ok(()) => tracing::info!("has taken over"),
             Err(error) => tracing::warn!(%error, "the old process did not yield: it serves beside this one"),
         }
     }
-    let (ending, ()) = tokio::join!(proxy.run(file, reload.clone()), signals.serve(&shutdown, &reload));
+    let (ending, ()) =
+        tokio::join!(proxy.run(file, reload.clone(), level), signals.serve(&shutdown, &reload));
     tracing::info!(?ending, "stopped");
     Exit::Done
 }
@@ -110,12 +127,13 @@ fn demo(demo: &cli::Demo) -> Exit {
         serve: |text: &str| {
             let config =
                 Config::parse(text, Path::new("demo"), &|_| None).map_err(|faults| faults.to_string())?;
-            logging::init(&config.log).map_err(|error| error.to_string())?;
+            let level = logging::init(&config.log).map_err(|error| error.to_string())?;
             match one_thread().map_err(|error| error.to_string())?.block_on(serve(
                 config,
                 None,
                 shutdown.clone(),
                 false,
+                level,
             )) {
                 Exit::Done => Ok(()),
                 exit => Err(format!("exit code {exit:?}")),

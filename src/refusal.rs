@@ -62,6 +62,31 @@ pub enum RefusalKind {
 }
 
 impl RefusalKind {
+    pub const ALL: [Self; 22] = [
+        Self::NoPrimary,
+        Self::NoReplica,
+        Self::PoolTimeout,
+        Self::ServerLost,
+        Self::InDoubt,
+        Self::FailedTransaction,
+        Self::TooManyClients,
+        Self::ShuttingDown,
+        Self::Protocol,
+        Self::Unsupported,
+        Self::Authentication,
+        Self::UnknownDatabase,
+        Self::InvalidSetting,
+        Self::UnknownSetting,
+        Self::UnknownStatement,
+        Self::DuplicateStatement,
+        Self::UnknownSession,
+        Self::IdleTimeout,
+        Self::Cancelled,
+        Self::UnknownNode,
+        Self::Forbidden,
+        Self::Internal,
+    ];
+
     /// The value of the label `kind` of `pointsman_errors_total`.
     pub const fn label(self) -> &'static str {
         match self {

@@ -24,6 +24,7 @@ use crate::{
     cluster::{AuthQuery, Cluster},
     config::{self, Config, Engine, HostPort, reload},
     listener,
+    logging::LogLevel,
     metrics::Metrics,
     monitor, mysql,
     observe::{self, Observed},
@@ -63,6 +64,8 @@ pub struct Proxy {
     /// Where the HTTP door is, if it is open.
     pub http: Option<SocketAddr>,
     control: Control,
+    /// Until the doors are open.
+    sockets: Option<Sockets>,
     reloads: mpsc::Receiver<ReloadRequest>,
 }
 
@@ -73,7 +76,8 @@ trait Running: Send + Sync {
     /// Applies a configuration, or says why it cannot be.
     fn check(&self, config: &config::Cluster) -> Result<(), StartError>;
     fn apply(&self, config: &config::Cluster) -> Result<(), StartError>;
-    fn set_slow(&self, over: Option<Duration>);
+    /// Applies what is not a cluster's own but concerns its statements.
+    fn set_watched(&self, config: &Config);
     fn call(&self, call: Call);
     fn sessions(&self) -> usize;
     fn managed(&self) -> Arc<dyn Managed>;
@@ -112,8 +116,9 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
         Ok(())
     }
 
-    fn set_slow(&self, over: Option<Duration>) {
-        self.cluster.set_slow(over);
+    fn set_watched(&self, config: &Config) {
+        self.cluster.set_slow(config.log.statements_over);
+        self.cluster.recent.set_limit(config.admin.recent_statements);
     }
 
     fn call(&self, call: Call) {
@@ -130,7 +135,9 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
 }
 
 impl Proxy {
-    /// Binds everything and starts serving. The servers need not be there yet.
+    /// Binds everything and starts serving. The servers need not be there yet. Beside a process that
+    /// is being relieved the admin doors stay closed until [`Self::open_doors`]: until this one is
+    /// ready, the other's answers are the right ones.
     ///
     /// # Errors
     /// When an address cannot be listened on, or a TLS file cannot be used.
@@ -145,16 +152,31 @@ impl Proxy {
             clusters.push(start_cluster(cluster, listeners, &workers, &metrics, &shutdown).await?);
         }
         for running in &clusters {
-            running.set_slow(config.log.statements_over);
+            running.set_watched(&config);
         }
         let managed = clusters.iter().map(|running| running.managed()).collect();
         let (control, reloads) = Control::new(managed, config.clone(), metrics.clone(), shutdown.clone());
-        let http = open_doors(&config.admin, &control, &mut sockets).await?;
+        metrics.configured();
+        let sockets = Some(sockets);
+        let mut proxy =
+            Self { workers, clusters, config, metrics, shutdown, http: None, control, sockets, reloads };
+        if sharing == Sharing::Alone {
+            proxy.open_doors().await?;
+        }
+        Ok(proxy)
+    }
+
+    /// Opens the control plane's doors, once.
+    ///
+    /// # Errors
+    /// When an address cannot be listened on.
+    pub async fn open_doors(&mut self) -> Result<(), StartError> {
+        let Some(mut sockets) = self.sockets.take() else { return Ok(()) };
+        self.http = open_doors(&self.config.admin, &self.control, &mut sockets).await?;
         for address in sockets.unclaimed() {
             tracing::warn!(%address, "the service manager listens there, but nothing here does");
         }
-        metrics.configured();
-        Ok(Self { workers, clusters, config, metrics, shutdown, http, control, reloads })
+        Ok(())
     }
 
     /// Where its sessions run.
@@ -181,14 +203,14 @@ impl Proxy {
     }
 
     /// Serves until told to stop; reloads from `file` when `reload` is notified.
-    pub async fn run(mut self, file: Option<PathBuf>, reload: Arc<Notify>) -> Ending {
+    pub async fn run(mut self, file: Option<PathBuf>, reload: Arc<Notify>, level: LogLevel) -> Ending {
         notify(Notice::Ready);
         loop {
             tokio::select! {
                 () = self.shutdown.draining() => break,
-                () = reload.notified() => drop(self.reload(file.as_deref())),
+                () = reload.notified() => drop(self.reload(file.as_deref(), &level)),
                 Some(wish) = self.reloads.recv() => {
-                    let result = self.reload(file.as_deref());
+                    let result = self.reload(file.as_deref(), &level);
                     // Whoever asked may have left.
                     let _ = wish.send(result);
                 }
@@ -222,10 +244,10 @@ impl Proxy {
     }
 
     /// Applies the file as a whole, or not at all.
-    fn reload(&mut self, file: Option<&Path>) -> Result<(), String> {
+    fn reload(&mut self, file: Option<&Path>, level: &LogLevel) -> Result<(), String> {
         notify(Notice::Reloading);
         let applied = match file {
-            Some(file) => self.apply(file),
+            Some(file) => self.apply(file, level),
             None => Err("there is no configuration file to reload".to_owned()),
         };
         if let Err(why) = &applied {
@@ -236,7 +258,7 @@ impl Proxy {
         applied
     }
 
-    fn apply(&mut self, file: &Path) -> Result<(), String> {
+    fn apply(&mut self, file: &Path, level: &LogLevel) -> Result<(), String> {
         let new = Config::load(file).map_err(|faults| faults.to_string())?;
         let changes = reload::Changes::between(&self.config, &new);
         let effective = reload::effective(&self.config, &new);
@@ -257,13 +279,16 @@ impl Proxy {
                 .map_err(|error| format!("a file changed while it was being reloaded: {error}"))?;
         }
         for running in &self.clusters {
-            running.set_slow(effective.log.statements_over);
+            running.set_watched(&effective);
         }
         for change in &changes.live {
             tracing::info!("reloaded: {change}");
         }
         for change in &changes.restart {
             tracing::warn!("takes effect after a restart: {change}");
+        }
+        if let Err(error) = level.set(&effective.log) {
+            tracing::warn!(%error, "the log goes on as before");
         }
         self.control.set_config(effective.clone());
         self.config = effective;

@@ -49,6 +49,11 @@ impl Shutdown {
         self.yielded.send_replace(true);
     }
 
+    /// Whether another process serves what this one did.
+    pub fn has_yielded(&self) -> bool {
+        *self.yielded.borrow()
+    }
+
     /// Answers once nobody new is to be let in by the admin doors: the process stops, or has yielded
     /// them.
     pub async fn doors_close(&self) {

@@ -15,6 +15,7 @@ use crate::{
     metrics::{ClusterMetrics, Connections, Metrics},
     operator::{Order, Recorded},
     protocol::Protocol,
+    recent::Routed,
     session::cancel::{Activity, Call, Entry},
     shutdown::Shutdown,
     topology::{Role, Snapshot},
@@ -41,6 +42,10 @@ pub trait Managed: Send + Sync {
     fn clients(&self) -> Vec<Arc<Entry>>;
     /// What happened lately, oldest first.
     fn events(&self) -> Vec<Recorded>;
+    /// The last routed statements, oldest first, each with its text without literals.
+    fn recent(&self) -> Vec<(Routed, Option<Arc<str>>)>;
+    /// How many of them are kept; 0: none.
+    fn recent_limit(&self) -> usize;
     /// `false`: the monitor does not keep up with orders.
     fn order(&self, node: Arc<str>, order: Order) -> bool;
     fn set_paused(&self, paused: bool);
@@ -124,6 +129,19 @@ impl<P: Protocol> Managed for Cluster<P> {
 
     fn events(&self) -> Vec<Recorded> {
         self.operator.recorded()
+    }
+
+    fn recent(&self) -> Vec<(Routed, Option<Arc<str>>)> {
+        let classifier = self.classifier.load();
+        let with_text = |routed: Routed| {
+            let text = classifier.shape(routed.fingerprint);
+            (routed, text)
+        };
+        self.recent.all().into_iter().map(with_text).collect()
+    }
+
+    fn recent_limit(&self) -> usize {
+        self.recent.limit()
     }
 
     fn order(&self, node: Arc<str>, order: Order) -> bool {

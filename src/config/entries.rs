@@ -31,12 +31,13 @@ impl Config {
         list.add("format", format);
         list.add("level", level);
         list.add("statements_over", statements_over);
-        let Admin { http, postgres, mysql, users } = admin;
+        let Admin { http, postgres, mysql, users, recent_statements } = admin;
         list.path = "admin.".to_owned();
         for (name, door) in [("http", http), ("postgres", postgres), ("mysql", mysql)] {
             list.add(name, door);
         }
         list.users(users);
+        list.add("recent_statements", recent_statements);
         for cluster in clusters {
             list.cluster(cluster);
         }

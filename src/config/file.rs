@@ -25,7 +25,7 @@ use super::{
     keys,
     values::{Certificates, NewFile, Positive, PrivateKey, Weight, server_address},
 };
-use crate::sql::catalog::FunctionRules;
+use crate::{recent, sql::catalog::FunctionRules};
 
 /// The longest file that is read: more is a wrong path.
 const FILE_LIMIT: u64 = 4 * 1024 * 1024;
@@ -99,6 +99,11 @@ fn read_config(root: &Section<'_>) -> Config {
             postgres: admin.optional("postgres"),
             mysql: admin.optional("mysql"),
             users: admin.optional_by("users", |cell| read_users(cell, "admin.users")).unwrap_or_default(),
+            recent_statements: admin.take_by("recent_statements", |cell| {
+                let number = usize::read(cell)?;
+                let most = recent::MAX;
+                if number > most { cell.fault(format!("must be from 0 to {most}")) } else { Some(number) }
+            }),
         },
         clusters: clusters.iter().map(read_cluster).collect(),
     }

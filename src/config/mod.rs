@@ -67,6 +67,8 @@ pub struct Admin {
     pub mysql: Option<HostPort>,
     /// Who may use the console; while empty it is closed. Each has a password.
     pub users: Vec<User>,
+    /// Routed statements of each cluster that are kept to be looked at; 0: none.
+    pub recent_statements: usize,
 }
 
 /// One replicated database and the endpoint before it.

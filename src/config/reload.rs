@@ -70,7 +70,11 @@ pub fn effective(running: &Config, new: &Config) -> Config {
         workers: running.workers,
         shutdown_timeout: new.shutdown_timeout,
         log: Log { format: running.log.format, ..new.log.clone() },
-        admin: Admin { users: new.admin.users.clone(), ..running.admin.clone() },
+        admin: Admin {
+            users: new.admin.users.clone(),
+            recent_statements: new.admin.recent_statements,
+            ..running.admin.clone()
+        },
         clusters: clusters.collect(),
     }
 }

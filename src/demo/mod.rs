@@ -99,6 +99,7 @@ level = "warn"
 
 [admin]
 http = "127.0.0.1:{http}"
+recent_statements = 100
 
 [[cluster]]
 name = "demo"

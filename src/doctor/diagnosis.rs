@@ -3,7 +3,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use super::{
-    Finding, Severity,
+    Finding, Severity, connect_grants,
     facts::{Facts, Node},
     grant,
 };
@@ -72,6 +72,16 @@ impl Chart<'_> {
             let what =
                 "the monitor's user may not see replication: timelines and receivers stay unknown".to_owned();
             self.at(address, Severity::Problem, what, grant(&self.cluster.monitor.user));
+        }
+        // The same on every node: once is enough.
+        if !facts.standby && !facts.closed.is_empty() {
+            let what = format!(
+                "the monitor's user may not connect to {}: what functions and tables there are is not known, and \
+                 every call of a function uses the primary",
+                facts.closed.join(", ")
+            );
+            let mend = connect_grants(&facts.closed, &self.cluster.monitor.user);
+            self.at(address, Severity::Warning, what, mend);
         }
         if facts.skew.abs() > SKEW {
             let what = format!("its clock is {:.1} s off this machine's", facts.skew);
@@ -370,7 +380,8 @@ mod tests {
         fn set(facts: &mut Facts, name: &str, value: &str) {
             facts.settings.insert(name.to_owned(), value.to_owned());
         }
-        let cases: [(Change, Severity, &str); 18] = [
+        let cases: [(Change, Severity, &str); 19] = [
+            (|p, _| p.closed = vec!["shop".to_owned()], Severity::Warning, "may not connect to shop"),
             (|_, r| r.monitors = false, Severity::Problem, "may not see replication"),
             (|_, r| r.skew = -9.0, Severity::Warning, "clock"),
             (|p, _| set(p, "fsync", "off"), Severity::Problem, "fsync"),

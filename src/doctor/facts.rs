@@ -24,6 +24,8 @@ pub struct Facts {
     pub skew: f64,
     /// Whether the monitor's user is a member of `pg_monitor`.
     pub monitors: bool,
+    /// Databases that the monitor's user may not connect to.
+    pub closed: Vec<String>,
     pub replay_paused: bool,
     pub settings: HashMap<String, String>,
     /// Replicas that stream from it: state and sync_state.
@@ -71,6 +73,9 @@ const SENDERS: &str =
 const SLOTS: &str = "SELECT slot_name, active, CASE WHEN pg_is_in_recovery() THEN 0 \
  ELSE coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0) END::bigint FROM pg_catalog.pg_replication_slots";
 
+const CLOSED: &str = "SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate \
+ AND NOT has_database_privilege(current_user, datname, 'CONNECT') ORDER BY datname";
+
 type Row = Vec<Option<String>>;
 
 /// Asks a server for everything.
@@ -84,6 +89,7 @@ pub async fn read(server: &mut Backend) -> Result<Facts, String> {
     let settings = ask(server, SETTINGS).await?;
     let senders = ask(server, SENDERS).await?;
     let slots = ask(server, SLOTS).await?;
+    let closed = ask(server, CLOSED).await?;
     let row = state.first().ok_or("the server answered nothing")?;
     let flag = |at: usize| text(row, at) == "t";
     Ok(Facts {
@@ -91,6 +97,7 @@ pub async fn read(server: &mut Backend) -> Result<Facts, String> {
         system: text(row, 1).to_owned(),
         skew: text(row, 2).parse::<f64>().map_or(0.0, |theirs| theirs - now),
         monitors: flag(3),
+        closed: closed.iter().map(|row| text(row, 0).to_owned()).collect(),
         replay_paused: flag(4),
         receiver: row.get(5).cloned().flatten(),
         settings: settings.iter().map(|row| (text(row, 0).to_owned(), text(row, 1).to_owned())).collect(),

@@ -7,7 +7,12 @@ mod diagnosis;
 pub mod facts;
 pub mod mysql;
 
-use std::{fmt, io::Write, sync::Arc, time::Duration};
+use std::{
+    fmt::{self, Write as _},
+    io::Write,
+    sync::Arc,
+    time::Duration,
+};
 
 use self::facts::Node;
 use crate::{
@@ -221,7 +226,12 @@ async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, 
             }
             let role = if facts.standby { "replica" } else { "primary" };
             let version = facts.setting("server_version").unwrap_or("?");
-            Ok(format!("{role}, PostgreSQL {version}, {:.1} ms", took.as_secs_f64() * 1e3))
+            let mut said = format!("{role}, PostgreSQL {version}, {:.1} ms", took.as_secs_f64() * 1e3);
+            if !facts.closed.is_empty() {
+                let grants = connect_grants(&facts.closed, &cluster.monitor.user);
+                let _ = write!(said, "; the monitor cannot read {}: {grants}", facts.closed.join(", "));
+            }
+            Ok(said)
         }
         Engine::Mysql => {
             let facts = read_mysql(cluster, address).await.answer.map_err(failed)?;
@@ -230,7 +240,11 @@ async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, 
                 Ok(None) => "primary",
                 Err(_) => return Err(mysql::GRANTS.to_owned()),
             };
-            Ok(format!("{role}, {}", facts.variables.get("version").map_or("?", String::as_str)))
+            let mut said = format!("{role}, {}", facts.variables.get("version").map_or("?", String::as_str));
+            if !facts.lacks.is_empty() {
+                let _ = write!(said, "; the monitor lacks {}: {}", facts.lacks.join(" and "), mysql::GRANTS);
+            }
+            Ok(said)
         }
     }
 }
@@ -238,6 +252,12 @@ async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, 
 /// What the monitor's user is allowed to see too little without.
 fn grant(user: &str) -> String {
     format!("GRANT pg_monitor TO {user}; -- on the primary; replicas follow")
+}
+
+/// What opens databases to the monitor's user.
+fn connect_grants(databases: &[String], user: &str) -> String {
+    let grant = |database: &String| format!("GRANT CONNECT ON DATABASE \"{database}\" TO {user};");
+    databases.iter().map(grant).collect::<Vec<_>>().join(" ")
 }
 
 async fn refused_users(cluster: &config::Cluster, address: &str) -> Vec<(Arc<str>, String)> {

@@ -13,7 +13,7 @@ pub mod login;
 pub mod packet;
 mod prepared;
 mod probe;
-mod refusal;
+pub mod refusal;
 mod relay;
 mod settings;
 mod welcome;

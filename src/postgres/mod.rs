@@ -15,7 +15,7 @@ pub mod message;
 mod parameters;
 mod prepared;
 mod probe;
-mod refusal;
+pub mod refusal;
 mod relay;
 mod settings;
 mod welcome;

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use smallvec::SmallVec;
@@ -18,6 +18,7 @@ use crate::{
     cluster::Cluster,
     pool::{Fate, Held},
     protocol::{Backend, Fault, MayRefuse, Protocol, Refused, Reply, Request, Terms, Transaction},
+    recent::Routed,
     refusal::{Refusal, RefusalKind},
     route::{Policy, Why},
     sql::{Access, Effect, Intent, PinReason, Reason, hints::Target},
@@ -232,6 +233,16 @@ impl<P: Protocol> Session<P> {
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
         self.log_if_slow(request, attempt, held.address(), now);
+        self.cluster.recent.add(|| Routed {
+            at: SystemTime::now(),
+            fingerprint: request.intent.fingerprint,
+            node: held.address().clone(),
+            access: attempt.run.access,
+            reason,
+            why: attempt.why,
+            waited: attempt.waited,
+            took: now.duration_since(attempt.began),
+        });
         self.note_previous(&request.intent, held.role);
         if reply.lost {
             self.cluster.topology.report(held.address(), Traffic::Broken);

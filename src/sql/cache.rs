@@ -22,7 +22,7 @@ use super::{
     Access, Dialect, Effect, Intent, LexModes, Reason, Tables,
     catalog::{Catalog, FunctionRules},
     classify,
-    lexer::strip::stripped,
+    lexer::strip::{strip, stripped},
 };
 
 /// Default bound of the cache, in bytes of intents.
@@ -33,6 +33,9 @@ pub const MAX_LEARNED: usize = 1024;
 pub const LEARNED_FOR: Duration = Duration::from_secs(600);
 /// Longer texts are classified every time rather than hashed for the cache.
 const MAX_CACHED_TEXT: usize = 4 * 1024 * 1024;
+/// Texts without literals that are kept for people to read, by fingerprint, and their length in bytes.
+const MAX_SHAPES: usize = 2048;
+const MAX_SHAPE: usize = 300;
 /// What an entry is expected to weigh, to size the cache's tables.
 const TYPICAL_WEIGHT: u64 = 512;
 
@@ -42,6 +45,7 @@ pub struct Classifier {
     dialect: Dialect,
     rules: FunctionRules,
     cache: Cache<Key, Arc<Intent>, ByFootprint>,
+    shapes: Cache<u64, Arc<str>>,
     learned: RwLock<HashMap<u128, Instant>>,
     /// Length of `learned`, so that the usual empty one costs no lock.
     learned_count: AtomicUsize,
@@ -99,6 +103,7 @@ impl Classifier {
             dialect,
             rules,
             cache: Cache::with_weighter(items, capacity, ByFootprint),
+            shapes: Cache::new(MAX_SHAPES),
             learned: RwLock::new(HashMap::new()),
             learned_count: AtomicUsize::new(0),
             learnings: AtomicU64::new(0),
@@ -152,7 +157,32 @@ impl Classifier {
         if matches!(intent.reason, Reason::Unparsed | Reason::TooLong | Reason::Unreadable) {
             self.parse_failures.fetch_add(1, Relaxed);
         }
+        self.keep_shape(modes, text, intent.fingerprint);
         Arc::new(intent)
+    }
+
+    /// Keeps what a fingerprint stands for. A text that the lexer is not sure of might show a part
+    /// of a literal: it is not kept.
+    fn keep_shape(&self, modes: LexModes, text: &[u8], fingerprint: u64) {
+        if text.len() > MAX_CACHED_TEXT {
+            return;
+        }
+        let modes = modes.for_text(text, self.dialect);
+        if modes.unreadable || !stripped(text, self.dialect, modes).scan.clean {
+            return;
+        }
+        let mut shape = String::from_utf8_lossy(&strip(text, self.dialect, modes)).into_owned();
+        if shape.len() > MAX_SHAPE {
+            let end = (0..=MAX_SHAPE).rev().find(|at| shape.is_char_boundary(*at));
+            shape.truncate(end.unwrap_or(0));
+            shape.push('…');
+        }
+        self.shapes.insert(fingerprint, shape.into());
+    }
+
+    /// The text without its literals that a fingerprint stands for, if it is still known.
+    pub fn shape(&self, fingerprint: u64) -> Option<Arc<str>> {
+        self.shapes.get(&fingerprint)
     }
 
     /// Remembers that a replica refused this very text in this database because it writes.
@@ -246,6 +276,30 @@ mod tests {
 
         assert!(Arc::ptr_eq(&first, &second));
         assert_eq!((classifier.counts().hits, classifier.counts().misses), (1, 1));
+    }
+
+    #[test]
+    fn the_text_of_a_fingerprint_has_no_literals() {
+        let (classifier, catalog, now) = (classifier(), Catalog::empty(), Instant::now());
+        let cases = [
+            (
+                "SELECT a FROM t WHERE b = 'hush' AND c IN (1, 2)",
+                Some("SELECT a FROM t WHERE b = '' AND c IN (0)"),
+            ),
+            ("SET app.tenant = 'hush'", Some("SET app.tenant = ''")),
+            ("ALTER ROLE r PASSWORD 'hush'", Some("ALTER ROLE r PASSWORD ''")),
+            ("SELECT $x$hush$x$, E'hu\\'sh', 42 -- hush", Some("SELECT '', 0")),
+            // Who knows where it ends.
+            ("SELECT 'hush", None),
+        ];
+        for (text, shape) in cases {
+            let intent = classifier.intent(1, &catalog, MODES, text.as_bytes(), || now);
+            let kept = classifier.shape(intent.fingerprint);
+            assert_eq!(kept.as_deref().map(str::trim_end), shape, "{text}");
+        }
+        let unreadable = LexModes { unreadable: true, ..MODES };
+        let intent = classifier.intent(1, &catalog, unreadable, "SELECT 'é hush'".as_bytes(), || now);
+        assert_eq!(classifier.shape(intent.fingerprint), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 // A browser that obeys lines of JSON on standard input and answers each with a line of JSON:
-// {"wait": "an expression"}, {"shot": "a file", "width": 390, "dark": true}, {"read": "an expression"}.
+// {"wait": "an expression"}, {"shot": "a file", "width": 390, "dark": true} (the whole page, or "height" of it), {"read": "an expression"}.
 const { chromium } = require("playwright-core");
 const readline = require("readline");
 
@@ -25,9 +25,10 @@ async function main() {
     if (line.origins) return [...requests].filter(origin => origin !== "null");
     if (line.shot) {
       await page.emulateMedia({ colorScheme: line.dark ? "dark" : "light" });
-      await page.setViewportSize({ width: line.width || 1280, height: 900 });
-      await page.waitForTimeout(300);
-      return (await page.screenshot({ path: line.shot, fullPage: true }), true);
+      await page.setViewportSize({ width: line.width || 1280, height: line.height || 900 });
+      // A sample later everything is drawn in this width.
+      await page.waitForTimeout(1200);
+      return (await page.screenshot({ path: line.shot, fullPage: !line.height }), true);
     }
     throw new Error("unknown line");
   };

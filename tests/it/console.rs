@@ -95,7 +95,7 @@ async fn both_doors_show_the_same_nodes() {
 
 #[tokio::test]
 async fn every_show_answers_on_both_doors() {
-    let console = Console::open("CREATE TABLE t (x int)", &[]).await;
+    let console = Console::open("CREATE TABLE t (x int)", &["admin.recent_statements = 10"]).await;
     let session = console.stage.session().await;
     session.run("INSERT INTO t VALUES (1)").await;
 
@@ -105,6 +105,7 @@ async fn every_show_answers_on_both_doors() {
         "SERVERS",
         "STATS",
         "ROUTES",
+        "STATEMENTS",
         "CONFIG",
         "DATABASES",
         "LISTS",
@@ -128,6 +129,42 @@ async fn every_show_answers_on_both_doors() {
     }
     let pools = console.column("POOLS", "user");
     assert!(pools.contains(&"app".to_owned()), "{pools:?}");
+}
+
+#[tokio::test]
+async fn the_last_statements_are_shown_without_their_literals_while_that_is_on() {
+    let mut console = Console::open("CREATE TABLE t (x int, y text)", &[]).await;
+    let session = console.stage.session().await;
+    session.run("INSERT INTO t (y) VALUES ('hush')").await;
+    let shown = |console: &Console| console.column("STATEMENTS", "statement");
+    assert!(shown(&console).is_empty(), "it is off");
+
+    console.stage.proxy.reload(&["admin.recent_statements = 4"]);
+    eventually("they are kept", async || {
+        session.run("SELECT 1").await;
+        !shown(&console).is_empty()
+    })
+    .await;
+    session.run("INSERT INTO t (y) VALUES ('hush')").await;
+    session.run("SELECT y FROM t WHERE y = 'hush'").await;
+    // Prepared, then executed.
+    session.query("SELECT y FROM t WHERE y = $1", &[&"hush"]).await.expect("it answers");
+
+    assert_eq!(
+        shown(&console),
+        [
+            "INSERT INTO t (y) VALUES ('')",
+            "SELECT y FROM t WHERE y = ''",
+            "SELECT y FROM t WHERE y = $1",
+            "SELECT y FROM t WHERE y = $1"
+        ]
+    );
+    assert_eq!(console.column("STATEMENTS", "access"), ["write", "read", "read", "read"]);
+    assert_eq!(console.column("STATEMENTS", "node")[0], console.stage.cluster.node(0).address());
+    assert!(!said(&console.psql("SHOW STATEMENTS")).contains("hush"));
+
+    console.stage.proxy.reload(&["admin.recent_statements = 0"]);
+    eventually("they are forgotten", async || shown(&console).is_empty()).await;
 }
 
 #[tokio::test]
@@ -227,6 +264,75 @@ async fn pause_waits_for_transactions_then_holds_and_resume_lets_go() {
     admin.run("RESUME").await;
 
     assert_eq!(held.await.expect("it goes on"), "3");
+}
+
+#[tokio::test]
+async fn the_columns_that_others_read_are_where_they_look_for_them() {
+    let console = Console::open("", &[]).await;
+    console.stage.session().await.run("SELECT 1").await;
+    // PgBouncer's, in its order; more may stand behind and between.
+    for (what, columns) in [
+        ("POOLS", "database,user,cl_active,cl_waiting,sv_active,sv_idle,maxwait,maxwait_us,pool_mode"),
+        ("CLIENTS", "type,user,database,state,addr,port,connect_time,wait,wait_us,link"),
+        ("SERVERS", "type,user,database,state,addr,port,link,remote_pid"),
+        (
+            "DATABASES",
+            "name,host,port,database,force_user,pool_size,min_pool_size,pool_mode,current_connections,paused,disabled",
+        ),
+        ("STATS", "database,total_query_count,total_query_time,total_wait_time"),
+        ("LISTS", "list,items"),
+        ("CONFIG", "key,value"),
+        ("NODES", "cluster,node,role,state,lag_seconds,lag_bytes,weight,timeline,in_use,idle,waiters"),
+    ] {
+        let (psql, mysql) = (
+            said(&console.psql(&format!("SHOW {what}"))),
+            said(&console.mysql("open-sesame", &format!("SHOW {what}"))),
+        );
+        let head = psql.lines().next().unwrap_or_default().to_owned();
+        assert_eq!(
+            mysql.lines().next().unwrap_or_default().replace('\t', ","),
+            head,
+            "{what} on the other door"
+        );
+        let mut there = head.split(',');
+        for column in columns.split(',') {
+            assert!(there.any(|name| name == column), "{what}: no {column}, or not in its place: {head}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_is_paused_and_resumed_by_its_name() {
+    let console = Console::open("", &[]).await;
+    let refused = |command: &str| {
+        let output = console.psql(command);
+        assert!(!output.status.success(), "{command}");
+        said(&output)
+    };
+
+    assert!(refused("PAUSE nowhere").contains("nowhere"));
+    assert!(refused("RESUME it").contains("not paused"));
+    assert!(console.psql("PAUSE it").status.success());
+    assert!(refused("PAUSE it").contains("already paused"));
+    assert_eq!(console.stage.proxy.metric("pointsman_paused", &[]), 1.0);
+    assert!(console.mysql("open-sesame", "RESUME it").status.success());
+    assert_eq!(console.stage.proxy.metric("pointsman_paused", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn a_shutdown_that_waits_lets_transactions_end() {
+    let mut console = Console::open("CREATE TABLE t (x int)", &[]).await;
+    let session = console.stage.session().await;
+    session.run("BEGIN; INSERT INTO t VALUES (1)").await;
+
+    let answer = console.mysql("open-sesame", "SHUTDOWN WAIT_FOR_CLIENTS");
+
+    assert!(answer.status.success(), "{}", said(&answer));
+    console.stage.proxy.wait_for_log("SHUTDOWN in the console").await;
+    assert!(console.stage.proxy.is_running());
+    session.run("COMMIT").await;
+    assert!(console.stage.proxy.wait().success());
+    assert_eq!(console.stage.database.ask(0, "SELECT count(*) FROM t"), "1");
 }
 
 #[tokio::test]

@@ -74,7 +74,8 @@ fn state_is(state: &str) -> String {
 async fn the_dashboard_shows_lag_a_failover_and_survives_a_restart() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, "CREATE TABLE t (x int)");
-    let mut proxy = Proxy::start(&cluster, &["cluster.routing.slow_start = '0s'"]).await;
+    let mut proxy =
+        Proxy::start(&cluster, &["cluster.routing.slow_start = '0s'", "admin.recent_statements = 50"]).await;
     let mut page = Browser::open(&proxy.http_url("/"));
     page.wait(&format!("{LIVE} && {}", state_is("healthy")));
     assert_eq!(page.ask(&json!({ "read": "document.querySelectorAll('#nodes tr').length" })), 3);
@@ -85,6 +86,8 @@ async fn the_dashboard_shows_lag_a_failover_and_survives_a_restart() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     page.wait("/read read/.test(document.getElementById('c-reason').textContent)");
+    page.wait("/INSERT INTO t VALUES \\(0\\)/.test(document.getElementById('statements').textContent)");
+    assert_eq!(page.ask(&json!({ "read": "document.querySelectorAll('#c-lanes rect').length > 2" })), true);
 
     cluster.pause_replay(2).expect("it obeys");
     session.run("INSERT INTO t VALUES (1)").await;

@@ -1,6 +1,9 @@
 //! `pointsman doctor` and `check --connect` before real servers with real faults.
 
-use std::process::{Command, Output};
+use std::{
+    process::{Command, Output},
+    time::Duration,
+};
 
 use pointsman::demo::{
     mysql::MysqlCluster,
@@ -68,6 +71,7 @@ async fn check_connect_says_who_gets_in_where() {
 both_makes!(
     the_doctor_finds_what_is_wrong_with_replication,
     the_doctor_finds_semi_synchronous_replication_that_is_none,
+    the_doctor_finds_each_slip_of_a_set_up,
 );
 
 /// A configuration with the servers of `cluster`.
@@ -116,6 +120,105 @@ async fn the_doctor_finds_what_is_wrong_with_replication(make: Make) {
     finds("cannot be reached").await;
     cluster.promote(1).expect("it is promoted");
     eventually("the new primary is one", async || !doctor().1.contains("no node is primary")).await;
+}
+
+async fn the_doctor_finds_each_slip_of_a_set_up(make: Make) {
+    let cluster = make.own();
+    let folder = mysql_configuration(&cluster);
+    let finds = async |words: &str| {
+        eventually(words, async || pointsman(&["doctor"], &folder).1.contains(words)).await;
+    };
+    let set = |node: usize, sql: &str| drop(cluster.node(node).sql("", sql).expect("it obeys"));
+
+    let id = cluster.node(1).sql("", "SELECT @@server_id").expect("it answers");
+    let own = cluster.node(2).sql("", "SELECT @@server_id").expect("it answers");
+    set(2, &format!("SET GLOBAL server_id = {}", id.trim()));
+    finds(&format!("have the same server_id ({})", id.trim())).await;
+    set(2, &format!("SET GLOBAL server_id = {}", own.trim()));
+
+    set(0, "SET GLOBAL binlog_format = 'STATEMENT'");
+    finds("binlog_format is STATEMENT").await;
+    set(0, "SET GLOBAL binlog_format = 'ROW'; SET GLOBAL sync_binlog = 0");
+    finds("sync_binlog is not 1").await;
+
+    let (privilege, mend) = match make {
+        Make::MariaDb => ("REPLICA MONITOR", "MariaDB: REPLICA MONITOR"),
+        Make::Mysql9 => ("REPLICATION CLIENT", "GRANT REPLICATION CLIENT"),
+    };
+    set(0, &format!("REVOKE {privilege} ON *.* FROM pointsman@'%'"));
+    finds("may not see its replication").await;
+    let (code, said) = pointsman(&["check", "--connect"], &folder);
+    assert!(code == Some(69) && said.contains(mend), "{said}");
+    set(0, &format!("GRANT {privilege} ON *.* TO pointsman@'%'"));
+    set(0, "REVOKE TRIGGER ON *.* FROM pointsman@'%'");
+    eventually("check says what is missing", async || {
+        let (code, said) = pointsman(&["check", "--connect"], &folder);
+        code == Some(0) && said.contains("the monitor lacks TRIGGER: GRANT ")
+    })
+    .await;
+
+    set(0, "SET GLOBAL read_only = 1");
+    finds("no node is primary").await;
+    set(0, "SET GLOBAL read_only = 0");
+    if make == Make::Mysql9 {
+        for mode in ["ON_PERMISSIVE", "OFF_PERMISSIVE", "OFF"] {
+            set(0, &format!("SET GLOBAL gtid_mode = {mode}"));
+        }
+        finds("GTIDs are off").await;
+    }
+    cluster.promote(1).expect("it is promoted");
+    finds("several nodes accept writes and replicate from nobody").await;
+}
+
+#[tokio::test]
+async fn the_doctor_finds_each_slip_of_a_postgres_set_up() {
+    let settings = vec![("wal_keep_size".to_owned(), "0".to_owned())];
+    let cluster = cluster::own_with(PgOptions { replicas: 2, settings, ..PgOptions::default() });
+    for (setting, value) in [("max_wal_senders", "2"), ("max_replication_slots", "1")] {
+        cluster.node(0).set(setting, value).expect("it obeys");
+    }
+    cluster.restart(0, Stop::Fast).expect("it comes back");
+    let folder = configuration(&cluster, MONITOR.name, APP.password);
+    let finds = async |words: &str| {
+        eventually(words, async || pointsman(&["doctor"], &folder).1.contains(words)).await;
+    };
+    for words in [
+        "fsync is off: a crash corrupts it",
+        "all 2 WAL senders are taken",
+        "neither slots nor wal_keep_size keep WAL",
+        "replication is asynchronous",
+        "hot_standby_feedback is off",
+    ] {
+        finds(words).await;
+    }
+    let primary = at(&cluster, 0).await;
+    primary.run("SELECT pg_create_physical_replication_slot('only')").await;
+    finds("all 1 replication slots are taken").await;
+    primary.run("CREATE DATABASE closed").await;
+    primary.run("REVOKE CONNECT ON DATABASE closed FROM PUBLIC").await;
+    finds("may not connect to closed").await;
+    let (code, said) = pointsman(&["check", "--connect"], &folder);
+    let grant = format!("GRANT CONNECT ON DATABASE \"closed\" TO {};", MONITOR.name);
+    assert!(code == Some(0) && said.contains(&grant), "{said}");
+    primary.run("ALTER SYSTEM SET synchronous_standby_names = 'ANY 2 (*)'").await;
+    primary.run("SELECT pg_reload_conf()").await;
+    finds("all replicas are needed for a commit (ANY 2 (*))").await;
+
+    cluster.delay_replay(2, Duration::from_secs(60)).expect("it obeys");
+    finds("it replays with a delay on purpose").await;
+
+    // A copy of nothing here, from which nothing could be copied either, and more connections than any has.
+    let settings = [("wal_level", "minimal"), ("max_wal_senders", "0")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let stranger = PgCluster::start(PgOptions { replicas: 0, settings, ..PgOptions::default() });
+    let stranger = stranger.expect("it starts");
+    let path = folder.path().join("p.toml");
+    let text = std::fs::read_to_string(&path).expect("it is there");
+    let text = text.replace("nodes = [", &format!("nodes = [{:?}, ", stranger.node(0).address()));
+    std::fs::write(&path, text + "[cluster.pool]\nnode_connections = 5000\n").expect("the folder is ours");
+    finds("wal_level is minimal").await;
+    finds("the nodes are copies of different systems").await;
+    finds("pool.node_connections is 5000, but it gives ordinary users").await;
 }
 
 async fn the_doctor_finds_semi_synchronous_replication_that_is_none(make: Make) {
@@ -173,6 +276,8 @@ async fn the_doctor_finds_what_is_wrong_with_real_servers() {
 
     primary.run(&format!("REVOKE pg_monitor FROM {}", MONITOR.name)).await;
     finds(&format!("GRANT pg_monitor TO {}", MONITOR.name)).await;
+    let (code, said) = pointsman(&["check", "--connect"], &folder);
+    assert!(code == Some(69) && said.contains(&format!("GRANT pg_monitor TO {};", MONITOR.name)), "{said}");
     primary.run(&format!("GRANT pg_monitor TO {}", MONITOR.name)).await;
 
     cluster.pause_replay(2).expect("it obeys");

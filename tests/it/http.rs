@@ -6,7 +6,10 @@ use std::{
     time::Instant,
 };
 
-use pointsman::demo::{Port, servers::APP};
+use pointsman::{
+    admin::console::command::Show,
+    demo::{Port, servers::APP},
+};
 use serde_json::Value;
 
 use crate::support::{PATIENCE, Proxy, Stage, eventually};
@@ -68,13 +71,19 @@ fn check(value: &Value, schema: &Value, at: &str) {
 
 #[tokio::test]
 async fn every_answer_of_the_api_is_as_described() {
-    let stage =
-        Stage::set("CREATE TABLE t (x int)", &["admin.users = [{ name = 'root', password = 'hush-hush' }]"])
-            .await;
+    let stage = Stage::set(
+        "CREATE TABLE t (x int)",
+        &["admin.users = [{ name = 'root', password = 'hush-hush' }]", "admin.recent_statements = 10"],
+    )
+    .await;
     let session = stage.session().await;
     session.run("INSERT INTO t VALUES (1)").await;
     let described: Value = serde_json::from_str(OPENAPI).expect("it is JSON");
     assert_eq!(stage.proxy.http("/api/openapi.json"), OPENAPI);
+    for (_, what, _) in Show::ALL {
+        let path = format!("/api/v1/{}", what.to_lowercase());
+        assert!(described["paths"][&path].is_object(), "{path} is not described");
+    }
 
     for (path, item) in described["paths"].as_object().expect("it has paths") {
         let schema = &item["get"]["responses"]["200"]["content"]["application/json"]["schema"];

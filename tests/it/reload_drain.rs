@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::{Stage, client, eventually};
+use pointsman::demo::servers::{APP, Login};
+
+use crate::support::{Stage, client, eventually, proxy::login_error};
 
 #[tokio::test]
 async fn a_reload_applies_to_clients_that_stay() {
@@ -37,6 +39,37 @@ async fn a_faulty_file_changes_nothing_and_is_named_in_the_log() {
     assert!(stage.is_replica(session.port().await));
     assert_eq!(stage.session().await.value("SELECT 1").await, "1");
     assert_eq!(stage.proxy.metric("pointsman_config_last_reload_success", &[]), 0.0);
+}
+
+#[tokio::test]
+async fn a_reload_changes_what_is_logged() {
+    let mut stage = Stage::set("", &[]).await;
+    let lines = |stage: &Stage| stage.proxy.log().matches("a client did not get in").count();
+    let stranger = Login { name: APP.name, password: "not-it" };
+    // Logged at info, whatever becomes of it.
+    let fails = async |stage: &Stage| {
+        login_error(&stage.proxy.dsn_of(stranger, &stage.database.name)).await;
+    };
+    fails(&stage).await;
+    eventually("it speaks", async || lines(&stage) == 1).await;
+
+    stage.proxy.reload(&["log.level = 'warn'"]);
+    stage.proxy.wait_for_log("reloaded: log.level").await;
+    // The line stands a moment before the change.
+    eventually("it is quiet", async || {
+        let before = lines(&stage);
+        fails(&stage).await;
+        lines(&stage) == before
+    })
+    .await;
+
+    stage.proxy.reload(&["log.level = 'info'"]);
+    let before = lines(&stage);
+    eventually("it speaks again", async || {
+        fails(&stage).await;
+        lines(&stage) > before
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! `pointsman run --take-over`: a new process relieves the one that listens there.
 
 use std::{
+    io::{Read, Write},
+    net::TcpStream,
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -11,6 +13,23 @@ use std::{
 use pointsman::demo::{Keeper, Signal, signal};
 
 use crate::support::{Database, Proxy, client, cluster, code, eventually};
+
+/// Asks whether the endpoint is ready until told to stop; fails when nobody listens, or whoever
+/// answers is not. How often it was.
+fn ask_readiness(port: u16, over: &AtomicBool) -> usize {
+    let mut ready = 0;
+    while !over.load(Ordering::Relaxed) {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("somebody listens");
+        let mut answer = String::new();
+        let asked = stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n");
+        // Whoever was not yet accepted by the old process when it closed is reset, and asks again.
+        if asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() && !answer.is_empty() {
+            assert!(answer.contains(" 200 "), "{answer}");
+            ready += 1;
+        }
+    }
+    ready
+}
 
 #[tokio::test]
 async fn a_new_process_takes_over_and_no_client_is_refused() {
@@ -40,6 +59,11 @@ async fn a_new_process_takes_over_and_no_client_is_refused() {
         .collect();
     eventually("they are served", async || served.load(Ordering::Relaxed) > 20).await;
 
+    let http = old.http_port();
+    let readiness = std::thread::spawn({
+        let over = over.clone();
+        move || ask_readiness(http, &over)
+    });
     let keeper = Keeper::start().expect("threads are to be had");
     let mut command = Command::new(env!("CARGO_BIN_EXE_pointsman"));
     command.args(["run", "--take-over", "-c"]).arg(old.config_path());
@@ -56,6 +80,7 @@ async fn a_new_process_takes_over_and_no_client_is_refused() {
     for client in clients {
         client.await.expect("nobody was refused");
     }
+    assert!(readiness.join().expect("it is ready all the time") > 20);
     assert_eq!(database.ask(0, "SELECT count(*) FROM t"), "1");
     signal(new.id(), Signal::Kill);
     let _ = new.wait();

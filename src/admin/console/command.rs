@@ -42,6 +42,7 @@ shows! {
     Servers "SERVERS" "every server connection";
     Stats "STATS" "statements and times by cluster since the start";
     Routes "ROUTES" "how many statements went where, and why";
+    Statements "STATEMENTS" "the last routed statements, without literals, while admin.recent_statements is set";
     Config "CONFIG" "every key of the configuration in force; no secrets";
     Databases "DATABASES" "where each database's clients go";
     Lists "LISTS" "how many there are of what";

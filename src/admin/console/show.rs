@@ -95,6 +95,18 @@ impl Show {
                 "clients#",
             ],
             Self::Routes => &["cluster", "node", "access", "reason", "statements#", "note"],
+            Self::Statements => &[
+                "time",
+                "cluster",
+                "node",
+                "access",
+                "reason",
+                "choice",
+                "wait_seconds~",
+                "seconds~",
+                "fingerprint",
+                "statement",
+            ],
             Self::Config => &["key", "value"],
             Self::Databases => &[
                 "name",
@@ -127,6 +139,7 @@ impl Show {
             Self::Servers => each(control, |cluster| servers(cluster, &mut table)),
             Self::Stats => each(control, |cluster| stats(cluster, &mut table)),
             Self::Routes => each(control, |cluster| routes(cluster, &mut table)),
+            Self::Statements => each(control, |cluster| statements(cluster, &mut table)),
             Self::Databases => each(control, |cluster| databases(cluster, &mut table)),
             Self::Lists => lists(control, &mut table),
             Self::Events => each(control, |cluster| events(cluster, &mut table)),
@@ -356,6 +369,23 @@ fn routes(cluster: &dyn Managed, table: &mut Table) {
             ];
             table.push(row);
         }
+    }
+}
+
+fn statements(cluster: &dyn Managed, table: &mut Table) {
+    for (routed, text) in cluster.recent() {
+        table.push(vec![
+            cell(humantime::format_rfc3339_millis(routed.at)),
+            cell(cluster.name()),
+            cell(&routed.node),
+            cell(routed.access.label()),
+            cell(routed.reason.label()),
+            routed.why.map(|why| why.label().to_owned()),
+            cell(format!("{:.6}", routed.waited.as_secs_f64())),
+            cell(format!("{:.6}", routed.took.as_secs_f64())),
+            cell(format!("{:016x}", routed.fingerprint)),
+            text.map(|text| text.to_string()),
+        ]);
     }
 }
 

@@ -113,7 +113,10 @@ async fn metrics_text(State(door): State<Door>) -> Response {
 /// Ready: every cluster has a primary; with `?reads`, something that serves reads is enough.
 async fn ready(State(door): State<Door>, Query(query): Query<Map<String, Value>>) -> Response {
     let refused = |text: String| (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
-    if door.control.shutdown().phase() != Phase::Running {
+    // Whoever is still connected when another process has taken over asks about the endpoint, which
+    // that one serves.
+    let shutdown = door.control.shutdown();
+    if shutdown.phase() != Phase::Running && !shutdown.has_yielded() {
         return refused("draining\n".to_owned());
     }
     let reads = query.contains_key("reads");
@@ -236,7 +239,7 @@ async fn status(State(door): State<Door>) -> Json<Value> {
     }))
 }
 
-/// Server-sent events: `history` once, then a `sample` a second.
+/// Server-sent events: `history` once, then a `sample` a second, and `statements` where they are kept.
 async fn follow(State(door): State<Door>) -> Response {
     let Ok(place) = door.streams.clone().try_acquire_owned() else {
         return (StatusCode::SERVICE_UNAVAILABLE, "too many pages are open\n").into_response();
@@ -251,8 +254,8 @@ fn events(door: &Door, place: OwnedSemaphorePermit) -> impl Stream<Item = Result
     let coming = stream::unfold((fresh, place), |(mut fresh, place)| async move {
         loop {
             match fresh.recv().await {
-                Ok(sample) => {
-                    return Some((Ok(Event::default().event("sample").data(&*sample)), (fresh, place)));
+                Ok((name, text)) => {
+                    return Some((Ok(Event::default().event(name).data(&*text)), (fresh, place)));
                 }
                 // A page that is too slow misses some samples.
                 Err(RecvError::Lagged(_)) => {}
@@ -262,6 +265,7 @@ fn events(door: &Door, place: OwnedSemaphorePermit) -> impl Stream<Item = Result
     });
     stream::once(async { Ok(history) })
         .chain(coming)
-        // Otherwise an open page would keep a stopping proxy from ending.
-        .take_until(async move { shutdown.stopping().await })
+        // Otherwise an open page would keep a stopping proxy from ending, and go on showing one that
+        // another process has relieved.
+        .take_until(async move { shutdown.doors_close().await })
 }

@@ -12,6 +12,8 @@ use tokio::sync::broadcast;
 
 use crate::{
     admin::control::{Control, Managed},
+    recent::Routed,
+    route::Why,
     sql::Access,
     topology::State,
 };
@@ -25,15 +27,21 @@ const KEPT: usize = 300;
 /// Samples that a slow page may be behind before it misses some.
 const QUEUE: usize = 16;
 
+/// Routed statements that a page is told of.
+const STATEMENTS: usize = 50;
+
 /// Events that every sample carries.
 const EVENTS: usize = 50;
 
 const ACCESSES: [(Access, &str); 2] = [(Access::Read, "read"), (Access::Write, "write")];
 
+/// One event for open pages: its name, and a JSON text.
+pub type Told = (&'static str, Arc<str>);
+
 /// The samples so far and those to come, each a JSON text.
 pub struct Recorder {
     kept: Mutex<VecDeque<Arc<str>>>,
-    fresh: broadcast::Sender<Arc<str>>,
+    fresh: broadcast::Sender<Told>,
 }
 
 impl Recorder {
@@ -46,7 +54,7 @@ impl Recorder {
     }
 
     /// What is kept, and what comes from now on: nothing lies between the two.
-    pub fn follow(&self) -> (Vec<Arc<str>>, broadcast::Receiver<Arc<str>>) {
+    pub fn follow(&self) -> (Vec<Arc<str>>, broadcast::Receiver<Told>) {
         let kept = self.kept.lock();
         (kept.iter().cloned().collect(), self.fresh.subscribe())
     }
@@ -58,7 +66,19 @@ impl Recorder {
         }
         kept.push_back(sample.clone());
         // Nobody may be looking.
-        let _ = self.fresh.send(sample);
+        let _ = self.fresh.send(("sample", sample));
+    }
+
+    /// Tells open pages of the last routed statements, where they are kept.
+    fn tell_statements(&self, control: &Control) {
+        let keeps = |cluster: &&Arc<dyn Managed>| cluster.recent_limit() > 0;
+        if self.fresh.receiver_count() == 0 || !control.clusters().iter().any(|cluster| keeps(&cluster)) {
+            return;
+        }
+        let clusters = control.clusters().iter().filter(keeps);
+        let all: serde_json::Map<String, Value> =
+            clusters.map(|cluster| (cluster.name().to_string(), statements(&**cluster))).collect();
+        let _ = self.fresh.send(("statements", Value::Object(all).to_string().into()));
     }
 }
 
@@ -83,6 +103,7 @@ async fn run(recorder: Arc<Recorder>, control: Control) {
             "clusters": clusters,
         });
         recorder.add(sample.to_string().into());
+        recorder.tell_statements(&control);
     }
 }
 
@@ -143,11 +164,30 @@ fn sample(cluster: &dyn Managed, before: &mut Before) -> Value {
         "without_primary_seconds": snapshot.without_primary_since.map(|(since, _)| since.elapsed().as_secs_f64()),
         "clients": cluster.metrics().clients.get(),
         "held": cluster.metrics().held.get(),
+        "recent": cluster.recent_limit(),
         "nodes": nodes(cluster, &by_node),
         "reasons": reasons,
         "latency": latency,
         "events": events,
     })
+}
+
+/// The last routed statements, newest first.
+fn statements(cluster: &dyn Managed) -> Value {
+    let one = |(routed, text): (Routed, Option<Arc<str>>)| {
+        json!({
+            "time": unix_millis(routed.at),
+            "node": &*routed.node,
+            "access": routed.access.label(),
+            "reason": routed.reason.label(),
+            "choice": routed.why.map(Why::label),
+            "waited": routed.waited.as_secs_f64(),
+            "seconds": routed.took.as_secs_f64(),
+            "fingerprint": format!("{:016x}", routed.fingerprint),
+            "text": text.as_deref(),
+        })
+    };
+    cluster.recent().into_iter().rev().take(STATEMENTS).map(one).collect()
 }
 
 fn nodes(cluster: &dyn Managed, rates: &HashMap<(Arc<str>, &'static str), f64>) -> Vec<Value> {

@@ -62,7 +62,7 @@ pub static TABLES: &[Table] = &[
     },
     Table {
         path: "admin",
-        about: "The doors of the control plane. A door that is not named is closed; a change needs a restart, but for `users`.",
+        about: "The doors of the control plane. A door that is not named is closed; a change needs a restart, but for `users` and `recent_statements`.",
         shape: Shape::Single,
         keys: &[
             key(
@@ -88,6 +88,12 @@ pub static TABLES: &[Table] = &[
                 unset("nobody", "[{ name = \"admin\", password = { env = \"POINTSMAN_ADMIN_PASSWORD\" } }]"),
                 "list of `{ name, password }`",
                 "Who may log in there. While it is empty the console is closed to everybody.",
+            ),
+            key(
+                "recent_statements",
+                Default("0"),
+                "number up to 1000, zero: off",
+                "Routed statements of each cluster that are kept for `SHOW STATEMENTS` and the dashboard: with fingerprint, node, reason and times, their texts without literals. Every statement takes a lock for it.",
             ),
         ],
     },

@@ -115,7 +115,11 @@ impl fmt::Display for Event {
             Self::NoPrimary { lost: Some(lost), why } => write!(f, "{lost} is no longer the primary: {why}"),
             Self::NoPrimary { lost: None, why } => write!(f, "there is no primary: {why}"),
             Self::Changed { address, role, was, state } => {
-                write!(f, "{address} is {}, was {}, role {}", state.label(), was.label(), role.label())?;
+                if was.label() == state.label() {
+                    write!(f, "{address} is {}, role {} from now on", state.label(), role.label())?;
+                } else {
+                    write!(f, "{address} is {}, was {}, role {}", state.label(), was.label(), role.label())?;
+                }
                 match state {
                     State::Fenced(why) => write!(f, ": {why}"),
                     _ => Ok(()),
