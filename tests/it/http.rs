@@ -141,3 +141,25 @@ async fn off_loopback_the_api_asks_for_a_login() {
     }
     assert_eq!(get(port, "/api/v1/secrets", Some("cm9vdDpodXNoLWh1c2g=")).0, 404);
 }
+
+#[tokio::test]
+async fn whoever_holds_connections_open_keeps_nobody_out_for_long() {
+    let stage = Stage::set("", &[]).await;
+    let port = stage.proxy.http_port();
+    let crowd: Vec<TcpStream> =
+        (0..400).filter_map(|_| TcpStream::connect(("127.0.0.1", port)).ok()).collect();
+    let ended = |stream: &TcpStream| {
+        stream.set_nonblocking(true).expect("it is a socket");
+        // Somebody who is waited for has nothing to read.
+        !matches!(stream.peek(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+
+    eventually("those beyond the bound are closed", async || {
+        crowd.iter().filter(|one| ended(one)).count() > 100
+    })
+    .await;
+    assert_eq!(stage.session().await.value("SELECT 1").await, "1");
+    eventually("so are those who say nothing", async || crowd.iter().all(ended)).await;
+
+    assert_eq!(get(port, "/healthz", None).0, 200);
+}

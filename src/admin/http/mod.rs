@@ -5,7 +5,7 @@
 
 mod sample;
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc};
+use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -20,11 +20,16 @@ use axum::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures_util::{Stream, StreamExt, stream};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, broadcast::error::RecvError},
 };
 
@@ -39,10 +44,17 @@ use crate::{
         control::{Control, Managed},
     },
     config::{Engine, SecretForm},
+    listener::ACCEPT_PAUSE,
     postgres::login::Verifier,
-    shutdown::Phase,
+    shutdown::{Phase, Shutdown},
     topology::{Role, State as NodeState},
 };
+
+/// Connections on one address at a time: `/metrics` asks nobody who they are.
+const MAX_CONNECTIONS: usize = 256;
+
+/// How long a client may take to ask, the first time and again.
+const ASKED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Pages that are kept up to date at a time.
 const MAX_STREAMS: usize = 64;
@@ -70,18 +82,51 @@ pub fn open(listeners: Vec<TcpListener>, control: &Control) -> io::Result<Socket
     let recorder = Recorder::start(control.clone());
     let streams = Arc::new(Semaphore::new(MAX_STREAMS));
     for listener in listeners {
-        let shutdown = control.shutdown().clone();
         let door = Door { control: control.clone(), recorder: recorder.clone(), streams: streams.clone() };
         let router = router(door, listener.local_addr()?.ip().is_loopback());
-        let served =
-            axum::serve(listener, router).with_graceful_shutdown(async move { shutdown.doors_close().await });
-        tokio::spawn(async move {
-            if let Err(error) = served.await {
-                tracing::error!(%error, "the HTTP door has closed");
-            }
-        });
+        tokio::spawn(accept(listener, router, control.shutdown().clone()));
     }
     Ok(first)
+}
+
+async fn accept(listener: TcpListener, router: Router, shutdown: Shutdown) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.doors_close() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((socket, _)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        // Beyond the bound the connection is closed.
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let (router, shutdown) = (router.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            serve(socket, router, &shutdown).await;
+        });
+    }
+}
+
+/// Answers one connection; what is under way when the doors close is answered still.
+async fn serve(socket: TcpStream, router: Router, shutdown: &Shutdown) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ASKED_WITHIN)
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(router));
+    let mut connection = pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = shutdown.doors_close() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection to the HTTP door has ended");
+    }
 }
 
 fn router(door: Door, loopback: bool) -> Router {
