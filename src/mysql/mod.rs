@@ -9,6 +9,7 @@ mod frontend;
 #[doc(hidden)]
 pub mod fuzzing;
 mod gate;
+mod group;
 pub mod login;
 pub mod packet;
 mod prepared;

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::backend::{Backend, Row};
+use super::{
+    backend::{Backend, Row},
+    group::{self, Membership},
+};
 use crate::{
     protocol::Fault,
     topology::{Claim, Facts, GtidSet, Incarnation, Position, ProbeFault, Writers},
@@ -20,7 +23,9 @@ SELECT @@GLOBAL.read_only, @@GLOBAL.server_id, @@GLOBAL.max_connections, @@versi
 const MYSQL: &str = "\
 SELECT @@GLOBAL.read_only OR @@GLOBAL.super_read_only, @@GLOBAL.server_id, @@GLOBAL.max_connections, @@version, \
  (SELECT variable_value FROM performance_schema.global_status WHERE variable_name = 'Uptime'), \
- UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_executed, '', @@GLOBAL.server_uuid, ''";
+ UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_executed, '', @@GLOBAL.server_uuid, '', \
+ (SELECT COUNT(*) FROM information_schema.plugins \
+   WHERE plugin_name = 'group_replication' AND plugin_status = 'ACTIVE')";
 
 /// Rows only where a source is configured, also while its threads are stopped (hard case 10).
 const MARIADB_SOURCES: &str = "SHOW ALL SLAVES STATUS";
@@ -39,7 +44,11 @@ pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
         (false, _) => OLD_SOURCES,
     };
     let has_source = !server.query_all(sources).await.map_err(fault)?.is_empty();
-    let mut facts = read(row, version, has_source).ok_or(ProbeFault::Nonsense)?;
+    let membership = match (text(row, 10), text(row, 8)) {
+        (Some("1"), Some(uuid)) => group::ask(server, uuid).await.map_err(fault)?,
+        _ => Membership::None,
+    };
+    let mut facts = read(row, version, has_source, membership).ok_or(ProbeFault::Nonsense)?;
     facts.incarnation.started = server.shared.steady_start(&server.address, facts.incarnation.started);
     Ok(facts)
 }
@@ -66,7 +75,7 @@ fn text(row: &Row, column: usize) -> Option<&str> {
 }
 
 /// Reads the probe's row; `None` when it makes no sense.
-fn read(row: &Row, version: u32, has_source: bool) -> Option<Facts> {
+fn read(row: &Row, version: u32, has_source: bool, membership: Membership) -> Option<Facts> {
     let read_only = text(row, 0)? != "0";
     let uptime: i64 = text(row, 4)?.parse().ok()?;
     let now = text(row, 5)?.split('.').next()?.parse::<i64>().ok()?;
@@ -78,7 +87,7 @@ fn read(row: &Row, version: u32, has_source: bool) -> Option<Facts> {
         state => Some(state.parse().ok()?),
     };
     let writers = writers.map(|writers| Arc::new(writers.with(&executed)));
-    let is_replica = has_source || read_only;
+    let is_replica = has_source || read_only || membership == Membership::Other;
     let position = |set: GtidSet| Some(Position::Mysql(Arc::new(set)));
     Some(Facts {
         incarnation: Incarnation { system: text(row, 8)?.into(), started: now - uptime * 1_000_000 },
@@ -125,13 +134,19 @@ mod tests {
 
     #[test]
     fn a_server_with_a_source_is_a_replica_even_when_it_takes_writes() {
-        for (read_only, has_source, claim) in [
-            ("0", false, Claim::Primary),
-            ("0", true, Claim::Replica),
-            ("1", false, Claim::Replica),
-            ("1", true, Claim::Replica),
+        for (read_only, has_source, membership, claim) in [
+            ("0", false, Membership::None, Claim::Primary),
+            ("0", true, Membership::None, Claim::Replica),
+            ("1", false, Membership::None, Claim::Replica),
+            ("1", true, Membership::None, Claim::Replica),
+            ("0", false, Membership::Writer, Claim::Primary),
+            // It takes writes as all members of its group do, or is cut off from them.
+            ("0", false, Membership::Other, Claim::Replica),
+            // A group that follows another group.
+            ("1", true, Membership::Writer, Claim::Replica),
         ] {
-            let facts = read(&row(read_only, "0-1-5", ""), 101_119, has_source).expect("it is well-formed");
+            let facts = read(&row(read_only, "0-1-5", ""), 101_119, has_source, membership)
+                .expect("it is well-formed");
             assert_eq!(facts.claim, claim);
             assert_eq!(
                 (facts.written.is_some(), facts.replayed.is_some()),
@@ -142,7 +157,8 @@ mod tests {
 
     #[test]
     fn what_a_primary_has_written_is_all_that_its_binlog_has() {
-        let facts = read(&row("0", "0-1-5,1-2-9", "0-1-7"), 101_119, false).expect("it is well-formed");
+        let facts = read(&row("0", "0-1-5,1-2-9", "0-1-7"), 101_119, false, Membership::None)
+            .expect("it is well-formed");
         assert_eq!(facts.written.map(|position| position.to_string()).as_deref(), Some("0-1-7,1-2-9"));
         assert_eq!(facts.incarnation.started, 1_699_999_900_000_000);
     }

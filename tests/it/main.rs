@@ -31,6 +31,7 @@ mod metrics;
 mod mysql_consistency;
 mod mysql_drivers;
 mod mysql_failover;
+mod mysql_groups;
 mod mysql_login;
 mod mysql_servers;
 mod mysql_session;

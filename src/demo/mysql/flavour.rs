@@ -112,6 +112,7 @@ impl Flavour {
             ),
             Self::Mysql { .. } => format!(
                 "GRANT REPLICATION CLIENT, PROCESS, SHOW_ROUTINE, SHOW VIEW, TRIGGER ON *.* TO {monitor}@'%';
+                 GRANT SELECT ON performance_schema.replication_group_members TO {monitor}@'%';
                  GRANT ALL ON *.* TO {app}@'%'; REVOKE SUPER, CONNECTION_ADMIN ON *.* FROM {app}@'%';
                  RESET BINARY LOGS AND GTIDS"
             ),
