@@ -22,6 +22,7 @@ both_makes!(
     a_failover_with_semi_synchronous_replication_keeps_every_acknowledged_write,
     a_killed_replica_fails_no_reads_and_is_taken_back,
     a_promoted_replica_gets_the_writes_and_the_old_primary_none,
+    an_old_primary_that_others_write_to_is_not_the_newer_one_for_that,
     reads_after_a_write_wait_for_no_replica_and_never_see_old_data,
 );
 
@@ -145,6 +146,46 @@ async fn a_promoted_replica_gets_the_writes_and_the_old_primary_none(make: Make)
     let old = cluster.node(0).port();
     let session = tokio::sync::Mutex::new(session);
     eventually("it serves reads as a replica", async || session.lock().await.port().await == old).await;
+}
+
+/// Hard case 8. The old primary counts further than the new one, but with transactions of its own.
+async fn an_old_primary_that_others_write_to_is_not_the_newer_one_for_that(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+    let proxy = mysql::proxy(&cluster, &[]).await;
+    let old = cluster.node(0);
+    let probes = || old.statements().matches("UNIX_TIMESTAMP(SYSDATE(6))").count();
+    let asked_again = async || {
+        let before = probes();
+        eventually("it is asked again", async || probes() > before + 2).await;
+    };
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    cluster.promote(1).expect("a replica takes over");
+    cluster.follow(2, 1).expect("the other follows it");
+    let mut session = Session::open(proxy.port(), APP, &schema).await;
+    session.run("INSERT INTO t VALUES (1)").await;
+
+    cluster.start_node(0).expect("it recovers");
+    proxy.wait_for_log("fenced").await;
+    old.sql(&schema, &"INSERT INTO t VALUES (-1);".repeat(100)).expect("it takes writes");
+    asked_again().await;
+    session.run("INSERT INTO t VALUES (2)").await;
+    assert_eq!(session.value("SELECT GROUP_CONCAT(x ORDER BY x) FROM t").await, "1,2");
+    assert_eq!(
+        session.value("/* pointsman: primary */ SELECT @@port").await,
+        cluster.node(1).port().to_string()
+    );
+
+    // A position of MariaDB's does not tell that this replica lacks all that came since.
+    cluster.follow(0, 1).expect("it obeys");
+    asked_again().await;
+    if make == Make::MariaDb {
+        proxy.wait_for_log("it has transactions that the primary lacks").await;
+    }
+    for x in 3..20 {
+        session.run(&format!("INSERT INTO t VALUES ({x})")).await;
+        assert_eq!(session.value("SELECT MAX(x) FROM t").await, x.to_string());
+    }
 }
 
 async fn reads_after_a_write_wait_for_no_replica_and_never_see_old_data(make: Make) {
