@@ -596,7 +596,9 @@ fn with_access(intent: &Arc<Intent>, access: Access) -> Arc<Intent> {
 /// What two statements do together.
 fn join(first: &Arc<Intent>, second: &Arc<Intent>, executed: bool) -> Arc<Intent> {
     let mut joined = Intent::clone(first);
-    if joined.access == Access::Read && second.access == Access::Write {
+    // What changes data says more than what only begins a transaction or asks the server.
+    let says_more = second.reason.changes_data() && !joined.reason.changes_data();
+    if second.access == Access::Write && (joined.access == Access::Read || says_more) {
         joined.access = Access::Write;
         joined.reason = second.reason;
     }

@@ -572,11 +572,7 @@ fn all_of(before: Option<Tables>, more: &Tables) -> Tables {
 
 /// Whether its success may have changed data that others can see.
 fn may_write(intent: &Intent) -> bool {
-    intent.access == Access::Write
-        && !matches!(
-            intent.reason,
-            Reason::Session | Reason::Server | Reason::State | Reason::Transaction | Reason::Hint
-        )
+    intent.access == Access::Write && intent.reason.changes_data()
 }
 
 fn parse_bool(value: &str) -> Option<bool> {

@@ -155,6 +155,11 @@ impl Reason {
         }
     }
 
+    /// Whether a statement that is a write for this reason may change data that others can see.
+    pub const fn changes_data(self) -> bool {
+        !matches!(self, Self::Session | Self::Server | Self::State | Self::Transaction | Self::Hint)
+    }
+
     /// One sentence for people.
     pub const fn explanation(self) -> &'static str {
         match self {

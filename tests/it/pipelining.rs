@@ -274,6 +274,24 @@ async fn an_error_after_a_write_under_one_sync_undoes_it() {
 }
 
 #[tokio::test]
+async fn what_a_pipelined_transaction_wrote_is_seen_by_later_reads() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+
+    let first_is_no_write = [
+        Batch::new().run("BEGIN", &[]).run("INSERT INTO t VALUES (1)", &[]).run("COMMIT", &[]),
+        Batch::new().run("SHOW transaction_read_only", &[]).run("INSERT INTO t VALUES (1)", &[]),
+        Batch::new().run("SELECT pg_is_in_recovery()", &[]).run("DELETE FROM t", &[]),
+    ];
+
+    for batch in first_is_no_write {
+        let mut wire = stage.wire().await;
+        wire.ask(&batch.sync()).await;
+        let position = wire.ask(&Batch::new().query("SHOW pointsman.position")).await;
+        assert_ne!(first_columns(&position), [""], "its reads are bound to nothing");
+    }
+}
+
+#[tokio::test]
 async fn a_long_pipeline_of_reads_and_writes_keeps_its_order() {
     const UNITS: usize = 500;
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;

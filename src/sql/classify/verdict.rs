@@ -117,9 +117,13 @@ impl Verdict {
         self.effect(Effect::Pin(reason));
     }
 
-    /// Makes a read a write; what is one already keeps its reason.
+    /// Makes a read a write. What is one already keeps its reason, unless that one says less: later
+    /// reads must see what a statement changes, whatever else it does.
     pub fn raise(&mut self, reason: Reason) {
-        if self.access == Access::Read {
+        // What was not parsed has been weighed word by word: what is known of it stands.
+        let known = reason != Reason::Unparsed;
+        let says_more = known && reason.changes_data() && !self.reason.changes_data();
+        if self.access == Access::Read || says_more {
             self.access = Access::Write;
             self.reason = reason;
         }

@@ -75,6 +75,7 @@ fn postgres_writes_go_to_the_primary() {
         ("COMMIT PREPARED 'x'", Reason::Command),
         ("ROLLBACK PREPARED 'x'", Reason::Command),
         ("SELECT f(1)", Reason::Function),
+        ("SELECT nextval('s'), f(1)", Reason::Function),
         ("SELECT public.lower('A')", Reason::Function),
         ("SELECT * FROM f(1)", Reason::Function),
         ("SELECT pg_notify('a', 'b')", Reason::Function),
