@@ -230,12 +230,12 @@ pub(super) fn set_config(phrase: &Phrase<'_>) -> Option<Verdict> {
     let items = phrase.from(1).split_commas();
     let mut verdict = Verdict::session();
     for item in &items {
-        verdict.effect(set_config_item(item)?);
+        set_config_item(item, &mut verdict)?;
     }
     Some(verdict)
 }
 
-fn set_config_item(item: &Phrase<'_>) -> Option<Effect> {
+fn set_config_item(item: &Phrase<'_>, verdict: &mut Verdict) -> Option<()> {
     let at = if item.is(0, "pg_catalog") && item.punct(1, b'.') { 2 } else { 0 };
     let closing = item.closing(at + 1).filter(|_| item.name(at).as_deref() == Some("set_config"))?;
     // Behind it at most an alias.
@@ -263,13 +263,19 @@ fn set_config_item(item: &Phrase<'_>) -> Option<Effect> {
     };
     if let Some(name) = name.strip_prefix(PROXY) {
         let (name, value) = (name.into(), value_read.into());
-        return Some(Effect::Proxy(ProxyCommand::Set { name, value }));
+        verdict.effect(Effect::Proxy(ProxyCommand::Set { name, value }));
+        return Some(());
+    }
+    if scope == Scope::Local {
+        // Nothing to carry; and unlike SET LOCAL it is answered with a row, which only a server knows.
+        return Some(());
     }
     let call = item.range(at + 1..closing + 1).source_text()?;
-    Some(Effect::Set {
+    verdict.effect(Effect::Set {
         name: name.into(),
         value: value.source_text()?.into(),
         statement: format!("SELECT pg_catalog.set_config{call}").into(),
         scope,
-    })
+    });
+    Some(())
 }
