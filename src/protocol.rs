@@ -296,6 +296,8 @@ pub struct Terms<'a> {
     /// Statements the session was told succeeded and that were kept back (a lazy BEGIN): they run
     /// first; if one fails, the request gets that error and does not run.
     pub ahead: &'a [Box<str>],
+    /// What goes ahead sets modes of its transaction, which is possible only as the first thing in it.
+    pub ahead_sets_modes: bool,
     /// Which errors are kept back and returned as [`Fault::Refused`], as long as nothing was
     /// forwarded.
     pub may_refuse: MayRefuse,

@@ -18,13 +18,19 @@ use super::{
 };
 use crate::{
     inbox::Inbox,
-    protocol::{Fault, Forwarded, Refused, RefusedCause, Transaction},
+    protocol::{Fault, Forwarded, Refused, RefusedCause, Terms, Transaction},
     sql::{
         Access, Effect, Intent, PinReason,
         effects::{Discard, Scope},
     },
     stream::{Home, Stream},
 };
+
+/// Whether DISCARD SEQUENCES may share the request's transaction. It takes a snapshot, behind which
+/// a transaction's modes cannot be set any more.
+fn rides_ahead(intent: &Intent, terms: &Terms<'_>) -> bool {
+    intent.joins && !terms.ahead_sets_modes
+}
 
 /// The key of an unnamed statement that nobody asked for.
 pub(super) const UNKNOWN_STATEMENT: u128 = u128::MAX;
@@ -119,20 +125,24 @@ impl Backend {
     }
 
     /// Clears what an earlier session left that `intent` could see, ahead of it.
-    pub(super) fn put_clearing(&mut self, session: u64, intent: &Intent, out: &mut Vec<u8>) {
-        // A read cannot see sequence values: currval and lastval are never classified as one.
-        let foreign = self.drew.is_some_and(|drew| drew != session);
-        if foreign && intent.access == Access::Write && intent.joins && self.transaction == Transaction::Idle
-        {
+    pub(super) fn put_clearing(&mut self, intent: &Intent, terms: &Terms<'_>, out: &mut Vec<u8>) {
+        if self.is_foreign_to(intent, terms) && rides_ahead(intent, terms) {
             encode::put_ahead(&["DISCARD SEQUENCES".into()], out, &mut self.expect);
             self.drew = None;
         }
     }
 
     /// What must happen before a request that this cannot ride ahead of.
-    pub(super) fn needs_clearing(&self, session: u64, intent: &Intent) -> bool {
-        let foreign = self.drew.is_some_and(|drew| drew != session);
-        foreign && intent.access == Access::Write && !intent.joins && self.transaction == Transaction::Idle
+    pub(super) fn needs_clearing(&self, intent: &Intent, terms: &Terms<'_>) -> bool {
+        self.is_foreign_to(intent, terms) && !rides_ahead(intent, terms)
+    }
+
+    /// Whether the request could see sequence values of another session.
+    fn is_foreign_to(&self, intent: &Intent, terms: &Terms<'_>) -> bool {
+        // A read cannot see any: currval and lastval are never classified as one.
+        self.drew.is_some_and(|drew| drew != terms.session)
+            && intent.access == Access::Write
+            && self.transaction == Transaction::Idle
     }
 
     pub(super) fn cleared(&mut self) {

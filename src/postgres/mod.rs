@@ -173,7 +173,7 @@ impl protocol::Backend<Postgres> for Backend {
         frontend: &mut Frontend,
         terms: &Terms<'_>,
     ) -> Result<Reply, Fault> {
-        if self.needs_clearing(terms.session, &request.intent) {
+        if self.needs_clearing(&request.intent, terms) {
             crate::standing::watched(terms.watch, self.execute_all(&["DISCARD SEQUENCES".into()])).await?;
             self.cleared();
         }

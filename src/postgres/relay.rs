@@ -250,7 +250,7 @@ impl<'a> Relay<'a> {
     fn encode(&mut self, request: &Request<Box<Batch>>, out: &mut Vec<u8>) -> Result<bool, Fault> {
         let batch = &request.wire;
         let backend = &mut *self.backend;
-        backend.put_clearing(self.terms.session, &request.intent, out);
+        backend.put_clearing(&request.intent, &self.terms, out);
         let wanted = self.frontend.carried.now();
         if backend.carried.now().hash() != wanted.hash() {
             let statements = wanted.statements_from(backend.carried.now());

@@ -280,6 +280,11 @@ impl State {
         self.held.as_ref().filter(|_| !self.deferred).map_or(&[], |held| &held.statements)
     }
 
+    /// Whether they give their transaction an isolation, or make it read-only or deferrable.
+    pub fn held_sets_modes(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.modes != TransactionModes::default())
+    }
+
     /// A transaction is held that no server knows of.
     pub fn is_holding(&self) -> bool {
         self.held.is_some()
