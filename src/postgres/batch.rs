@@ -32,7 +32,8 @@ pub struct Batch {
     pub executes: u32,
     /// The unnamed statement that messages before a new definition of it mean.
     pub previous_unnamed: Option<(u128, Box<[u8]>)>,
-    /// Names of statements of SQL PREPARE that its messages use: they must exist under them.
+    /// Names that its messages use as they are: the server must have under them what the client has, be
+    /// it a statement of SQL PREPARE or none.
     pub own: SmallVec<[Box<[u8]>; 0]>,
 }
 

@@ -380,7 +380,7 @@ impl Frontend {
             }
             None => {
                 unit.add_unknown();
-                return if name.is_empty() { Subject::Unnamed(None) } else { Subject::Plain };
+                return unit.nobodys(name);
             }
         };
         let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
@@ -421,7 +421,7 @@ impl Frontend {
                 self.statements.expect(name, None);
                 return Subject::CloseNamed;
             }
-            return Subject::Plain;
+            return unit.nobodys(name);
         }
         match self.statements.resolve(name) {
             Some(Resolved::Named(statement)) => {
@@ -437,7 +437,7 @@ impl Frontend {
             }
             None => {
                 unit.add_unknown();
-                if name.is_empty() { Subject::Unnamed(None) } else { Subject::Plain }
+                unit.nobodys(name)
             }
         }
     }
@@ -533,6 +533,16 @@ impl Unit {
             if let Effect::Execute { name } = effect {
                 self.own.push(name.as_bytes().into());
             }
+    /// A name that the client has not given to any statement. Where the server connection has one of
+    /// that name it is another session's, and goes first: the server's error is the answer.
+    fn nobodys(&mut self, name: &[u8]) -> Subject {
+        if name.is_empty() {
+            return Subject::Unnamed(None);
+        }
+        self.own.push(name.into());
+        Subject::Plain
+    }
+
         }
     }
 

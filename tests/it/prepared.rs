@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::support::{
     Stage, code, ports,
-    wire::{Batch, first_columns, tags},
+    wire::{Batch, Frame, first_columns, tags},
 };
 
 #[tokio::test]
@@ -207,4 +207,27 @@ async fn a_prepared_statement_that_a_replica_refused_is_a_write_from_then_on() {
     }
 
     assert_eq!(stage.proxy.metric("pointsman_reroutes_total", &["reason=\"writes\""]), 1.0);
+}
+
+#[tokio::test]
+async fn a_name_that_one_client_gave_means_nothing_to_another() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let owner = stage.session().await;
+    owner.run("PREPARE mine AS SELECT txid_current() > 0").await;
+    assert_eq!(owner.value("EXECUTE mine").await, "t");
+
+    // On the same server connection, where the statement has that name.
+    let mut other = stage.wire().await;
+    for batch in [
+        Batch::new().run("SELECT txid_current()", &[]).bind("", "mine", &[]).execute("", 0),
+        Batch::new().run("SELECT txid_current()", &[]).describe_statement("mine"),
+    ] {
+        let answer = other.ask(&batch.sync()).await;
+        let error = answer.iter().find(|frame| frame.tag == b'E').map(Frame::code);
+        assert_eq!(error.as_deref(), Some("26000"), "{}", tags(&answer));
+        assert_eq!(owner.value("EXECUTE mine").await, "t");
+    }
+    other.ask(&Batch::new().run("SELECT txid_current()", &[]).close_statement("mine").sync()).await;
+
+    assert_eq!(owner.value("EXECUTE mine").await, "t");
 }
