@@ -50,6 +50,9 @@ pub enum End {
     Whole,
     /// The client waits for what it has asked so far.
     Flush,
+    /// Data of a COPY follows without waiting for the server to ask for it: whether it does is to be
+    /// found out first.
+    Copy,
     /// More follows, without an answer being due. `tail`: bytes of the last message that have
     /// not arrived.
     More { tail: usize },
@@ -108,6 +111,9 @@ pub fn cut(data: &[u8]) -> Result<Cut, Refusal> {
             b'Q' | b'F' | b'X' if at > 0 => return Ok(more(at, 0)),
             b'X' => return Ok(Cut::Terminate),
             b'c' | b'd' | b'f' | b'p' if at == 0 => return Ok(Cut::Skip(header.length)),
+            b'c' | b'd' | b'f' => {
+                return Ok(Cut::Unit { kind: Kind::Extended, length: at, end: End::Copy });
+            }
             b'Q' | b'F' => return Ok(single(data, header)),
             _ => {}
         }

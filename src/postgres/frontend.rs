@@ -116,7 +116,7 @@ impl Frontend {
                 self.skip = tail;
                 Ok(())
             }
-            End::Flush => Ok(()),
+            End::Flush | End::Copy => Ok(()),
         }
     }
 
@@ -362,7 +362,7 @@ impl Frontend {
     fn bind(&mut self, body: &[u8], unit: &mut Unit) -> Subject {
         let names = frame::split_cstring(body)
             .and_then(|(portal, rest)| frame::split_cstring(rest).map(|(name, rest)| (portal, name, rest)));
-        let Some((portal, name, _)) = names else {
+        let Some((portal, name, values)) = names else {
             unit.add_unknown();
             return Subject::Plain;
         };
@@ -384,7 +384,8 @@ impl Frontend {
             }
         };
         let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
-        unit.bound_text = text;
+        // Values for a statement that has no place for any are the server's to complain of.
+        unit.bound_text = text.filter(|_| !has_values(values));
         unit.add(&intent, false);
         self.portals.retain(|(other, _)| **other != *portal);
         if self.portals.len() < MAX_PORTALS {
@@ -489,6 +490,12 @@ impl Frontend {
     }
 }
 
+/// Whether a Bind, from behind its names on, brings values.
+fn has_values(bind: &[u8]) -> bool {
+    let formats = bind.first_chunk().map_or(0, |count| usize::from(u16::from_be_bytes(*count)));
+    bind.get(2 + 2 * formats..4 + 2 * formats).is_some_and(|count| count != [0, 0])
+}
+
 /// The text of one statement with effects, for what has to be sent again by itself.
 fn effect_text(intent: &Intent, body: &[u8]) -> Option<Box<str>> {
     if intent.effects.is_empty() || intent.statements != 1 {
@@ -526,13 +533,6 @@ impl Unit {
         }
     }
 
-    /// The result of an EXECUTE is described as that of the statement it names, and as none at all
-    /// where the server has no such statement.
-    fn describe(&mut self, intent: &Intent) {
-        for effect in &intent.effects {
-            if let Effect::Execute { name } = effect {
-                self.own.push(name.as_bytes().into());
-            }
     /// A name that the client has not given to any statement. Where the server connection has one of
     /// that name it is another session's, and goes first: the server's error is the answer.
     fn nobodys(&mut self, name: &[u8]) -> Subject {
@@ -543,6 +543,13 @@ impl Unit {
         Subject::Plain
     }
 
+    /// The result of an EXECUTE is described as that of the statement it names, and as none at all
+    /// where the server has no such statement.
+    fn describe(&mut self, intent: &Intent) {
+        for effect in &intent.effects {
+            if let Effect::Execute { name } = effect {
+                self.own.push(name.as_bytes().into());
+            }
         }
     }
 

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     inbox,
     protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms, Transaction},
-    sql::Effect,
+    sql::{Effect, PinReason},
     standing::{Step, given_up, unsent, watched},
 };
 
@@ -241,6 +241,8 @@ impl<'a> Relay<'a> {
         result?;
         match batch.end {
             End::More { tail } => Box::pin(self.stream_tail(tail)).await,
+            // No data may go before its COPY has begun: without one the answer is due all the same.
+            End::Copy => Box::pin(self.send(&frame::FLUSH)).await,
             _ => Ok(()),
         }
     }
@@ -261,6 +263,8 @@ impl<'a> Relay<'a> {
             backend.put_question_for_id(out);
         }
         for effect in &request.intent.effects {
+            // What a string of several statements notifies comes within its answer.
+            backend.listening |= *effect == Effect::Pin(PinReason::Listen);
             backend.put_named(effect, self.frontend, out);
         }
         for name in &batch.own {

@@ -40,6 +40,7 @@ mod outcome;
 mod packaging;
 mod patroni;
 mod pipelining;
+mod postgres_wire;
 mod prepared;
 mod prometheus;
 mod reload_drain;

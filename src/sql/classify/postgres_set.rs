@@ -39,7 +39,8 @@ pub(super) fn set(phrase: &Phrase<'_>) -> Verdict {
 /// `name = value` from `at` on.
 fn assignment(phrase: &Phrase<'_>, scope: Scope, at: usize) -> Option<Verdict> {
     let (name, value_at) = setting(phrase, at)?;
-    if phrase.ends_at(value_at) {
+    // Setting a seed again elsewhere would draw the same numbers a second time.
+    if phrase.ends_at(value_at) || name == "seed" {
         return None;
     }
     let value = phrase.from(value_at);

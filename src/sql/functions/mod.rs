@@ -28,6 +28,7 @@ pub enum Builtin {
     AdvisoryUnlockAll,
     NamedLock,
     ReleaseAllLocks,
+    /// Sets something that only this server connection has.
     SetConfig,
     CurrentSetting,
     ShowsPrepared,

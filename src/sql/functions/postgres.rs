@@ -12,7 +12,7 @@ fn special(name: &str) -> Option<Builtin> {
     Some(match name {
         "nextval" | "setval" => Builtin::Draws,
         "currval" | "lastval" => Builtin::Previous,
-        "set_config" => Builtin::SetConfig,
+        "set_config" | "setseed" => Builtin::SetConfig,
         "current_setting" => Builtin::CurrentSetting,
         "pg_advisory_lock"
         | "pg_advisory_lock_shared"
@@ -20,9 +20,7 @@ fn special(name: &str) -> Option<Builtin> {
         | "pg_try_advisory_lock_shared" => Builtin::AdvisoryLock,
         "pg_advisory_unlock_all" => Builtin::AdvisoryUnlockAll,
         "pg_prepared_statement" | "pg_cursor" => Builtin::ShowsPrepared,
-        "setseed" | "pg_listening_channels" | "pg_my_temp_schema" | "pg_is_other_temp_schema" => {
-            Builtin::State
-        }
+        "pg_listening_channels" | "pg_my_temp_schema" | "pg_is_other_temp_schema" => Builtin::State,
         "pg_advisory_unlock"
         | "pg_advisory_unlock_shared"
         | "pg_advisory_xact_lock"
