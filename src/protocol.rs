@@ -14,7 +14,7 @@ pub use crate::session::cancel::CancelKey;
 use crate::{
     refusal::Refusal,
     sql::{
-        Dialect, Intent,
+        Dialect, Effect, Intent,
         catalog::Catalog,
         effects::{ProxyCommand, TransactionModes},
     },
@@ -297,6 +297,8 @@ pub struct Terms<'a> {
     /// first; if one fails, the request gets that error and does not run.
     pub ahead: &'a [Box<str>],
     /// What goes ahead sets modes of its transaction, which is possible only as the first thing in it.
+    /// The savepoints among them.
+    pub ahead_savepoints: &'a [Effect],
     pub ahead_sets_modes: bool,
     /// Which errors are kept back and returned as [`Fault::Refused`], as long as nothing was
     /// forwarded.

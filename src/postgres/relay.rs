@@ -925,7 +925,10 @@ impl<'a> Relay<'a> {
 
     fn finish(self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
         let open = self.in_transaction();
-        let Self { backend, frontend, .. } = self;
+        let Self { backend, frontend, terms, .. } = self;
+        for carried in [&mut backend.carried, &mut frontend.carried] {
+            carried.learn_ahead(terms.ahead_savepoints);
+        }
         let mut lost = false;
         if self.dying {
             lost = open;

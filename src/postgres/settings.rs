@@ -207,6 +207,14 @@ impl Carried {
         self.now = settings.clone();
     }
 
+    /// Takes note of savepoints that were held back and sent ahead of a request, before
+    /// [`Self::learn`] does of the request.
+    pub fn learn_ahead(&mut self, savepoints: &[Effect]) {
+        for savepoint in savepoints {
+            self.apply(savepoint, false);
+        }
+    }
+
     /// Takes note of an answered request. `failed`: it ended in an error; `rolled_back`: its last
     /// COMMIT was answered with ROLLBACK.
     pub fn learn(&mut self, effects: &[Effect], failed: bool, transaction: Transaction, rolled_back: bool) {

@@ -142,6 +142,7 @@ impl<P: Protocol> Session<P> {
         let entry = self.registered.entry.clone();
         let terms = Terms {
             ahead: self.state.held_statements(),
+            ahead_savepoints: self.state.held_savepoints(),
             ahead_sets_modes: self.state.held_sets_modes(),
             may_refuse,
             wants_id: self.wants_id(&request.intent, held.role),

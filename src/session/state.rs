@@ -70,7 +70,8 @@ enum Lost {
 struct Held {
     modes: TransactionModes,
     statements: Vec<Box<str>>,
-    savepoint: bool,
+    /// Those among them, as effects: a later ROLLBACK TO goes back to them.
+    savepoints: Vec<Effect>,
     /// There is more than BEGIN and the transaction's modes: the transaction's own settings.
     local: bool,
     /// The client has begun a transaction; otherwise it has only said what the next one is to be.
@@ -195,7 +196,9 @@ impl State {
                     return Step::Answer(Own::Done);
                 }
                 // Behind a savepoint the server refuses it: that answer is the server's to give.
-                Effect::SetTransaction(modes) if held.statements.len() < MAX_HELD && !held.savepoint => {
+                Effect::SetTransaction(modes)
+                    if held.statements.len() < MAX_HELD && held.savepoints.is_empty() =>
+                {
                     merge(&mut held.modes, *modes);
                     held.statements.push(text.into());
                     return Step::Answer(Own::Done);
@@ -203,7 +206,9 @@ impl State {
                 Effect::Savepoint(_) | Effect::SetConstraints | Effect::Set { scope: Scope::Local, .. }
                     if held.statements.len() < MAX_HELD =>
                 {
-                    held.savepoint |= matches!(effect, Effect::Savepoint(_));
+                    if let Effect::Savepoint(_) = effect {
+                        held.savepoints.push(effect.clone());
+                    }
                     held.local = true;
                     held.statements.push(text.into());
                     return Step::Answer(Own::Done);
@@ -282,6 +287,11 @@ impl State {
 
     /// Whether they give their transaction an isolation, or make it read-only or deferrable.
     pub fn held_sets_modes(&self) -> bool {
+    /// The savepoints among them.
+    pub fn held_savepoints(&self) -> &[Effect] {
+        self.held.as_ref().filter(|_| !self.deferred).map_or(&[], |held| &held.savepoints)
+    }
+
         self.held.as_ref().is_some_and(|held| held.modes != TransactionModes::default())
     }
 

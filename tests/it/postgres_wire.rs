@@ -419,6 +419,24 @@ async fn settings_are_answered_as_by_the_server() {
         ),
         ("undone", queries(&["BEGIN", "SET work_mem = '3MB'", "SHOW work_mem", "ROLLBACK", "SHOW work_mem"])),
         (
+            "undone to a savepoint ahead of the first statement",
+            queries(&[
+                "BEGIN",
+                "SAVEPOINT a",
+                "SET work_mem = '5MB'",
+                "SAVEPOINT a",
+                "SET work_mem = '6MB'",
+                "ROLLBACK TO a",
+                "SHOW work_mem",
+                "RELEASE a",
+                "ROLLBACK TO a",
+                "COMMIT",
+                "SHOW work_mem",
+                "SELECT 1",
+                "SHOW work_mem",
+            ]),
+        ),
+        (
             "undone to a savepoint",
             queries(&[
                 "BEGIN",
