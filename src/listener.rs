@@ -17,7 +17,7 @@ use crate::{
     route::{self, Consistency, Floor, Question},
     runtime::Places,
     session::{
-        After, Renewed, Session,
+        After, OwnSettings, Renewed, Session,
         cancel::{CancelKey, Registered},
     },
     sockets::Sharing,
@@ -193,6 +193,13 @@ async fn enter<P: Protocol>(
         frontend.farewell(&refusal).await;
         return Err(LoginFault::Forbidden);
     }
+    let own = match OwnSettings::at_startup(frontend.startup_commands()) {
+        Ok(own) => own,
+        Err(refusal) => {
+            frontend.farewell(&refusal).await;
+            return Err(LoginFault::Refused);
+        }
+    };
     let (number, secret_length) = (frontend.session_number(), frontend.cancel_key_length());
     let registered = cluster.sessions.enter(&identity.user, &identity.database, peer, number, secret_length);
     // Until the catalog is known, every call of a function is a write that may leave state behind:
@@ -203,13 +210,8 @@ async fn enter<P: Protocol>(
     let context = ReaderContext { classifier: cluster.classifier.load_full(), database };
     let welcomed = welcome(&mut frontend, &identity, &registered, context, cluster).await?;
     let mut session = Session::new(frontend, cluster.clone(), &identity, registered);
-    match session.start(welcomed) {
-        Ok(()) => Ok(Some(session)),
-        Err(refusal) => {
-            session.turn_away(&refusal).await;
-            Err(LoginFault::Protocol)
-        }
-    }
+    session.start(&welcomed, own);
+    Ok(Some(session))
 }
 
 fn over_limit<P: Protocol>(cluster: &Cluster<P>, user: &str) -> Option<Refusal> {

@@ -60,6 +60,9 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
         server: Option<&mut P::Backend>,
     ) -> impl Future<Output = Result<Option<Welcomed>, Fault>> + Send;
 
+    /// Settings of the proxy's own that the client asked for with its login.
+    fn startup_commands(&self) -> &[ProxyCommand];
+
     /// Length in bytes of the secret in this client's cancel key.
     fn cancel_key_length(&self) -> usize;
 
@@ -241,8 +244,6 @@ pub struct Welcomed {
     pub defaults: TransactionModes,
     /// `autocommit = 0`: every statement begins a transaction if none is open.
     pub implicit_transactions: bool,
-    /// Settings of the proxy's own that the client asked for at startup.
-    pub commands: Vec<ProxyCommand>,
 }
 
 /// Asks servers for what a user must prove (`auth.query`).
@@ -296,9 +297,9 @@ pub struct Terms<'a> {
     /// Statements the session was told succeeded and that were kept back (a lazy BEGIN): they run
     /// first; if one fails, the request gets that error and does not run.
     pub ahead: &'a [Box<str>],
-    /// What goes ahead sets modes of its transaction, which is possible only as the first thing in it.
     /// The savepoints among them.
     pub ahead_savepoints: &'a [Effect],
+    /// What goes ahead sets modes of its transaction, which is possible only as the first thing in it.
     pub ahead_sets_modes: bool,
     /// Which errors are kept back and returned as [`Fault::Refused`], as long as nothing was
     /// forwarded.

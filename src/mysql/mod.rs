@@ -36,7 +36,7 @@ use crate::{
         Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
     },
     refusal::Refusal,
-    sql::{Dialect, catalog::Catalog},
+    sql::{Dialect, catalog::Catalog, effects::ProxyCommand},
     topology::{Facts, ProbeFault, Role},
 };
 
@@ -75,6 +75,11 @@ impl protocol::Frontend<Mysql> for Frontend {
             (None, None) => return Ok(None),
         };
         self.greet(&greeting, context).await.map(Some)
+    }
+
+    fn startup_commands(&self) -> &[ProxyCommand] {
+        // The protocol has no place for any.
+        &[]
     }
 
     fn cancel_key_length(&self) -> usize {

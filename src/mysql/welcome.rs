@@ -83,11 +83,7 @@ impl Frontend {
         let mut out = Vec::new();
         packet::put_ok(&mut out, self.sequence, self.status(crate::protocol::Transaction::Idle));
         self.write(&out).await?;
-        Ok(Welcomed {
-            defaults: greeting.defaults,
-            implicit_transactions: !greeting.autocommit,
-            commands: Vec::new(),
-        })
+        Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: !greeting.autocommit })
     }
 
     fn first_settings(&mut self, startup: &Startup, mariadb: bool) -> Settings {

@@ -37,7 +37,7 @@ use crate::{
         Reply, Request, Terms, Transaction, TransactionFate, TurnedAway, Welcomed,
     },
     refusal::Refusal,
-    sql::{Dialect, catalog::Catalog},
+    sql::{Dialect, catalog::Catalog, effects::ProxyCommand},
     topology::{Facts, ProbeFault, Role},
 };
 
@@ -87,6 +87,10 @@ impl protocol::Frontend<Postgres> for Frontend {
             (None, None) => return Ok(None),
         };
         self.greet(&greeting, context, key).await.map(Some)
+    }
+
+    fn startup_commands(&self) -> &[ProxyCommand] {
+        self.startup.as_ref().map_or(&[], |startup| &startup.commands)
     }
 
     fn cancel_key_length(&self) -> usize {

@@ -147,7 +147,7 @@ impl Frontend {
         }
         self.carried = Carried::new(startup.settings);
         self.reader = Some(context);
-        Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: false, commands: startup.commands })
+        Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: false })
     }
 
     /// Asks a server what a session with this client's startup settings looks like.

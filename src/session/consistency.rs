@@ -28,7 +28,7 @@ pub(super) struct Noted([Option<Writing>; 2]);
 
 impl<P: Protocol> Session<P> {
     pub(super) fn consistency(&self, intent: &Intent, policy: &Policy) -> Consistency {
-        intent.hints.consistency.or(self.state.consistency).unwrap_or(policy.consistency)
+        intent.hints.consistency.or(self.state.own.consistency).unwrap_or(policy.consistency)
     }
 
     /// The floor that a read has to meet.

@@ -23,6 +23,7 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use rand::{SeedableRng, rngs::SmallRng};
 
+pub use self::own::OwnSettings;
 use self::{
     cancel::{Activity, Call, Registered},
     own::LastRoute,
@@ -41,7 +42,7 @@ use crate::{
     route::Floor,
     runtime,
     split::{ADVICE, Tally},
-    sql::{PinReason, effects::ProxyCommand},
+    sql::PinReason,
     topology::{Role, Snapshot, board::Traffic},
 };
 
@@ -164,23 +165,14 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// Adopts what the login found.
-    pub fn start(&mut self, welcomed: Welcomed) -> Result<(), Refusal> {
+    /// Adopts what the login found, and what the client asked of the proxy.
+    pub fn start(&mut self, welcomed: &Welcomed, own: OwnSettings) {
         self.state.defaults = welcomed.defaults;
         self.state.startup_defaults = welcomed.defaults;
         self.state.implicit = welcomed.implicit_transactions;
         self.state.startup_implicit = welcomed.implicit_transactions;
-        for command in welcomed.commands {
-            if let ProxyCommand::Set { name, value } = command {
-                self.set_own(&name, &value)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends a session that was never begun.
-    pub async fn turn_away(mut self, refusal: &Refusal) {
-        self.frontend.farewell(refusal).await;
+        self.state.own = own;
+        self.state.startup_own = own;
     }
 
     /// Serves the client until it leaves or has to, becomes another user, or goes on elsewhere.

@@ -10,6 +10,48 @@ use crate::{
     sql::{Reason, effects::ProxyCommand},
 };
 
+/// What the client has set for its session; what is not set is the cluster's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnSettings {
+    pub consistency: Option<Consistency>,
+    pub max_lag: Option<Duration>,
+}
+
+impl OwnSettings {
+    /// Reads what a startup packet asked for.
+    ///
+    /// # Errors
+    /// What it cannot be set to, or is no setting at all.
+    pub fn at_startup(commands: &[ProxyCommand]) -> Result<Self, Refusal> {
+        let mut own = Self::default();
+        for command in commands {
+            if let ProxyCommand::Set { name, value } = command {
+                own.set(name, value, Self::default())?;
+            }
+        }
+        Ok(own)
+    }
+
+    /// Changes one setting; `default` stands for what it was at `startup`.
+    fn set(&mut self, name: &str, value: &str, startup: Self) -> Result<(), Refusal> {
+        let value = value.trim().trim_matches('\'');
+        match (name, value) {
+            ("consistency", "default") => self.consistency = startup.consistency,
+            ("consistency", _) => {
+                self.consistency = Some(parse_consistency(value).ok_or_else(|| invalid(name, value))?);
+            }
+            ("max_lag", "default") => self.max_lag = startup.max_lag,
+            ("max_lag", "0" | "") => self.max_lag = None,
+            ("max_lag", _) => {
+                let lag = humantime::parse_duration(value).map_err(|_| invalid(name, value))?;
+                self.max_lag = Some(lag);
+            }
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+}
+
 /// Where the last statement went, and why.
 #[derive(Debug, Default)]
 pub struct LastRoute {
@@ -102,31 +144,15 @@ impl<P: Protocol> Session<P> {
         self.frontend.answer(request, Answer::Done, self.state.transaction).await
     }
 
-    /// Changes a setting of the session.
-    pub(super) fn set_own(&mut self, name: &str, value: &str) -> Result<(), Refusal> {
-        let value = value.trim().trim_matches('\'');
-        match name {
-            "consistency" => {
-                self.state.consistency = match value {
-                    "default" => None,
-                    _ => Some(parse_consistency(value).ok_or_else(|| invalid(name, value))?),
-                };
-            }
-            "max_lag" => {
-                self.state.max_lag = match value {
-                    "default" | "0" | "" => None,
-                    _ => Some(humantime::parse_duration(value).map_err(|_| invalid(name, value))?),
-                };
-            }
-            _ => return Err(unknown(name)),
-        }
-        Ok(())
+    fn set_own(&mut self, name: &str, value: &str) -> Result<(), Refusal> {
+        let startup = self.state.startup_own;
+        self.state.own.set(name, value, startup)
     }
 
     fn reset_own(&mut self, name: &str) -> Result<(), Refusal> {
         match name {
-            "consistency" => self.state.consistency = None,
-            "max_lag" => self.state.max_lag = None,
+            "consistency" => self.state.own.consistency = self.state.startup_own.consistency,
+            "max_lag" => self.state.own.max_lag = self.state.startup_own.max_lag,
             "position" => self.adopted = Floor::None,
             _ => return Err(unknown(name)),
         }
@@ -138,11 +164,13 @@ impl<P: Protocol> Session<P> {
             "route" => Ok(self.route.describe()),
             "position" => self.token().await,
             "consistency" => {
-                let consistency = self.state.consistency.unwrap_or(self.cluster.policy.load().consistency);
+                let consistency =
+                    self.state.own.consistency.unwrap_or(self.cluster.policy.load().consistency);
                 Ok(consistency.label().to_owned())
             }
             "max_lag" => Ok(self
                 .state
+                .own
                 .max_lag
                 .map_or_else(String::new, |lag| humantime::format_duration(lag).to_string())),
             _ => Err(unknown(name)),

@@ -2,10 +2,11 @@
 
 mod reading;
 
+use super::own::OwnSettings;
 use crate::{
     config::TransactionReads,
     protocol::Transaction,
-    route::{Consistency, Floor},
+    route::Floor,
     sql::{
         Access, Dialect, Effect, Intent, Isolation, PinReason, Reason, Tables,
         effects::{Discard, ProxyCommand, Scope, TransactionModes},
@@ -51,8 +52,9 @@ pub struct State {
     pub sets_next: bool,
     /// What is held back waits for a later statement than the one that runs now.
     deferred: bool,
-    pub consistency: Option<Consistency>,
-    pub max_lag: Option<std::time::Duration>,
+    /// The session's settings of the proxy's own, and what RESET ALL goes back to.
+    pub own: OwnSettings,
+    pub startup_own: OwnSettings,
     pub floor: Floor,
     lost: Option<Lost>,
 }
@@ -285,13 +287,13 @@ impl State {
         self.held.as_ref().filter(|_| !self.deferred).map_or(&[], |held| &held.statements)
     }
 
-    /// Whether they give their transaction an isolation, or make it read-only or deferrable.
-    pub fn held_sets_modes(&self) -> bool {
     /// The savepoints among them.
     pub fn held_savepoints(&self) -> &[Effect] {
         self.held.as_ref().filter(|_| !self.deferred).map_or(&[], |held| &held.savepoints)
     }
 
+    /// Whether they give their transaction an isolation, or make it read-only or deferrable.
+    pub fn held_sets_modes(&self) -> bool {
         self.held.as_ref().is_some_and(|held| held.modes != TransactionModes::default())
     }
 
@@ -438,8 +440,12 @@ impl State {
                 "autocommit" if self.sets_next => self.implicit = self.startup_implicit,
                 _ => {}
             },
-            Effect::ResetAll if !failed => self.defaults = self.startup_defaults,
+            Effect::ResetAll if !failed => {
+                self.defaults = self.startup_defaults;
+                self.own = self.startup_own;
+            }
             Effect::Discard(Discard::All) if !failed => {
+                self.own = self.startup_own;
                 self.defaults = self.startup_defaults;
                 self.implicit = self.startup_implicit;
                 self.pins &= bit(PinReason::SessionMode);

@@ -158,3 +158,38 @@ async fn many_clients_share_few_server_connections() {
         assert!(connections <= 3, "{connections} connections to node {node}");
     }
 }
+
+#[tokio::test]
+async fn a_faulty_setting_of_the_proxys_own_ends_the_login() {
+    let stage = Stage::set("", &[]).await;
+
+    for (options, code) in [
+        ("-c pointsman.consistency=strong", "22023"),
+        ("-c pointsman.max_lag=soon", "22023"),
+        ("-c pointsman.no_such_setting=1", "42704"),
+    ] {
+        let startup = [("user", APP.name), ("database", stage.database.name.as_str()), ("options", options)];
+        let refused = Wire::try_login(stage.proxy.port(), APP, &startup).await;
+        let error = refused.err().unwrap_or_else(|| panic!("{options} was let in"));
+        assert_eq!((error.code().as_str(), error.field(b'S').as_deref()), (code, Some("FATAL")), "{options}");
+    }
+}
+
+#[tokio::test]
+async fn what_resets_a_session_resets_its_settings_of_the_proxys_own() {
+    let stage = Stage::set("", &[]).await;
+    let dsn = format!("{} options='-c pointsman.consistency=global'", stage.proxy.dsn(&stage.database.name));
+    let session = Session::open(&dsn).await;
+
+    for reset in
+        ["RESET ALL", "DISCARD ALL", "RESET pointsman.consistency", "SET pointsman.consistency TO DEFAULT"]
+    {
+        session.run("SET pointsman.consistency = 'eventual'").await;
+        session.run("SET pointsman.max_lag = '2s'").await;
+        session.run(reset).await;
+
+        assert_eq!(session.value("SHOW pointsman.consistency").await, "global", "{reset}");
+    }
+    session.run("DISCARD ALL").await;
+    assert_eq!(session.value("SHOW pointsman.max_lag").await, "");
+}
