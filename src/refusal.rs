@@ -33,6 +33,8 @@ pub enum RefusalKind {
     ShuttingDown,
     /// What the client sent is not the protocol.
     Protocol,
+    /// One message of it makes no sense; those that follow may.
+    Malformed,
     /// The protocol has it, the proxy does not.
     Unsupported,
     /// A wrong password or an unknown user.
@@ -99,6 +101,7 @@ impl RefusalKind {
             Self::TooManyClients => "too_many_clients",
             Self::ShuttingDown => "shutting_down",
             Self::Protocol => "protocol",
+            Self::Malformed => "malformed",
             Self::Unsupported => "unsupported",
             Self::Authentication => "authentication",
             Self::UnknownDatabase => "unknown_database",

@@ -46,7 +46,7 @@ impl Frontend {
 
     /// Whether a text without statements holds a comment.
     fn is_comment(&self, request: &Request<Command>) -> bool {
-        let text = self.inbox.data().get(HEADER + 1..request.wire.length).unwrap_or_default();
+        let text = self.inbox.data().get(request.wire.text_at..request.wire.length).unwrap_or_default();
         text.iter().any(|byte| !byte.is_ascii_whitespace() && *byte != b';')
     }
 

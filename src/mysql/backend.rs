@@ -14,6 +14,7 @@ use super::{
     packet::{
         self, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, capability as can, lenenc, lenenc_bytes, status,
     },
+    parameters::NO_ATTRIBUTES,
     prepared::ServerStatements,
     settings::{Settings, Steps},
 };
@@ -286,7 +287,11 @@ impl Backend {
     /// Sends a command of ours and gathers its answer.
     pub(super) async fn command(&mut self, code: u8, argument: &[u8]) -> Result<Vec<Row>, Fault> {
         let mut out = Vec::with_capacity(HEADER + 1 + argument.len());
-        packet::put_command(&mut out, code, argument);
+        if code == code::QUERY && self.capabilities & can::QUERY_ATTRIBUTES != 0 {
+            packet::put_command(&mut out, code, &[NO_ATTRIBUTES, argument].concat());
+        } else {
+            packet::put_command(&mut out, code, argument);
+        }
         self.busy = true;
         self.stream.write_all(&out).await.map_err(lost)?;
         self.stream.flush().await.map_err(lost)?;

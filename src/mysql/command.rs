@@ -47,6 +47,8 @@ pub struct Command {
     pub code: u8,
     /// Bytes of it in the inbox, headers included.
     pub length: usize,
+    /// Where in it the text of a statement begins.
+    pub text_at: usize,
     /// What has not arrived of a command that is too long to be gathered.
     pub tail: Option<Tail>,
     /// The text, when it is one statement with an effect on the session.

@@ -6,8 +6,9 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::{
     backend::{Backend, garbage, lost},
     command::{Command, code},
-    frontend::{Frontend, bound_flag_at},
+    frontend::Frontend,
     packet::{self, HEADER, MAX_PAYLOAD, u16_le, u32_le},
+    parameters::Binding,
     prepared::Statement,
 };
 use crate::{
@@ -50,7 +51,9 @@ pub(super) fn command(
         return Ok(());
     }
     put_long_data(&handle.long_data, server_id, out);
-    put_execute(data, server_id, statement.parameters, &handle.types, out)
+    let argument = data.get(HEADER + 1..).unwrap_or_default();
+    let binding = Binding::of_execute(argument, statement.parameters, frontend.sends_attributes());
+    put_execute(data, server_id, binding, &handle.types, out)
 }
 
 fn unknown(id: u32) -> Fault {
@@ -78,24 +81,34 @@ fn put_long_data(packets: &[u8], id: u32, out: &mut Vec<u8>) {
 /// COM_STMT_EXECUTE with the server's id and, where the client has left them out because it sent
 /// them before, with the types of the parameters: another session's may be the last that this
 /// connection has seen.
-fn put_execute(data: &[u8], id: u32, parameters: u16, types: &[u8], out: &mut Vec<u8>) -> Result<(), Fault> {
+fn put_execute(
+    data: &[u8],
+    id: u32,
+    binding: Option<Binding>,
+    types: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), Fault> {
     let start = out.len();
     out.extend_from_slice(data);
     let Some(id_bytes) = out.get_mut(start + ID.start..start + ID.end) else { return Err(malformed()) };
     id_bytes.copy_from_slice(&id.to_le_bytes());
-    let flag = start + HEADER + 1 + bound_flag_at(usize::from(parameters));
-    if parameters == 0 || out.get(flag) != Some(&0) || types.is_empty() {
+    let Some((binding, missing)) = binding.and_then(|binding| {
+        let missing = binding.missing(types)?;
+        Some((binding, missing))
+    }) else {
         return Ok(());
-    }
-    let Some(header) = packet::header(data).filter(|header| header.length + types.len() < MAX_PAYLOAD) else {
+    };
+    let Some(header) = packet::header(data).filter(|header| header.length + missing.len() < MAX_PAYLOAD)
+    else {
         return Err(Fault::Protocol(Refusal::fatal(
             RefusalKind::Unsupported,
             "an execution of 16 MB has to name the types of its parameters",
         )));
     };
+    let flag = start + HEADER + 1 + binding.flag_at;
     out[flag] = 1;
-    out.splice(flag + 1..flag + 1, types.iter().copied());
-    let length = (header.length + types.len()) as u32;
+    let length = (header.length + missing.len()) as u32;
+    out.splice(flag + 1..flag + 1, missing);
     out[start..start + 3].copy_from_slice(&length.to_le_bytes()[..3]);
     Ok(())
 }
@@ -214,7 +227,8 @@ mod tests {
         packet::put_command(&mut data, code::STMT_EXECUTE, &[9, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, b'v']);
 
         let mut out = Vec::new();
-        put_execute(&data, 77, 1, &[3, 0], &mut out).expect("it is short");
+        let binding = Binding::of_execute(&data[HEADER + 1..], 1, false);
+        put_execute(&data, 77, binding, &[3, 0], &mut out).expect("it is short");
 
         let mut expected = Vec::new();
         packet::put_command(

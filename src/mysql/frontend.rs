@@ -10,6 +10,7 @@ use super::{
     gate::Gate,
     login::{self, client::Login, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
+    parameters::{self, Binding},
     prepared::{ClientStatements, Statement},
     settings::{Carried, NAMES},
 };
@@ -26,6 +27,9 @@ use crate::{
 
 /// ER_STMT_HAS_NO_OPEN_CURSOR.
 const NO_CURSOR: u16 = 1421;
+
+/// Flags of COM_STMT_EXECUTE that ask for a cursor; one of the others tells that attributes follow.
+const CURSOR_TYPES: u8 = 7;
 
 /// SQL PREPARE names of one client.
 const MAX_OWN_STATEMENTS: usize = 4096;
@@ -168,7 +172,7 @@ impl Frontend {
     async fn request(&mut self, code: u8) -> Result<Option<Request<Command>>, Fault> {
         let argument = command::argument(&self.inbox.data()[..self.unconsumed]).into_owned();
         match code {
-            code::QUERY => Ok(Some(self.query(&argument))),
+            code::QUERY => self.query(&argument).await,
             code::STMT_PREPARE => self.prepare(&argument).await,
             code::STMT_EXECUTE => self.execute(&argument).await,
             code::STMT_FETCH | code::STMT_RESET => self.of_statement(code, &argument).await,
@@ -257,7 +261,8 @@ impl Frontend {
 
     fn command(&self, code: u8) -> Command {
         let length = self.unconsumed;
-        Command { code, length, tail: self.tail, text: None, rewritten: None, statement: None }
+        let text_at = packet::HEADER + 1;
+        Command { code, length, text_at, tail: self.tail, text: None, rewritten: None, statement: None }
     }
 
     fn plain(&mut self, code: u8, access: Access, reason: Reason, effects: Vec<Effect>) -> Request<Command> {
@@ -267,15 +272,23 @@ impl Frontend {
         Request { intent: self.closing_cursor(Arc::new(intent)), wire }
     }
 
-    fn query(&mut self, text: &[u8]) -> Request<Command> {
+    async fn query(&mut self, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        let text_at = if self.sends_attributes() { parameters::text_at(argument) } else { Some(0) };
+        let Some(text_at) = text_at else {
+            self.reject(RefusalKind::Malformed, "Malformed communication packet.".to_owned()).await?;
+            return Ok(None);
+        };
+        let (attributes, text) = argument.split_at(text_at);
         let mut wire = self.command(code::QUERY);
+        wire.text_at += text_at;
         let intent = self.classify(text);
         let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
         if intent.statements == 1 && !intent.effects.is_empty() {
             wire.text = std::str::from_utf8(text).ok().map(Into::into);
         }
-        wire.rewritten = self.rewritten(&intent, text);
-        Request { intent: self.closing_cursor(intent), wire }
+        let rewritten = self.rewritten(&intent, text);
+        wire.rewritten = rewritten.map(|text| [attributes, &*text].concat().into());
+        Ok(Some(Request { intent: self.closing_cursor(intent), wire }))
     }
 
     pub(super) fn classify(&self, text: &[u8]) -> Arc<Intent> {
@@ -353,15 +366,18 @@ impl Frontend {
         let (Some((id, _)), Some(&flags)) = (u32_le(argument), argument.get(4)) else {
             return Err(malformed());
         };
+        let named = self.sends_attributes();
         let mut wire = self.command(code::STMT_EXECUTE);
         let Some(handle) = self.statements.get_mut(id) else {
             return self.unknown_statement(id, "mysqld_stmt_execute").await;
         };
         let statement = handle.statement.clone();
-        if let Some(types) = bound_types(argument, statement.parameters) {
-            handle.types = types.into();
+        if let Some(types) =
+            Binding::of_execute(argument, statement.parameters, named).and_then(|it| it.types)
+        {
+            handle.types = types;
         }
-        let opens_cursor = flags != 0;
+        let opens_cursor = flags & CURSOR_TYPES != 0;
         handle.cursor |= opens_cursor;
         let mut intent = statement.intent.clone();
         if !intent.effects.is_empty() {
@@ -425,6 +441,11 @@ impl Frontend {
         let mut out = Vec::new();
         packet::put_ok(&mut out, 1, self.status(self.told));
         self.write(&out).await
+    }
+
+    /// Whether attributes stand ahead of its statements and parameters have names.
+    pub(super) fn sends_attributes(&self) -> bool {
+        self.capabilities & can::QUERY_ATTRIBUTES != 0
     }
 
     pub(super) fn tracks_session(&self) -> bool {
@@ -512,22 +533,6 @@ impl Frontend {
     }
 }
 
-/// The types that an execution binds to its parameters: behind id, flags, count and NULL bitmap
-/// stands a 1, then two bytes for each. `None`: it binds none.
-fn bound_types(argument: &[u8], parameters: u16) -> Option<&[u8]> {
-    let parameters = usize::from(parameters);
-    if parameters == 0 {
-        return None;
-    }
-    let at = bound_flag_at(parameters);
-    (argument.get(at) == Some(&1)).then(|| argument.get(at + 1..at + 1 + 2 * parameters))?
-}
-
-/// Where in the argument of COM_STMT_EXECUTE it says whether types are bound.
-pub(super) const fn bound_flag_at(parameters: usize) -> usize {
-    9 + parameters.div_ceil(8)
-}
-
 pub(super) fn nothing() -> Intent {
     Intent {
         access: Access::Read,
@@ -554,22 +559,4 @@ fn malformed() -> Fault {
 
 pub(super) fn eof() -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed in mid-packet")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_types_of_parameters_are_found_behind_the_null_bitmap() {
-        let mut argument = vec![1, 0, 0, 0, 0, 1, 0, 0, 0];
-        argument.extend_from_slice(&[0, 0]); // nine parameters take two bytes
-        argument.push(1);
-        argument.extend(0..18);
-        assert_eq!(bound_types(&argument, 9), Some(&argument[12..30]));
-        argument[11] = 0;
-        assert_eq!(bound_types(&argument, 9), None);
-        assert_eq!(bound_types(&argument[..8], 9), None);
-        assert_eq!(bound_types(&argument, 0), None);
-    }
 }

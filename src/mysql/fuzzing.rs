@@ -60,12 +60,17 @@ pub fn server_packets(mut data: &[u8]) {
 
 /// Reads `data` as what a client sends after its login, and writes each command for a server.
 pub fn commands(data: &[u8]) {
-    let mut frontend = Frontend::new(client(data), 7, "app".into(), Arc::new(Gate::detached()));
+    commands_with(data, 0);
+    commands_with(data, can::QUERY_ATTRIBUTES);
+}
+
+fn commands_with(data: &[u8], capabilities: u32) {
+    let mut frontend = Frontend::new(client(data, capabilities), 7, "app".into(), Arc::new(Gate::detached()));
     frontend.reader = Some(ReaderContext {
         classifier: Arc::new(Classifier::new(Dialect::Mysql, FunctionRules::default(), CACHE)),
         database: Arc::new(Database::new(1, "".into())),
     });
-    let mut backend = server();
+    let mut backend = server(capabilities);
     // Ends with the data: the stream that would have more fails, as does every answer of ours.
     while let Some(Ok(Some(request))) = frontend.read_request().now_or_never() {
         let command = &request.wire;
@@ -94,21 +99,21 @@ pub fn commands(data: &[u8]) {
     }
 }
 
-fn client(data: &[u8]) -> Login {
+fn client(data: &[u8], capabilities: u32) -> Login {
     Login {
         stream: Stream::Moving,
         inbox: Inbox::with(data),
         user: "app".to_owned(),
         schema: None,
         collation: 45,
-        capabilities: can::PROTOCOL_41 | can::MULTI_STATEMENTS | can::MULTI_RESULTS,
+        capabilities: can::PROTOCOL_41 | can::MULTI_STATEMENTS | can::MULTI_RESULTS | capabilities,
         credentials: Credentials::None,
         sequence: 1,
         nonce: [b'n'; NONCE],
     }
 }
 
-fn server() -> Backend {
+fn server(capabilities: u32) -> Backend {
     let greeting = Greeting {
         version: "10.11.0-MariaDB".to_owned(),
         thread: 1,
@@ -121,7 +126,7 @@ fn server() -> Backend {
         stream: Stream::Moving,
         inbox: Inbox::default(),
         greeting,
-        capabilities: can::PROTOCOL_41 | can::SESSION_TRACK,
+        capabilities: can::PROTOCOL_41 | can::SESSION_TRACK | capabilities,
     };
     let identity =
         Identity { user: "app".into(), database: "".into(), flavour: 0, credentials: Credentials::None };
@@ -145,6 +150,8 @@ mod tests {
         let mut session = Vec::new();
         for (code, argument) in [
             (code::QUERY, &b"SELECT CONNECTION_ID()"[..]),
+            (code::QUERY, b"\x01\x01\x00\x01\xFE\x00\x01n\x01vSELECT CONNECTION_ID()"),
+            (code::STMT_EXECUTE, &[1, 0, 0, 0, 8, 1, 0, 0, 0, 1, 0, 1, 3, 0, 1, b'n', 1, 0, 0, 0]),
             (code::STMT_PREPARE, b"SELECT ?, ?"),
             (code::STMT_SEND_LONG_DATA, &[1, 0, 0, 0, 0, 0, b'x']),
             (code::STMT_EXECUTE, &[1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 253, 0, 253, 0, 1, b'a', 1, b'b']),

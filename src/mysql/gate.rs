@@ -59,7 +59,8 @@ pub const FLAVOURS: u32 = can::FOUND_ROWS
     | can::IGNORE_SPACE
     | can::MULTI_RESULTS
     | can::PS_MULTI_RESULTS
-    | can::DEPRECATE_EOF;
+    | can::DEPRECATE_EOF
+    | can::QUERY_ATTRIBUTES;
 
 /// What logins go by. Built anew at each reload.
 pub struct Gate {

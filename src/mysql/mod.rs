@@ -12,6 +12,7 @@ mod gate;
 mod group;
 pub mod login;
 pub mod packet;
+pub mod parameters;
 mod prepared;
 mod probe;
 pub mod refusal;
@@ -106,7 +107,7 @@ impl protocol::Frontend<Mysql> for Frontend {
     fn raw_text<'a>(&'a self, request: &'a Request<Command>) -> &'a [u8] {
         let text = match &request.wire.statement {
             Some((_, statement)) => &statement.text,
-            None => self.inbox.data().get(packet::HEADER + 1..request.wire.length).unwrap_or_default(),
+            None => self.inbox.data().get(request.wire.text_at..request.wire.length).unwrap_or_default(),
         };
         &text[..text.len().min(TEXT_SHOWN)]
     }

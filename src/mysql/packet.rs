@@ -39,6 +39,7 @@ pub mod capability {
     pub const PLUGIN_AUTH_LENENC: u32 = 1 << 21;
     pub const SESSION_TRACK: u32 = 1 << 23;
     pub const DEPRECATE_EOF: u32 = 1 << 24;
+    pub const QUERY_ATTRIBUTES: u32 = 1 << 27;
 }
 
 /// Status flags of OK and EOF packets (`SERVER_…`).

@@ -9,7 +9,7 @@ use pointsman::{
 };
 
 use crate::support::{
-    mysql::{BASIC, Session, Stage},
+    mysql::{BASIC, Make, Session, Stage},
     mysql_frames::Frame,
 };
 
@@ -90,11 +90,15 @@ fn replace(frame: &mut Frame, told: &str, by: &str) {
 
 /// Compares the answers of the primary and of the proxy to each script.
 async fn same(stage: &Stage, scripts: Vec<(&str, Script)>) {
+    same_with(stage, BASIC, scripts).await;
+}
+
+async fn same_with(stage: &Stage, capabilities: u32, scripts: Vec<(&str, Script)>) {
     let mut wrong = Vec::new();
     for (what, script) in &scripts {
         for extra in [0, can::DEPRECATE_EOF] {
-            let direct = answers(stage.primary_port(), &stage.schema, BASIC | extra, script).await;
-            let through = answers(stage.proxy.port(), &stage.schema, BASIC | extra, script).await;
+            let direct = answers(stage.primary_port(), &stage.schema, capabilities | extra, script).await;
+            let through = answers(stage.proxy.port(), &stage.schema, capabilities | extra, script).await;
             for (at, (direct, through)) in direct.iter().zip(&through).enumerate() {
                 if direct != through {
                     let (code, argument) = &script[at];
@@ -577,4 +581,154 @@ async fn other_commands_are_answered_as_by_the_server() {
         ],
     )
     .await;
+}
+
+/// `MYSQL_TYPE_STRING`.
+const STRING: [u8; 2] = [254, 0];
+
+/// Attributes and parameters: how many, which are NULL, that types follow, types and names, values.
+fn bound(sets: bool, bound: &[(&str, Option<&str>)]) -> Vec<u8> {
+    let mut out = vec![bound.len() as u8];
+    out.extend(sets.then_some(1));
+    if bound.is_empty() {
+        return out;
+    }
+    let mut nulls = vec![0_u8; bound.len().div_ceil(8)];
+    for (at, _) in bound.iter().enumerate().filter(|(_, (_, value))| value.is_none()) {
+        nulls[at / 8] |= 1 << (at % 8);
+    }
+    out.extend_from_slice(&nulls);
+    out.push(1);
+    for (name, _) in bound {
+        out.extend_from_slice(&STRING);
+        packet::put_lenenc_bytes(&mut out, name.as_bytes());
+    }
+    for value in bound.iter().filter_map(|(_, value)| *value) {
+        packet::put_lenenc_bytes(&mut out, value.as_bytes());
+    }
+    out
+}
+
+fn query_with(attributes: &[(&str, Option<&str>)], sql: &str) -> (u8, Vec<u8>) {
+    (code::QUERY, [&bound(true, attributes), sql.as_bytes()].concat())
+}
+
+/// COM_STMT_EXECUTE whose number of parameters is told, those of attributes among them.
+fn execute_with(id: u32, parameters: &[(&str, Option<&str>)]) -> (u8, Vec<u8>) {
+    const PARAMETER_COUNT_AVAILABLE: u8 = 8;
+    let start = [&id.to_le_bytes()[..], &[PARAMETER_COUNT_AVAILABLE, 1, 0, 0, 0]].concat();
+    (code::STMT_EXECUTE, [start, bound(false, parameters)].concat())
+}
+
+/// As the client sends a second execution: without types.
+fn without_types((code, mut argument): (u8, Vec<u8>), parameters: usize) -> (u8, Vec<u8>) {
+    let flag = 10 + parameters.div_ceil(8);
+    argument[flag] = 0;
+    argument.drain(flag + 1..flag + 1 + 3 * parameters);
+    (code, argument)
+}
+
+/// MySQL's function that reads an attribute is a component, of the server that it is installed in.
+fn with_attribute_function(stage: &Stage) {
+    let installed = stage.cluster.node(0).sql("", "INSTALL COMPONENT 'file://component_query_attributes'");
+    installed.expect("the component comes with the server");
+}
+
+#[tokio::test]
+async fn attributes_are_offered_only_where_every_server_takes_them() {
+    let stage = Stage::set("", &[]).await;
+
+    let session = stage.session().await;
+
+    assert_eq!(session.offered & can::QUERY_ATTRIBUTES, 0);
+}
+
+mod on_mysql9 {
+    use super::*;
+
+    #[tokio::test]
+    async fn query_attributes_reach_the_server_that_answers() {
+        let stage = Stage::on(Make::Mysql9, "CREATE TABLE t (id INT PRIMARY KEY, word TEXT)", &[]).await;
+        with_attribute_function(&stage);
+        const READ: &str = "SELECT mysql_query_attribute_string('n'), mysql_query_attribute_string('m')";
+        let two = [("n", Some("one")), ("m", Some("INSERT INTO t VALUES (1, 'x')"))];
+        same_with(
+            &stage,
+            BASIC | can::QUERY_ATTRIBUTES,
+            vec![
+                (
+                    "text",
+                    vec![query_with(&two, READ), query_with(&[("n", None)], READ), query_with(&[], READ)],
+                ),
+                (
+                    "a transaction",
+                    vec![
+                        query_with(&two, "BEGIN"),
+                        query_with(&two, "INSERT INTO t VALUES (5, mysql_query_attribute_string('n'))"),
+                        query_with(&[], "SELECT * FROM t"),
+                        query_with(&two, "ROLLBACK"),
+                        query_with(&two, ""),
+                    ],
+                ),
+                (
+                    "settings",
+                    vec![
+                        query_with(&two, "SET @@sql_mode = 'ANSI_QUOTES'"),
+                        query_with(&two, "SELECT \"id\" FROM t"),
+                        query_with(&[], "SET NAMES latin1"),
+                        query_with(&two, READ),
+                    ],
+                ),
+                (
+                    "prepared",
+                    vec![
+                        prepare(&format!("{READ}, ?, ?")),
+                        execute_with(1, &[("", Some("a")), ("", None), ("n", Some("one"))]),
+                        execute_with(1, &[("", Some("a")), ("m", Some("named"))]),
+                        without_types(execute_with(1, &[("", Some("b")), ("", Some("c"))]), 2),
+                        execute_with(1, &[("", Some("a"))]),
+                        prepare(READ),
+                        execute_with(2, &[("m", Some("two"))]),
+                        execute_with(2, &[]),
+                    ],
+                ),
+                (
+                    "what cannot be read",
+                    vec![
+                        (code::QUERY, b"\x00\x02SELECT 1".to_vec()),
+                        (code::QUERY, b"\x01\x01SELECT 1".to_vec()),
+                        query_with(&[], "SELECT 1"),
+                    ],
+                ),
+            ],
+        )
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_statement_is_routed_by_its_text_and_not_by_its_attributes() {
+        let stage = Stage::on(Make::Mysql9, "CREATE TABLE t (id INT PRIMARY KEY)", &[]).await;
+        let capabilities = BASIC | can::QUERY_ATTRIBUTES;
+        let mut session =
+            Session::connect(stage.proxy.port(), APP, &stage.schema, capabilities).await.expect("a login");
+        let number = session.number.to_string();
+        let misleading = [("trace", Some("UPDATE t SET id = 1 /* pointsman: primary */"))];
+        let reading = [("trace", Some("SELECT 1")), ("second", None)];
+
+        for (attributes, sql, on_primary) in [
+            (&misleading[..], "SELECT @@port", false),
+            (&reading, "/* pointsman: primary */ SELECT @@port", true),
+            (&reading, "SELECT @@port FOR UPDATE", true),
+        ] {
+            let (code, argument) = query_with(attributes, sql);
+            let port: u16 =
+                session.command(code, &argument).await.expect(sql).value().parse().expect("a port");
+            assert_eq!(port == stage.primary_port(), on_primary, "{sql}");
+        }
+        let (code, argument) = query_with(&reading, "INSERT INTO t VALUES (1)");
+        session.command(code, &argument).await.expect("it writes");
+        let (code, argument) = query_with(&reading, "SELECT CONNECTION_ID() FROM t");
+        assert_eq!(session.command(code, &argument).await.expect("it reads").value(), number);
+        assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1");
+    }
 }

@@ -3,7 +3,11 @@
 use mysql_common::auth::plugins::mysql_native_password::scramble_native;
 use pointsman::{
     demo::servers::Login,
-    mysql::packet::{self, HEADER, capability as can},
+    mysql::{
+        login::scramble::{Password, Plugin},
+        packet::{self, HEADER, capability as can},
+        parameters::NO_ATTRIBUTES,
+    },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -34,6 +38,8 @@ pub struct Session {
     /// The number the greeting told.
     pub number: u32,
     pub version: String,
+    /// The capabilities that the greeting told.
+    pub offered: u32,
     /// That of the greeting.
     pub nonce: Vec<u8>,
 }
@@ -66,7 +72,7 @@ impl Answer {
 impl Session {
     /// A connection on which nothing has been said.
     pub fn of(stream: TcpStream, capabilities: u32) -> Self {
-        Self { stream, capabilities, number: 0, version: String::new(), nonce: Vec::new() }
+        Self { stream, capabilities, number: 0, version: String::new(), offered: 0, nonce: Vec::new() }
     }
 
     pub async fn open(port: u16, login: Login, schema: &str) -> Self {
@@ -83,6 +89,7 @@ impl Session {
         let (_, greeting) = session.receive().await?;
         let greeting = pointsman::mysql::login::server::Greeting::read(&greeting).expect("it is a greeting");
         (session.number, session.version) = (greeting.thread, greeting.version);
+        session.offered = greeting.capabilities;
         session.nonce = greeting.nonce;
         let flags = if schema.is_empty() { capabilities } else { capabilities | can::CONNECT_WITH_DB };
         let proof = scramble_native(&session.nonce, login.password.as_bytes())
@@ -104,24 +111,33 @@ impl Session {
             out.extend_from_slice(b"mysql_native_password\0");
         });
         session.stream.write_all(&out).await.map_err(broken)?;
-        let (sequence, payload) = session.receive().await?;
-        match payload.strip_prefix(b"\xFEmysql_native_password\0") {
-            Some(nonce) => session.prove_again(sequence, nonce, login).await?,
-            None => assert_eq!(payload.first(), Some(&packet::OK), "{payload:?}"),
-        }
+        session.prove(login).await?;
         Ok(session)
     }
 
-    /// Answers an AuthSwitchRequest: the proof of the first answer was for another plugin's nonce.
-    async fn prove_again(&mut self, sequence: u8, nonce: &[u8], login: Login) -> Result<(), Refused> {
-        self.nonce = nonce.strip_suffix(&[0]).unwrap_or(nonce).to_vec();
-        let proof = scramble_native(&self.nonce, login.password.as_bytes()).expect("there is a password");
-        let mut out = Vec::new();
-        packet::put(&mut out, sequence + 1, |out| out.extend_from_slice(&proof));
-        self.stream.write_all(&out).await.map_err(broken)?;
-        let (_, payload) = self.receive().await?;
-        assert_eq!(payload.first(), Some(&packet::OK), "{payload:?}");
-        Ok(())
+    /// Goes on until the server is convinced: an AuthSwitchRequest asks for another plugin's proof.
+    async fn prove(&mut self, login: Login) -> Result<(), Refused> {
+        let mut plugin = None;
+        loop {
+            let (sequence, payload) = self.receive().await?;
+            let challenge = match payload.split_first() {
+                Some((&packet::OK, _)) => return Ok(()),
+                Some((&packet::EOF, request)) => {
+                    let (name, nonce) = packet::split_nul(request).expect("the plugin's name");
+                    plugin = Plugin::named(name, false);
+                    self.nonce = nonce.strip_suffix(&[0]).unwrap_or(nonce).to_vec();
+                    self.nonce.clone()
+                }
+                Some((&packet::MORE_DATA, data)) => data.to_vec(),
+                _ => panic!("not a part of a login: {payload:?}"),
+            };
+            let password = Password { password: login.password.as_bytes(), nonce: &self.nonce, tls: false };
+            let plugin = plugin.as_mut().expect("the plugin was named");
+            let Some(proof) = plugin.answer(&password, &challenge).expect("a challenge") else { continue };
+            let mut out = Vec::new();
+            packet::put(&mut out, sequence + 1, |out| out.extend_from_slice(&proof));
+            self.stream.write_all(&out).await.map_err(broken)?;
+        }
     }
 
     /// One packet; an error packet is the error.
@@ -154,7 +170,10 @@ impl Session {
 
     /// Runs a string of statements.
     pub async fn query(&mut self, sql: &str) -> Result<Answer, Refused> {
-        self.command(3, sql.as_bytes()).await
+        if self.capabilities & can::QUERY_ATTRIBUTES == 0 {
+            return self.command(3, sql.as_bytes()).await;
+        }
+        self.command(3, &[NO_ATTRIBUTES, sql.as_bytes()].concat()).await
     }
 
     pub async fn command(&mut self, code: u8, argument: &[u8]) -> Result<Answer, Refused> {
