@@ -365,7 +365,29 @@ impl<'a> Relay<'a> {
                 }
             }
         }
+        if self.is_answered() {
+            self.end_behind_answer();
+            return Ok(());
+        }
         Err(self.server_lost(error))
+    }
+
+    /// Whether all that the client waits for has come, and only the answer to a Sync of ours is due.
+    /// A server that ends here has answered: a word more, and the client would take it for the
+    /// answer to its next request.
+    fn is_answered(&self) -> bool {
+        let ours = |expect: &Expect| matches!(expect, Expect::Sync { forward: false });
+        !self.setting_failed
+            && self.refused.is_none()
+            && self.rest == 0
+            && !self.backend.expect.is_empty()
+            && self.backend.expect.iter().all(ours)
+    }
+
+    /// The connection has ended; what was open in it is found to be lost when the session goes on.
+    fn end_behind_answer(&mut self) {
+        self.backend.expect.clear();
+        self.backend.closed = true;
     }
 
     fn server_lost(&mut self, error: io::Error) -> Fault {
@@ -400,6 +422,10 @@ impl<'a> Relay<'a> {
                 Scan::More => self.hand_on().await?,
             }
             match self.receive().await {
+                Ok(0) | Err(_) if self.is_answered() => {
+                    self.end_behind_answer();
+                    return self.flush().await;
+                }
                 Ok(0) => {
                     if self.dying && self.failed {
                         return self.flush().await;
@@ -488,6 +514,11 @@ impl<'a> Relay<'a> {
                 return Err(
                     self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length"))
                 );
+            }
+            if header.tag == b'E' && self.is_answered() {
+                // It stays where it is, for whoever uses the connection next.
+                self.backend.expect.clear();
+                return self.done();
             }
             if self.looks_at(header.tag) && header.length <= LOOKED_AT && header.length > data.len() {
                 return Ok(Scan::More);

@@ -3,6 +3,7 @@
 mod support;
 
 mod activation;
+mod awkward_ends;
 mod bad_input;
 mod balancer;
 mod both;
