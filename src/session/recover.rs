@@ -206,7 +206,10 @@ impl<P: Protocol> Session<P> {
                 self.frontend.answer(request, Answer::RolledBack, self.state.transaction).await,
             );
         }
-        let in_doubt = loss.sent && role == Role::Primary && self.state.commits(intent).is_some();
+        // What a replica refused as a write writes, whatever it was taken for.
+        let learned = attempt.run.reason == Reason::Learned && !open;
+        let commits = learned || self.state.commits(intent).is_some();
+        let in_doubt = loss.sent && role == Role::Primary && commits;
         if let Some(commit) = commit
             && in_doubt
             && !pin_lost

@@ -369,7 +369,9 @@ fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
         "create" | "drop" | "alter" | "rename" | "truncate" => {
             verdict.effect(Effect::Ddl);
             if phrase.is_any(1, &["temporary"]) || phrase.says(1, &["or", "replace", "temporary"]) {
-                verdict.reason = Reason::State;
+                // What it is filled from may write.
+                let filled = phrase.contains(&["select"]);
+                verdict.reason = if filled { Reason::Ddl } else { Reason::State };
                 if leading == "create" {
                     verdict.pin(PinReason::TempTable);
                 }

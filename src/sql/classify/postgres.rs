@@ -306,7 +306,11 @@ fn create(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
                 verdict.effect(Effect::Execute { name: name.into() });
             }
         } else {
-            for effect in query_only(&inner, cx).effects {
+            let query = query_only(&inner, cx);
+            if query.access == Access::Write {
+                verdict.raise(query.reason);
+            }
+            for effect in query.effects {
                 verdict.effect(effect);
             }
         }
