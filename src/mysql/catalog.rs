@@ -1,4 +1,4 @@
-//! What a server says of its routines, views and triggers: of all schemas together, by bare name.
+//! What a server says of its routines, views, triggers and tables without transactions: of all schemas together, by bare name.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::backend::{Backend, Row};
 use crate::{
     protocol::Fault,
-    sql::catalog::{Catalog, Relation, UserFunction},
+    sql::catalog::{Catalog, Link, Relation, UserFunction},
 };
 
 /// Name, what it declares of its data, and body. A body that may not be seen is NULL.
@@ -30,6 +30,12 @@ const REFERENCES: &str = "\
 SELECT LOWER(referenced_table_name), LOWER(table_name) FROM information_schema.referential_constraints \
 WHERE delete_rule IN ('CASCADE', 'SET NULL') OR update_rule IN ('CASCADE', 'SET NULL') ORDER BY 1, 2";
 
+/// Tables of MyISAM and other engines without transactions.
+const IRREVOCABLE: &str = "\
+SELECT LOWER(t.table_name) FROM information_schema.tables t \
+JOIN information_schema.engines e ON e.engine = t.engine WHERE COALESCE(e.transactions, 'NO') <> 'YES' \
+AND t.table_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema') ORDER BY 1";
+
 /// Words in a body that may leave state in the connection, or hide what would.
 const TELLTALES: [&str; 9] = [
     "get_lock",
@@ -47,12 +53,13 @@ const TELLTALES: [&str; 9] = [
 const WRITES: [&str; 10] =
     ["insert", "update", "delete", "replace", "truncate", "call", "load", "create", "alter", "drop"];
 
-/// Reads the catalog in four round trips.
+/// Reads the catalog in five round trips.
 pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let functions = server.query_all(FUNCTIONS).await?;
     let views = server.query_all(VIEWS).await?;
     let triggers = server.query_all(TRIGGERS).await?;
     let references = server.query_all(REFERENCES).await?;
+    let irrevocable = server.query_all(IRREVOCABLE).await?;
     let mut catalog = Catalog { loaded: true, ..Catalog::default() };
     read_functions(&functions, &mut catalog);
     for row in &views {
@@ -75,12 +82,13 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
         relation.writes_all = true;
         relation.touches |= touches;
     }
-    for row in &references {
-        if let (Some(parent), Some(child)) = (text(row, 0), text(row, 1)) {
-            catalog.relations.entry(parent.into()).or_default().relatives.push(child.into());
-        }
+    for name in irrevocable.iter().filter_map(|row| text(row, 0)) {
+        catalog.relations.entry(name.into()).or_default().irrevocable = true;
     }
-    catalog.version = version(&[&functions, &views, &triggers, &references]);
+    let link = |row| Some(Link { from: text(row, 0)?, to: text(row, 1)?, contains: false });
+    let links: Vec<Link<'_>> = references.iter().filter_map(link).collect();
+    catalog.relate(&links);
+    catalog.version = version(&[&functions, &views, &triggers, &references, &irrevocable]);
     Ok(catalog)
 }
 

@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::backend::{Backend, Row};
 use crate::{
     protocol::Fault,
-    sql::catalog::{Catalog, Relation, UserFunction},
+    sql::catalog::{Catalog, Link, Relation, UserFunction},
 };
 
 /// Functions of users and extensions. A trigger function is never called by name.
@@ -87,9 +87,8 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
         read_function(row, &bodies, &mut catalog);
     }
     read_relations(&relations, &bodies, &mut catalog);
-    for row in &relatives {
-        read_relative(row, &mut catalog);
-    }
+    let links: Vec<Link<'_>> = relatives.iter().filter_map(read_link).collect();
+    catalog.relate(&links);
     catalog.writing_operators =
         operators.first().and_then(|row| text(row, 0)).is_some_and(|count| count != "0");
     catalog.version = version(&[&functions, &relations, &relatives, &operators]);
@@ -264,6 +263,7 @@ fn read_relation(row: &Row, bodies: &Bodies<'_>) -> Relation {
         touches: Bodies::any(&bodies.touches, text(row, 7))
             || Bodies::any(&bodies.touches, text(row, 6))
             || is_true(row, 8),
+        irrevocable: false,
         relatives: Vec::new(),
     }
 }
@@ -277,12 +277,8 @@ fn merge(into: &mut Relation, from: &Relation) {
     into.touches |= from.touches;
 }
 
-fn read_relative(row: &Row, catalog: &mut Catalog) {
-    let (Some(parent), Some(child)) = (text(row, 0), text(row, 1)) else { return };
-    catalog.relations.entry(parent.into()).or_default().relatives.push(child.into());
-    if is_true(row, 2) {
-        catalog.relations.entry(child.into()).or_default().relatives.push(parent.into());
-    }
+fn read_link(row: &Row) -> Option<Link<'_>> {
+    Some(Link { from: text(row, 0)?, to: text(row, 1)?, contains: is_true(row, 2) })
 }
 
 #[cfg(test)]

@@ -39,10 +39,25 @@ pub struct Relation {
     pub reads_all: bool,
     /// User triggers, rules, a view or a foreign table: a write touches more than its name.
     pub writes_all: bool,
+    /// Of an engine without transactions: a write to it is not undone with its transaction.
+    pub irrevocable: bool,
     /// User triggers, defaults or rules whose code may change session state.
     pub touches: bool,
-    /// Tables that a write of this one also changes: partitions, inheritance both ways, FK actions.
+    /// Tables that a write of this one also changes, directly or by way of others: partitions,
+    /// inheritance both ways, FK actions. Where there are more than [`MAX_RELATIVES`], not all.
     pub relatives: Vec<Box<str>>,
+}
+
+/// Relatives that are kept of one relation; with more of them a write counts as touching everything.
+pub const MAX_RELATIVES: usize = 64;
+
+/// A write to one relation that changes another.
+#[derive(Clone, Copy, Debug)]
+pub struct Link<'a> {
+    pub from: &'a str,
+    pub to: &'a str,
+    /// Rows of `to` are rows of `from` as well: a partition, or a table that inherits.
+    pub contains: bool,
 }
 
 impl Catalog {
@@ -50,6 +65,59 @@ impl Catalog {
     pub fn empty() -> Self {
         Self::default()
     }
+
+    /// Follows what a write sets off from relation to relation: a cascade that goes on, a partition
+    /// of a partition, the triggers of whatever it reaches.
+    pub fn relate(&mut self, links: &[Link<'_>]) {
+        let (mut below, mut above) = (Neighbours::new(), Neighbours::new());
+        for link in links {
+            below.entry(link.from).or_default().push(link.to);
+            if link.contains {
+                above.entry(link.to).or_default().push(link.from);
+            }
+        }
+        while links.iter().any(|link| self.inherit(link)) {}
+        for name in below.keys().chain(above.keys()) {
+            self.relations.entry((*name).into()).or_default().relatives = relatives(name, &below, &above);
+        }
+    }
+
+    /// What a write to the far end of a link sets off, one to the near end does. Returns whether
+    /// that was news.
+    fn inherit(&mut self, link: &Link<'_>) -> bool {
+        let Some(to) = self.relations.get(link.to) else { return false };
+        let (writes_all, touches, irrevocable) = (to.writes_all, to.touches, to.irrevocable);
+        let from = self.relations.entry(link.from.into()).or_default();
+        let news = (writes_all && !from.writes_all)
+            || (touches && !from.touches)
+            || (irrevocable && !from.irrevocable);
+        from.writes_all |= writes_all;
+        from.touches |= touches;
+        from.irrevocable |= irrevocable;
+        news
+    }
+}
+
+type Neighbours<'a> = HashMap<&'a str, Vec<&'a str>>;
+
+/// Everything that links lead to from `name`, and what contains rows of that.
+fn relatives(name: &str, below: &Neighbours<'_>, above: &Neighbours<'_>) -> Vec<Box<str>> {
+    let mut found = vec![name];
+    for neighbours in [below, above] {
+        let mut at = 0;
+        while at < found.len() {
+            for next in neighbours.get(found[at]).into_iter().flatten() {
+                if found.len() > MAX_RELATIVES + 1 {
+                    break;
+                }
+                if !found.contains(next) {
+                    found.push(next);
+                }
+            }
+            at += 1;
+        }
+    }
+    found[1..].iter().map(|&name| name.into()).collect()
 }
 
 /// Names from `routing.read_functions`, `write_functions` and `clean_functions`.
@@ -58,4 +126,64 @@ pub struct FunctionRules {
     pub read: HashSet<Box<str>>,
     pub write: HashSet<Box<str>>,
     pub clean: HashSet<Box<str>>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn link<'a>(from: &'a str, to: &'a str, contains: bool) -> Link<'a> {
+        Link { from, to, contains }
+    }
+
+    fn relatives_of(catalog: &Catalog, name: &str) -> Vec<String> {
+        let mut names: Vec<String> =
+            catalog.relations[name].relatives.iter().map(|name| name.to_string()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn a_write_reaches_as_far_as_what_it_sets_off() {
+        let mut catalog = Catalog::default();
+        for (name, relation) in [
+            ("item", Relation { touches: true, ..Relation::default() }),
+            ("y2024", Relation { writes_all: true, ..Relation::default() }),
+        ] {
+            catalog.relations.insert(name.into(), relation);
+        }
+        catalog.relate(&[
+            link("customer", "orders", false),
+            link("orders", "item", false),
+            link("item", "orders", false),
+            link("events", "y2024", true),
+            link("y2024", "may", true),
+            link("y2024", "june", true),
+        ]);
+
+        for (name, relatives) in [
+            ("customer", &["item", "orders"][..]),
+            ("orders", &["item"]),
+            ("events", &["june", "may", "y2024"]),
+            ("may", &["events", "y2024"]),
+        ] {
+            assert_eq!(relatives_of(&catalog, name), relatives, "{name}");
+        }
+        let flags = |name: &str| (catalog.relations[name].touches, catalog.relations[name].writes_all);
+        assert_eq!(
+            (flags("customer"), flags("events"), flags("may")),
+            ((true, false), (false, true), (false, false))
+        );
+    }
+
+    #[test]
+    fn of_very_many_relatives_only_so_many_are_kept_that_they_count_as_everything() {
+        let names: Vec<String> = (0..5_000).map(|number| format!("p{number}")).collect();
+        let links: Vec<Link<'_>> = names.iter().map(|name| link("root", name, true)).collect();
+        let mut catalog = Catalog::default();
+        catalog.relate(&links);
+
+        assert_eq!(catalog.relations["root"].relatives.len(), MAX_RELATIVES + 1);
+        assert_eq!(relatives_of(&catalog, "p4999"), ["root"]);
+    }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use crate::sql::{
     Access, Reason, Tables,
+    catalog::MAX_RELATIVES,
     effects::{Effect, PinReason},
 };
 
 /// Names that are kept per statement; more count as [`Tables::All`].
-const MAX_TABLES: usize = 64;
+const MAX_TABLES: usize = MAX_RELATIVES;
 
 #[derive(Clone, Debug)]
 pub(super) struct Verdict {
