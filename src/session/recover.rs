@@ -189,7 +189,8 @@ impl<P: Protocol> Session<P> {
         let first = self.state.is_holding();
         let open = (attempt.run.in_transaction || self.state.transaction != Transaction::Idle) && !first;
         let pin_lost = attempt.kept && self.state.is_pinned();
-        let undone = first && intent.plain && intent.statements == 1 && !ends_transaction(intent);
+        let begun = self.state.is_begun_unseen();
+        let undone = begun && intent.plain && intent.statements == 1 && !ends_transaction(intent);
         let harmless = attempt.run.access == Access::Read || !loss.sent || role != Role::Primary || undone;
         if !open && !pin_lost && harmless && loss.forwarded == Forwarded::Nothing {
             self.cluster.metrics.retry("server_lost");

@@ -302,6 +302,12 @@ impl State {
         self.held.is_some()
     }
 
+    /// What is held begins a transaction: what runs behind it is not committed by itself. It may
+    /// also only say what the next one is to be (MySQL's `SET TRANSACTION`).
+    pub fn is_begun_unseen(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.begun)
+    }
+
     /// Where the open transaction belongs.
     fn transaction_access(&self) -> Access {
         let read_only = self.modes.read_only.or(self.defaults.read_only).unwrap_or(false);

@@ -6,14 +6,18 @@ use std::sync::{
 };
 
 use pointsman::{
-    demo::servers::{APP, Stop},
+    demo::{
+        mysql::MysqlCluster,
+        servers::{APP, Stop},
+    },
     topology::GtidSet,
 };
 
 use crate::{
     both_makes,
     support::{
-        PATIENCE, eventually,
+        PATIENCE, Proxy, eventually,
+        link::Link,
         mysql::{self, BASIC, Make, Session},
     },
 };
@@ -24,6 +28,8 @@ both_makes!(
     a_promoted_replica_gets_the_writes_and_the_old_primary_none,
     an_old_primary_that_others_write_to_is_not_the_newer_one_for_that,
     reads_after_a_write_wait_for_no_replica_and_never_see_old_data,
+    a_write_whose_answer_is_lost_is_never_sent_twice_whatever_was_said_of_the_next_transaction,
+    a_first_write_whose_server_is_lost_is_sent_again_only_where_a_rollback_undoes_it,
 );
 
 /// Sessions that write at the same time.
@@ -208,4 +214,105 @@ async fn reads_after_a_write_wait_for_no_replica_and_never_see_old_data(make: Ma
         .await;
     let mut other = Session::connect(proxy.port(), APP, &schema, BASIC).await.expect("it logs in");
     assert_eq!(other.value("/* pointsman: consistency=eventual */ SELECT 1").await, "1");
+}
+
+/// One server behind a link, with the rows `(1, 0)` in an InnoDB table `t` and a MyISAM table `m`,
+/// and a proxy that knows both.
+async fn behind_a_link(cluster: &MysqlCluster) -> (Proxy, Link, String) {
+    let tables = "CREATE TABLE t (id INT PRIMARY KEY, x INT); INSERT INTO t VALUES (1, 0);
+                  CREATE TABLE m (id INT PRIMARY KEY, x INT) ENGINE = MyISAM; INSERT INTO m VALUES (1, 0)";
+    let schema = mysql::create_schema(cluster, tables);
+    let link = Link::to(&cluster.node(0).address());
+    let proxy = Proxy::start_unready(&[link.address()], &[mysql::ENGINE]);
+    eventually("it lets clients in", async || {
+        Session::connect(proxy.port(), APP, &schema, BASIC).await.is_ok()
+    })
+    .await;
+    let pins = || proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
+    eventually("the catalog says that the table has no triggers", async || {
+        let before = pins();
+        Session::open(proxy.port(), APP, &schema).await.run("UPDATE t SET x = 0").await;
+        pins() == before
+    })
+    .await;
+    (proxy, link, schema)
+}
+
+/// How many statements that begin like this one are at the server.
+fn running(cluster: &MysqlCluster, statement: &str) -> String {
+    let sql = format!("SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE '{statement}%'");
+    cluster.node(0).sql("", &sql).expect("it answers")
+}
+
+/// The youngest connection that runs such a statement.
+fn newest(cluster: &MysqlCluster, statement: &str) -> u64 {
+    let sql = format!(
+        "SELECT COALESCE(MAX(id), 0) FROM information_schema.processlist WHERE info LIKE '{statement}%'"
+    );
+    cluster.node(0).sql("", &sql).expect("it answers").parse().expect("a number")
+}
+
+async fn a_write_whose_answer_is_lost_is_never_sent_twice_whatever_was_said_of_the_next_transaction(
+    make: Make,
+) {
+    let cluster = make.own();
+    let (proxy, link, schema) = behind_a_link(&cluster).await;
+    let direct = mysql::proxy(&cluster, &[]).await;
+    let mut session = Session::open(proxy.port(), APP, &schema).await;
+    // The server runs the write, but not before its answer can no longer pass.
+    let mut holder = Session::open(direct.port(), APP, &schema).await;
+    holder.run("BEGIN").await;
+    holder.run("SELECT * FROM t WHERE id = 1 FOR UPDATE").await;
+
+    // It says how the next transaction is to be, and begins none.
+    session.run("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await;
+    const UPDATE: &str = "UPDATE t SET x = x + 1";
+    let update = tokio::spawn(async move { session.error(UPDATE).await });
+    eventually("it waits for the row", async || running(&cluster, UPDATE) == "1").await;
+    link.cut();
+    let code = tokio::time::timeout(PATIENCE, update).await.expect("it is answered").expect("no panic");
+    holder.run("COMMIT").await;
+
+    assert_eq!(code, 2013);
+    eventually("nothing waits any more", async || running(&cluster, UPDATE) == "0").await;
+    assert_eq!(cluster.node(0).sql(&schema, "SELECT x FROM t").expect("it answers"), "1", "run twice");
+}
+
+async fn a_first_write_whose_server_is_lost_is_sent_again_only_where_a_rollback_undoes_it(make: Make) {
+    let cluster = make.own();
+    let (proxy, link, schema) = behind_a_link(&cluster).await;
+    let direct = mysql::proxy(&cluster, &[]).await;
+    let row_lock = ["BEGIN", "SELECT * FROM t FOR UPDATE", "COMMIT"];
+    let table_lock = ["BEGIN", "LOCK TABLES m WRITE", "UNLOCK TABLES"];
+    for (table, [begin, lock, unlock], code) in [("t", row_lock, None), ("m", table_lock, Some(2013))] {
+        let mut session = Session::open(proxy.port(), APP, &schema).await;
+        let mut holder = Session::open(direct.port(), APP, &schema).await;
+        holder.run(begin).await;
+        holder.run(lock).await;
+        let update = format!("UPDATE {table} SET x = x + 1");
+        session.run("BEGIN").await;
+        let first = update.clone();
+        let first = tokio::spawn(async move {
+            let answer = session.query(&first).await;
+            (answer.err().map(|refused| refused.errno), session)
+        });
+        eventually("it waits for the lock", async || running(&cluster, &update) == "1").await;
+        let lost = newest(&cluster, &update);
+
+        link.cut();
+        if code.is_none() {
+            eventually("it is sent again", async || newest(&cluster, &update) > lost).await;
+        }
+        holder.run(unlock).await;
+
+        let (answer, mut session) =
+            tokio::time::timeout(PATIENCE, first).await.expect("it is answered").expect("no panic");
+        assert_eq!(answer, code, "{table}");
+        if code.is_none() {
+            session.run("COMMIT").await;
+        }
+        eventually("nothing runs any more", async || running(&cluster, &update) == "0").await;
+        let x = cluster.node(0).sql(&schema, &format!("SELECT x FROM {table}")).expect("it answers");
+        assert!(x == "1" || (x == "0" && code.is_some()), "{table}: {x}");
+    }
 }

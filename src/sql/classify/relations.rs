@@ -45,7 +45,7 @@ pub(super) fn weigh(verdict: &mut Verdict, relation: &Named, how: Use, cx: &Cx<'
         verdict.tables = Touched::All;
     }
     if how == Use::Write {
-        verdict.plain &= !known.writes_all && !known.touches;
+        verdict.plain &= !known.writes_all && !known.touches && !known.irrevocable;
         for relative in &known.relatives {
             verdict.tables.add(relative);
         }
