@@ -6,13 +6,25 @@ use crate::{
     topology::{Claim, Facts, Incarnation, Lsn, Position, ProbeFault},
 };
 
+/// When the server's present life began, in microseconds. A postmaster whose processes crash starts
+/// them anew and goes on itself, and a replica is then further back than before (hard case 4); but
+/// the statistics do not survive that. Before version 15 asking for them cost reading a file.
+macro_rules! started {
+    () => {
+        "(extract(epoch FROM greatest(pg_postmaster_start_time(), \
+ CASE WHEN current_setting('server_version_num')::int >= 150000 \
+ THEN pg_catalog.pg_stat_get_bgwriter_stat_reset_time() END)) * 1000000)::bigint"
+    };
+}
+
 /// One row with everything a probe wants, on a primary and on a standby alike.
 ///
 /// The insert position bounds all that was acknowledged, also under `synchronous_commit = off`;
 /// the timeline in the control file lags behind a promotion, so it comes from the WAL file's name
 /// on a primary and from the receiver on a standby (hard cases 3 and 9). The snapshot whose bound
 /// of transaction ids is told was taken before the statement looked whether it is in recovery.
-const PROBE: &str = "\
+const PROBE: &str = concat!(
+    "\
 SELECT pg_is_in_recovery(), \
  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn() END, \
  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_flush_lsn() END, \
@@ -21,10 +33,13 @@ SELECT pg_is_in_recovery(), \
    THEN (SELECT received_tli::text FROM pg_catalog.pg_stat_wal_receiver) \
    ELSE substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8) END, \
  (SELECT system_identifier FROM pg_catalog.pg_control_system()), \
- (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, \
+ ",
+    started!(),
+    ", \
  current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, \
  current_setting('server_version_num'), \
- CASE WHEN pg_is_in_recovery() THEN txid_snapshot_xmax(txid_current_snapshot()) END";
+ CASE WHEN pg_is_in_recovery() THEN txid_snapshot_xmax(txid_current_snapshot()) END"
+);
 
 pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
     let rows = server.query_all(PROBE).await.map_err(|fault| match fault {
@@ -63,7 +78,7 @@ pub(super) async fn started(server: &mut Backend) -> Result<Option<i64>, Fault> 
     Ok(first.and_then(|micros| micros.parse().ok()))
 }
 
-const STARTED: &str = "SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint";
+const STARTED: &str = concat!("SELECT ", started!());
 
 /// Reads the probe's row; `None` when it makes no sense.
 fn read(row: &[Option<String>]) -> Option<Facts> {

@@ -99,7 +99,7 @@ impl State {
 pub struct Incarnation {
     /// PostgreSQL system identifier, MySQL `server_uuid`, MariaDB `server_id`.
     pub system: Arc<str>,
-    /// `pg_postmaster_start_time()` in microseconds; MySQL: now − Uptime, to the second.
+    /// Start of the postmaster, or of its processes after a crash, in microseconds; MySQL: now − Uptime, to the second.
     pub started: i64,
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use pointsman::demo::servers::Stop;
+use pointsman::demo::{Signal, servers::Stop, signal};
 
-use crate::support::{Database, Proxy, Session, Stage, cluster, eventually};
+use crate::support::{Database, Proxy, Session, Stage, cluster, eventually, link::Link};
 
 /// Writes and reads back at once, a number of times.
 async fn read_back(session: &Session, times: u32, what: &str) {
@@ -83,6 +83,46 @@ async fn a_replica_that_comes_back_from_a_crash_behind_its_former_self_is_not_be
 }
 
 #[tokio::test]
+async fn a_replica_whose_processes_crash_is_not_believed_to_be_where_it_was() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    // What was known of its position would be believed for long.
+    let settings = [
+        "cluster.routing.slow_start = '0s'",
+        "cluster.monitor.interval = '5s'",
+        "cluster.monitor.fast_interval = '100ms'",
+    ];
+    let proxy = Proxy::start(&cluster, &settings).await;
+    let session = proxy.session(&database.name).await;
+    let mut behind = false;
+    for round in 1..=3 {
+        session.run(&format!("INSERT INTO t VALUES ({round})")).await;
+        cluster.wait_until_caught_up(0).expect("replicas follow");
+        let replicas = [cluster.node(1).port(), cluster.node(2).port()];
+        for port in replicas {
+            eventually("its floor is met", async || session.port().await == port).await;
+        }
+        for replica in [1, 2] {
+            cluster.delay_replay(replica, Duration::from_secs(600)).expect("replay can be delayed");
+            // The postmaster starts its processes anew, and says that it never stopped.
+            let pid = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'";
+            let pid = cluster.node(replica).sql("postgres", pid).expect("it answers");
+            signal(pid.parse().expect("a process"), Signal::Kill);
+            let back = || cluster.node(replica).sql("postgres", "SELECT 1").is_ok();
+            eventually("it is back", async || back()).await;
+            // It may have forgotten the table as well.
+            let newest = cluster.node(replica).sql(&database.name, "SELECT max(x) FROM t");
+            behind |= !newest.is_ok_and(|newest| newest == round.to_string());
+            for _ in 0..50 {
+                assert_eq!(session.value("SELECT max(x) FROM t").await, round.to_string());
+            }
+            cluster.delay_replay(replica, Duration::ZERO).expect("and again at once");
+        }
+    }
+    assert!(behind, "no replica came back behind its former self");
+}
+
+#[tokio::test]
 async fn what_a_lagging_replica_does_not_know_yet_is_asked_of_the_primary() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, "CREATE TYPE mood AS ENUM ('glad')");
@@ -152,6 +192,46 @@ async fn an_eventual_reader_may_read_old_data_and_a_hint_bounds_its_age() {
     assert_eq!(session.value("/* pointsman: consistency=session */ SELECT count(*) FROM t").await, "1");
     eventually("the replicas are too old for the hint", async || {
         session.value("/* pointsman: max_lag=300ms */ SELECT count(*) FROM t").await == "1"
+    })
+    .await;
+    for replica in [1, 2] {
+        cluster.resume_replay(replica).expect("replay goes on");
+    }
+}
+
+#[tokio::test]
+async fn a_bound_on_staleness_holds_while_the_primary_is_cut_off() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let link = Link::to(&cluster.node(0).address());
+    let nodes = [link.address(), cluster.node(1).address(), cluster.node(2).address()];
+    let replicas = [cluster.node(1).port(), cluster.node(2).port()];
+    let settings = ["cluster.failover.hold = '300ms'", "cluster.monitor.timeout = '200ms'"];
+    let proxy = Proxy::start_unready(&nodes, &settings);
+    proxy.wait_until_reads_use(&replicas).await;
+    let session = proxy.session(&database.name).await;
+    let bounded = "/* pointsman: max_lag=2s */ SELECT count(*) FROM t";
+    assert_eq!(session.value(bounded).await, "0");
+
+    // Neither the proxy nor the replicas hear of what the primary goes on writing.
+    for replica in [1, 2] {
+        cluster.pause_replay(replica).expect("replay can be paused");
+    }
+    link.stall();
+    cluster.node(0).sql(&database.name, "INSERT INTO t VALUES (1)").expect("it goes on");
+    proxy.wait_for_log("no primary").await;
+
+    // Whoever asks for no bound reads on; to the others nobody is fresh enough, ever.
+    eventually("the bound is passed", async || session.try_run(bounded).await.is_err()).await;
+    for _ in 0..3 {
+        assert_eq!(session.error(bounded).await, "57P03");
+        assert_eq!(session.value("SELECT count(*) FROM t").await, "0");
+    }
+    session.run("SET pointsman.max_lag = '2s'").await;
+    assert_eq!(session.error("SELECT count(*) FROM t").await, "57P03");
+    link.resume();
+    eventually("the primary is back", async || {
+        session.try_run("SELECT count(*) FROM t").await.is_ok_and(|rows| rows[0][0].as_deref() == Some("1"))
     })
     .await;
     for replica in [1, 2] {

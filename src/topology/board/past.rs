@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Board, Event, SAMPLES};
 use crate::topology::{
-    Claim, Facts, History, Incarnation, Lsn, NodeId, Position, Sample,
+    Claim, Facts, History, Lsn, NodeId, Position, Sample,
     election::Fence,
     snapshot::{ElectedSet, Fall},
     timelines::Fork,
@@ -54,7 +54,7 @@ impl Board {
         if self.samples.back().is_some_and(|last| answer.number <= last.number) {
             return;
         }
-        self.note_fall(&facts.incarnation, &written);
+        self.note_fall(&written);
         self.samples_shared = None;
         match self.samples.back_mut() {
             // What a floor between the two would resolve to is the same.
@@ -72,8 +72,8 @@ impl Board {
     }
 
     /// A primary that restarted with less than it had said before: what lies between is lost.
-    fn note_fall(&mut self, incarnation: &Incarnation, written: &Position) {
-        let Some(last) = self.samples.back().filter(|last| last.incarnation != *incarnation) else { return };
+    fn note_fall(&mut self, written: &Position) {
+        let Some(last) = self.samples.back() else { return };
         let (
             Position::Postgres { timeline, lsn: from, .. },
             Position::Postgres { timeline: now_on, lsn: to, .. },
