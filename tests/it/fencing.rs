@@ -8,10 +8,32 @@ use pointsman::demo::{
     signal,
 };
 
-use crate::support::{Database, Proxy, Session, cluster, eventually, link::Link};
+use crate::support::{Database, Proxy, Session, client::connect, cluster, eventually, link::Link};
 
 const TABLE: &str = "CREATE TABLE t (x int)";
 const OPEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND xact_start IS NOT NULL";
+
+/// The console for psql.
+struct Console(Port);
+
+impl Console {
+    const USERS: &str = "admin.users = [{ name = 'root', password = 'secret' }]";
+
+    fn new() -> Self {
+        Self(Port::claim().expect("ports are to be had"))
+    }
+
+    fn door(&self) -> String {
+        format!("admin.postgres = '127.0.0.1:{}'", self.0.number())
+    }
+
+    /// What SHOW NODES says of each node in its last column.
+    async fn why(&self) -> Vec<String> {
+        let dsn = format!("host=127.0.0.1 port={} user=root password=secret dbname=x", self.0.number());
+        let nodes = Session::open(&dsn).await.run("SHOW NODES").await;
+        nodes.iter().map(|node| node.last().cloned().flatten().unwrap_or_default()).collect()
+    }
+}
 
 /// A proxy that reaches node 0, the primary, over a link, and node 1.
 async fn behind_a_link(cluster: &PgCluster) -> (Proxy, Link) {
@@ -96,7 +118,8 @@ async fn a_commit_on_its_way_when_the_primary_is_replaced_is_in_doubt_and_one_no
 async fn an_old_primary_that_comes_back_writable_gets_not_one_statement() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, TABLE);
-    let proxy = Proxy::start(&cluster, &[]).await;
+    let console = Console::new();
+    let proxy = Proxy::start(&cluster, &[&console.door(), Console::USERS]).await;
     let session = proxy.session(&database.name).await;
     cluster.wait_until_caught_up(0).expect("replicas follow");
     cluster.stop(0, Stop::Kill).expect("it dies");
@@ -120,6 +143,9 @@ async fn an_old_primary_that_comes_back_writable_gets_not_one_statement() {
 
     assert_eq!(database.calls("FROM t").0[0], 0, "it answered a read");
     assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "0");
+    let why = "it says it is primary on timeline 1, the newest is 2";
+    assert!(proxy.log().contains(why), "{}", proxy.log());
+    assert_eq!(console.why().await[0], why);
     let label = format!("node=\"{old}\"");
     assert_eq!(proxy.metric("pointsman_node_state", &[&label, "state=\"fenced\""]), 1.0);
     assert_eq!(proxy.metric("pointsman_node_role", &[&label, "role=\"primary\""]), 0.0);
@@ -157,10 +183,9 @@ async fn a_restarted_proxy_remembers_who_was_elected_and_refuses_the_old_primary
 async fn a_promotion_beside_a_primary_that_has_more_stops_all_writes() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, TABLE);
-    let console = Port::claim().expect("ports are to be had");
-    let door = format!("admin.postgres = '127.0.0.1:{}'", console.number());
-    let users = "admin.users = [{ name = 'root', password = 'secret' }]";
-    let proxy = Proxy::start(&cluster, &["cluster.failover.hold = '300ms'", &door, users]).await;
+    let console = Console::new();
+    let settings = ["cluster.failover.hold = '300ms'", &console.door(), Console::USERS];
+    let proxy = Proxy::start(&cluster, &settings).await;
     let session = proxy.session(&database.name).await;
     cluster.pause_replay(1).expect("replay can be paused");
     session.run("INSERT INTO t VALUES (1)").await;
@@ -175,12 +200,10 @@ async fn a_promotion_beside_a_primary_that_has_more_stops_all_writes() {
 
     proxy.wait_for_log("stop one of them").await;
     assert_eq!(session.error("INSERT INTO t VALUES (2)").await, "57P03");
-    let dsn = format!("host=127.0.0.1 port={} user=root password=secret dbname=x", console.number());
-    let shown = Session::open(&dsn).await.run("SHOW NODES").await;
-    let why = |at: usize| shown[at].last().cloned().flatten().unwrap_or_default();
-    assert!(why(0).contains(&cluster.node(1).address()), "{}", why(0));
-    assert!(why(1).contains(&cluster.node(0).address()), "{}", why(1));
-    assert!(why(2).contains("stop one of them"), "{}", why(2));
+    let why = console.why().await;
+    assert!(why[0].contains(&cluster.node(1).address()), "{}", why[0]);
+    assert!(why[1].contains(&cluster.node(0).address()), "{}", why[1]);
+    assert!(why[2].contains("stop one of them"), "{}", why[2]);
     assert!(proxy.metric("pointsman_without_primary_seconds", &[]) > 0.0);
 }
 
@@ -227,4 +250,37 @@ async fn a_new_timeline_is_seen_before_any_checkpoint_has_written_it_down() {
     assert_eq!(written.expect("it answers"), "1", "a checkpoint came before");
     assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "0");
     assert_eq!(cluster.node(1).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "10");
+}
+
+#[tokio::test]
+async fn of_two_replicas_promoted_to_one_timeline_only_the_one_that_was_elected_gets_writes() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    for node in [1, 2] {
+        cluster.promote(node).expect("somebody promotes it");
+    }
+
+    // Who saw one of them first stays with it.
+    session.run("INSERT INTO t VALUES (1)").await;
+    proxy.wait_for_log("it says it is primary on timeline 2, which belongs to").await;
+    for x in 2..20 {
+        session.run(&format!("INSERT INTO t VALUES ({x})")).await;
+    }
+    let rows = |node: usize| cluster.node(node).sql(&database.name, "SELECT count(*) FROM t");
+    let mut found = [1, 2].map(|node| rows(node).expect("it answers"));
+    found.sort();
+    assert_eq!(found, ["0", "19"]);
+
+    // Who comes later cannot tell which is meant, until one yields.
+    let late = Proxy::start_unready(&cluster.addresses(), &["cluster.failover.hold = '300ms'"]);
+    late.wait_for_log("none is known to be the older").await;
+    let dsn = late.dsn(&database.name);
+    assert!(connect(&dsn).await.is_err(), "there is nobody to let a client in");
+    cluster.stop(2, Stop::Fast).expect("it stops");
+    Session::retry(&dsn).await.run("INSERT INTO t VALUES (20)").await;
+    assert_eq!(cluster.node(1).sql(&database.name, "SELECT max(x) FROM t").expect("it answers"), "20");
 }

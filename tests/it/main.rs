@@ -28,6 +28,7 @@ mod handbook;
 mod http;
 mod limits;
 mod login;
+mod lost_history;
 mod metrics;
 mod mysql_consistency;
 mod mysql_drivers;
