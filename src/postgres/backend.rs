@@ -192,7 +192,7 @@ impl Backend {
 
     /// After an error: what was due up to the next Sync will not come. Returns whether the error
     /// is that of a statement of ours.
-    pub(super) fn skip_to_sync(&mut self, frontend: &mut Frontend) -> bool {
+    pub(super) fn skip_to_sync(&mut self) -> bool {
         let ours = match self.expect.front() {
             // The query itself failed; what stands behind it is not skipped.
             Some(Expect::Query | Expect::FunctionCall) => return false,
@@ -209,7 +209,6 @@ impl Backend {
         }
         self.statements.unnamed = Some(UNKNOWN_STATEMENT);
         self.skipping = self.expect.is_empty();
-        frontend.statements.forget_expected();
         ours
     }
 

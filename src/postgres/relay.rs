@@ -820,7 +820,7 @@ impl<'a> Relay<'a> {
             Some(Expect::FailAs(error)) => Some(error.clone()),
             _ => None,
         };
-        let ours = self.backend.skip_to_sync(self.frontend);
+        let ours = self.backend.skip_to_sync();
         self.failed = true;
         self.stale_plan |= fields.stale_plan;
         self.setting_failed |= ours && !self.decided;
@@ -830,6 +830,10 @@ impl<'a> Relay<'a> {
         }
         self.dying |= fields.fatal;
         let cause = if replaced.is_some() { None } else { self.refusal_cause(fields, ours) };
+        if cause.is_none() {
+            // Otherwise another attempt may name them yet.
+            self.frontend.statements.forget_expected();
+        }
         match (cause, replaced) {
             (Some(cause), _) if self.refused.is_none() => {
                 let raw = self.kept_back_with(start..start + length);
