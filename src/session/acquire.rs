@@ -107,6 +107,11 @@ impl<P: Protocol> Session<P> {
         request: &Request<P::Wire>,
         attempt: &Attempt,
     ) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
+        if self.is_kept_softly() && !kept.backend().is_fresh() {
+            // Its server has ended it: nothing but the values of before is lost.
+            self.lose_previous(&kept);
+            return Ok(Err(None));
+        }
         let snapshot = self.snapshot();
         let draining = |node: &Node| matches!(node.state, State::Draining);
         // Draining waits for transactions, not for what a session keeps between them.
