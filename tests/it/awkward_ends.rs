@@ -106,7 +106,8 @@ async fn behind_a_cutter() -> (PgCluster, String, Cutter, Proxy) {
     let cluster = cluster::own_with(PgOptions { replicas: 0, ..PgOptions::default() });
     let name = Database::with(&cluster, "CREATE TABLE t (x int)").name;
     let cutter = Cutter::to(cluster.node(0).address());
-    let proxy = Proxy::start_unready(&[cutter.address()], &["cluster.tls.server = { mode = 'disable' }"]);
+    let settings = ["cluster.tls.server = { mode = 'disable' }", "cluster.monitor.catalog_refresh = '200ms'"];
+    let proxy = Proxy::start_unready(&[cutter.address()], &settings);
     drop(Session::retry(&proxy.dsn(&name)).await);
     let pins = || proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
     eventually("the catalog says that the table has no triggers", async || {

@@ -223,7 +223,8 @@ async fn behind_a_link(cluster: &MysqlCluster) -> (Proxy, Link, String) {
                   CREATE TABLE m (id INT PRIMARY KEY, x INT) ENGINE = MyISAM; INSERT INTO m VALUES (1, 0)";
     let schema = mysql::create_schema(cluster, tables);
     let link = Link::to(&cluster.node(0).address());
-    let proxy = Proxy::start_unready(&[link.address()], &[mysql::ENGINE]);
+    let settings = [mysql::ENGINE, "cluster.monitor.catalog_refresh = '200ms'"];
+    let proxy = Proxy::start_unready(&[link.address()], &settings);
     eventually("it lets clients in", async || {
         Session::connect(proxy.port(), APP, &schema, BASIC).await.is_ok()
     })
