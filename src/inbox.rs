@@ -63,6 +63,11 @@ impl Inbox {
         &self.buffer[self.start..self.end]
     }
 
+    /// For what has to be put right before it is read.
+    pub fn data_mut(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.start..self.end]
+    }
+
     pub fn len(&self) -> usize {
         self.end - self.start
     }

@@ -35,6 +35,8 @@ pub enum RefusalKind {
     Protocol,
     /// One message of it makes no sense; those that follow may.
     Malformed,
+    /// What is compressed cannot be unpacked.
+    Compression,
     /// The protocol has it, the proxy does not.
     Unsupported,
     /// A wrong password or an unknown user.
@@ -102,6 +104,7 @@ impl RefusalKind {
             Self::ShuttingDown => "shutting_down",
             Self::Protocol => "protocol",
             Self::Malformed => "malformed",
+            Self::Compression => "compression",
             Self::Unsupported => "unsupported",
             Self::Authentication => "authentication",
             Self::UnknownDatabase => "unknown_database",

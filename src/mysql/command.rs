@@ -66,6 +66,8 @@ pub struct Tail {
     pub rest: usize,
     /// Another packet follows it.
     pub continues: bool,
+    /// Its sequence number.
+    pub next: u8,
 }
 
 /// What stands at the front of the inbox.
@@ -97,12 +99,13 @@ pub fn cut(data: &[u8]) -> Result<Cut, Refusal> {
         code::STMT_PREPARE | code::STMT_SEND_LONG_DATA => LONGEST_PREPARE,
         _ => GATHERED,
     };
-    let mut at = 0;
+    let (mut at, mut next) = (0, 0_u8);
     while let Some(header) = packet::header(&data[at..]) {
         let end = at + header.total();
         let continues = header.length == MAX_PAYLOAD;
+        next = next.wrapping_add(1);
         if end > data.len() {
-            let tail = Tail { rest: end - data.len(), continues };
+            let tail = Tail { rest: end - data.len(), continues, next };
             return too_long(code, data.len(), limit, tail);
         }
         at = end;
@@ -110,7 +113,7 @@ pub fn cut(data: &[u8]) -> Result<Cut, Refusal> {
             return Ok(Cut::Command { code, length: at, tail: None });
         }
     }
-    too_long(code, at, limit, Tail { rest: 0, continues: true })
+    too_long(code, at, limit, Tail { rest: 0, continues: true, next })
 }
 
 fn too_long(code: u8, length: usize, limit: usize, tail: Tail) -> Result<Cut, Refusal> {
@@ -121,6 +124,18 @@ fn too_long(code: u8, length: usize, limit: usize, tail: Tail) -> Result<Cut, Re
         return Ok(Cut::Command { code, length, tail: Some(tail) });
     }
     Err(Refusal::fatal(RefusalKind::Protocol, "Got a packet bigger than the proxy takes for this command"))
+}
+
+/// Numbers the packets of a command as servers want them. Clients that compress may not have: the
+/// numbers that count are then those of the frames.
+pub fn number(mut data: &mut [u8]) {
+    let mut sequence = 0_u8;
+    while let Some(header) = packet::header(data) {
+        data[HEADER - 1] = sequence;
+        sequence = sequence.wrapping_add(1);
+        let end = header.total().min(data.len());
+        data = &mut data[end..];
+    }
 }
 
 /// The argument of a gathered command: its payload without the first byte. Only a command of more
@@ -167,7 +182,7 @@ mod tests {
     #[test]
     fn a_long_statement_is_passed_on_in_pieces_and_one_to_be_prepared_is_not() {
         let long = command(code::QUERY, &vec![b'x'; GATHERED * 2]);
-        let tail = Tail { rest: long.len() - GATHERED, continues: false };
+        let tail = Tail { rest: long.len() - GATHERED, continues: false, next: 1 };
         assert_eq!(
             cut(&long[..GATHERED]),
             Ok(Cut::Command { code: code::QUERY, length: GATHERED, tail: Some(tail) })
@@ -182,6 +197,18 @@ mod tests {
     fn what_no_server_would_take_is_refused() {
         assert!(cut(&[0, 0, 0, 0]).is_err());
         assert!(cut(&[1, 0, 0, 1, 3]).is_err());
+    }
+
+    #[test]
+    fn packets_of_a_command_are_numbered_whatever_their_client_has_written() {
+        let wanted = command(code::STMT_SEND_LONG_DATA, &vec![b'x'; MAX_PAYLOAD + 7]);
+        let mut data = wanted.clone();
+        (data[3], data[HEADER + MAX_PAYLOAD + 3]) = (7, 0);
+        number(&mut data);
+        assert!(data == wanted);
+        number(&mut data[..MAX_PAYLOAD]);
+        number(&mut data[..2]);
+        assert!(data == wanted);
     }
 
     #[test]

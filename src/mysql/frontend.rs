@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{
     command::{self, Command, Cut, GATHERED, Tail, code},
+    compress::{Algorithm, Unreadable, Wire},
     gate::Gate,
     login::{self, client::Login, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
@@ -36,7 +37,7 @@ const MAX_OWN_STATEMENTS: usize = 4096;
 
 /// A client that has logged in.
 pub struct Frontend {
-    pub(super) stream: Stream,
+    pub(super) stream: Wire,
     pub(super) inbox: Inbox,
     pub(super) reader: Option<ReaderContext>,
     pub(super) capabilities: u32,
@@ -76,6 +77,7 @@ pub struct Frontend {
 pub struct Startup {
     pub schema: Option<String>,
     pub collation: u8,
+    pub compression: Option<Algorithm>,
 }
 
 impl Frontend {
@@ -94,7 +96,11 @@ impl Frontend {
             modes: LexModes::default_of(Dialect::Mysql),
             gate,
             renewed: None,
-            startup: Some(Startup { schema: login.schema, collation: login.collation }),
+            startup: Some(Startup {
+                schema: login.schema,
+                collation: login.collation,
+                compression: login.compression,
+            }),
             sequence: login.sequence.wrapping_add(1),
             unconsumed: 0,
             tail: None,
@@ -115,6 +121,11 @@ impl Frontend {
             if self.tail.is_some() {
                 self.drop_tail().await?;
             }
+            if self.stream.is_compressed() {
+                // Only of the first packet: what follows may be another command's.
+                let first = self.inbox.len().min(packet::HEADER);
+                command::number(&mut self.inbox.data_mut()[..first]);
+            }
             if !self.inbox.is_empty()
                 && let Cut::Command { code, length, tail } =
                     command::cut(self.inbox.data()).map_err(Fault::Protocol)?
@@ -123,6 +134,10 @@ impl Frontend {
                     return Ok(None);
                 }
                 self.sequence = 1;
+                self.stream.begin_answer(self.inbox.len() > length);
+                if self.stream.is_compressed() {
+                    command::number(&mut self.inbox.data_mut()[..length]);
+                }
                 self.unconsumed = length;
                 self.tail = tail;
                 if let Some(request) = self.request(code).await? {
@@ -130,7 +145,7 @@ impl Frontend {
                 }
                 continue;
             }
-            if self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0 {
+            if self.inbox.fill(&mut self.stream).await.map_err(unread)? == 0 {
                 return Ok(None);
             }
         }
@@ -140,9 +155,7 @@ impl Frontend {
     async fn drop_tail(&mut self) -> Result<(), Fault> {
         while let Some(mut tail) = self.tail {
             if tail.rest > 0 {
-                if self.inbox.is_empty()
-                    && self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0
-                {
+                if self.inbox.is_empty() && self.inbox.fill(&mut self.stream).await.map_err(unread)? == 0 {
                     return Err(Fault::Client(eof()));
                 }
                 let part = tail.rest.min(self.inbox.len());
@@ -154,13 +167,13 @@ impl Frontend {
                     if let Some(header) = packet::header(self.inbox.data()) {
                         break header;
                     }
-                    if self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0 {
+                    if self.inbox.fill(&mut self.stream).await.map_err(unread)? == 0 {
                         return Err(Fault::Client(eof()));
                     }
                 };
                 self.inbox.consume(packet::HEADER);
                 let continues = header.length == packet::MAX_PAYLOAD;
-                self.tail = Some(Tail { rest: header.length, continues });
+                self.tail = Some(Tail { rest: header.length, continues, ..tail });
             } else {
                 self.tail = None;
             }
@@ -232,7 +245,7 @@ impl Frontend {
     async fn change_user(&mut self, argument: &[u8]) -> Result<Request<Command>, Fault> {
         let wire = self.command(code::CHANGE_USER);
         self.consume();
-        let stream = std::mem::replace(&mut self.stream, Stream::Moving);
+        let stream = std::mem::replace(&mut self.stream, Wire::Bare(Stream::Moving));
         let inbox = std::mem::take(&mut self.inbox);
         let gate = self.gate.clone();
         let secret = async |user: &str| gate.secret(user).await;
@@ -245,7 +258,7 @@ impl Frontend {
         self.stream = login.stream;
         self.inbox = login.inbox;
         self.sequence = login.sequence.wrapping_add(1);
-        self.startup = Some(Startup { schema: login.schema, collation: login.collation });
+        self.startup = Some(Startup { schema: login.schema, collation: login.collation, compression: None });
         self.statements.clear();
         self.own.clear();
         Ok(Request { intent: Arc::new(nothing()), wire })
@@ -513,7 +526,7 @@ impl Frontend {
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         self.stream.write_all(bytes).await.map_err(Fault::Client)?;
-        if self.stream.is_tls() {
+        if self.stream.is_buffered() {
             self.stream.flush().await.map_err(Fault::Client)?;
         }
         Ok(())
@@ -555,6 +568,14 @@ fn is_unreadable(charset: &str) -> bool {
 
 fn malformed() -> Fault {
     Fault::Protocol(Refusal::fatal(RefusalKind::Protocol, "Malformed communication packet"))
+}
+
+/// What a client sends cannot be read: it is gone, or its frames make no sense.
+pub(super) fn unread(error: io::Error) -> Fault {
+    match Unreadable::of(&error) {
+        Some(why) => Fault::Protocol(Refusal::fatal(RefusalKind::Compression, why.to_string())),
+        None => Fault::Client(error),
+    }
 }
 
 pub(super) fn eof() -> io::Error {

@@ -1,12 +1,14 @@
 //! Doors for `fuzz/`: what reads bytes of peers that nobody trusts, without sockets.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use futures_util::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     backend::Backend,
     command::code,
+    compress::{Algorithm, Compressed, Wire, ZstdLevel},
     encode,
     frontend::Frontend,
     gate::{Gate, Link},
@@ -32,6 +34,11 @@ use crate::{
 
 /// Bytes of the statement cache: one input has a handful of statements.
 const CACHE: u64 = 16 * 1024;
+/// Bytes that are asked for at one time.
+const LARGE: usize = 64 * 1024;
+const SMALL: usize = 3;
+/// Bytes of unpacked frames that are looked at.
+const MOST_UNPACKED: usize = 256 * 1024;
 /// Statements that the server connection keeps: few, so that they are evicted.
 const KEPT: usize = 2;
 
@@ -43,6 +50,40 @@ pub fn login(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data) {
         let _ = Verifier::parse(text);
     }
+}
+
+/// Reads `data` as compressed frames, at once and in small pieces, which must come to the same;
+/// and packs and unpacks it.
+pub fn compressed(data: &[u8]) {
+    for algorithm in [Algorithm::Zlib, Algorithm::Zstd(ZstdLevel::DEFAULT)] {
+        assert_eq!(unpacked(data, algorithm, LARGE), unpacked(data, algorithm, SMALL));
+
+        let mut frames = Vec::new();
+        let mut stream =
+            Compressed::new(tokio::io::join(tokio::io::empty(), &mut frames), algorithm, Inbox::default());
+        let written = stream.write_all(data).now_or_never().and_then(Result::ok);
+        let ended = stream.shutdown().now_or_never().and_then(Result::ok);
+        assert_eq!((written, ended), (Some(()), Some(())));
+        drop(stream);
+        let same = &data[..data.len().min(MOST_UNPACKED)];
+        assert_eq!(unpacked(&frames, algorithm, LARGE), (same.to_vec(), None));
+    }
+}
+
+/// What frames hold, and what is wrong with them.
+fn unpacked(frames: &[u8], algorithm: Algorithm, step: usize) -> (Vec<u8>, Option<io::ErrorKind>) {
+    let inner = tokio::io::join(frames, tokio::io::sink());
+    let mut stream = Compressed::new(inner, algorithm, Inbox::default());
+    let (mut all, mut part) = (Vec::new(), vec![0; step]);
+    while all.len() < MOST_UNPACKED {
+        match stream.read(&mut part).now_or_never().expect("a slice keeps nobody waiting") {
+            Ok(0) => return (all, None),
+            Ok(count) => all.extend_from_slice(&part[..count]),
+            Err(error) => return (all, Some(error.kind())),
+        }
+    }
+    all.truncate(MOST_UNPACKED);
+    (all, None)
 }
 
 /// Reads `data` as the packets of a server's answers.
@@ -101,7 +142,7 @@ fn commands_with(data: &[u8], capabilities: u32) {
 
 fn client(data: &[u8], capabilities: u32) -> Login {
     Login {
-        stream: Stream::Moving,
+        stream: Wire::Bare(Stream::Moving),
         inbox: Inbox::with(data),
         user: "app".to_owned(),
         schema: None,
@@ -110,6 +151,7 @@ fn client(data: &[u8], capabilities: u32) -> Login {
         credentials: Credentials::None,
         sequence: 1,
         nonce: [b'n'; NONCE],
+        compression: None,
     }
 }
 
@@ -167,6 +209,7 @@ mod tests {
             commands(&session[..length]);
             login(&session[length..]);
             server_packets(&session[length..]);
+            compressed(&session[length..]);
         }
         commands(&session);
         commands(b"\xff\xff\xff\0\x03");

@@ -40,6 +40,9 @@ const MAX_GREETINGS: usize = 1024;
 /// What clients are offered, as far as every server has it.
 const OFFERED: u32 = EVERYBODYS | FLAVOURS | can::CONNECT_WITH_DB | can::INTERACTIVE | can::MULTI_STATEMENTS;
 
+/// Between a client and the proxy: servers have no part in it.
+const COMPRESSION: u32 = can::COMPRESS | can::ZSTD_COMPRESSION;
+
 /// What every server connection has.
 const EVERYBODYS: u32 = can::LONG_PASSWORD
     | can::LONG_FLAG
@@ -125,7 +128,7 @@ impl Shared {
         let common = profiles.values().fold(u32::MAX, |all, profile| all & profile.greeting.capabilities);
         Some(Offer {
             version: model.greeting.version.as_bytes().into(),
-            capabilities: OFFERED & common,
+            capabilities: OFFERED & common | COMPRESSION,
             collation: model.greeting.collation,
             plugin: if model.greeting.plugin == CACHING_SHA2 { CACHING_SHA2 } else { NATIVE },
             number: self.next_number(),
@@ -241,7 +244,7 @@ pub(super) fn identity(login: &client::Login) -> Identity<super::Mysql> {
 fn login_fault(failure: &LoginFailure) -> LoginFault {
     match failure {
         LoginFailure::Io(_) => LoginFault::Closed,
-        LoginFailure::Garbage(_) => LoginFault::Protocol,
+        LoginFailure::Garbage(_) | LoginFailure::CompressionLevel(_) => LoginFault::Protocol,
         LoginFailure::Tls(_) | LoginFailure::WithoutTls => LoginFault::Tls,
         LoginFailure::WrongPassword => LoginFault::Password,
         LoginFailure::UnknownUser => LoginFault::UnknownUser,

@@ -4,6 +4,7 @@ mod answer;
 mod backend;
 mod catalog;
 pub mod command;
+pub mod compress;
 mod encode;
 mod frontend;
 #[doc(hidden)]

@@ -28,6 +28,7 @@ pub const fn error_of(kind: RefusalKind) -> (u16, &'static str) {
         RefusalKind::InDoubt => (2013, "08007"),
         RefusalKind::Protocol => (1047, "08S01"),
         RefusalKind::Malformed => (1835, "HY000"),
+        RefusalKind::Compression => (1157, "08S01"),
         RefusalKind::Unsupported => (1235, "42000"),
         RefusalKind::Authentication => (1045, "28000"),
         RefusalKind::UnknownDatabase => (1049, "42000"),

@@ -11,7 +11,7 @@ use super::{
     backend::Backend,
     command::{Command, Tail, code},
     encode,
-    frontend::{Frontend, eof},
+    frontend::{Frontend, eof, unread},
     packet::{self, Change, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, lenenc, status, u16_le, u32_le},
     prepared::Statement,
     refusal::{self, ErrorClass},
@@ -82,6 +82,8 @@ pub(super) struct Relay<'a> {
     refused: Option<Refused>,
     wrote: Option<Position>,
     prepared: Option<Arc<Statement>>,
+    /// Number of the packet by which the server asked for a file, and of those that brought it.
+    asked: u8,
 }
 
 /// What the scan of received bytes came to.
@@ -124,6 +126,7 @@ impl<'a> Relay<'a> {
             refused: None,
             wrote: None,
             prepared: None,
+            asked: 0,
         }
     }
 
@@ -250,10 +253,11 @@ impl<'a> Relay<'a> {
                 if !tail.continues {
                     return Ok(());
                 }
-                let header = self.client_header(inbox).await?;
-                *tail = Tail { rest: header.total(), continues: header.length == MAX_PAYLOAD };
+                let header = self.numbered(inbox, tail.next).await?;
+                let continues = header.length == MAX_PAYLOAD;
+                *tail = Tail { rest: header.total(), continues, next: tail.next.wrapping_add(1) };
             }
-            if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0 {
+            if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(unread)? == 0 {
                 return Err(Fault::Client(eof()));
             }
             let part = inbox.len().min(tail.rest);
@@ -263,12 +267,21 @@ impl<'a> Relay<'a> {
         }
     }
 
+    /// The header of the client's next packet, with the number that the server expects.
+    async fn numbered(&mut self, inbox: &mut Inbox, sequence: u8) -> Result<packet::Header, Fault> {
+        let header = self.client_header(inbox).await?;
+        if self.frontend.stream.is_compressed() {
+            inbox.data_mut()[HEADER - 1] = sequence;
+        }
+        Ok(header)
+    }
+
     async fn client_header(&mut self, inbox: &mut Inbox) -> Result<packet::Header, Fault> {
         loop {
             if let Some(header) = packet::header(inbox.data()) {
                 return Ok(header);
             }
-            if inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0 {
+            if inbox.fill(&mut self.frontend.stream).await.map_err(unread)? == 0 {
                 return Err(Fault::Client(eof()));
             }
         }
@@ -476,6 +489,7 @@ impl<'a> Relay<'a> {
         match self.phase {
             Phase::First if first == packet::LOCAL_INFILE => {
                 self.decided = true;
+                self.asked = header.sequence;
                 self.pass(header);
                 return Ok(true);
             }
@@ -711,12 +725,11 @@ impl<'a> Relay<'a> {
 
     async fn pump_file(&mut self, inbox: &mut Inbox) -> Result<(), Fault> {
         loop {
-            let header = self.client_header(inbox).await?;
+            self.asked = self.asked.wrapping_add(1);
+            let header = self.numbered(inbox, self.asked).await?;
             let mut rest = header.total();
             while rest > 0 {
-                if inbox.is_empty()
-                    && inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0
-                {
+                if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(unread)? == 0 {
                     return Err(Fault::Client(eof()));
                 }
                 let part = inbox.len().min(rest);

@@ -7,6 +7,7 @@ use mysql_common::collations::{Collation, CollationId};
 
 use super::{
     backend::Backend,
+    compress::{Algorithm, Wire},
     frontend::{Frontend, Startup},
     packet::{self, HEADER, capability as can},
     settings::{Carried, NAMES, Settings},
@@ -14,6 +15,7 @@ use super::{
 use crate::{
     protocol::{Fault, ReaderContext, Welcomed},
     sql::{Isolation, effects::TransactionModes},
+    stream::Stream,
 };
 
 /// What every session with the same user and schema begins with.
@@ -77,13 +79,23 @@ impl Frontend {
         self.reader = Some(context);
         self.note_sql_mode(&greeting.sql_mode);
         self.autocommit = greeting.autocommit;
-        if let Some(startup) = self.startup.take() {
-            self.carried = Carried::new(self.first_settings(&startup, greeting.mariadb));
+        let startup = self.startup.take();
+        if let Some(startup) = &startup {
+            self.carried = Carried::new(self.first_settings(startup, greeting.mariadb));
         }
         let mut out = Vec::new();
         packet::put_ok(&mut out, self.sequence, self.status(crate::protocol::Transaction::Idle));
         self.write(&out).await?;
+        self.compress(startup.and_then(|startup| startup.compression));
         Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: !greeting.autocommit })
+    }
+
+    /// What follows the last packet of the login is compressed, in both directions.
+    fn compress(&mut self, algorithm: Option<Algorithm>) {
+        if let Some(algorithm) = algorithm {
+            let bare = std::mem::replace(&mut self.stream, Wire::Bare(Stream::Moving));
+            self.stream = bare.compressed(algorithm, std::mem::take(&mut self.inbox));
+        }
     }
 
     fn first_settings(&mut self, startup: &Startup, mariadb: bool) -> Settings {

@@ -35,7 +35,7 @@ pub const fn sqlstate(kind: RefusalKind) -> &'static str {
         RefusalKind::PoolTimeout | RefusalKind::TooManyClients => "53300",
         RefusalKind::ServerLost => "08006",
         RefusalKind::InDoubt => "08007",
-        RefusalKind::Protocol | RefusalKind::Malformed => "08P01",
+        RefusalKind::Protocol | RefusalKind::Malformed | RefusalKind::Compression => "08P01",
         RefusalKind::Unsupported => "0A000",
         RefusalKind::FailedTransaction => "25P02",
         RefusalKind::Authentication => "28P01",

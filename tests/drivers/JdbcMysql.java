@@ -20,7 +20,8 @@ public class JdbcMysql {
         for (String port : System.getenv("REPLICA_PORTS").split(",")) {
             REPLICAS.add(Integer.parseInt(port));
         }
-        for (String options : new String[] {"", "useServerPrepStmts=true", "allowMultiQueries=true&rewriteBatchedStatements=true"}) {
+        for (String options : new String[] {"", "useServerPrepStmts=true", "allowMultiQueries=true&rewriteBatchedStatements=true",
+            "useCompression=true", "useCompression=true&useServerPrepStmts=true"}) {
             try (Connection db = connect(options)) {
                 reads(db, options);
                 writes(db, options);

@@ -2,6 +2,7 @@
 
 import mysql.connector
 from common import DATABASE, HOST, PASSWORD, PORT, USER, equal, on_primary, on_replicas
+from mysql.connector.network import NetworkBrokerCompressed
 
 WHERE = "SELECT @@port"
 
@@ -68,7 +69,22 @@ def changes_of_user():
         equal(error.errno, 1045)
 
 
+def compression():
+    db = connect(autocommit=True, compress=True)
+    assert isinstance(db._socket._netbroker, NetworkBrokerCompressed)
+    cursor = db.cursor()
+    on_replicas([ask(cursor, WHERE)[0][0] for _ in range(20)], "compressed reads")
+    # Its reader puts a packet together from two frames, and not from more.
+    long = " ".join(str(n * 7919) for n in range(20000))
+    equal(ask(cursor, "SELECT %s", (long,)), [(long,)])
+    equal(ask(db.cursor(prepared=True), "SELECT ?", (long,)), [(long,)])
+    rows = ask(cursor, "SELECT seq FROM seq_1_to_20000")
+    equal(sum(row[0] for row in rows), 200010000)
+    db.close()
+
+
 prepared()
 many_statements_on_few_connections()
 transactions()
 changes_of_user()
+compression()

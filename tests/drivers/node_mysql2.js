@@ -86,12 +86,24 @@ async function logins() {
   await assert.rejects(mysql.createConnection({ ...login, database: 'no_such_schema' }), { errno: 1049 })
 }
 
-// The proxy does not offer it: what asks for it goes on without.
 async function compression() {
   const db = await mysql.createConnection({ ...login, compress: true })
-  onReplica(await port(db.query(where)), 'a read of who asked for compression')
-  const long = 'x'.repeat(100000)
+  assert(db.connection._inflatedPacketsParser, 'it is compressed')
+  for (let n = 0; n < 20; n++) {
+    onReplica(await port(db.query(where)), 'a compressed read')
+    onReplica(await port(db.execute(where + ' FROM (SELECT 1) o WHERE ? >= 0', [n])), 'a compressed prepared read')
+  }
+  const long = Array.from({ length: 30000 }, (_, n) => n * 7919).join(' ')
   assert.strictEqual((await db.query('SELECT ? AS long_text', [long]))[0][0].long_text, long)
+  assert.strictEqual((await db.execute('SELECT ? AS long_text', [long]))[0][0].long_text, long)
+  let sum = 0
+  for await (const row of db.connection.query('SELECT seq FROM seq_1_to_20000').stream()) {
+    sum += row.seq
+  }
+  assert.strictEqual(sum, 200010000)
+  await db.changeUser({ user: POINTSMAN_USER, password: POINTSMAN_PASSWORD, database: POINTSMAN_DATABASE })
+  assert.strictEqual((await db.query('SELECT 1 AS one'))[0][0].one, 1)
+  await assert.rejects(db.query('SELECT no_such_column'), { errno: 1054 })
   await db.end()
 }
 

@@ -30,6 +30,7 @@ mod limits;
 mod login;
 mod lost_history;
 mod metrics;
+mod mysql_compress;
 mod mysql_consistency;
 mod mysql_drivers;
 mod mysql_failover;

@@ -4,11 +4,17 @@ use std::process::{Command, Output};
 
 use pointsman::demo::servers::APP;
 
-use crate::support::{drivers, mysql::Stage};
+use crate::support::{
+    drivers,
+    mysql::{Make, Stage},
+};
 
 /// Runs a program before a proxy of its own; fails with what it said when it fails.
-async fn runs(mut command: Command) -> (Stage, Output) {
-    let stage = Stage::set("", &[]).await;
+async fn runs(command: Command) -> (Stage, Output) {
+    runs_on(Stage::set("", &[]).await, command)
+}
+
+fn runs_on(stage: Stage, mut command: Command) -> (Stage, Output) {
     let replicas: Vec<String> =
         stage.cluster.nodes()[1..].iter().map(|node| node.port().to_string()).collect();
     command
@@ -89,5 +95,16 @@ async fn the_command_line_client_notices_nothing() {
     let primary = format!("primary: {}", stage.primary_port());
     for expected in ["rows: 3", "   id: 2", "title: two", "first", "second", "sourced", "kept: 3", &primary] {
         assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+mod on_mysql9 {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_query_attributes_of_mysql_connector_arrive() {
+        let stage = Stage::on(Make::Mysql9, "", &[]).await;
+        stage.install_attribute_function();
+        runs_on(stage, drivers::python("mysql_attributes.py"));
     }
 }

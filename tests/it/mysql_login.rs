@@ -314,6 +314,10 @@ async fn clients_speak_tls_as_the_mode_asks() {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
             let answer = client(proxy.port(), APP, "", &arguments, "SELECT 7");
             assert_eq!(answer.is_ok(), expected, "{mode} {arguments:?}: {answer:?}");
+            let compressed = [&arguments[..], &["--compress"]].concat();
+            let answer = client(proxy.port(), APP, "", &compressed, "SELECT REPEAT('compressed', 9000)");
+            let sent = expected.then(|| "compressed".repeat(9000));
+            assert_eq!(answer.ok(), sent, "{mode} {compressed:?}");
         }
         if mode == "require" {
             let refused = client(proxy.port(), APP, "", &["--skip-ssl"], "SELECT 7").expect_err("no TLS");

@@ -628,12 +628,6 @@ fn without_types((code, mut argument): (u8, Vec<u8>), parameters: usize) -> (u8,
     (code, argument)
 }
 
-/// MySQL's function that reads an attribute is a component, of the server that it is installed in.
-fn with_attribute_function(stage: &Stage) {
-    let installed = stage.cluster.node(0).sql("", "INSTALL COMPONENT 'file://component_query_attributes'");
-    installed.expect("the component comes with the server");
-}
-
 #[tokio::test]
 async fn attributes_are_offered_only_where_every_server_takes_them() {
     let stage = Stage::set("", &[]).await;
@@ -649,7 +643,7 @@ mod on_mysql9 {
     #[tokio::test]
     async fn query_attributes_reach_the_server_that_answers() {
         let stage = Stage::on(Make::Mysql9, "CREATE TABLE t (id INT PRIMARY KEY, word TEXT)", &[]).await;
-        with_attribute_function(&stage);
+        stage.install_attribute_function();
         const READ: &str = "SELECT mysql_query_attribute_string('n'), mysql_query_attribute_string('m')";
         let two = [("n", Some("one")), ("m", Some("INSERT INTO t VALUES (1, 'x')"))];
         same_with(

@@ -45,7 +45,7 @@ impl Flavour {
     }
 
     /// The client program, which is told nothing yet.
-    pub(super) fn client(&self) -> Result<Command, ServerError> {
+    pub fn client(&self) -> Result<Command, ServerError> {
         let mut command = match self {
             Self::MariaDb => Command::new(installed("mariadb")?),
             Self::Mysql { root } => unpacked(root, "usr/bin/mysql")?,

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     inbox::Inbox,
     mysql::{
+        compress::{Algorithm, Wire, ZstdLevel},
         packet::{self, capability as can, status},
         refusal::put_error,
     },
@@ -100,7 +101,7 @@ impl Secret {
 
 /// A client who proved who it is and has not been told so.
 pub struct Login {
-    pub stream: Stream,
+    pub stream: Wire,
     pub inbox: Inbox,
     pub user: String,
     pub schema: Option<String>,
@@ -112,6 +113,8 @@ pub struct Login {
     pub sequence: u8,
     /// By which the client proves itself again when it becomes another user.
     pub nonce: [u8; NONCE],
+    /// How the connection is compressed once the client is in, if it is not yet.
+    pub compression: Option<Algorithm>,
 }
 
 /// Why a connection did not become a session; the client has been told.
@@ -125,6 +128,8 @@ pub enum LoginFailure {
     Tls(io::Error),
     #[error("TLS is required")]
     WithoutTls,
+    #[error("compression by zstd of level {0}")]
+    CompressionLevel(u8),
     #[error("wrong password")]
     WrongPassword,
     #[error("unknown user")]
@@ -144,8 +149,14 @@ pub async fn accept(
     stream::configure(&socket)?;
     let peer = socket.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
     let nonce = scramble::nonce::<NONCE>();
-    let mut door =
-        Door { stream: Stream::Plain(socket), inbox: Inbox::default(), sequence: 0, peer, house, nonce };
+    let mut door = Door {
+        stream: Wire::Bare(Stream::Plain(socket)),
+        inbox: Inbox::default(),
+        sequence: 0,
+        peer,
+        house,
+        nonce,
+    };
     let acceptor = house.tls.acceptor();
     let tls_flag = if acceptor.is_some() { can::SSL } else { 0 };
     let mut greeting = Vec::new();
@@ -168,15 +179,16 @@ pub async fn accept(
         return Err(LoginFailure::WithoutTls);
     }
     let response = Response::read(&payload).ok_or(LoginFailure::Garbage("a login that cannot be read"))?;
+    let capabilities = response.capabilities & offer.capabilities;
+    let compression = door.compression(capabilities, response.compression_level).await?;
     let secret = secret(&response.user).await;
     let credentials = door.authenticate(&response, &secret, offer.plugin).await?;
-    let capabilities = response.capabilities & offer.capabilities;
-    Ok(door.let_in(response, credentials, capabilities))
+    Ok(Login { compression, ..door.let_in(response, credentials, capabilities) })
 }
 
 /// A connection on which a client becomes another user.
 pub struct Change<'a> {
-    pub stream: Stream,
+    pub stream: Wire,
     pub inbox: Inbox,
     /// The command without its first byte.
     pub argument: &'a [u8],
@@ -195,7 +207,8 @@ pub async fn change_user(
     secret: impl AsyncFnOnce(&str) -> Secret,
 ) -> Result<Login, LoginFailure> {
     let Change { stream, inbox, argument, capabilities, nonce } = change;
-    let peer = stream.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
+    let peer =
+        stream.stream().peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
     let mut door = Door { stream, inbox, sequence: 0, peer, house, nonce };
     let response = Response::read_change(argument, capabilities)
         .ok_or(LoginFailure::Garbage("a change of user that cannot be read"))?;
@@ -227,7 +240,7 @@ fn put_greeting(out: &mut Vec<u8>, offer: &Offer, capabilities: u32, nonce: &[u8
 
 /// A client that is at the door.
 struct Door<'a> {
-    stream: Stream,
+    stream: Wire,
     inbox: Inbox,
     sequence: u8,
     peer: String,
@@ -248,6 +261,7 @@ impl Door<'_> {
             credentials,
             sequence: self.sequence,
             nonce: self.nonce,
+            compression: None,
         }
     }
 
@@ -279,6 +293,21 @@ impl Door<'_> {
         Ok(self.stream.flush().await?)
     }
 
+    /// How the client wants to go on. It gets zlib where it can do both, as from the server.
+    async fn compression(&mut self, capabilities: u32, level: u8) -> Result<Option<Algorithm>, LoginFailure> {
+        if capabilities & can::COMPRESS != 0 {
+            return Ok(Some(Algorithm::Zlib));
+        }
+        if capabilities & can::ZSTD_COMPRESSION == 0 {
+            return Ok(None);
+        }
+        let Some(known) = ZstdLevel::new(level) else {
+            self.refuse(3923, "HY000", "Invalid level of zstd compression").await;
+            return Err(LoginFailure::CompressionLevel(level));
+        };
+        Ok(Some(Algorithm::Zstd(known)))
+    }
+
     async fn refuse(&mut self, errno: u16, sqlstate: &str, message: &str) {
         let mut out = Vec::new();
         packet::put_err(&mut out, self.sequence.wrapping_add(1), errno, sqlstate, message.as_bytes());
@@ -292,9 +321,11 @@ impl Door<'_> {
             // What came before TLS must not be taken for something that came within.
             return Err(LoginFailure::Garbage("something ahead of TLS"));
         }
-        let Stream::Plain(socket) = self.stream else { return Err(LoginFailure::Garbage("TLS within TLS")) };
+        let Wire::Bare(Stream::Plain(socket)) = self.stream else {
+            return Err(LoginFailure::Garbage("TLS within TLS"));
+        };
         let session = acceptor.accept(socket).await.map_err(LoginFailure::Tls)?;
-        self.stream = Stream::tls(session);
+        self.stream = Wire::Bare(Stream::tls(session));
         Ok(self)
     }
 
@@ -354,7 +385,7 @@ impl Door<'_> {
         if self.house.tls.mode() != tls::Mode::VerifyFull {
             return true;
         }
-        let Stream::Tls(session) = &self.stream else { return false };
+        let Stream::Tls(session) = self.stream.stream() else { return false };
         let certificate = session.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         certificate.and_then(tls::common_name).is_some_and(|name| name == user)
     }
@@ -390,7 +421,7 @@ impl Door<'_> {
     /// The password that a client sends, without its NUL; `None`: nobody can read it.
     async fn receive_password(&mut self, nonce: &[u8]) -> Result<Option<Zeroizing<String>>, LoginFailure> {
         let mut payload = Zeroizing::new(self.receive().await?);
-        if !self.stream.is_tls() {
+        if !self.stream.stream().is_tls() {
             let Some(key) = self.house.vault.key().await else { return Ok(None) };
             if payload.as_slice() == WANTS_KEY {
                 self.send(|out| {

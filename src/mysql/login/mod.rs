@@ -9,10 +9,11 @@ pub mod verifier;
 
 use std::{io, sync::Arc};
 
+use tokio::io::AsyncRead;
 use zeroize::Zeroizing;
 
 use super::packet::{self, HEADER};
-use crate::{inbox::Inbox, stream::Stream};
+use crate::inbox::Inbox;
 
 /// Longest packet of the connection phase that is read, in bytes: a client's connect attributes are
 /// bounded by 64 KB in every server.
@@ -38,7 +39,10 @@ pub enum Credentials {
 ///
 /// # Errors
 /// At the end of the stream and for packets that are too long.
-pub async fn next_packet(stream: &mut Stream, inbox: &mut Inbox) -> io::Result<packet::Header> {
+pub async fn next_packet<S>(stream: &mut S, inbox: &mut Inbox) -> io::Result<packet::Header>
+where
+    S: AsyncRead + Unpin,
+{
     loop {
         if let Some(header) = packet::header(inbox.data()) {
             if header.length > MAX_PACKET {
@@ -55,7 +59,10 @@ pub async fn next_packet(stream: &mut Stream, inbox: &mut Inbox) -> io::Result<p
 }
 
 /// As [`next_packet`], and takes the payload out of the inbox.
-pub async fn take_packet(stream: &mut Stream, inbox: &mut Inbox) -> io::Result<(u8, Vec<u8>)> {
+pub async fn take_packet<S>(stream: &mut S, inbox: &mut Inbox) -> io::Result<(u8, Vec<u8>)>
+where
+    S: AsyncRead + Unpin,
+{
     let header = next_packet(stream, inbox).await?;
     let payload = inbox.data()[HEADER..header.total()].to_vec();
     inbox.consume(header.total());

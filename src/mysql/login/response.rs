@@ -3,6 +3,9 @@
 use super::NATIVE;
 use crate::mysql::packet::{capability as can, lenenc_bytes, split_nul, u32_le};
 
+/// Level of zstd that a client has if it names none.
+const ZSTD_LEVEL: u8 = 3;
+
 /// Length of a packet that asks for TLS: what a login has before the user's name.
 pub const TLS_REQUEST: usize = 32;
 
@@ -15,6 +18,8 @@ pub struct Response {
     pub proof: Vec<u8>,
     pub schema: Option<String>,
     pub plugin: String,
+    /// Of zstd, as the client names it: it may be none.
+    pub compression_level: u8,
 }
 
 impl Response {
@@ -43,11 +48,16 @@ impl Response {
         }
         let mut plugin = NATIVE.to_owned();
         if capabilities & can::PLUGIN_AUTH != 0 && !rest.is_empty() {
-            let (name, _) = split_nul(rest).unwrap_or((rest, &[]));
+            let (name, behind) = split_nul(rest).unwrap_or((rest, &[]));
             plugin = String::from_utf8_lossy(name).into_owned();
+            rest = behind;
+        }
+        if capabilities & can::CONNECT_ATTRS != 0 {
+            rest = lenenc_bytes(rest).map_or(&[], |(_, behind)| behind);
         }
         let user = String::from_utf8(user.to_vec()).ok()?;
-        Some(Self { capabilities, collation, user, proof: proof.to_vec(), schema, plugin })
+        let compression_level = rest.first().copied().unwrap_or(ZSTD_LEVEL);
+        Some(Self { capabilities, collation, user, proof: proof.to_vec(), schema, plugin, compression_level })
     }
 
     /// Reads COM_CHANGE_USER without its first byte.
@@ -68,6 +78,7 @@ impl Response {
             proof: proof.to_vec(),
             schema,
             plugin: plugin.into_owned(),
+            compression_level: ZSTD_LEVEL,
         })
     }
 }

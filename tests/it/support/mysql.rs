@@ -80,10 +80,28 @@ impl Session {
     }
 
     pub async fn connect(port: u16, login: Login, schema: &str, capabilities: u32) -> Result<Self, Refused> {
-        soon("a login", Self::log_in(port, login, schema, capabilities)).await
+        soon("a login", Self::log_in(port, login, schema, capabilities, &[])).await
     }
 
-    async fn log_in(port: u16, login: Login, schema: &str, capabilities: u32) -> Result<Self, Refused> {
+    /// As [`Session::connect`], asking for zstd of a level.
+    pub async fn connect_at_level(port: u16, login: Login, level: u8) -> Result<Self, Refused> {
+        let capabilities = BASIC | can::ZSTD_COMPRESSION;
+        soon("a login", Self::log_in(port, login, "", capabilities, &[level])).await
+    }
+
+    /// What is beneath.
+    pub fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// `tail` stands behind everything else in the answer to the greeting.
+    async fn log_in(
+        port: u16,
+        login: Login,
+        schema: &str,
+        capabilities: u32,
+        tail: &[u8],
+    ) -> Result<Self, Refused> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(broken)?;
         let mut session = Self::of(stream, capabilities);
         let (_, greeting) = session.receive().await?;
@@ -109,6 +127,7 @@ impl Session {
                 out.push(0);
             }
             out.extend_from_slice(b"mysql_native_password\0");
+            out.extend_from_slice(tail);
         });
         session.stream.write_all(&out).await.map_err(broken)?;
         session.prove(login).await?;

@@ -145,6 +145,17 @@ impl Stage {
         Session::open(self.proxy.port(), APP, &self.schema).await
     }
 
+    /// MySQL's function that reads query attributes is a component of the server it is installed
+    /// in.
+    pub fn install_attribute_function(&self) {
+        let node = self.cluster.node(0);
+        if let Err(error) = node.sql("", "INSTALL COMPONENT 'file://component_query_attributes'") {
+            let known =
+                node.sql("", "SELECT COUNT(*) FROM mysql.component WHERE component_urn LIKE '%query_attr%'");
+            assert!(known.is_ok_and(|known| known.trim() == "1"), "{error}");
+        }
+    }
+
     pub fn primary_port(&self) -> u16 {
         self.cluster.node(0).port()
     }
