@@ -58,6 +58,9 @@ impl Frontend {
             for text in ["", "", "", column, ""] {
                 put_lenenc_bytes(out, text.as_bytes());
             }
+            if self.capabilities & can::EXTENDED_METADATA != 0 {
+                put_lenenc_bytes(out, b"");
+            }
             out.push(12);
             out.extend_from_slice(&UTF8.to_le_bytes());
             out.extend_from_slice(&WIDTH.to_le_bytes());

@@ -40,7 +40,7 @@ pub struct Backend {
     pub(super) out: Vec<u8>,
     /// What is to be handed to the client that does not lie in the inbox in one piece.
     pub(super) pending: Vec<u8>,
-    pub(super) capabilities: u32,
+    pub(super) capabilities: u64,
     pub(super) status: u16,
     pub(super) carried: Arc<Settings>,
     pub(super) statements: ServerStatements,
@@ -366,6 +366,10 @@ impl Backend {
             if let Some((header, payload)) = packet::payload(self.inbox.data()) {
                 if header.length == MAX_PAYLOAD {
                     return Err(garbage());
+                }
+                if self.capabilities & can::PROGRESS != 0 && packet::is_progress(payload) {
+                    self.inbox.consume(header.total());
+                    continue;
                 }
                 let payload = payload.to_vec();
                 self.inbox.consume(header.total());

@@ -39,6 +39,8 @@ pub mod code {
     pub const STMT_FETCH: u8 = 0x1C;
     pub const BINLOG_DUMP_GTID: u8 = 0x1E;
     pub const RESET_CONNECTION: u8 = 0x1F;
+    /// MariaDB's.
+    pub const STMT_BULK_EXECUTE: u8 = 0xFA;
 }
 
 /// One request as it lies at the front of the frontend's inbox.
@@ -120,7 +122,7 @@ fn too_long(code: u8, length: usize, limit: usize, tail: Tail) -> Result<Cut, Re
     if length < limit {
         return Ok(Cut::Short);
     }
-    if matches!(code, code::QUERY | code::STMT_EXECUTE) {
+    if matches!(code, code::QUERY | code::STMT_EXECUTE | code::STMT_BULK_EXECUTE) {
         return Ok(Cut::Command { code, length, tail: Some(tail) });
     }
     Err(Refusal::fatal(RefusalKind::Protocol, "Got a packet bigger than the proxy takes for this command"))

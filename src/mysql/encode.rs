@@ -43,7 +43,7 @@ pub(super) fn command(
     backend.put_closing(out);
     let Some(server_id) = backend.statements.get(statement.key) else { return Err(unknown(*id)) };
     let handle = frontend.statements.get(*id).ok_or_else(|| unknown(*id))?;
-    if command.code != code::STMT_EXECUTE {
+    if !matches!(command.code, code::STMT_EXECUTE | code::STMT_BULK_EXECUTE) {
         let start = out.len();
         out.extend_from_slice(data);
         let Some(place) = out.get_mut(start + ID.start..start + ID.end) else { return Err(malformed()) };
@@ -52,7 +52,10 @@ pub(super) fn command(
     }
     put_long_data(&handle.long_data, server_id, out);
     let argument = data.get(HEADER + 1..).unwrap_or_default();
-    let binding = Binding::of_execute(argument, statement.parameters, frontend.sends_attributes());
+    let binding = match command.code {
+        code::STMT_BULK_EXECUTE => Binding::of_bulk(argument, statement.parameters),
+        _ => Binding::of_execute(argument, statement.parameters, frontend.sends_attributes()),
+    };
     put_execute(data, server_id, binding, &handle.types, out)
 }
 
@@ -78,7 +81,7 @@ fn put_long_data(packets: &[u8], id: u32, out: &mut Vec<u8>) {
     }
 }
 
-/// COM_STMT_EXECUTE with the server's id and, where the client has left them out because it sent
+/// COM_STMT_EXECUTE or COM_STMT_BULK_EXECUTE with the server's id and, where the client has left them out because it sent
 /// them before, with the types of the parameters: another session's may be the last that this
 /// connection has seen.
 fn put_execute(
@@ -105,10 +108,11 @@ fn put_execute(
             "an execution of 16 MB has to name the types of its parameters",
         )));
     };
-    let flag = start + HEADER + 1 + binding.flag_at;
-    out[flag] = 1;
+    let argument = start + HEADER + 1;
+    out[argument + binding.flag_at] |= binding.flag;
     let length = (header.length + missing.len()) as u32;
-    out.splice(flag + 1..flag + 1, missing);
+    let types_at = argument + binding.types_at;
+    out.splice(types_at..types_at, missing);
     out[start..start + 3].copy_from_slice(&length.to_le_bytes()[..3]);
     Ok(())
 }
@@ -236,6 +240,20 @@ mod tests {
             code::STMT_EXECUTE,
             &[77, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 3, 0, b'v'],
         );
+        assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn many_executions_in_one_get_the_servers_id_and_the_types_they_left_out() {
+        let mut data = Vec::new();
+        packet::put_command(&mut data, code::STMT_BULK_EXECUTE, &[9, 0, 0, 0, 64, 0, 0, b'v']);
+
+        let mut out = Vec::new();
+        let binding = Binding::of_bulk(&data[HEADER + 1..], 1);
+        put_execute(&data, 77, binding, &[3, 0], &mut out).expect("it is short");
+
+        let mut expected = Vec::new();
+        packet::put_command(&mut expected, code::STMT_BULK_EXECUTE, &[77, 0, 0, 0, 192, 0, 3, 0, 0, b'v']);
         assert_eq!(out, expected);
     }
 

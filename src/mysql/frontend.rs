@@ -12,7 +12,7 @@ use super::{
     login::{self, client::Login, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
     parameters::{self, Binding},
-    prepared::{ClientStatements, Statement},
+    prepared::{ClientStatements, NEWEST, Statement},
     settings::{Carried, NAMES},
 };
 use crate::{
@@ -40,7 +40,7 @@ pub struct Frontend {
     pub(super) stream: Wire,
     pub(super) inbox: Inbox,
     pub(super) reader: Option<ReaderContext>,
-    pub(super) capabilities: u32,
+    pub(super) capabilities: u64,
     pub(super) number: u32,
     nonce: [u8; NONCE],
     pub(super) user: Arc<str>,
@@ -188,9 +188,12 @@ impl Frontend {
             code::QUERY => self.query(&argument).await,
             code::STMT_PREPARE => self.prepare(&argument).await,
             code::STMT_EXECUTE => self.execute(&argument).await,
+            code::STMT_BULK_EXECUTE if self.capabilities & can::STMT_BULK_OPERATIONS != 0 => {
+                self.bulk_execute(&argument).await
+            }
             code::STMT_FETCH | code::STMT_RESET => self.of_statement(code, &argument).await,
             code::STMT_SEND_LONG_DATA => {
-                let Some((id, _)) = u32_le(&argument) else { return Err(malformed()) };
+                let Some((id, _)) = self.statement_id(&argument) else { return Err(malformed()) };
                 let packets = self.inbox.data()[..self.unconsumed].to_vec();
                 if !self.statements.keep_long_data(id, &packets) {
                     tracing::debug!(id, "a long parameter value could not be kept");
@@ -199,7 +202,7 @@ impl Frontend {
                 Ok(None)
             }
             code::STMT_CLOSE => {
-                let id = u32_le(&argument).map_or(0, |(id, _)| id);
+                let id = self.statement_id(&argument).map_or(0, |(id, _)| id);
                 self.cursor_closed |= self.statements.remove(id).is_some_and(|handle| handle.cursor);
                 self.consume();
                 Ok(None)
@@ -347,6 +350,7 @@ impl Frontend {
     }
 
     async fn prepare(&mut self, text: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        self.statements.begin();
         if self.statements.is_full() {
             let message =
                 format!("Can't create more than {} prepared statements", super::prepared::MAX_STATEMENTS);
@@ -375,22 +379,52 @@ impl Frontend {
         Ok(None)
     }
 
+    /// The id that a COM_STMT_… begins with, and what follows it.
+    fn statement_id<'a>(&self, argument: &'a [u8]) -> Option<(u32, &'a [u8])> {
+        let (id, rest) = u32_le(argument)?;
+        match self.statements.newest() {
+            Some(newest) if id == NEWEST && self.capabilities & can::STMT_BULK_OPERATIONS != 0 => {
+                Some((newest, rest))
+            }
+            _ => Some((id, rest)),
+        }
+    }
+
     async fn execute(&mut self, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
-        let (Some((id, _)), Some(&flags)) = (u32_le(argument), argument.get(4)) else {
-            return Err(malformed());
-        };
+        let Some((id, &[flags, ..])) = self.statement_id(argument) else { return Err(malformed()) };
         let named = self.sends_attributes();
-        let mut wire = self.command(code::STMT_EXECUTE);
+        let wire = self.command(code::STMT_EXECUTE);
         let Some(handle) = self.statements.get_mut(id) else {
             return self.unknown_statement(id, "mysqld_stmt_execute").await;
         };
+        let binding = Binding::of_execute(argument, handle.statement.parameters, named);
+        Ok(self.executed(id, wire, binding, flags & CURSOR_TYPES != 0))
+    }
+
+    /// Many executions in one; only of statements that write, says the server.
+    async fn bulk_execute(&mut self, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        let Some((id, _)) = self.statement_id(argument) else { return Err(malformed()) };
+        let wire = self.command(code::STMT_BULK_EXECUTE);
+        let Some(handle) = self.statements.get_mut(id) else {
+            return self.unknown_statement(id, "mysqld_stmt_execute").await;
+        };
+        let binding = Binding::of_bulk(argument, handle.statement.parameters);
+        Ok(self.executed(id, wire, binding, false))
+    }
+
+    /// An execution of a statement that is there.
+    fn executed(
+        &mut self,
+        id: u32,
+        mut wire: Command,
+        binding: Option<Binding>,
+        opens_cursor: bool,
+    ) -> Option<Request<Command>> {
+        let handle = self.statements.get_mut(id)?;
         let statement = handle.statement.clone();
-        if let Some(types) =
-            Binding::of_execute(argument, statement.parameters, named).and_then(|it| it.types)
-        {
+        if let Some(types) = binding.and_then(|binding| binding.types) {
             handle.types = types;
         }
-        let opens_cursor = flags & CURSOR_TYPES != 0;
         handle.cursor |= opens_cursor;
         let mut intent = statement.intent.clone();
         if !intent.effects.is_empty() {
@@ -405,11 +439,11 @@ impl Frontend {
             intent = Arc::new(kept);
         }
         wire.statement = Some((id, statement));
-        Ok(Some(Request { intent: self.closing_cursor(intent), wire }))
+        Some(Request { intent: self.closing_cursor(intent), wire })
     }
 
     async fn of_statement(&mut self, code: u8, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
-        let Some((id, _)) = u32_le(argument) else { return Err(malformed()) };
+        let Some((id, _)) = self.statement_id(argument) else { return Err(malformed()) };
         let mut wire = self.command(code);
         let Some(handle) = self.statements.get_mut(id) else {
             let by = if code == code::STMT_RESET { "mysqld_stmt_reset" } else { "mysqld_stmt_fetch" };

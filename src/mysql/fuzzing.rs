@@ -103,9 +103,10 @@ pub fn server_packets(mut data: &[u8]) {
 pub fn commands(data: &[u8]) {
     commands_with(data, 0);
     commands_with(data, can::QUERY_ATTRIBUTES);
+    commands_with(data, can::STMT_BULK_OPERATIONS);
 }
 
-fn commands_with(data: &[u8], capabilities: u32) {
+fn commands_with(data: &[u8], capabilities: u64) {
     let mut frontend = Frontend::new(client(data, capabilities), 7, "app".into(), Arc::new(Gate::detached()));
     frontend.reader = Some(ReaderContext {
         classifier: Arc::new(Classifier::new(Dialect::Mysql, FunctionRules::default(), CACHE)),
@@ -140,7 +141,7 @@ fn commands_with(data: &[u8], capabilities: u32) {
     }
 }
 
-fn client(data: &[u8], capabilities: u32) -> Login {
+fn client(data: &[u8], capabilities: u64) -> Login {
     Login {
         stream: Wire::Bare(Stream::Moving),
         inbox: Inbox::with(data),
@@ -155,11 +156,11 @@ fn client(data: &[u8], capabilities: u32) -> Login {
     }
 }
 
-fn server(capabilities: u32) -> Backend {
+fn server(capabilities: u64) -> Backend {
     let greeting = Greeting {
         version: "10.11.0-MariaDB".to_owned(),
         thread: 1,
-        capabilities: u32::MAX,
+        capabilities: u64::MAX,
         collation: 45,
         plugin: String::new(),
         nonce: Vec::new(),
@@ -198,6 +199,8 @@ mod tests {
             (code::STMT_SEND_LONG_DATA, &[1, 0, 0, 0, 0, 0, b'x']),
             (code::STMT_EXECUTE, &[1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 253, 0, 253, 0, 1, b'a', 1, b'b']),
             (code::STMT_EXECUTE, &[1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, b'a', 1, b'b']),
+            (code::STMT_BULK_EXECUTE, &[1, 0, 0, 0, 128, 0, 253, 0, 253, 0, 0, 1, b'a', 1]),
+            (code::STMT_BULK_EXECUTE, &[255, 255, 255, 255, 0, 0, 0, 1, b'a', 1]),
             (code::STMT_FETCH, &[1, 0, 0, 0, 9, 0, 0, 0]),
             (code::STMT_CLOSE, &[1, 0, 0, 0]),
             (code::INIT_DB, b"shop"),

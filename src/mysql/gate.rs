@@ -38,13 +38,13 @@ use crate::{
 const MAX_GREETINGS: usize = 1024;
 
 /// What clients are offered, as far as every server has it.
-const OFFERED: u32 = EVERYBODYS | FLAVOURS | can::CONNECT_WITH_DB | can::INTERACTIVE | can::MULTI_STATEMENTS;
+const OFFERED: u64 = EVERYBODYS | FLAVOURS | can::CONNECT_WITH_DB | can::INTERACTIVE | can::MULTI_STATEMENTS;
 
 /// Between a client and the proxy: servers have no part in it.
-const COMPRESSION: u32 = can::COMPRESS | can::ZSTD_COMPRESSION;
+const COMPRESSION: u64 = can::COMPRESS | can::ZSTD_COMPRESSION;
 
 /// What every server connection has.
-const EVERYBODYS: u32 = can::LONG_PASSWORD
+const EVERYBODYS: u64 = can::LONG_PASSWORD
     | can::LONG_FLAG
     | can::PROTOCOL_41
     | can::TRANSACTIONS
@@ -56,14 +56,17 @@ const EVERYBODYS: u32 = can::LONG_PASSWORD
 
 /// What a server connection must have in common with its client: it shapes answers, or what
 /// statements do.
-pub const FLAVOURS: u32 = can::FOUND_ROWS
+pub const FLAVOURS: u64 = can::FOUND_ROWS
     | can::ODBC
     | can::LOCAL_FILES
     | can::IGNORE_SPACE
     | can::MULTI_RESULTS
     | can::PS_MULTI_RESULTS
     | can::DEPRECATE_EOF
-    | can::QUERY_ATTRIBUTES;
+    | can::QUERY_ATTRIBUTES
+    | can::PROGRESS
+    | can::STMT_BULK_OPERATIONS
+    | can::EXTENDED_METADATA;
 
 /// What logins go by. Built anew at each reload.
 pub struct Gate {
@@ -125,7 +128,7 @@ impl Shared {
     fn offer_now(&self) -> Option<Offer> {
         let profiles = self.profiles.lock();
         let model = profiles.values().max_by_key(|profile| profile.is_primary)?;
-        let common = profiles.values().fold(u32::MAX, |all, profile| all & profile.greeting.capabilities);
+        let common = profiles.values().fold(u64::MAX, |all, profile| all & profile.greeting.capabilities);
         Some(Offer {
             version: model.greeting.version.as_bytes().into(),
             capabilities: OFFERED & common | COMPRESSION,
@@ -236,7 +239,7 @@ pub(super) fn identity(login: &client::Login) -> Identity<super::Mysql> {
         user: login.user.as_str().into(),
         // Sessions carry their default schema: pools are of all schemas, and so is the catalog.
         database: "".into(),
-        flavour: u64::from(login.capabilities & FLAVOURS),
+        flavour: login.capabilities & FLAVOURS,
         credentials: login.credentials.clone(),
     }
 }
@@ -258,7 +261,7 @@ pub(super) async fn connect(
     identity: &Identity<super::Mysql>,
     role: Role,
 ) -> Result<Backend, ConnectFault> {
-    let flavour = identity.flavour as u32 & FLAVOURS;
+    let flavour = identity.flavour & FLAVOURS;
     let login = server::Login {
         user: &identity.user,
         credentials: &identity.credentials,
@@ -324,7 +327,7 @@ pub fn parts(
         monitor_identity: Identity {
             user: config.monitor.user.clone(),
             database: "".into(),
-            flavour: u64::from(can::DEPRECATE_EOF | can::MULTI_RESULTS) & u64::from(FLAVOURS),
+            flavour: can::DEPRECATE_EOF | can::MULTI_RESULTS,
             credentials: credentials(config.monitor.password.as_ref()),
         },
     })

@@ -16,32 +16,55 @@ pub const LOCAL_INFILE: u8 = 0xFB;
 pub const EOF: u8 = 0xFE;
 pub const ERR: u8 = 0xFF;
 
-/// What a client or a server can do (`CLIENT_…`).
+/// What a client or a server can do (`CLIENT_…`), with MariaDB's extended ones (`MARIADB_CLIENT_…`)
+/// in the upper half, as there.
 pub mod capability {
-    pub const LONG_PASSWORD: u32 = 1;
-    pub const FOUND_ROWS: u32 = 1 << 1;
-    pub const LONG_FLAG: u32 = 1 << 2;
-    pub const CONNECT_WITH_DB: u32 = 1 << 3;
-    pub const NO_SCHEMA: u32 = 1 << 4;
-    pub const COMPRESS: u32 = 1 << 5;
-    pub const ODBC: u32 = 1 << 6;
-    pub const LOCAL_FILES: u32 = 1 << 7;
-    pub const IGNORE_SPACE: u32 = 1 << 8;
-    pub const PROTOCOL_41: u32 = 1 << 9;
-    pub const INTERACTIVE: u32 = 1 << 10;
-    pub const SSL: u32 = 1 << 11;
-    pub const TRANSACTIONS: u32 = 1 << 13;
-    pub const SECURE_CONNECTION: u32 = 1 << 15;
-    pub const MULTI_STATEMENTS: u32 = 1 << 16;
-    pub const MULTI_RESULTS: u32 = 1 << 17;
-    pub const PS_MULTI_RESULTS: u32 = 1 << 18;
-    pub const PLUGIN_AUTH: u32 = 1 << 19;
-    pub const CONNECT_ATTRS: u32 = 1 << 20;
-    pub const PLUGIN_AUTH_LENENC: u32 = 1 << 21;
-    pub const SESSION_TRACK: u32 = 1 << 23;
-    pub const DEPRECATE_EOF: u32 = 1 << 24;
-    pub const ZSTD_COMPRESSION: u32 = 1 << 26;
-    pub const QUERY_ATTRIBUTES: u32 = 1 << 27;
+    /// MariaDB's servers do not have it, and take clients that have it for MySQL's: neither then
+    /// speaks of the extended ones.
+    pub const LONG_PASSWORD: u64 = 1;
+    pub const FOUND_ROWS: u64 = 1 << 1;
+    pub const LONG_FLAG: u64 = 1 << 2;
+    pub const CONNECT_WITH_DB: u64 = 1 << 3;
+    pub const NO_SCHEMA: u64 = 1 << 4;
+    pub const COMPRESS: u64 = 1 << 5;
+    pub const ODBC: u64 = 1 << 6;
+    pub const LOCAL_FILES: u64 = 1 << 7;
+    pub const IGNORE_SPACE: u64 = 1 << 8;
+    pub const PROTOCOL_41: u64 = 1 << 9;
+    pub const INTERACTIVE: u64 = 1 << 10;
+    pub const SSL: u64 = 1 << 11;
+    pub const TRANSACTIONS: u64 = 1 << 13;
+    pub const SECURE_CONNECTION: u64 = 1 << 15;
+    pub const MULTI_STATEMENTS: u64 = 1 << 16;
+    pub const MULTI_RESULTS: u64 = 1 << 17;
+    pub const PS_MULTI_RESULTS: u64 = 1 << 18;
+    pub const PLUGIN_AUTH: u64 = 1 << 19;
+    pub const CONNECT_ATTRS: u64 = 1 << 20;
+    pub const PLUGIN_AUTH_LENENC: u64 = 1 << 21;
+    pub const SESSION_TRACK: u64 = 1 << 23;
+    pub const DEPRECATE_EOF: u64 = 1 << 24;
+    pub const ZSTD_COMPRESSION: u64 = 1 << 26;
+    pub const QUERY_ATTRIBUTES: u64 = 1 << 27;
+    /// Reports of how far a long statement is, ahead of its answer.
+    pub const PROGRESS: u64 = 1 << 32;
+    /// COM_STMT_BULK_EXECUTE, and executions of the statement prepared last.
+    pub const STMT_BULK_OPERATIONS: u64 = 1 << 34;
+    /// Column definitions say more of types.
+    pub const EXTENDED_METADATA: u64 = 1 << 35;
+
+    /// The extended ones that belong to the lower half, as told in the filler of greetings and logins.
+    pub fn with_extended(low: u32, filler: Option<&[u8; 4]>) -> u64 {
+        let low = u64::from(low);
+        match filler {
+            Some(filler) if low & LONG_PASSWORD == 0 => low | u64::from(u32::from_le_bytes(*filler)) << 32,
+            _ => low,
+        }
+    }
+
+    /// What the filler of a greeting or a login has to tell of them.
+    pub fn extended(capabilities: u64) -> [u8; 4] {
+        if capabilities & LONG_PASSWORD == 0 { ((capabilities >> 32) as u32).to_le_bytes() } else { [0; 4] }
+    }
 }
 
 /// Status flags of OK and EOF packets (`SERVER_…`).
@@ -283,6 +306,11 @@ impl<'a> ErrPacket<'a> {
     }
 }
 
+/// Whether an error packet is none, but tells how far a statement is.
+pub fn is_progress(payload: &[u8]) -> bool {
+    payload.starts_with(&[ERR, 0xFF, 0xFF])
+}
+
 /// Appends an error packet.
 pub fn put_err(out: &mut Vec<u8>, sequence: u8, errno: u16, sqlstate: &str, message: &[u8]) {
     put(out, sequence, |out| {
@@ -318,6 +346,18 @@ mod tests {
         assert_eq!(lenenc(&[0xFB]), None);
         assert_eq!(lenenc(&[0xFF, 1, 2]), None);
         assert_eq!(lenenc_bytes(&[0xFE, 255, 255, 255, 255, 255, 255, 255, 255, 1]), None);
+    }
+
+    #[test]
+    fn only_mariadb_and_its_clients_speak_of_extended_capabilities() {
+        let all = capability::PROGRESS | capability::STMT_BULK_OPERATIONS | capability::PROTOCOL_41;
+        let filler = capability::extended(all);
+        assert_eq!(filler, [5, 0, 0, 0]);
+        assert_eq!(capability::with_extended(all as u32, Some(&filler)), all);
+        assert_eq!(capability::with_extended(all as u32, None), capability::PROTOCOL_41);
+        let mysql = all | capability::LONG_PASSWORD;
+        assert_eq!(capability::extended(mysql), [0; 4]);
+        assert_eq!(capability::with_extended(mysql as u32, Some(&filler)) >> 32, 0);
     }
 
     #[test]

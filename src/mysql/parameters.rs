@@ -1,5 +1,5 @@
 //! What stands ahead of the values in COM_QUERY and COM_STMT_EXECUTE: which types they have, and
-//! with `CLIENT_QUERY_ATTRIBUTES` their names; and how long the values of a query's attributes
+//! with `CLIENT_QUERY_ATTRIBUTES` their names; COM_STMT_BULK_EXECUTE has types, too; and how long the values of a query's attributes
 //! are, since its text follows them.
 //!
 //! Source: `parse_query_bind_params` and `get_ps_param_len` in MySQL's `protocol_classic.cc`. What is
@@ -67,6 +67,10 @@ fn behind_value(kind: u16, data: &[u8]) -> Option<&[u8]> {
 pub struct Binding {
     /// Of the byte that says whether the types are there.
     pub flag_at: usize,
+    /// What says so in it.
+    pub flag: u8,
+    /// Where the types are, or would be.
+    pub types_at: usize,
     /// Types of the statement's own parameters, two bytes each; `None`: those sent before.
     pub types: Option<Box<[u8]>>,
     /// More than the statement's parameters are bound.
@@ -91,7 +95,21 @@ impl Binding {
             0 => None,
             _ => Some(read_types(&argument[flag_at + 1..], parameters, named)?),
         };
-        Some(Self { flag_at, types, has_attributes: count != parameters, named })
+        let has_attributes = count != parameters;
+        Some(Self { flag_at, flag: 1, types_at: flag_at + 1, types, has_attributes, named })
+    }
+
+    /// As [`Binding::of_execute`], of a COM_STMT_BULK_EXECUTE.
+    pub fn of_bulk(argument: &[u8], parameters: u16) -> Option<Self> {
+        /// Behind the statement's id.
+        const FLAGS: usize = 4;
+        const SEND_TYPES: u8 = 128;
+        let types_at = FLAGS + 2;
+        let types = match argument.get(FLAGS)? & SEND_TYPES {
+            0 => None,
+            _ => Some(read_types(argument.get(types_at..)?, usize::from(parameters), false)?),
+        };
+        Some(Self { flag_at: FLAGS, flag: SEND_TYPES, types_at, types, has_attributes: false, named: false })
     }
 
     /// What has to follow the flag, once it is set, so that the server takes the values for
@@ -186,5 +204,19 @@ mod tests {
         assert_eq!(named.missing(&[3, 0]), None);
         let plain = Binding::of_execute(&left_out[..11], 2, false).expect("it is well-formed");
         assert_eq!(plain.missing(&[3, 0, 8, 0]), Some(vec![3, 0, 8, 0]));
+    }
+
+    #[test]
+    fn the_types_of_many_executions_stand_ahead_of_their_rows() {
+        let told = b"\x01\0\0\0\x80\x00\x03\x00\xFE\x00\x00row";
+        let bound = Binding::of_bulk(told, 2).expect("it is well-formed");
+        assert_eq!(bound.types.as_deref(), Some(&[3, 0, 0xFE, 0][..]));
+        assert_eq!(bound.missing(&[3, 0, 0xFE, 0]), None);
+        assert_eq!(Binding::of_bulk(&told[..9], 2), None);
+
+        let left_out = b"\x01\0\0\0\x40\x00\x00row";
+        let bound = Binding::of_bulk(left_out, 2).expect("it is well-formed");
+        assert_eq!((bound.flag_at, bound.flag, bound.types_at), (4, 128, 6));
+        assert_eq!(bound.missing(&[3, 0, 8, 0]), Some(vec![3, 0, 8, 0]));
     }
 }

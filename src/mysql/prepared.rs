@@ -9,6 +9,10 @@ use crate::sql::Intent;
 /// Most statements of one client: MySQL's default of `max_prepared_stmt_count`.
 pub const MAX_STATEMENTS: usize = 16_382;
 
+/// In place of an id: the statement prepared last (`LAST_STMT_ID`, MariaDB). Clients so send both in
+/// one flight.
+pub const NEWEST: u32 = u32::MAX;
+
 /// Bytes of long parameter values that are kept for one client: the largest `max_allowed_packet`
 /// would be 1 GiB, the default is 64 MiB.
 pub const MAX_LONG_DATA: usize = 64 * 1024 * 1024;
@@ -54,6 +58,8 @@ pub struct Handle {
 pub struct ClientStatements {
     handles: HashMap<u32, Handle>,
     last: u32,
+    /// The id of the statement prepared last, unless that failed.
+    newest: Option<u32>,
     long_data: usize,
 }
 
@@ -66,13 +72,24 @@ impl ClientStatements {
     pub fn enter(&mut self, statement: Arc<Statement>) -> u32 {
         loop {
             self.last = self.last.wrapping_add(1);
-            if self.last != 0 && self.last != u32::MAX && !self.handles.contains_key(&self.last) {
+            if self.last != 0 && self.last != NEWEST && !self.handles.contains_key(&self.last) {
                 break;
             }
         }
         let handle = Handle { statement, types: Box::default(), long_data: Vec::new(), cursor: false };
         self.handles.insert(self.last, handle);
+        self.newest = Some(self.last);
         self.last
+    }
+
+    /// A statement is being prepared: there is no newest one until that has succeeded.
+    pub fn begin(&mut self) {
+        self.newest = None;
+    }
+
+    /// The id that MariaDB's clients mean by [`NEWEST`].
+    pub fn newest(&self) -> Option<u32> {
+        self.newest
     }
 
     pub fn get(&self, id: u32) -> Option<&Handle> {
@@ -96,6 +113,7 @@ impl ClientStatements {
 
     pub fn clear(&mut self) {
         self.handles.clear();
+        self.newest = None;
         self.long_data = 0;
     }
 
@@ -158,6 +176,22 @@ impl ServerStatements {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_newest_statement_is_the_one_prepared_last_if_that_succeeded() {
+        let intent = Arc::new(super::super::frontend::nothing());
+        let statement =
+            Arc::new(Statement { text: Box::default(), schema: None, key: 1, intent, parameters: 0 });
+        let mut statements = ClientStatements::default();
+        assert_eq!(statements.newest(), None);
+        for _ in 0..2 {
+            statements.begin();
+            let id = statements.enter(statement.clone());
+            assert_eq!(statements.newest(), Some(id));
+        }
+        statements.begin();
+        assert_eq!(statements.newest(), None);
+    }
 
     #[test]
     fn the_statement_not_used_for_longest_is_closed() {

@@ -12,7 +12,10 @@ use super::{
     command::{Command, Tail, code},
     encode,
     frontend::{Frontend, eof, unread},
-    packet::{self, Change, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, lenenc, status, u16_le, u32_le},
+    packet::{
+        self, Change, ErrPacket, HEADER, MAX_PAYLOAD, OkPacket, capability as can, lenenc, status, u16_le,
+        u32_le,
+    },
     prepared::Statement,
     refusal::{self, ErrorClass},
     settings::quote_literal,
@@ -178,7 +181,7 @@ impl<'a> Relay<'a> {
             )
         };
         let unprepared = match (request.wire.code, &request.wire.statement) {
-            (code::STMT_EXECUTE, Some((_, statement))) => {
+            (code::STMT_EXECUTE | code::STMT_BULK_EXECUTE, Some((_, statement))) => {
                 self.backend.statements.get(statement.key).is_none()
             }
             _ => false,
@@ -211,7 +214,9 @@ impl<'a> Relay<'a> {
         if asks || self.terms.forget_last {
             self.backend.query_all(FORGET_LAST).await?;
         }
-        if let (code::STMT_EXECUTE, Some((_, statement))) = (request.wire.code, &request.wire.statement) {
+        if let (code::STMT_EXECUTE | code::STMT_BULK_EXECUTE, Some((_, statement))) =
+            (request.wire.code, &request.wire.statement)
+        {
             encode::prepare(self.backend, statement).await?;
         }
         Ok(())
@@ -483,7 +488,12 @@ impl<'a> Relay<'a> {
         request: &Request<Command>,
     ) -> Result<bool, Fault> {
         if first == packet::ERR && self.phase != Phase::Done {
-            self.error(header);
+            if self.backend.capabilities & can::PROGRESS != 0 && packet::is_progress(self.payload(header)) {
+                self.decided = true;
+                self.pass(header);
+            } else {
+                self.error(header);
+            }
             return Ok(false);
         }
         match self.phase {

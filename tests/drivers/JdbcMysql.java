@@ -21,7 +21,7 @@ public class JdbcMysql {
             REPLICAS.add(Integer.parseInt(port));
         }
         for (String options : new String[] {"", "useServerPrepStmts=true", "allowMultiQueries=true&rewriteBatchedStatements=true",
-            "useCompression=true", "useCompression=true&useServerPrepStmts=true"}) {
+            "useCompression=true", "useCompression=true&useServerPrepStmts=true", "useBulkStmts=true"}) {
             try (Connection db = connect(options)) {
                 reads(db, options);
                 writes(db, options);

@@ -150,7 +150,7 @@ fn proof_of(nonce: &[u8], login: Login, plugin: &str) -> Vec<u8> {
     let proof = scramble_sha256(&nonce, login.password.as_bytes()).expect("there is a password");
     let mut out = Vec::new();
     packet::put(&mut out, 1, |out| {
-        out.extend_from_slice(&BASIC.to_le_bytes());
+        out.extend_from_slice(&(BASIC as u32).to_le_bytes());
         out.extend_from_slice(&(1_u32 << 24).to_le_bytes());
         out.push(45);
         out.extend_from_slice(&[0; 23]);

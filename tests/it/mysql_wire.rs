@@ -49,7 +49,7 @@ fn of_statement(code: u8, id: u32, more: &[u8]) -> (u8, Vec<u8>) {
 
 /// Runs a script on a connection of its own, and returns the packets of each answer. Statements
 /// have the numbers in which they were prepared: servers go on counting where another left off.
-async fn answers(port: u16, schema: &str, capabilities: u32, script: &Script) -> Vec<Vec<Frame>> {
+async fn answers(port: u16, schema: &str, capabilities: u64, script: &Script) -> Vec<Vec<Frame>> {
     let mut session = Session::connect(port, APP, schema, capabilities).await.expect("it logs in");
     let mut ids: Vec<[u8; 4]> = Vec::new();
     let mut answers = Vec::new();
@@ -78,8 +78,8 @@ async fn answers(port: u16, schema: &str, capabilities: u32, script: &Script) ->
 }
 
 fn is_of_statement(code: u8) -> bool {
-    use code::{STMT_CLOSE, STMT_EXECUTE, STMT_FETCH, STMT_RESET, STMT_SEND_LONG_DATA};
-    [STMT_CLOSE, STMT_EXECUTE, STMT_FETCH, STMT_RESET, STMT_SEND_LONG_DATA].contains(&code)
+    use code::{STMT_BULK_EXECUTE, STMT_CLOSE, STMT_EXECUTE, STMT_FETCH, STMT_RESET, STMT_SEND_LONG_DATA};
+    [STMT_BULK_EXECUTE, STMT_CLOSE, STMT_EXECUTE, STMT_FETCH, STMT_RESET, STMT_SEND_LONG_DATA].contains(&code)
 }
 
 fn replace(frame: &mut Frame, told: &str, by: &str) {
@@ -93,7 +93,7 @@ async fn same(stage: &Stage, scripts: Vec<(&str, Script)>) {
     same_with(stage, BASIC, scripts).await;
 }
 
-async fn same_with(stage: &Stage, capabilities: u32, scripts: Vec<(&str, Script)>) {
+async fn same_with(stage: &Stage, capabilities: u64, scripts: Vec<(&str, Script)>) {
     let mut wrong = Vec::new();
     for (what, script) in &scripts {
         for extra in [0, can::DEPRECATE_EOF] {
@@ -635,6 +635,154 @@ async fn attributes_are_offered_only_where_every_server_takes_them() {
     let session = stage.session().await;
 
     assert_eq!(session.offered & can::QUERY_ATTRIBUTES, 0);
+}
+
+/// COM_STMT_BULK_EXECUTE: rows of values; `None` is NULL.
+fn bulk(id: u32, types: bool, rows: &[&[Option<&str>]]) -> (u8, Vec<u8>) {
+    const SEND_TYPES: [u8; 2] = [128, 0];
+    const NULL: u8 = 1;
+    let mut argument = id.to_le_bytes().to_vec();
+    argument.extend_from_slice(if types { &SEND_TYPES } else { &[0, 0] });
+    if types {
+        rows[0].iter().for_each(|_| argument.extend_from_slice(&STRING));
+    }
+    for value in rows.concat() {
+        match value {
+            None => argument.push(NULL),
+            Some(value) => {
+                argument.push(0);
+                packet::put_lenenc_bytes(&mut argument, value.as_bytes());
+            }
+        }
+    }
+    (code::STMT_BULK_EXECUTE, argument)
+}
+
+/// In place of an id.
+const NEWEST: u32 = u32::MAX;
+
+#[tokio::test]
+async fn many_executions_in_one_are_answered_as_by_the_server() {
+    let stage = Stage::set("CREATE TABLE w (x INT PRIMARY KEY, y VARCHAR(9))", &[]).await;
+    let query = |text: &str| (code::QUERY, text.as_bytes().to_vec());
+    let insert = || prepare("INSERT INTO w VALUES (?, ?)");
+    let all = || query("SELECT * FROM w ORDER BY x");
+    same_with(
+        &stage,
+        BASIC | can::STMT_BULK_OPERATIONS,
+        vec![
+            (
+                "rows",
+                vec![
+                    insert(),
+                    bulk(1, true, &[&[Some("1"), Some("one")], &[Some("2"), None]]),
+                    bulk(1, false, &[&[Some("3"), Some("three")], &[Some("4"), Some("four")]]),
+                    execute(1, 0, &[Some("5"), None]),
+                    all(),
+                    prepare("UPDATE w SET y = ? WHERE x = ?"),
+                    bulk(2, true, &[&[Some("a"), Some("1")], &[Some("b"), Some("9")]]),
+                    all(),
+                    prepare("DELETE FROM w WHERE x = ?"),
+                    bulk(3, true, &[&[Some("1")], &[Some("2")], &[Some("3")], &[Some("4")], &[Some("5")]]),
+                    all(),
+                ],
+            ),
+            (
+                "a transaction",
+                vec![
+                    query("BEGIN"),
+                    insert(),
+                    bulk(1, true, &[&[Some("1"), Some("one")], &[Some("2"), None]]),
+                    query("ROLLBACK"),
+                    all(),
+                ],
+            ),
+            (
+                "errors",
+                vec![
+                    bulk(7, true, &[&[Some("1"), Some("one")]]),
+                    insert(),
+                    bulk(1, true, &[&[Some("1"), None], &[Some("1"), None], &[Some("2"), None]]),
+                    query("DELETE FROM w"),
+                    prepare("SELECT ?"),
+                    bulk(2, true, &[&[Some("1")]]),
+                    (code::STMT_BULK_EXECUTE, vec![1, 0, 0, 0, 128, 0, 254]),
+                    query("SELECT 1"),
+                ],
+            ),
+            (
+                "the statement prepared last",
+                vec![
+                    execute(NEWEST, 0, &[]),
+                    insert(),
+                    execute(NEWEST, 0, &[Some("1"), Some("one")]),
+                    bulk(NEWEST, true, &[&[Some("2"), Some("two")]]),
+                    query("DELETE FROM w"),
+                    prepare("SELECT ? + 1"),
+                    execute(NEWEST, 0, &[Some("4")]),
+                    execute(1, 0, &[Some("9"), None]),
+                    of_statement(code::STMT_RESET, NEWEST, b""),
+                    prepare("SELEC"),
+                    execute(NEWEST, 0, &[Some("4")]),
+                    query("DELETE FROM w"),
+                ],
+            ),
+        ],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn each_client_gets_the_metadata_it_understands() {
+    const TYPED: &str = "CREATE TABLE typed (j JSON, p POINT, i INET6, u UUID, n INT);
+         INSERT INTO typed VALUES ('{}', POINT(1, 2), '::1', '123e4567-e89b-12d3-a456-426655440000', 5)";
+    let stage = Stage::set(TYPED, &["cluster.pool.size = 1"]).await;
+    let script = || {
+        vec![
+            ("text", queries(&["SELECT * FROM typed", "SELECT 1"])),
+            ("prepared", vec![prepare("SELECT *, ? FROM typed"), execute(1, 0, &[Some("a")])]),
+            ("fields", vec![(code::FIELD_LIST, b"typed\0".to_vec())]),
+        ]
+    };
+    for capabilities in [BASIC, BASIC | can::EXTENDED_METADATA, BASIC] {
+        same_with(&stage, capabilities, script()).await;
+    }
+    // What the proxy answers itself has the same shape.
+    let mut session =
+        Session::connect(stage.proxy.port(), APP, "", BASIC | can::EXTENDED_METADATA).await.expect("a login");
+    session.run("SELECT 1").await;
+    let own = session.exchange(code::QUERY, b"SELECT @pointsman_route").await.expect("an answer");
+    // Six names, what it says more of the type, and the rest, which has a fixed length.
+    let rest = (0..7).fold(&own[1][1..], |rest, _| packet::lenenc_bytes(rest).expect("a name").1);
+    assert_eq!((rest.len(), rest[0]), (13, 12));
+}
+
+#[tokio::test]
+async fn reports_of_progress_reach_those_who_understand_them() {
+    let stage = Stage::set(
+        "CREATE TABLE t (id INT PRIMARY KEY); INSERT INTO t SELECT seq FROM seq_1_to_1000",
+        &["cluster.pool.size = 1"],
+    )
+    .await;
+    let with = BASIC | can::PROGRESS;
+    for (capabilities, understands) in [(BASIC, false), (with, true), (BASIC, false), (with, true)] {
+        let mut session =
+            Session::connect(stage.proxy.port(), APP, &stage.schema, capabilities).await.expect("a login");
+        session.send(code::QUERY, b"ALTER TABLE t FORCE, ALGORITHM = COPY").await;
+
+        let mut reports = 0;
+        let answer = loop {
+            let frame = session.frame().await.expect("an answer");
+            if !packet::is_progress(&frame[1..]) {
+                break frame;
+            }
+            reports += 1;
+        };
+
+        assert_eq!(answer[1], packet::OK, "{answer:?}");
+        assert_eq!(reports > 0, understands, "{reports} reports");
+        assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1000");
+    }
 }
 
 mod on_mysql9 {

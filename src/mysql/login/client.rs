@@ -39,7 +39,7 @@ const WANTS_KEY: &[u8] = &[2];
 pub struct Offer {
     /// As the servers', so that drivers do what they would do there.
     pub version: Box<[u8]>,
-    pub capabilities: u32,
+    pub capabilities: u64,
     pub collation: u8,
     /// The plugin that servers begin with.
     pub plugin: &'static str,
@@ -107,7 +107,7 @@ pub struct Login {
     pub schema: Option<String>,
     pub collation: u8,
     /// What was agreed.
-    pub capabilities: u32,
+    pub capabilities: u64,
     pub credentials: Credentials,
     /// Of the last packet, whichever side sent it.
     pub sequence: u8,
@@ -163,7 +163,7 @@ pub async fn accept(
     packet::put(&mut greeting, 0, |out| put_greeting(out, offer, offer.capabilities | tls_flag, &nonce));
     door.stream.write_all(&greeting).await?;
     let mut payload = door.receive_first().await?;
-    if payload.len() == TLS_REQUEST && flags(&payload) & can::SSL != 0 {
+    if payload.len() == TLS_REQUEST && u64::from(flags(&payload)) & can::SSL != 0 {
         let Some(acceptor) = acceptor else {
             return Err(LoginFailure::Garbage("asks for TLS that was not offered"));
         };
@@ -192,7 +192,7 @@ pub struct Change<'a> {
     pub inbox: Inbox,
     /// The command without its first byte.
     pub argument: &'a [u8],
-    pub capabilities: u32,
+    pub capabilities: u64,
     /// That of the connection's first login: clients prove by it again.
     pub nonce: [u8; NONCE],
 }
@@ -218,7 +218,7 @@ pub async fn change_user(
     Ok(door.let_in(response, credentials, capabilities))
 }
 
-fn put_greeting(out: &mut Vec<u8>, offer: &Offer, capabilities: u32, nonce: &[u8; NONCE]) {
+fn put_greeting(out: &mut Vec<u8>, offer: &Offer, capabilities: u64, nonce: &[u8; NONCE]) {
     let flags = capabilities.to_le_bytes();
     out.push(10);
     out.extend_from_slice(&offer.version);
@@ -229,9 +229,10 @@ fn put_greeting(out: &mut Vec<u8>, offer: &Offer, capabilities: u32, nonce: &[u8
     out.extend_from_slice(&flags[..2]);
     out.push(offer.collation);
     out.extend_from_slice(&status::AUTOCOMMIT.to_le_bytes());
-    out.extend_from_slice(&flags[2..]);
+    out.extend_from_slice(&flags[2..4]);
     out.push(NONCE as u8 + 1);
-    out.extend_from_slice(&[0; 10]);
+    out.extend_from_slice(&[0; 6]);
+    out.extend_from_slice(&can::extended(capabilities));
     out.extend_from_slice(&nonce[8..]);
     out.push(0);
     out.extend_from_slice(offer.plugin.as_bytes());
@@ -250,7 +251,7 @@ struct Door<'a> {
 }
 
 impl Door<'_> {
-    fn let_in(self, response: Response, credentials: Credentials, capabilities: u32) -> Login {
+    fn let_in(self, response: Response, credentials: Credentials, capabilities: u64) -> Login {
         Login {
             stream: self.stream,
             inbox: self.inbox,
@@ -294,7 +295,7 @@ impl Door<'_> {
     }
 
     /// How the client wants to go on. It gets zlib where it can do both, as from the server.
-    async fn compression(&mut self, capabilities: u32, level: u8) -> Result<Option<Algorithm>, LoginFailure> {
+    async fn compression(&mut self, capabilities: u64, level: u8) -> Result<Option<Algorithm>, LoginFailure> {
         if capabilities & can::COMPRESS != 0 {
             return Ok(Some(Algorithm::Zlib));
         }

@@ -12,7 +12,7 @@ pub const TLS_REQUEST: usize = 32;
 /// What a client answers to the greeting.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Response {
-    pub capabilities: u32,
+    pub capabilities: u64,
     pub collation: u8,
     pub user: String,
     pub proof: Vec<u8>,
@@ -25,7 +25,8 @@ pub struct Response {
 impl Response {
     /// Reads the answer to a greeting. `None`: it is none.
     pub fn read(payload: &[u8]) -> Option<Self> {
-        let capabilities = flags(payload);
+        let filler = payload.get(TLS_REQUEST - 4..).and_then(<[u8]>::first_chunk);
+        let capabilities = can::with_extended(flags(payload), filler);
         if capabilities & can::PROTOCOL_41 == 0 {
             return None;
         }
@@ -61,7 +62,7 @@ impl Response {
     }
 
     /// Reads COM_CHANGE_USER without its first byte.
-    pub fn read_change(argument: &[u8], capabilities: u32) -> Option<Self> {
+    pub fn read_change(argument: &[u8], capabilities: u64) -> Option<Self> {
         let (user, rest) = split_nul(argument)?;
         let (&length, rest) = rest.split_first()?;
         let (proof, rest) = rest.split_at_checked(usize::from(length))?;
@@ -106,7 +107,7 @@ mod tests {
                 CACHING_SHA2,
             ),
         ] {
-            let mut payload = (base | extra).to_le_bytes().to_vec();
+            let mut payload = ((base | extra) as u32).to_le_bytes().to_vec();
             payload.extend_from_slice(&[0; 28]);
             payload[8] = 33;
             payload.extend_from_slice(b"app\0");

@@ -32,7 +32,7 @@ const MAX_ROUNDS: usize = 8;
 pub struct Greeting {
     pub version: String,
     pub thread: u32,
-    pub capabilities: u32,
+    pub capabilities: u64,
     pub collation: u8,
     pub plugin: String,
     pub nonce: Vec<u8>,
@@ -48,9 +48,10 @@ impl Greeting {
         let (&collation, rest) = rest.split_first()?;
         let (_, rest) = u16_le(rest)?;
         let (high, rest) = u16_le(rest)?;
-        let capabilities = u32::from(low) | u32::from(high) << 16;
+        let low = u32::from(low) | u32::from(high) << 16;
         let (&length, rest) = rest.split_first()?;
-        let rest = rest.get(10..)?;
+        let (filler, rest) = rest.split_first_chunk::<10>()?;
+        let capabilities = can::with_extended(low, filler.last_chunk());
         // At least 13 bytes follow, the last of them NUL.
         let length = usize::from(length).saturating_sub(8).max(13).min(rest.len());
         let (more, rest) = rest.split_at(length);
@@ -75,7 +76,7 @@ pub struct Connected {
     pub inbox: Inbox,
     pub greeting: Greeting,
     /// What was agreed.
-    pub capabilities: u32,
+    pub capabilities: u64,
 }
 
 /// As whom, and how.
@@ -83,7 +84,7 @@ pub struct Login<'a> {
     pub user: &'a str,
     pub credentials: &'a Credentials,
     /// Wanted of the server; it gets those of them that it has.
-    pub capabilities: u32,
+    pub capabilities: u64,
     pub tls: &'a ServerTls,
 }
 
@@ -145,11 +146,12 @@ async fn secure(
 }
 
 /// What a TLS request and a login begin with.
-fn put_start(out: &mut Vec<u8>, capabilities: u32) {
-    out.extend_from_slice(&capabilities.to_le_bytes());
+fn put_start(out: &mut Vec<u8>, capabilities: u64) {
+    out.extend_from_slice(&(capabilities as u32).to_le_bytes());
     out.extend_from_slice(&MAX_ANSWER.to_le_bytes());
     out.push(COLLATION);
-    out.extend_from_slice(&[0; 23]);
+    out.extend_from_slice(&[0; 19]);
+    out.extend_from_slice(&can::extended(capabilities));
 }
 
 async fn receive(stream: &mut Stream, inbox: &mut Inbox) -> Result<(u8, Vec<u8>), ConnectFault> {
@@ -193,7 +195,7 @@ impl Exchange<'_> {
         &mut self,
         greeting: &Greeting,
         user: &str,
-        capabilities: u32,
+        capabilities: u64,
     ) -> Result<(), ConnectFault> {
         let mut plugin = self.plugin(&greeting.plugin)?;
         let proof = plugin.answer(self, &greeting.nonce)?.unwrap_or_default();
@@ -240,7 +242,7 @@ impl Exchange<'_> {
         &mut self,
         greeting: &Greeting,
         user: &str,
-        capabilities: u32,
+        capabilities: u64,
     ) -> Result<(), ConnectFault> {
         let mut plugin = self.plugin(&greeting.plugin)?;
         let proof = plugin.answer(self, &greeting.nonce)?.unwrap_or_default();

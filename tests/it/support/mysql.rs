@@ -21,7 +21,7 @@ use super::soon;
 pub const WHERE: &str = "SELECT @@port";
 
 /// What the tests' client can do: as PyMySQL, no session tracking and no `DEPRECATE_EOF`.
-pub const BASIC: u32 = can::LONG_FLAG
+pub const BASIC: u64 = can::LONG_FLAG
     | can::PROTOCOL_41
     | can::TRANSACTIONS
     | can::SECURE_CONNECTION
@@ -34,12 +34,12 @@ pub const BASIC: u32 = can::LONG_FLAG
 /// One connection of an app.
 pub struct Session {
     pub(super) stream: TcpStream,
-    pub(super) capabilities: u32,
+    pub(super) capabilities: u64,
     /// The number the greeting told.
     pub number: u32,
     pub version: String,
     /// The capabilities that the greeting told.
-    pub offered: u32,
+    pub offered: u64,
     /// That of the greeting.
     pub nonce: Vec<u8>,
 }
@@ -71,7 +71,7 @@ impl Answer {
 
 impl Session {
     /// A connection on which nothing has been said.
-    pub fn of(stream: TcpStream, capabilities: u32) -> Self {
+    pub fn of(stream: TcpStream, capabilities: u64) -> Self {
         Self { stream, capabilities, number: 0, version: String::new(), offered: 0, nonce: Vec::new() }
     }
 
@@ -79,7 +79,7 @@ impl Session {
         Self::connect(port, login, schema, BASIC).await.unwrap_or_else(|error| panic!("login: {error:?}"))
     }
 
-    pub async fn connect(port: u16, login: Login, schema: &str, capabilities: u32) -> Result<Self, Refused> {
+    pub async fn connect(port: u16, login: Login, schema: &str, capabilities: u64) -> Result<Self, Refused> {
         soon("a login", Self::log_in(port, login, schema, capabilities, &[])).await
     }
 
@@ -99,7 +99,7 @@ impl Session {
         port: u16,
         login: Login,
         schema: &str,
-        capabilities: u32,
+        capabilities: u64,
         tail: &[u8],
     ) -> Result<Self, Refused> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(broken)?;
@@ -114,10 +114,11 @@ impl Session {
             .map_or(Vec::new(), |proof| proof.to_vec());
         let mut out = Vec::new();
         packet::put(&mut out, 1, |out| {
-            out.extend_from_slice(&flags.to_le_bytes());
+            out.extend_from_slice(&(flags as u32).to_le_bytes());
             out.extend_from_slice(&(1_u32 << 24).to_le_bytes());
             out.push(45);
-            out.extend_from_slice(&[0; 23]);
+            out.extend_from_slice(&[0; 19]);
+            out.extend_from_slice(&can::extended(flags));
             out.extend_from_slice(login.name.as_bytes());
             out.push(0);
             out.push(proof.len() as u8);
