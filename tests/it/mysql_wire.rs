@@ -20,6 +20,9 @@ fn queries(texts: &[&str]) -> Script {
     texts.iter().map(|text| (code::QUERY, text.as_bytes().to_vec())).collect()
 }
 
+/// An id that no server has come to: it counts statements over all connections.
+const UNKNOWN: u32 = 4_000_000_000;
+
 /// COM_STMT_EXECUTE; `values` are strings.
 fn execute(id: u32, cursor: u8, values: &[Option<&str>]) -> (u8, Vec<u8>) {
     let mut argument = id.to_le_bytes().to_vec();
@@ -465,13 +468,13 @@ async fn prepared_statements_are_answered_as_by_the_server() {
                     execute(1, 0, &[Some("h")]),
                 ],
             ),
-            ("a value of no statement", vec![long(9, 0, b"abc"), (code::QUERY, b"SELECT 1".to_vec())]),
+            ("a value of no statement", vec![long(UNKNOWN, 0, b"abc"), (code::QUERY, b"SELECT 1".to_vec())]),
             (
                 "resets",
                 vec![
                     prepare("SELECT ?"),
                     reset(1),
-                    reset(7),
+                    reset(UNKNOWN),
                     execute(1, 0, &[Some("x")]),
                     (code::RESET_CONNECTION, vec![]),
                     execute(1, 0, &[Some("x")]),
@@ -487,7 +490,10 @@ async fn prepared_statements_are_answered_as_by_the_server() {
                     execute(2, 0, &[None]),
                 ],
             ),
-            ("unknown statements", vec![execute(4, 0, &[]), fetch(4, 1), reset(4), close(4)]),
+            (
+                "unknown statements",
+                vec![execute(UNKNOWN, 0, &[]), fetch(UNKNOWN, 1), reset(UNKNOWN), close(UNKNOWN)],
+            ),
         ],
     )
     .await;
@@ -700,7 +706,7 @@ async fn many_executions_in_one_are_answered_as_by_the_server() {
             (
                 "errors",
                 vec![
-                    bulk(7, true, &[&[Some("1"), Some("one")]]),
+                    bulk(UNKNOWN, true, &[&[Some("1"), Some("one")]]),
                     insert(),
                     bulk(1, true, &[&[Some("1"), None], &[Some("1"), None], &[Some("2"), None]]),
                     query("DELETE FROM w"),
