@@ -130,6 +130,11 @@ password = "{monitor_password}"
             let counts = match workload::run(&self.servers, self.port.number()) {
                 // Told to end, the proxy closes its sessions and is gone a moment later.
                 Err(_) if !once && soon(ended) => return Ok(()),
+                // Somebody tries what becomes of a server that stops.
+                Err(error) if !once => {
+                    writeln!(io::stderr(), "a session of the workload ended: {error}; it begins anew")?;
+                    continue;
+                }
                 counts => counts?,
             };
             self.print(&counts, out)?;
@@ -172,7 +177,7 @@ password = "{monitor_password}"
     }
 
     fn print(&self, counts: &Counts, out: &mut dyn Write) -> Result<(), DemoError> {
-        for (address, port, role) in self.servers.roles()? {
+        for (address, port, role) in self.servers.roles() {
             let Count { reads, writes } = counts.get(&port).copied().unwrap_or_default();
             writeln!(out, "{address} {role} reads={reads} writes={writes}")?;
         }

@@ -95,20 +95,26 @@ impl Servers {
     }
 
     /// Address, port and role of every server, by its own word.
-    pub(super) fn roles(&self) -> Result<Vec<(String, u16, &'static str)>, ServerError> {
-        let role = |is_replica: bool| if is_replica { "replica" } else { "primary" };
+    /// Address, port and role of each server, by its own word; whoever tries the demo may have stopped
+    /// one.
+    pub(super) fn roles(&self) -> Vec<(String, u16, &'static str)> {
+        let role = |is_replica: Result<bool, ServerError>| match is_replica {
+            Ok(true) => "replica",
+            Ok(false) => "primary",
+            Err(_) => "down",
+        };
         match self {
             Self::Postgres { cluster, .. } => {
                 let ask = |node: &super::servers::PgNode| {
-                    let in_recovery = node.sql("postgres", "SELECT pg_is_in_recovery()")? == "t";
-                    Ok((node.address(), node.port(), role(in_recovery)))
+                    let in_recovery = node.sql("postgres", "SELECT pg_is_in_recovery()");
+                    (node.address(), node.port(), role(in_recovery.map(|answer| answer == "t")))
                 };
                 cluster.nodes().iter().map(ask).collect()
             }
             Self::Mysql(cluster) => {
                 let ask = |node: &mysql::MysqlNode| {
-                    let read_only = node.sql("", "SELECT @@GLOBAL.read_only")? != "0";
-                    Ok((node.address(), node.port(), role(read_only)))
+                    let read_only = node.sql("", "SELECT @@GLOBAL.read_only");
+                    (node.address(), node.port(), role(read_only.map(|answer| answer != "0")))
                 };
                 cluster.nodes().iter().map(ask).collect()
             }
