@@ -153,6 +153,8 @@ impl Board {
         };
         node.health = health::step(node.health, signal, now, self.settings.health_rules());
         if restarted {
+            // Its caches are cold, however short it was away.
+            node.health = node.health.ramped(now);
             let address = Arc::clone(&node.config.address);
             self.push_event(Event::Restarted { address });
         }

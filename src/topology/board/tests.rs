@@ -326,6 +326,15 @@ fn a_node_that_returns_ramps_up_and_one_that_was_there_at_the_start_does_not() {
 }
 
 #[test]
+fn a_server_that_was_restarted_ramps_up_however_short_it_was_away() {
+    let mut world = three([100, 100]);
+
+    world.answers(1, pg(Replica, 9, 1, 100));
+
+    assert!(world.node(1).weight <= 0.06, "{}", world.node(1).weight);
+}
+
+#[test]
 fn people_drain_and_ban_nodes() {
     let mut world = three([100, 100]);
     assert!(!world.board.drain("x:1", world.now));
