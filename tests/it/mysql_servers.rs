@@ -13,11 +13,13 @@ mod on_mysql9 {
         mysql::{self, BASIC, Make, Session},
     };
 
-    /// `false`: not all of `cluster` let somebody in who writes and reads.
+    /// `false`: not all of `cluster` let somebody in who writes and reads. The reader is another
+    /// session than the writer, whose own reads stay on the primary until a replica has the row.
     async fn serves(cluster: &MysqlCluster, proxy: &Proxy, schema: &str) -> bool {
-        let Ok(mut session) = Session::connect(proxy.port(), APP, schema, BASIC).await else { return false };
-        session.query("INSERT INTO t VALUES (1)").await.is_ok() && {
-            let port = session.query(mysql::WHERE).await.map(|answer| answer.value());
+        let open = || Session::connect(proxy.port(), APP, schema, BASIC);
+        let (Ok(mut writer), Ok(mut reader)) = (open().await, open().await) else { return false };
+        writer.query("INSERT INTO t VALUES (1)").await.is_ok() && {
+            let port = reader.query(mysql::WHERE).await.map(|answer| answer.value());
             port.is_ok_and(|port| port != cluster.node(0).port().to_string())
         }
     }
