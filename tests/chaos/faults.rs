@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -9,7 +10,7 @@ use std::{
 use pointsman::demo::servers::{ServerError, Stop};
 use rand::{Rng, rngs::StdRng};
 
-use crate::{history::Rows, link::Link, servers::Servers};
+use crate::{history::Rows, link::Link, servers::Servers, sessions::Primaries};
 
 /// The session number of whoever writes past the proxy. No row of it may ever be found in the
 /// surviving primary.
@@ -22,6 +23,8 @@ pub struct Stage {
     pub servers: Box<dyn Servers>,
     pub links: Vec<Link>,
     pub primary: usize,
+    /// What the sessions know of who that is.
+    pub primaries: Arc<Primaries>,
     /// Faults by name, and how often.
     pub done: BTreeMap<&'static str, usize>,
     /// What servers that had lost the role had when they were stopped, and since when the proxy
@@ -118,6 +121,7 @@ impl Stage {
         }
         sleep(Duration::from_millis(random.random_range(0..400)));
         self.primary = self.servers.heir(old)?;
+        self.primaries.change(self.servers.port(self.primary));
         self.servers.promote(self.primary, old)?;
         self.bring_back(old, loss, random)
     }

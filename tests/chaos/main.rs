@@ -32,7 +32,7 @@ use pointsman::demo::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use servers::Engine;
-use sessions::{Level, Session, Shared};
+use sessions::{Level, Primaries, Session, Shared};
 use tempfile::TempDir;
 
 /// Runs clients and faults against real servers for a while and checks what the clients were told.
@@ -84,13 +84,22 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments, seed: u64) -> Result<Vec<String>, Fault> {
     let servers = arguments.engine.start()?;
     let links: Vec<Link> = servers.addresses().iter().map(|address| Link::to(address)).collect();
-    let mut stage = Stage { servers, links, primary: 0, done: Default::default(), fenced: Vec::new() };
+    let primaries = Arc::new(Primaries::new(servers.port(0)));
+    let mut stage = Stage {
+        servers,
+        links,
+        primary: 0,
+        primaries: primaries.clone(),
+        done: Default::default(),
+        fenced: Vec::new(),
+    };
     let proxy = Proxy::start(arguments.engine, &stage.links)?;
     let shared = Arc::new(Shared {
         door: Door { engine: arguments.engine, port: proxy.port.number() },
         stop: AtomicBool::new(false),
         weaken: arguments.weaken,
         acknowledged: (0..arguments.sessions).map(|_| AtomicU64::new(0)).collect(),
+        primaries,
     });
 
     let clients = {

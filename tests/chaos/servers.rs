@@ -52,6 +52,7 @@ impl Engine {
 /// A primary and its replicas. The numbers of the nodes stay, whatever role they have.
 pub trait Servers {
     fn addresses(&self) -> Vec<String>;
+    fn port(&self, node: usize) -> u16;
     fn start(&self, node: usize) -> Result<(), ServerError>;
     fn stop(&self, node: usize, how: Stop) -> Result<(), ServerError>;
     fn freeze(&self, node: usize);

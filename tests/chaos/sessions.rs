@@ -29,6 +29,27 @@ pub struct Shared {
     pub weaken: bool,
     /// The newest row of each session that was acknowledged.
     pub acknowledged: Vec<AtomicU64>,
+    pub primaries: Arc<Primaries>,
+}
+
+/// The ports of the primary and of the one before it, which may be asked until it is gone.
+#[derive(Debug)]
+pub struct Primaries([AtomicU64; 2]);
+
+impl Primaries {
+    pub fn new(first: u16) -> Self {
+        Self([AtomicU64::new(first.into()), AtomicU64::new(first.into())])
+    }
+
+    /// Before the server at `port` is promoted.
+    pub fn change(&self, port: u16) {
+        let former = self.0[0].swap(port.into(), Ordering::SeqCst);
+        self.0[1].store(former, Ordering::SeqCst);
+    }
+
+    fn contain(&self, port: u64) -> bool {
+        self.0.iter().any(|primary| primary.load(Ordering::SeqCst) == port)
+    }
 }
 
 /// What a session expects of its reads.
@@ -62,8 +83,8 @@ pub struct Session {
     /// session is to the proxy, which owes the next one nothing of it.
     own: u64,
     next_row: u64,
-    /// Sum of all rows that a monotonic read saw last, and whether a replica answered it.
-    seen: (u64, bool),
+    /// The sum of all rows that a monotonic read saw last, and the port of the server that told it.
+    seen: (u64, u64),
     history: History,
     last_error: String,
 }
@@ -80,7 +101,7 @@ impl Session {
             connections: 0,
             own: 0,
             next_row: 1,
-            seen: (0, false),
+            seen: (0, 0),
             history: History::default(),
             last_error: String::new(),
         }
@@ -120,7 +141,7 @@ impl Session {
 
     /// A new session of a client has seen and written nothing yet.
     fn forget(&mut self) {
-        (self.seen, self.own) = ((0, false), 0);
+        (self.seen, self.own) = ((0, 0), 0);
     }
 
     async fn insert(&mut self) {
@@ -164,7 +185,7 @@ impl Session {
 
     async fn read(&mut self) {
         let nonce: u32 = self.random.random();
-        let floors = self.floors();
+        let acknowledged = self.acknowledged();
         let sql = format!(
             "SELECT {nonce}, {}, session, max(entry), sum(count(*)) OVER () FROM log GROUP BY session",
             self.shared.door.engine.port()
@@ -173,7 +194,7 @@ impl Session {
             Ok(rows) => {
                 self.history.reads.push(Instant::now());
                 let known = self.history.violations.len();
-                self.judge(nonce, &rows, &floors);
+                self.judge(nonce, &rows, &acknowledged);
                 if self.history.violations.len() > known {
                     self.ask_why().await;
                 }
@@ -182,21 +203,26 @@ impl Session {
         }
     }
 
-    /// The newest row of each session that a read asked now has to see.
-    fn floors(&self) -> Vec<u64> {
-        let acknowledged = self.shared.acknowledged.iter().enumerate();
-        acknowledged
-            .map(|(session, newest)| match self.level {
-                Level::Global => newest.load(Ordering::SeqCst),
-                Level::Session | Level::Monotonic if session == self.number => self.own,
-                Level::Session | Level::Monotonic => 0,
-            })
-            .collect()
+    /// The newest row of each session that was acknowledged by now.
+    fn acknowledged(&self) -> Vec<u64> {
+        self.shared.acknowledged.iter().map(|newest| newest.load(Ordering::SeqCst)).collect()
     }
 
-    fn judge(&mut self, nonce: u32, rows: &[Vec<String>], floors: &[u64]) {
+    /// Of those, what a read asked now has to see.
+    fn owed(&self, acknowledged: &[u64]) -> Vec<u64> {
+        match self.level {
+            Level::Global => acknowledged.to_vec(),
+            Level::Session | Level::Monotonic => {
+                let mut floors = vec![0; acknowledged.len()];
+                floors[self.number] = self.own;
+                floors
+            }
+        }
+    }
+
+    fn judge(&mut self, nonce: u32, rows: &[Vec<String>], acknowledged: &[u64]) {
         let number = |text: Option<&String>| text.and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-        let mut newest = vec![0; floors.len()];
+        let mut newest = vec![0; acknowledged.len()];
         let (mut total, mut port) = (0, 0);
         for row in rows {
             if number(row.first()) != u64::from(nonce) {
@@ -208,30 +234,34 @@ impl Session {
                 *slot = number(row.get(3));
             }
         }
-        for session in 0..floors.len() {
-            if newest[session] < floors[session] {
+        for (session, floor) in self.owed(acknowledged).into_iter().enumerate() {
+            if newest[session] < floor {
                 self.violate(format!(
-                    "{} read of {port} saw row {} of session {session}, {} was acknowledged before",
+                    "{} read of {port} saw row {} of session {session}, {floor} was acknowledged before",
                     self.level.label(),
                     newest[session],
-                    floors[session]
                 ));
             }
         }
         if self.level == Level::Monotonic {
-            self.judge_order(total, port);
+            let has_all = newest.iter().zip(acknowledged).all(|(newest, floor)| newest >= floor);
+            self.judge_order(total, port, has_all);
         }
     }
 
     /// A replica shows a commit as soon as it has it, the primary when its synchronous wait is
-    /// over: a step from one to the other may go back (hard case 19).
-    fn judge_order(&mut self, total: u64, port: u64) {
-        let moved = self.seen.1 && self.seen.0 > total;
-        if moved {
-            self.count("monotonic step back");
-            self.violate(format!("a monotonic read of {port} saw {total} rows after {}", self.seen.0));
+    /// over: a step from one to the other may go back (hard case 19), but only by rows that nobody
+    /// was told of yet.
+    fn judge_order(&mut self, total: u64, port: u64, has_all_acknowledged: bool) {
+        let (before, from) = std::mem::replace(&mut self.seen, (total, port));
+        if before <= total {
+            return;
         }
-        self.seen = (total, true);
+        if from != port && self.shared.primaries.contain(port) && has_all_acknowledged {
+            self.count("step back to a primary that waited");
+        } else {
+            self.violate(format!("a monotonic read of {port} saw {total} rows after {before} on {from}"));
+        }
     }
 
     /// What the proxy says of the read that was answered wrongly.
@@ -305,6 +335,7 @@ pub fn self_test() {
         stop: AtomicBool::new(false),
         weaken: false,
         acknowledged: vec![AtomicU64::new(7), AtomicU64::new(9)],
+        primaries: Arc::new(Primaries::new(1)),
     });
     for (level, before, after) in [
         (Level::Session, [0, 5], [0, 0]),
@@ -313,8 +344,25 @@ pub fn self_test() {
     ] {
         let mut session = Session::new(1, level, shared.clone(), 0);
         session.own = 5;
-        assert_eq!(session.floors(), before, "{level:?}");
+        let acknowledged = session.acknowledged();
+        assert_eq!(session.owed(&acknowledged), before, "{level:?}");
         session.forget();
-        assert_eq!(session.floors(), after, "{level:?} on a new connection");
+        assert_eq!(session.owed(&acknowledged), after, "{level:?} on a new connection");
+    }
+    shared.primaries.change(2);
+    shared.primaries.change(3);
+    // From a replica, 1, to a former primary and to this one, and within one.
+    for (from, port, has_all, allowed) in [
+        (1, 2, true, true),
+        (1, 3, true, true),
+        (1, 3, false, false),
+        (3, 1, true, false),
+        (1, 1, true, false),
+        (3, 3, true, false),
+    ] {
+        let mut session = Session::new(1, Level::Monotonic, shared.clone(), 0);
+        session.judge_order(8, from, true);
+        session.judge_order(7, port, has_all);
+        assert_eq!(session.history.violations.is_empty(), allowed, "{from} {port} {has_all}");
     }
 }

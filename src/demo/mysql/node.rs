@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
@@ -24,12 +25,15 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 /// What is shown of the log of a server that did not start.
 const LOG_TAIL_LINES: usize = 12;
 
+/// Between the server_id of a server and of the one in its place: more than a cluster has servers.
+const IDS_APART: usize = 100;
+
 /// One server; the cluster that it belongs to starts it.
 #[derive(Debug)]
 pub struct MysqlNode {
     port: Port,
     pub(super) name: String,
-    number: usize,
+    server_id: AtomicUsize,
     pub(super) data: PathBuf,
     socket: PathBuf,
     log: PathBuf,
@@ -51,7 +55,7 @@ impl MysqlNode {
             log: folder.join(format!("{name}.log")),
             statements: folder.join(format!("{name}.statements")),
             temporary: folder.join(format!("{name}.tmp")),
-            number,
+            server_id: AtomicUsize::new(number + 1),
             name,
             arguments: options.arguments.clone(),
             run_as: options.flavour.run_as()?,
@@ -108,6 +112,12 @@ impl MysqlNode {
         Ok(())
     }
 
+    /// Forgets that it has ever been a server: of the events of its former self it would receive none,
+    /// as replication leaves out those with a server's own id.
+    pub(super) fn become_another(&self) {
+        self.server_id.fetch_add(IDS_APART, Ordering::Relaxed);
+    }
+
     pub(super) fn create_users(&self) -> Result<(), ServerError> {
         self.sql("", &self.flavour.users()).map(drop)
     }
@@ -129,7 +139,7 @@ impl MysqlNode {
             .arg(format!("--pid-file={}", self.data.join("pid").display()))
             .arg(format!("--general-log-file={}", self.statements.display()))
             .arg(format!("--port={}", self.port()))
-            .arg(format!("--server-id={}", self.number + 1))
+            .arg(format!("--server-id={}", self.server_id.load(Ordering::Relaxed)))
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -45,6 +45,10 @@ impl Servers for Mysql {
         self.cluster.addresses()
     }
 
+    fn port(&self, node: usize) -> u16 {
+        self.cluster.node(node).port()
+    }
+
     fn start(&self, node: usize) -> Result<(), ServerError> {
         self.cluster.start_node(node)
     }
