@@ -12,18 +12,21 @@ use crate::{
 };
 
 /// `gtid_current_pos` is what the replication has applied and what the server itself has written;
-/// `gtid_binlog_pos` bounds what it has acknowledged as a primary; `gtid_binlog_state` names everybody
-/// who wrote it.
+/// `gtid_binlog_pos` bounds what it has acknowledged as a primary, and what a replica shows that writes
+/// a binary log; `gtid_binlog_state` names everybody who wrote it.
 const MARIADB: &str = "\
 SELECT @@GLOBAL.read_only, @@GLOBAL.server_id, @@GLOBAL.max_connections, @@version, \
  (SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'UPTIME'), \
- UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_current_pos, @@GLOBAL.gtid_binlog_pos, @@GLOBAL.server_id, \
- @@GLOBAL.gtid_binlog_state";
+ UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, '', @@GLOBAL.gtid_current_pos, @@GLOBAL.gtid_binlog_pos, \
+ @@GLOBAL.server_id, @@GLOBAL.gtid_binlog_state, @@GLOBAL.log_slave_updates, 0";
 
+/// Readers see a transaction before `gtid_executed` has it (a group of commits is added at its end):
+/// until then its GTID is owned. Asked for first: what leaves the one meanwhile is in the other.
 const MYSQL: &str = "\
 SELECT @@GLOBAL.read_only OR @@GLOBAL.super_read_only, @@GLOBAL.server_id, @@GLOBAL.max_connections, @@version, \
  (SELECT variable_value FROM performance_schema.global_status WHERE variable_name = 'Uptime'), \
- UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_executed, '', @@GLOBAL.server_uuid, '', \
+ UNIX_TIMESTAMP(SYSDATE(6)) * 1000000, @@GLOBAL.gtid_owned, @@GLOBAL.gtid_executed, '', \
+ @@GLOBAL.server_uuid, '', 1, \
  (SELECT COUNT(*) FROM information_schema.plugins \
    WHERE plugin_name = 'group_replication' AND plugin_status = 'ACTIVE')";
 
@@ -44,7 +47,7 @@ pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
         (false, _) => OLD_SOURCES,
     };
     let has_source = !server.query_all(sources).await.map_err(fault)?.is_empty();
-    let membership = match (text(row, 10), text(row, 8)) {
+    let membership = match (text(row, 12), text(row, 9)) {
         (Some("1"), Some(uuid)) => group::ask(server, uuid).await.map_err(fault)?,
         _ => Membership::None,
     };
@@ -79,10 +82,11 @@ fn read(row: &Row, version: u32, has_source: bool, membership: Membership) -> Op
     let read_only = text(row, 0)? != "0";
     let uptime: i64 = text(row, 4)?.parse().ok()?;
     let now = text(row, 5)?.split('.').next()?.parse::<i64>().ok()?;
-    let executed: GtidSet = text(row, 6)?.parse().ok()?;
-    let written: GtidSet = text(row, 7)?.parse().ok()?;
-    let written = executed.union(&written);
-    let writers: Option<Writers> = match text(row, 9)? {
+    let owned = owned(text(row, 6)?)?;
+    let executed: GtidSet = text(row, 7)?.parse().ok()?;
+    let written = executed.union(&text(row, 8)?.parse().ok()?);
+    let shown = written.union(&owned);
+    let writers: Option<Writers> = match text(row, 10)? {
         "" => None,
         state => Some(state.parse().ok()?),
     };
@@ -91,13 +95,15 @@ fn read(row: &Row, version: u32, has_source: bool, membership: Membership) -> Op
     // Seen on MySQL 9.7: where every member of a group takes writes, one lacked rows of a transaction
     // that its GTIDs had. What such a member has executed vouches for no read.
     let beside = membership == Membership::Other && !read_only;
+    let tells = !is_replica || text(row, 11)? == "1";
     let position = |set: GtidSet| Some(Position::Mysql(Arc::new(set)));
     Some(Facts {
-        incarnation: Incarnation { system: text(row, 8)?.into(), started: now - uptime * 1_000_000 },
+        incarnation: Incarnation { system: text(row, 9)?.into(), started: now - uptime * 1_000_000 },
         claim: if is_replica { Claim::Replica } else { Claim::Primary },
         timeline: None,
         written: if is_replica { None } else { position(written.clone()) },
         flushed: if is_replica { None } else { position(written) },
+        shown: if tells { position(shown) } else { None },
         replayed: if is_replica && !beside { position(executed) } else { None },
         writers,
         horizon: None,
@@ -105,6 +111,16 @@ fn read(row: &Row, version: u32, has_source: bool, membership: Membership) -> Op
         server_id: text(row, 1).and_then(|text| text.parse().ok()),
         version,
     })
+}
+
+/// Reads `gtid_owned`, where each number has its owner behind it: `uuid:7#31:8#40`.
+fn owned(text: &str) -> Option<GtidSet> {
+    let mut parts = text.split('#');
+    let mut gtids = parts.next()?.to_owned();
+    for part in parts {
+        gtids.push_str(part.trim_start_matches(|c: char| c.is_ascii_digit()));
+    }
+    gtids.parse().ok()
 }
 
 /// `8.0.36` → 80036, `10.11.19-MariaDB` → 101119.
@@ -126,10 +142,13 @@ mod tests {
             "10.11.19-MariaDB-log",
             "100",
             "1700000000000000.5",
+            "",
             current,
             binlog,
             "7",
             binlog,
+            "1",
+            "0",
         ]
         .map(|value| Some(value.to_owned()))
         .to_vec()
@@ -165,6 +184,28 @@ mod tests {
             .expect("it is well-formed");
         assert_eq!(facts.written.map(|position| position.to_string()).as_deref(), Some("0-1-7,1-2-9"));
         assert_eq!(facts.incarnation.started, 1_699_999_900_000_000);
+    }
+
+    #[test]
+    fn readers_may_have_seen_what_is_in_commit_and_where_nothing_tells_it_is_unknown() {
+        let shown = |owned: &str, tells: &str, has_source| {
+            let mut row = row("0", "0-1-5", "");
+            (row[6], row[11]) = (Some(owned.to_owned()), Some(tells.to_owned()));
+            let facts = read(&row, 101_119, has_source, Membership::None)?;
+            Some(facts.shown.map(|position| position.to_string()))
+        };
+        assert_eq!(shown("", "1", true), Some(Some("0-1-5".to_owned())));
+        assert_eq!(shown("", "0", true), Some(None));
+        assert_eq!(shown("", "0", false), Some(Some("0-1-5".to_owned())));
+        assert_eq!(shown("nonsense#3", "1", true), None);
+        let uuid = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
+        for (owned_text, gtids) in [
+            (format!("{uuid}:7#31"), format!("{uuid}:7")),
+            (format!("{uuid}:7#31:8#40"), format!("{uuid}:7-8")),
+            (format!("{uuid}:7#31,\n{uuid}:nightly:1#2"), format!("{uuid}:7:nightly:1")),
+        ] {
+            assert_eq!(owned(&owned_text).map(|set| set.to_string()), Some(gtids), "{owned_text}");
+        }
     }
 
     #[test]

@@ -117,6 +117,7 @@ fn read(row: &[Option<String>]) -> Option<Facts> {
         incarnation: Incarnation { system: system.into(), started: text(6)?.parse().ok()? },
         claim: if standby { Claim::Replica } else { Claim::Primary },
         timeline,
+        shown: written.clone().or_else(|| replayed.clone()),
         written,
         flushed,
         replayed,

@@ -20,6 +20,7 @@ fn cluster(replicas: usize) -> Snapshot {
         incarnation: Some(incarnation(id)),
         timeline: Some(1),
         position: Some(at(1, 100)),
+        shown: (id > 0).then(|| at(1, 100)),
         measured: Some((taken, ProbeNumber(5))),
         horizon: None,
         lag: (id > 0).then_some(ms(0)),

@@ -10,7 +10,7 @@ use crate::{
     refusal::{Refusal, RefusalKind},
     route::{Consistency, Floor, Policy},
     sql::{Access, Intent, hints::Target},
-    topology::{Incarnation, Position, ProbeNumber, Resolved, Role, Snapshot},
+    topology::{Incarnation, Node, Position, ProbeNumber, Resolved, Role, Snapshot},
 };
 
 /// What the last read under `monotonic` may have seen.
@@ -72,16 +72,19 @@ impl<P: Protocol> Session<P> {
         let Target::Node(address) = &seen.target else { return };
         let node = snapshot.find(address).filter(|node| node.role == Role::Replica);
         let same = node.filter(|node| node.incarnation == seen.incarnation);
-        let bound = match same {
-            Some(node) => match (&node.position, node.measured) {
-                (Some(position), Some((_, number))) if number > seen.after => Floor::At(position.clone()),
-                _ => return,
-            },
-            // It has restarted or is no replica any more: the primary had all that it showed.
-            None => match &seen.incarnation {
-                Some(incarnation) => Floor::Unsampled { incarnation: incarnation.clone(), after: seen.after },
-                None => return,
-            },
+        let told = match same {
+            Some(Node { shown, measured: Some((_, number)), .. }) if *number > seen.after => shown.clone(),
+            Some(_) => return,
+            None => None,
+        };
+        let bound = match (told, &seen.incarnation) {
+            (Some(position), _) => Floor::At(position),
+            // It cannot tell, has restarted or is no replica any more: the primary had all that it
+            // showed.
+            (None, Some(incarnation)) => {
+                Floor::Unsampled { incarnation: incarnation.clone(), after: seen.after }
+            }
+            (None, None) => return,
         };
         self.seen = None;
         self.state.floor = floors::higher(std::mem::take(&mut self.state.floor), bound, snapshot);
@@ -142,9 +145,10 @@ impl<P: Protocol> Session<P> {
         Floor::Unsampled { incarnation, after }
     }
 
-    /// Whether the last answer may count for monotonic reads.
-    pub(super) fn is_monotonic_read(&self, intent: &Intent, attempt: &Attempt) -> bool {
-        attempt.run.access == Access::Read
+    /// Whether the last answer may count for monotonic reads. On the primary any may: also a statement
+    /// for it, or of a transaction, shows data.
+    pub(super) fn is_monotonic_read(&self, intent: &Intent, attempt: &Attempt, on_primary: bool) -> bool {
+        (attempt.run.access == Access::Read || on_primary)
             && self.consistency(intent, &attempt.policy) == Consistency::Monotonic
     }
 

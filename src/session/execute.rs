@@ -223,7 +223,7 @@ impl<P: Protocol> Session<P> {
         }
         if wrote {
             self.wrote(&held, reply, noted);
-        } else if self.is_monotonic_read(&request.intent, attempt) {
+        } else if self.is_monotonic_read(&request.intent, attempt, on_primary) {
             self.read(&held);
         }
         let reason = attempt.run.reason;

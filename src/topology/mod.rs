@@ -110,9 +110,11 @@ pub struct Facts {
     pub claim: Claim,
     /// PostgreSQL's timeline; `None` where it cannot be known (hard case 9), and on MySQL.
     pub timeline: Option<u32>,
-    /// An upper bound of everything this server has acknowledged as a primary: what floors are
-    /// made of (hard case 3).
+    /// An upper bound of everything this server has acknowledged as a primary (hard case 3).
     pub written: Option<Position>,
+    /// An upper bound of everything its readers may have seen and, of a primary, of `written`: what
+    /// floors are made of. `None` where a replica cannot tell.
+    pub shown: Option<Position>,
     /// What a primary has made durable: the lag clock's history.
     pub flushed: Option<Position>,
     /// What a replica has made visible.
@@ -177,6 +179,8 @@ pub struct Node {
     pub timeline: Option<u32>,
     /// Last known replayed (replica) or written (primary) position of this incarnation.
     pub position: Option<Position>,
+    /// A replica's [`Facts::shown`] by the same probe.
+    pub shown: Option<Position>,
     /// When the probe that brought `position` was sent and its number.
     pub measured: Option<(Instant, ProbeNumber)>,
     /// What it said of transaction ids while it was a replica, in this life.

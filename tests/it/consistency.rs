@@ -343,6 +343,31 @@ async fn monotonic_reads_never_go_backwards() {
 }
 
 #[tokio::test]
+async fn what_was_read_on_the_primary_for_another_reason_counts_for_monotonic_reads_too() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let (writer, reader) = (proxy.session(&database.name).await, proxy.session(&database.name).await);
+    for replica in [1, 2] {
+        cluster.pause_replay(replica).expect("replay can be paused");
+    }
+    for (x, reads) in [
+        (1, &["BEGIN", "SELECT max(x) FROM t", "COMMIT"][..]),
+        (2, &["/* pointsman: primary */ SELECT max(x) FROM t"]),
+        (3, &["BEGIN", "SELECT x FROM t FOR UPDATE", "ROLLBACK"]),
+    ] {
+        writer.run(&format!("INSERT INTO t VALUES ({x})")).await;
+        reader.run("SET pointsman.consistency = 'eventual'").await;
+        assert_ne!(reader.value("SELECT coalesce(max(x), 0) FROM t").await, x.to_string());
+        reader.run("SET pointsman.consistency = 'monotonic'").await;
+        for read in reads {
+            reader.run(read).await;
+        }
+        assert_eq!(reader.value("SELECT coalesce(max(x), 0) FROM t").await, x.to_string(), "{reads:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_read_whose_floor_nobody_meets_waits_even_where_reads_avoid_the_primary() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, "CREATE TABLE t (x int)");

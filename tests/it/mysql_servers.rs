@@ -161,4 +161,25 @@ mod on_mysql9 {
             assert_eq!(session.value("SELECT COUNT(*) FROM t").await, calls.to_string());
         }
     }
+
+    /// A group of commits is seen before the server counts it as executed. Who owns a GTID for longer
+    /// stands for that moment.
+    #[tokio::test]
+    async fn a_monotonic_read_is_bounded_by_what_was_in_commit() {
+        let cluster = Make::Mysql9.own();
+        let schema = mysql::create_schema(
+            &cluster,
+            "CREATE TABLE t (x INT); GRANT REPLICATION_APPLIER ON *.* TO app@'%'",
+        );
+        let proxy = mysql::proxy(&cluster, &[]).await;
+        let mut session = Session::open(proxy.port(), APP, &schema).await;
+        let uuid = "aaaaaaaa-0000-4000-8000-000000000001";
+        let mut owner = Session::open(cluster.node(0).port(), APP, &schema).await;
+        owner.run(&format!("SET gtid_next = '{uuid}:7'")).await;
+
+        session.run("SET @pointsman_consistency = 'monotonic'").await;
+        session.run("/* pointsman: primary */ SELECT MAX(x) FROM t").await;
+        let bound = session.value("SELECT @pointsman_position").await;
+        assert!(bound.contains(&format!("{uuid}:7")), "{bound}");
+    }
 }

@@ -43,6 +43,8 @@ pub(super) struct Tracked {
     pub(super) facts: Option<Facts>,
     /// The replica's replayed or the primary's written position, by a probe that is to be trusted.
     pub(super) position: Option<Position>,
+    /// What a replica's readers may have seen, by the same probe.
+    pub(super) shown: Option<Position>,
     /// When the probe behind `position` was sent, and its number.
     pub(super) measured: Option<(Instant, ProbeNumber)>,
     /// Number of the last probe with any outcome, and when it was sent.
@@ -73,6 +75,7 @@ impl Tracked {
             duty: Duty::Serving,
             facts: None,
             position: None,
+            shown: None,
             measured: None,
             last_probe: ProbeNumber::default(),
             asked: None,
@@ -134,6 +137,11 @@ impl Tracked {
         // gone.
         let trusted = self.health.trouble.is_none_or(|trouble| probe.sent > trouble);
         self.position = position.filter(|_| trusted);
+        // On a timeline that the server cannot name it bounds nothing.
+        self.shown = facts
+            .shown
+            .clone()
+            .filter(|position| !matches!(position, Position::Postgres { timeline: 0, .. }));
         self.measured = self.position.is_some().then_some((probe.sent, probe.number));
         self.facts = Some(facts.clone());
         restarted

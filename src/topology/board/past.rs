@@ -50,7 +50,7 @@ impl Board {
         if let Some(flushed) = &facts.flushed {
             self.clock.record(answer.sent, answer.came, &replayable(flushed), &self.history.timelines);
         }
-        let Some(written) = facts.written.as_ref().map(replayable) else { return };
+        let Some(written) = facts.shown.as_ref().map(replayable) else { return };
         if self.samples.back().is_some_and(|last| answer.number <= last.number) {
             return;
         }

@@ -60,6 +60,7 @@ impl Board {
             incarnation: node.facts.as_ref().map(|facts| facts.incarnation.clone()),
             timeline: node.timeline(),
             position: node.position.clone(),
+            shown: node.position.as_ref().and(node.shown.clone()),
             measured: node.position.as_ref().and(node.measured),
             horizon: node.horizon,
             lag,
