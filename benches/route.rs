@@ -79,6 +79,7 @@ fn facts(engine: Engine, id: u64, round: u64) -> Facts {
         incarnation: Incarnation { system, started: id as i64 },
         claim,
         timeline: (engine == Engine::Postgres).then_some(1),
+        shown: written.clone().or_else(|| replayed.clone()),
         flushed: written.clone(),
         written,
         replayed,
