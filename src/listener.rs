@@ -19,9 +19,10 @@ use crate::{
     session::{
         After, OwnSettings, Renewed, Session,
         cancel::{CancelKey, Registered},
+        check_token,
     },
     sockets::Sharing,
-    sql::Access,
+    sql::{Access, effects::ProxyCommand},
 };
 
 /// Connections the kernel holds for us before they are accepted.
@@ -193,8 +194,8 @@ async fn enter<P: Protocol>(
         frontend.farewell(&refusal).await;
         return Err(LoginFault::Forbidden);
     }
-    let own = match OwnSettings::at_startup(frontend.startup_commands()) {
-        Ok(own) => own,
+    let (own, adopted) = match asked_of_the_proxy(frontend.startup_commands(), cluster).await {
+        Ok(asked) => asked,
         Err(refusal) => {
             frontend.farewell(&refusal).await;
             return Err(LoginFault::Refused);
@@ -210,8 +211,25 @@ async fn enter<P: Protocol>(
     let context = ReaderContext { classifier: cluster.classifier.load_full(), database };
     let welcomed = welcome(&mut frontend, &identity, &registered, context, cluster).await?;
     let mut session = Session::new(frontend, cluster.clone(), &identity, registered);
-    session.start(&welcomed, own);
+    session.start(&welcomed, own, adopted);
     Ok(Some(session))
+}
+
+/// The proxy's own settings in a startup packet.
+async fn asked_of_the_proxy<P: Protocol>(
+    commands: &[ProxyCommand],
+    cluster: &Cluster<P>,
+) -> Result<(OwnSettings, Floor), Refusal> {
+    let own = OwnSettings::at_startup(commands)?;
+    let token = commands.iter().rev().find_map(|command| match command {
+        ProxyCommand::Set { name, value, .. } if &**name == "position" => Some(value),
+        _ => None,
+    });
+    let checked = match token {
+        Some(token) => check_token(cluster, token).await?,
+        None => None,
+    };
+    Ok((own, checked.map_or(Floor::None, |(position, _)| Floor::At(position))))
 }
 
 fn over_limit<P: Protocol>(cluster: &Cluster<P>, user: &str) -> Option<Refusal> {

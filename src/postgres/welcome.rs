@@ -16,7 +16,7 @@ use crate::{
     refusal::{Refusal, RefusalKind},
     sql::{
         Isolation,
-        effects::{ProxyCommand, TransactionModes},
+        effects::{ProxyCommand, Scope, TransactionModes},
     },
 };
 
@@ -62,7 +62,11 @@ impl StartupRequest {
     fn set(&mut self, name: &str, value: &str) {
         let name = name.to_ascii_lowercase();
         if let Some(own) = name.strip_prefix("pointsman.") {
-            self.commands.push(ProxyCommand::Set { name: own.into(), value: value.into() });
+            self.commands.push(ProxyCommand::Set {
+                name: own.into(),
+                value: value.into(),
+                scope: Scope::Session,
+            });
             return;
         }
         // set_config reads lists as a startup packet does; SET would take them for one name.
@@ -236,7 +240,7 @@ mod tests {
         assert_eq!(request.settings.get("jit"), Some("off"));
         assert_eq!(
             request.commands,
-            [ProxyCommand::Set { name: "consistency".into(), value: "global".into() }]
+            [ProxyCommand::Set { name: "consistency".into(), value: "global".into(), scope: Scope::Session }]
         );
     }
 }

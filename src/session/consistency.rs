@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use super::{Session, execute::Attempt};
 use crate::{
+    cluster::Cluster,
     floors::{self, Writing},
     pool::Held,
     protocol::{Protocol, Reply},
@@ -28,7 +29,7 @@ pub(super) struct Noted([Option<Writing>; 2]);
 
 impl<P: Protocol> Session<P> {
     pub(super) fn consistency(&self, intent: &Intent, policy: &Policy) -> Consistency {
-        intent.hints.consistency.or(self.state.own.consistency).unwrap_or(policy.consistency)
+        intent.hints.consistency.or(self.state.own.now.consistency).unwrap_or(policy.consistency)
     }
 
     /// The floor that a read has to meet.
@@ -185,52 +186,62 @@ impl<P: Protocol> Session<P> {
     /// Adopts a causal token: reads wait for it from now on.
     ///
     /// # Errors
-    /// When it is none, is of another system, or the primary's position cannot be asked for within
-    /// `monitor.timeout`.
+    /// As [`check_token`].
     pub(super) async fn adopt_token(&mut self, text: &str) -> Result<(), Refusal> {
-        if text.is_empty() {
+        let Some((position, snapshot)) = check_token(&self.cluster, text).await? else {
             self.adopted = Floor::None;
             return Ok(());
-        }
-        let position: Position = text.parse().map_err(|fault| {
-            Refusal::new(
-                RefusalKind::InvalidSetting,
-                format!("invalid value for parameter \"pointsman.position\": {fault}"),
-            )
-        })?;
-        // What the primary has written since its last probe is no history that was thrown away:
-        // that can be told only by a probe sent after the token was made.
-        let asked = self.cluster.topology.probes.current();
-        let deadline = tokio::time::Instant::now() + self.patience();
-        loop {
-            let cluster = self.cluster.clone();
-            let changed = cluster.topology.changed.notified();
-            let snapshot = self.snapshot();
-            if let Some(newest) = snapshot.newest()
-                && !are_kin(&position, newest)
-            {
-                return Err(Refusal::new(
-                    RefusalKind::InvalidSetting,
-                    "invalid value for parameter \"pointsman.position\": it is of another system",
-                ));
-            }
-            if snapshot.samples.last().is_some_and(|sample| sample.number > asked) {
-                self.adopted =
-                    floors::higher(std::mem::take(&mut self.adopted), Floor::At(position), &snapshot);
-                return Ok(());
-            }
-            self.cluster.topology.want_position();
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return Err(Refusal::new(
-                    RefusalKind::NoPrimary,
-                    "the position cannot be checked: no primary has told its own in time",
-                ));
-            }
-        }
+        };
+        self.adopted = floors::higher(std::mem::take(&mut self.adopted), Floor::At(position), &snapshot);
+        Ok(())
     }
 
     fn patience(&self) -> Duration {
         self.cluster.config.load().monitor.timeout
+    }
+}
+
+/// Reads a causal token and waits until it can be told whether it is of this cluster's history; `None`
+/// for an empty one.
+///
+/// # Errors
+/// When it is none, is of another system, or the primary's position cannot be asked for within
+/// `monitor.timeout`.
+pub async fn check_token<P: Protocol>(
+    cluster: &Cluster<P>,
+    text: &str,
+) -> Result<Option<(Position, Arc<Snapshot>)>, Refusal> {
+    let text = text.trim().trim_matches('\'');
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let invalid = |fault: &dyn std::fmt::Display| {
+        Refusal::new(
+            RefusalKind::InvalidSetting,
+            format!("invalid value for parameter \"pointsman.position\": {fault}"),
+        )
+    };
+    let position: Position = text.parse().map_err(|fault| invalid(&fault))?;
+    // What the primary has written since its last probe is no history that was thrown away:
+    // that can be told only by a probe sent after the token was made.
+    let asked = cluster.topology.probes.current();
+    let deadline = tokio::time::Instant::now() + cluster.config.load().monitor.timeout;
+    loop {
+        let changed = cluster.topology.changed.notified();
+        let snapshot = cluster.topology.load_full();
+        if snapshot.newest().is_some_and(|newest| !are_kin(&position, newest)) {
+            return Err(invalid(&"it is of another system"));
+        }
+        if snapshot.samples.last().is_some_and(|sample| sample.number > asked) {
+            return Ok(Some((position, snapshot)));
+        }
+        cluster.topology.want_position();
+        if tokio::time::timeout_at(deadline, changed).await.is_err() {
+            return Err(Refusal::new(
+                RefusalKind::NoPrimary,
+                "the position cannot be checked: no primary has told its own in time",
+            ));
+        }
     }
 }
 

@@ -23,11 +23,14 @@ use std::{
 use arc_swap::{ArcSwap, Cache};
 use rand::{SeedableRng, rngs::SmallRng};
 
-pub use self::own::OwnSettings;
 use self::{
     cancel::{Activity, Call, Registered},
     own::LastRoute,
     state::{Own, State, Step},
+};
+pub use self::{
+    consistency::check_token,
+    own::{Overrides, OwnSettings},
 };
 use crate::{
     cluster::{Cluster, Database},
@@ -165,14 +168,15 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// Adopts what the login found, and what the client asked of the proxy.
-    pub fn start(&mut self, welcomed: &Welcomed, own: OwnSettings) {
+    /// Adopts what the login found, and what the client asked of the proxy; `adopted` is the position
+    /// that its reads must not be behind of.
+    pub fn start(&mut self, welcomed: &Welcomed, own: OwnSettings, adopted: Floor) {
+        self.adopted = adopted;
         self.state.defaults = welcomed.defaults;
         self.state.startup_defaults = welcomed.defaults;
         self.state.implicit = welcomed.implicit_transactions;
         self.state.startup_implicit = welcomed.implicit_transactions;
-        self.state.own = own;
-        self.state.startup_own = own;
+        self.state.own = Overrides::at_startup(own);
     }
 
     /// Serves the client until it leaves or has to, becomes another user, or goes on elsewhere.

@@ -7,7 +7,10 @@ use crate::{
     protocol::{Answer, Fault, Frontend, Protocol, Request},
     refusal::{Refusal, RefusalKind},
     route::{Consistency, Floor, Why},
-    sql::{Reason, effects::ProxyCommand},
+    sql::{
+        Reason,
+        effects::{ProxyCommand, Scope},
+    },
 };
 
 /// What the client has set for its session; what is not set is the cluster's.
@@ -17,15 +20,78 @@ pub struct OwnSettings {
     pub max_lag: Option<Duration>,
 }
 
+/// A session's settings of the proxy's own, and what the end of its transaction makes of them: as the
+/// server's, they go back with a ROLLBACK, and SET LOCAL ends with its transaction.
+#[derive(Debug, Default)]
+pub struct Overrides {
+    pub now: OwnSettings,
+    /// What RESET goes back to.
+    startup: OwnSettings,
+    /// The values after COMMIT and after ROLLBACK, once the open transaction has changed something.
+    after: Option<(OwnSettings, OwnSettings)>,
+}
+
+impl Overrides {
+    pub fn at_startup(startup: OwnSettings) -> Self {
+        Self { now: startup, startup, after: None }
+    }
+
+    /// Changes one setting; `in_transaction`: the end of one is to come.
+    ///
+    /// # Errors
+    /// What it cannot be set to, or is no setting at all.
+    pub fn set(
+        &mut self,
+        name: &str,
+        value: &str,
+        scope: Scope,
+        in_transaction: bool,
+    ) -> Result<(), Refusal> {
+        let mut settings = self.now;
+        settings.set(name, value, self.startup)?;
+        match (scope, in_transaction) {
+            // As on the server: there is nothing it could last for.
+            (Scope::Local, false) => return Ok(()),
+            (_, false) => {}
+            (Scope::Local, true) => {
+                self.after.get_or_insert((self.now, self.now));
+            }
+            (_, true) => {
+                let (commit, _) = self.after.get_or_insert((self.now, self.now));
+                commit.set(name, value, self.startup)?;
+            }
+        }
+        self.now = settings;
+        Ok(())
+    }
+
+    /// RESET ALL.
+    pub fn reset_all(&mut self, in_transaction: bool) {
+        if in_transaction {
+            self.after.get_or_insert((self.now, self.now)).0 = self.startup;
+        }
+        self.now = self.startup;
+    }
+
+    /// The open transaction has ended.
+    pub fn end(&mut self, committed: bool) {
+        if let Some((commit, rollback)) = self.after.take() {
+            self.now = if committed { commit } else { rollback };
+        }
+    }
+}
+
 impl OwnSettings {
-    /// Reads what a startup packet asked for.
+    /// Reads what a startup packet asked for; a position is the session's to adopt.
     ///
     /// # Errors
     /// What it cannot be set to, or is no setting at all.
     pub fn at_startup(commands: &[ProxyCommand]) -> Result<Self, Refusal> {
         let mut own = Self::default();
         for command in commands {
-            if let ProxyCommand::Set { name, value } = command {
+            if let ProxyCommand::Set { name, value, .. } = command
+                && &**name != "position"
+            {
                 own.set(name, value, Self::default())?;
             }
         }
@@ -96,10 +162,10 @@ impl<P: Protocol> Session<P> {
     ) -> Result<(), Fault> {
         let transaction = self.state.transaction;
         let outcome = match &command {
-            ProxyCommand::Set { name, value } if &**name == "position" => {
-                self.adopt_token(value.trim().trim_matches('\'')).await.map(|()| None)
+            ProxyCommand::Set { name, value, .. } if &**name == "position" => {
+                self.adopt_token(value).await.map(|()| None)
             }
-            ProxyCommand::Set { name, value } => self.set_own(name, value).map(|()| None),
+            ProxyCommand::Set { name, value, scope } => self.set_own(name, value, *scope).map(|()| None),
             ProxyCommand::Reset { name } => self.reset_own(name).map(|()| None),
             ProxyCommand::Show { name } => self.show_own(name).await.map(|value| Some((name.clone(), value))),
         };
@@ -144,19 +210,17 @@ impl<P: Protocol> Session<P> {
         self.frontend.answer(request, Answer::Done, self.state.transaction).await
     }
 
-    fn set_own(&mut self, name: &str, value: &str) -> Result<(), Refusal> {
-        let startup = self.state.startup_own;
-        self.state.own.set(name, value, startup)
+    fn set_own(&mut self, name: &str, value: &str, scope: Scope) -> Result<(), Refusal> {
+        let in_transaction = self.state.undoes_own_settings();
+        self.state.own.set(name, value, scope, in_transaction)
     }
 
     fn reset_own(&mut self, name: &str) -> Result<(), Refusal> {
-        match name {
-            "consistency" => self.state.own.consistency = self.state.startup_own.consistency,
-            "max_lag" => self.state.own.max_lag = self.state.startup_own.max_lag,
-            "position" => self.adopted = Floor::None,
-            _ => return Err(unknown(name)),
+        if name == "position" {
+            self.adopted = Floor::None;
+            return Ok(());
         }
-        Ok(())
+        self.set_own(name, "default", Scope::Session)
     }
 
     async fn show_own(&mut self, name: &str) -> Result<String, Refusal> {
@@ -165,12 +229,13 @@ impl<P: Protocol> Session<P> {
             "position" => self.token().await,
             "consistency" => {
                 let consistency =
-                    self.state.own.consistency.unwrap_or(self.cluster.policy.load().consistency);
+                    self.state.own.now.consistency.unwrap_or(self.cluster.policy.load().consistency);
                 Ok(consistency.label().to_owned())
             }
             "max_lag" => Ok(self
                 .state
                 .own
+                .now
                 .max_lag
                 .map_or_else(String::new, |lag| humantime::format_duration(lag).to_string())),
             _ => Err(unknown(name)),
@@ -202,4 +267,38 @@ fn unknown(name: &str) -> Refusal {
         RefusalKind::UnknownSetting,
         format!("unrecognized configuration parameter \"pointsman.{name}\""),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_transaction_undoes_what_it_set() {
+        let level = |own: &Overrides| own.now.consistency.map(Consistency::label);
+        // What was set, for how long, and in a transaction or not; then how that ended.
+        for (steps, committed, left) in [
+            (&[("global", Scope::Session, false)][..], false, Some("global")),
+            (&[("global", Scope::Session, true)], true, Some("global")),
+            (&[("global", Scope::Session, true)], false, None),
+            (&[("global", Scope::Local, true)], true, None),
+            (&[("global", Scope::Local, false)], true, None),
+            (&[("user", Scope::Session, true), ("global", Scope::Local, true)], true, Some("user")),
+            (&[("user", Scope::Session, false), ("global", Scope::Local, true)], false, Some("user")),
+            (&[("user", Scope::Session, false), ("default", Scope::Session, true)], true, None),
+        ] {
+            let mut own = Overrides::default();
+            for (value, scope, in_transaction) in steps {
+                own.set("consistency", value, *scope, *in_transaction).expect("they are legal");
+            }
+            own.end(committed);
+            assert_eq!(level(&own), left, "{steps:?} {committed}");
+        }
+        let mut own = Overrides::default();
+        own.set("consistency", "global", Scope::Session, false).expect("it is legal");
+        own.reset_all(true);
+        assert_eq!(level(&own), None);
+        own.end(false);
+        assert_eq!(level(&own), Some("global"));
+    }
 }

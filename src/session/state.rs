@@ -2,7 +2,7 @@
 
 mod reading;
 
-use super::own::OwnSettings;
+use super::own::Overrides;
 use crate::{
     config::TransactionReads,
     protocol::Transaction,
@@ -52,9 +52,8 @@ pub struct State {
     pub sets_next: bool,
     /// What is held back waits for a later statement than the one that runs now.
     deferred: bool,
-    /// The session's settings of the proxy's own, and what RESET ALL goes back to.
-    pub own: OwnSettings,
-    pub startup_own: OwnSettings,
+    /// The session's settings of the proxy's own.
+    pub own: Overrides,
     pub floor: Floor,
     lost: Option<Lost>,
 }
@@ -192,6 +191,7 @@ impl State {
                     return Step::Answer(Own::Done);
                 }
                 Effect::Commit { chain: false } | Effect::Rollback { chain: false } => {
+                    self.own.end(matches!(effect, Effect::Commit { .. }));
                     self.held = None;
                     self.reading = None;
                     self.transaction = Transaction::Idle;
@@ -253,6 +253,7 @@ impl State {
 
     fn end_lost(&mut self) {
         self.lost = None;
+        self.own.end(false);
         self.transaction = Transaction::Idle;
     }
 
@@ -295,6 +296,12 @@ impl State {
     /// Whether they give their transaction an isolation, or make it read-only or deferrable.
     pub fn held_sets_modes(&self) -> bool {
         self.held.as_ref().is_some_and(|held| held.modes != TransactionModes::default())
+    }
+
+    /// Whether an end of a transaction is to come that undoes settings of the proxy's own. MySQL's
+    /// user variables, which stand for them there, know no transaction.
+    pub fn undoes_own_settings(&self) -> bool {
+        !self.sets_next && (self.transaction != Transaction::Idle || self.is_begun_unseen())
     }
 
     /// A transaction is held that no server knows of.
@@ -352,6 +359,7 @@ impl State {
         on_primary: bool,
     ) -> bool {
         let was_open = self.transaction != Transaction::Idle;
+        let had_failed = self.transaction == Transaction::Failed;
         if !self.deferred {
             self.held = None;
         }
@@ -374,6 +382,10 @@ impl State {
         if intent.effects.contains(&Effect::Ddl) && self.is_pinned_by(PinReason::TempTable) {
             // It may have renamed one, or made a view of one, which is temporary as well.
             self.temporary = Tables::All;
+        }
+        let ended = intent.effects.iter().rev().find_map(Effect::ends_as_committed);
+        if transaction == Transaction::Idle || ended.is_some() {
+            self.own.end(ended.unwrap_or(true) && !failed && !had_failed);
         }
         if transaction == Transaction::Idle {
             self.modes = TransactionModes::default();
@@ -448,15 +460,20 @@ impl State {
             },
             Effect::ResetAll if !failed => {
                 self.defaults = self.startup_defaults;
-                self.own = self.startup_own;
+                self.own.reset_all(self.transaction != Transaction::Idle);
             }
             Effect::Discard(Discard::All) if !failed => {
-                self.own = self.startup_own;
+                self.own.reset_all(false);
                 self.defaults = self.startup_defaults;
                 self.implicit = self.startup_implicit;
                 self.pins &= bit(PinReason::SessionMode);
                 self.temporary = Tables::default();
                 self.held_cursors.clear();
+            }
+            Effect::Proxy(ProxyCommand::Set { name, value, scope }) if !failed => {
+                // Among other statements, where a server has obeyed it. What makes no sense to the proxy
+                // changes nothing.
+                let _ = self.own.set(name, value, *scope, self.undoes_own_settings());
             }
             Effect::Discard(Discard::Temp) if !failed => self.unpin(PinReason::TempTable),
             Effect::Discard(Discard::Sequences) if !failed => self.unpin(PinReason::Sequence),
@@ -564,6 +581,7 @@ impl State {
         self.wrote = false;
         self.written = None;
         self.lost = None;
+        self.own.end(false);
         self.pins = 0;
         self.temporary = Tables::default();
         self.held_cursors.clear();

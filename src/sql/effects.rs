@@ -170,12 +170,21 @@ pub enum PinReason {
 /// Names come without the prefix, values without their quotes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProxyCommand {
-    Set { name: Box<str>, value: Box<str> },
+    Set { name: Box<str>, value: Box<str>, scope: Scope },
     Reset { name: Box<str> },
     Show { name: Box<str> },
 }
 
 impl Effect {
+    /// Whether a transaction ends by it, and how if all goes well.
+    pub fn ends_as_committed(&self) -> Option<bool> {
+        match self {
+            Self::Commit { .. } | Self::PrepareTransaction => Some(true),
+            Self::Rollback { .. } => Some(false),
+            _ => None,
+        }
+    }
+
     /// What it does to the session, for people and for JSON: `set search_path`, `pin listen`.
     pub fn describe(&self) -> String {
         match self {

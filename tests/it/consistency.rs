@@ -304,6 +304,9 @@ async fn a_token_carries_what_was_written_to_another_session_and_another_proxy()
         let token = writer.value("SHOW pointsman.position").await;
         other.run(&format!("SET pointsman.position = '{token}'")).await;
         assert_eq!(other.value("SELECT max(x) FROM t").await, x.to_string(), "{token}");
+        // A connection may bring it along.
+        let dsn = format!("{} options='-c pointsman.position={token}'", proxies[1].dsn(&database.name));
+        assert_eq!(Session::open(&dsn).await.value("SELECT max(x) FROM t").await, x.to_string());
     }
 
     assert_eq!(other.error("SET pointsman.position = 'yesterday'").await, "22023");

@@ -166,6 +166,7 @@ async fn a_faulty_setting_of_the_proxys_own_ends_the_login() {
     for (options, code) in [
         ("-c pointsman.consistency=strong", "22023"),
         ("-c pointsman.max_lag=soon", "22023"),
+        ("-c pointsman.position=yesterday", "22023"),
         ("-c pointsman.no_such_setting=1", "42704"),
     ] {
         let startup = [("user", APP.name), ("database", stage.database.name.as_str()), ("options", options)];
@@ -192,4 +193,38 @@ async fn what_resets_a_session_resets_its_settings_of_the_proxys_own() {
     }
     session.run("DISCARD ALL").await;
     assert_eq!(session.value("SHOW pointsman.max_lag").await, "");
+}
+
+/// As the server's own settings do.
+#[tokio::test]
+async fn the_proxys_own_settings_end_with_the_transaction_they_are_for() {
+    let stage = Stage::set("", &[]).await;
+    let session = Session::open(&stage.proxy.dsn(&stage.database.name)).await;
+    let default = session.value("SHOW pointsman.consistency").await;
+
+    for (set, end, left) in [
+        ("SET LOCAL pointsman.consistency = 'global'", "COMMIT", &*default),
+        ("SET LOCAL pointsman.consistency = 'global'", "COMMIT AND CHAIN; COMMIT", &default),
+        ("SET pointsman.consistency = 'global'", "ROLLBACK", &default),
+        ("SET pointsman.consistency = 'global'", "COMMIT", "global"),
+        ("SET LOCAL pointsman.consistency TO DEFAULT", "COMMIT", "global"),
+        ("RESET pointsman.consistency", "ROLLBACK", "global"),
+    ] {
+        // One that a server knows of, and one that is held back.
+        for inside in ["SELECT 1", ""] {
+            session.run("BEGIN").await;
+            session.run(inside).await;
+            session.run(set).await;
+            let meanwhile = if set.contains("= 'global'") { "global" } else { &default };
+            assert_eq!(session.value("SHOW pointsman.consistency").await, meanwhile, "{set}");
+            session.run(end).await;
+            assert_eq!(session.value("SHOW pointsman.consistency").await, left, "{set}; {end} {inside}");
+        }
+    }
+    session.run("RESET pointsman.consistency").await;
+    session.run("BEGIN; SET LOCAL pointsman.consistency = 'global'").await;
+    assert_eq!(session.value("SHOW pointsman.consistency").await, "global");
+    session.run("COMMIT").await;
+    session.run("SET LOCAL pointsman.consistency = 'global'").await;
+    assert_eq!(session.value("SHOW pointsman.consistency").await, default);
 }

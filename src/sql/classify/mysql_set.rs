@@ -234,8 +234,8 @@ fn set_user_variable(item: &Phrase<'_>) -> Option<Outcome> {
             },
             _ => return None,
         };
-        let value = value.into();
-        return Some(Outcome::Carried(Effect::Proxy(ProxyCommand::Set { name, value })));
+        let (value, scope) = (value.into(), Scope::Session);
+        return Some(Outcome::Carried(Effect::Proxy(ProxyCommand::Set { name, value, scope })));
     }
     let literal = match value.len() {
         1 => {

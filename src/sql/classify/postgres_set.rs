@@ -49,8 +49,9 @@ fn assignment(phrase: &Phrase<'_>, scope: Scope, at: usize) -> Option<Verdict> {
     if let Some(name) = name.strip_prefix(PROXY) {
         let name = name.into();
         let command = match is_default {
-            true => ProxyCommand::Reset { name },
-            false => ProxyCommand::Set { name, value: plain_value(&value)?.into() },
+            true if scope == Scope::Session => ProxyCommand::Reset { name },
+            true => ProxyCommand::Set { name, value: "default".into(), scope },
+            false => ProxyCommand::Set { name, value: plain_value(&value)?.into(), scope },
         };
         return Some(Verdict::session().with(Effect::Proxy(command)));
     }
@@ -264,7 +265,7 @@ fn set_config_item(item: &Phrase<'_>, verdict: &mut Verdict) -> Option<()> {
     };
     if let Some(name) = name.strip_prefix(PROXY) {
         let (name, value) = (name.into(), value_read.into());
-        verdict.effect(Effect::Proxy(ProxyCommand::Set { name, value }));
+        verdict.effect(Effect::Proxy(ProxyCommand::Set { name, value, scope }));
         return Some(());
     }
     if scope == Scope::Local {

@@ -1,7 +1,7 @@
 //! MySQL and MariaDB statements.
 
 use super::{super::*, mysql, set};
-use crate::sql::effects::{Isolation, Left, ProxyCommand, TransactionModes};
+use crate::sql::effects::{Isolation, Left, ProxyCommand, Scope, TransactionModes};
 
 #[test]
 fn mysql_reads_go_to_a_replica() {
@@ -159,7 +159,11 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
         ("DROP PREPARE s", vec![Effect::Deallocate { name: Some("s".into()) }]),
         (
             "SET @pointsman_consistency = 'global'",
-            vec![Effect::Proxy(ProxyCommand::Set { name: "consistency".into(), value: "global".into() })],
+            vec![Effect::Proxy(ProxyCommand::Set {
+                name: "consistency".into(),
+                value: "global".into(),
+                scope: Scope::Session,
+            })],
         ),
         ("SELECT @pointsman_route", vec![Effect::Proxy(ProxyCommand::Show { name: "route".into() })]),
     ] {

@@ -323,12 +323,17 @@ fn sequences_and_unknown_code_are_reported() {
 
 #[test]
 fn the_proxys_own_settings_are_answered_by_it() {
-    let value = |name: &str, value: &str| ProxyCommand::Set { name: name.into(), value: value.into() };
+    let set =
+        |name: &str, value: &str, scope| ProxyCommand::Set { name: name.into(), value: value.into(), scope };
+    let value = |name: &str, value: &str| set(name, value, Scope::Session);
     for (text, command) in [
         ("SET pointsman.consistency = 'eventual'", value("consistency", "eventual")),
         ("SET pointsman.max_lag TO '500ms'", value("max_lag", "500ms")),
         ("set session POINTSMAN.max_lag = off", value("max_lag", "off")),
         ("SELECT set_config('pointsman.position', 'x', false)", value("position", "x")),
+        ("SET LOCAL pointsman.consistency = 'global'", set("consistency", "global", Scope::Local)),
+        ("SET LOCAL pointsman.max_lag TO DEFAULT", set("max_lag", "default", Scope::Local)),
+        ("SELECT set_config('pointsman.max_lag', '1s', true)", set("max_lag", "1s", Scope::Local)),
         ("SHOW pointsman.route", ProxyCommand::Show { name: "route".into() }),
         ("RESET pointsman.max_lag", ProxyCommand::Reset { name: "max_lag".into() }),
         ("SET pointsman.max_lag TO DEFAULT", ProxyCommand::Reset { name: "max_lag".into() }),
