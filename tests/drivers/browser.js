@@ -1,7 +1,13 @@
 // A browser that obeys lines of JSON on standard input and answers each with a line of JSON:
-// {"wait": "an expression"}, {"shot": "a file", "width": 390, "dark": true} (the whole page, or "height" of it), {"read": "an expression"}.
+// {"wait": "an expression"}, {"shot": "a file", "width": 390, "dark": true} (the whole page, or "height" of it),
+// {"read": "an expression"}, that in another size and light: {"read": "an expression", "width": 390, "dark": true}.
 const { chromium } = require("playwright-core");
 const readline = require("readline");
+
+async function look(page, line) {
+  await page.emulateMedia({ colorScheme: line.dark ? "dark" : "light" });
+  await page.setViewportSize({ width: line.width || 1280, height: line.height || 900 });
+}
 
 async function main() {
   const browser = await chromium.launch({ executablePath: process.env.CHROMIUM || "/usr/bin/chromium", args: ["--no-sandbox"] });
@@ -20,12 +26,12 @@ async function main() {
       }
       throw new Error("waited in vain; the page says: " + await page.evaluate("document.body.innerText"));
     }
+    if (line.read && line.width) await look(page, line);
     if (line.read) return page.evaluate(line.read);
     if (line.faults) return faults;
     if (line.origins) return [...requests].filter(origin => origin !== "null");
     if (line.shot) {
-      await page.emulateMedia({ colorScheme: line.dark ? "dark" : "light" });
-      await page.setViewportSize({ width: line.width || 1280, height: line.height || 900 });
+      await look(page, line);
       // A sample later everything is drawn in this width.
       await page.waitForTimeout(1200);
       return (await page.screenshot({ path: line.shot, fullPage: !line.height }), true);

@@ -70,6 +70,18 @@ fn state_is(state: &str) -> String {
     format!("document.getElementById('state').textContent === '{state}'")
 }
 
+/// Draws the last sample with the longest names and in every state that a node is shown in, and lists what
+/// is drawn beyond its place: text beyond its node's box, text beyond its drawing, anything beyond the page.
+const OVERFLOWS: &str = include_str!("../drivers/overflows.js");
+
+/// Nothing is wider than its place, on a phone, a tablet and a desk, in the light and in the dark.
+fn nothing_overflows(page: &mut Browser) {
+    for (width, dark) in [(360, false), (360, true), (600, true), (1280, false)] {
+        let seen = page.ask(&json!({ "read": OVERFLOWS, "width": width, "dark": dark }));
+        assert_eq!(seen, json!({ "found": [], "nodes": 5, "texts": 15 }), "{width} px, dark: {dark}");
+    }
+}
+
 #[tokio::test]
 async fn the_dashboard_shows_lag_a_failover_and_survives_a_restart() {
     let cluster = cluster::own();
@@ -97,6 +109,7 @@ async fn the_dashboard_shows_lag_a_failover_and_survives_a_restart() {
     );
     page.wait(&behind);
     page.picture("lag.png", 1280, false);
+    nothing_overflows(&mut page);
     cluster.resume_replay(2).expect("it obeys");
 
     drop(session);
@@ -111,7 +124,8 @@ async fn the_dashboard_shows_lag_a_failover_and_survives_a_restart() {
     page.wait(&elected);
     page.wait(&state_is("degraded"));
     page.picture("failover.png", 1280, true);
-    page.picture("phone.png", 390, false);
+    page.picture("phone.png", 360, false);
+    nothing_overflows(&mut page);
 
     proxy.restart();
     page.wait(&format!("!({LIVE})"));
