@@ -13,9 +13,9 @@ use pointsman::{
     demo, doctor,
     logging::{self, LogLevel},
     serve::Proxy,
-    shutdown::{Shutdown, Signals},
+    shutdown::{Ending, Shutdown, Signals},
     sockets::Sharing,
-    takeover,
+    takeover::{self, Predecessor},
 };
 use tokio::sync::Notify;
 
@@ -82,39 +82,65 @@ async fn serve(
         }
     };
     let reload = Arc::new(Notify::new());
-    let predecessor = match if take_over { takeover::predecessor(&config) } else { Ok(None) } {
-        Ok(predecessor) => predecessor,
-        Err(error) => {
-            say(&format!("pointsman: cannot take over: {error}"));
-            return Exit::Unavailable;
-        }
+    let served = async {
+        let result = serve_all(config, file, &shutdown, take_over, level, reload.clone()).await;
+        shutdown.stop();
+        result
     };
-    let sharing = if predecessor.is_some() { Sharing::Beside } else { Sharing::Alone };
-    let mut proxy = match Proxy::start(config.clone(), shutdown.clone(), sharing).await {
-        Ok(proxy) => proxy,
-        Err(error) => {
-            say(&format!("pointsman: {error}"));
-            return Exit::Unavailable;
+    // From the first moment: a process that takes over may wait long before it serves alone.
+    let (result, ()) = tokio::join!(served, signals.serve(&shutdown, &reload));
+    match result {
+        Ok(ending) => {
+            tracing::info!(?ending, "stopped");
+            Exit::Done
         }
-    };
-    tokio::spawn(takeover::offer(config, shutdown.clone()));
-    if let Some(predecessor) = predecessor {
-        proxy.wait_until_ready().await;
-        // The old process has its own open still: for the moment until it yields either answers, and
-        // both are ready. So nobody who asks is refused, or told that nothing is ready.
-        if let Err(error) = proxy.open_doors().await {
-            say(&format!("pointsman: {error}"));
-            return Exit::Unavailable;
-        }
-        match predecessor.relieve().await {
-            Ok(()) => tracing::info!("has taken over"),
-            Err(error) => tracing::warn!(%error, "the old process did not yield: it serves beside this one"),
+        Err(why) => {
+            say(&format!("pointsman: {why}"));
+            Exit::Unavailable
         }
     }
-    let (ending, ()) =
-        tokio::join!(proxy.run(file, reload.clone(), level), signals.serve(&shutdown, &reload));
-    tracing::info!(?ending, "stopped");
-    Exit::Done
+}
+
+/// Listens, takes over where that is asked for, and serves until the end; or says why it cannot.
+async fn serve_all(
+    config: Config,
+    file: Option<PathBuf>,
+    shutdown: &Shutdown,
+    take_over: bool,
+    level: LogLevel,
+    reload: Arc<Notify>,
+) -> Result<Ending, String> {
+    let predecessor = if take_over { takeover::predecessor(&config) } else { Ok(None) };
+    let predecessor = predecessor.map_err(|error| format!("cannot take over: {error}"))?;
+    let sharing = if predecessor.is_some() { Sharing::Beside } else { Sharing::Alone };
+    let started = Proxy::start(config.clone(), shutdown.clone(), sharing).await;
+    let mut proxy = started.map_err(|error| error.to_string())?;
+    tokio::spawn(takeover::offer(config, shutdown.clone()));
+    if let Some(predecessor) = predecessor {
+        relieve(predecessor, &mut proxy, shutdown).await?;
+    }
+    Ok(proxy.run(file, reload, level).await)
+}
+
+/// Relieves the old process as soon as this one can serve. If this one is told to end before, the old
+/// one stays: it has heard nothing.
+async fn relieve(predecessor: Predecessor, proxy: &mut Proxy, shutdown: &Shutdown) -> Result<(), String> {
+    tokio::select! {
+        biased;
+        () = shutdown.draining() => return Ok(()),
+        () = proxy.wait_until_ready() => {}
+    }
+    // The old process has its own open still: for the moment until it yields either answers, and
+    // both are ready. So nobody who asks is refused, or told that nothing is ready.
+    proxy.open_doors().await.map_err(|error| error.to_string())?;
+    tokio::select! {
+        relieved = predecessor.relieve() => match relieved {
+            Ok(()) => tracing::info!("has taken over"),
+            Err(error) => tracing::warn!(%error, "the old process did not yield: it serves beside this one"),
+        },
+        () = shutdown.draining() => {}
+    }
+    Ok(())
 }
 
 fn demo(demo: &cli::Demo) -> Exit {

@@ -114,11 +114,16 @@ impl Proxy {
 
     /// Changes settings (as in [`Proxy::start`]) in the file and asks for a reload (SIGHUP).
     pub fn reload(&mut self, settings: &[&str]) {
+        self.change(settings);
+        signal(self.pid(), Signal::HangUp);
+    }
+
+    /// Changes settings in the file and tells nobody.
+    pub fn change(&mut self, settings: &[&str]) {
         for line in settings {
             apply(&mut self.config, line);
         }
         write_config(&self.folder, &self.config);
-        signal(self.pid(), Signal::HangUp);
     }
 
     /// Puts a text into the file as it is and asks for a reload.
