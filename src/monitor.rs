@@ -322,10 +322,14 @@ async fn probe<P: Protocol>(
     monitor.observe(address, Probe { number, sent, answered: Instant::now(), outcome });
 }
 
+/// How many of the connections that a server has for ordinary users all pools together may take.
+pub fn share_of_connections(available: u32) -> usize {
+    (f64::from(available) * SHARE_OF_CONNECTIONS) as usize
+}
+
 fn set_node_limit<P: Protocol>(cluster: &Cluster<P>, address: &Arc<str>, available: Option<u32>) {
     let configured = cluster.config.load().pool.node_connections;
-    let limit =
-        configured.or_else(|| available.map(|count| (f64::from(count) * SHARE_OF_CONNECTIONS) as usize));
+    let limit = configured.or_else(|| available.map(share_of_connections));
     if let Some(limit) = limit {
         cluster.shares.share(address).set_limit(limit);
     }

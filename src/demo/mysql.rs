@@ -7,6 +7,7 @@ mod node;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -74,7 +75,7 @@ impl MysqlCluster {
             Some(template) => node.copy_from(template)?,
             None => node.install()?,
         }
-        node.start(&self.keeper)?;
+        node.start(&self.keeper, |_| ())?;
         if self.template.is_some() { Ok(()) } else { node.create_users() }
     }
 
@@ -91,7 +92,7 @@ impl MysqlCluster {
             &MysqlOptions { flavour: flavour.clone(), ..MysqlOptions::default() },
         )?;
         node.install()?;
-        node.start(&keeper)?;
+        node.start(&keeper, |_| ())?;
         node.create_users()?;
         node.stop(Stop::Fast)?;
         copy_folder(&node.data, target)?;
@@ -126,7 +127,19 @@ impl MysqlCluster {
     /// # Errors
     /// When it does not start.
     pub fn start_node(&self, index: usize) -> Result<(), ServerError> {
-        self.node(index).start(&self.keeper)
+        self.start_node_with(index, |_| ())
+    }
+
+    /// As [`MysqlCluster::start_node`], with another environment or more arguments.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_node_with(
+        &self,
+        index: usize,
+        change: impl FnOnce(&mut Command),
+    ) -> Result<(), ServerError> {
+        self.node(index).start(&self.keeper, change)
     }
 
     /// # Errors

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::Child,
+    process::{Child, Command},
     time::{Duration, Instant},
 };
 
@@ -89,8 +89,13 @@ impl PgNode {
         self.process.lock().as_ref().map(Child::id)
     }
 
-    /// Starts the server and waits until it accepts connections (a standby: reads).
-    pub(super) fn start(&self, keeper: &Keeper) -> Result<(), ServerError> {
+    /// Starts the server, its command changed by `change`, and waits until it accepts connections (a
+    /// standby: reads, unless it was told to take none).
+    pub(super) fn start(
+        &self,
+        keeper: &Keeper,
+        change: impl FnOnce(&mut Command),
+    ) -> Result<(), ServerError> {
         let mut process = self.process.lock();
         if process.is_some() {
             return Ok(());
@@ -99,6 +104,7 @@ impl PgNode {
         let mut command = self.binaries.command("postgres");
         command.arg("-D").arg(&self.data).stdout(log.try_clone()?).stderr(log);
         self.run_as.apply(&mut command);
+        change(&mut command);
         let mut child = keeper.spawn(command, Signal::Quit)?;
         let started = self.wait_until_ready(&mut child);
         if started.is_err() {
@@ -120,7 +126,9 @@ impl PgNode {
             let file = fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
             let mut lines = file.lines();
             let ours = lines.next().is_some_and(|pid| pid.trim() == child.id().to_string());
-            if ours && lines.nth(6).is_some_and(|status| status.trim() == "ready") {
+            let status = lines.nth(6).unwrap_or_default().trim();
+            // `standby`: replays, and takes no connections.
+            if ours && matches!(status, "ready" | "standby") {
                 return Ok(());
             }
             std::thread::sleep(POLL);

@@ -145,7 +145,16 @@ impl PgCluster {
 
     /// Starts a stopped server; one that runs is left alone.
     pub fn start_node(&self, index: usize) -> Result<(), ServerError> {
-        self.node(index).start(&self.keeper)
+        self.start_node_with(index, |_| ())
+    }
+
+    /// As [`PgCluster::start_node`], with another environment or more arguments.
+    pub fn start_node_with(
+        &self,
+        index: usize,
+        change: impl FnOnce(&mut Command),
+    ) -> Result<(), ServerError> {
+        self.node(index).start(&self.keeper, change)
     }
 
     pub fn stop(&self, index: usize, how: Stop) -> Result<(), ServerError> {

@@ -5,18 +5,21 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use super::{
     Finding, Severity, connect_grants,
     facts::{Facts, Node},
-    grant,
+    grant, shared,
 };
 use crate::config::{Cluster, Members};
 
-/// Clocks further apart than this make times in logs useless and expire what should live.
-const SKEW: f64 = 2.0;
-
-/// A node further away than this answers reads later than most others would.
-const FAR: Duration = Duration::from_millis(20);
-
 /// WAL that an unused slot keeps before it is worth a warning.
 const SLOT_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What a replica needs at least as much of as its primary.
+const LIMITS_LIKE_THE_PRIMARYS: [&str; 5] = [
+    "max_connections",
+    "max_wal_senders",
+    "max_worker_processes",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
 
 /// Findings about one cluster, as they come.
 struct Chart<'a> {
@@ -33,10 +36,10 @@ pub fn diagnose(cluster: &Cluster, nodes: &[Node]) -> Vec<Finding> {
     if matches!(cluster.members, Members::Patroni(_)) {
         chart.whole(
             Severity::Note,
-            "nodes come from Patroni".to_owned(),
-            "patronictl list shows their state".to_owned(),
+            "Patroni keeps these servers, and undoes changes that it has not made".to_owned(),
+            "what is named below by patronictl edit-config, and patronictl restart where a restart is needed"
+                .to_owned(),
         );
-        return chart.findings;
     }
     for node in nodes {
         match &node.answer {
@@ -47,7 +50,7 @@ pub fn diagnose(cluster: &Cluster, nodes: &[Node]) -> Vec<Finding> {
                 &node.address,
                 Severity::Problem,
                 format!("the monitor cannot ask it: {why}"),
-                "see that the server runs, that pg_hba.conf lets the proxy in, and that monitor.user and password are right".to_owned(),
+                "see that the server runs (a replica with hot_standby = on), that pg_hba.conf lets the proxy in, and that monitor.user and password are right".to_owned(),
             ),
         }
     }
@@ -83,15 +86,8 @@ impl Chart<'_> {
             let mend = connect_grants(&facts.closed, &self.cluster.monitor.user);
             self.at(address, Severity::Warning, what, mend);
         }
-        if facts.skew.abs() > SKEW {
-            let what = format!("its clock is {:.1} s off this machine's", facts.skew);
-            self.at(address, Severity::Warning, what, "run chrony or another NTP client on both".to_owned());
-        }
-        if took > FAR {
-            let what = format!("a round trip takes {:.0} ms", took.as_secs_f64() * 1e3);
-            let mend =
-                "give it a zone, and routing.zone here, so that nearer replicas are preferred".to_owned();
-            self.at(address, Severity::Note, what, mend);
+        for remark in shared::remarks(facts.skew, took, &self.cluster.pool, facts.connections()) {
+            self.at(address, remark.severity, remark.what, remark.mend.to_owned());
         }
         for (name, harm) in
             [("fsync", "a crash corrupts it"), ("full_page_writes", "a crash may corrupt pages")]
@@ -105,18 +101,7 @@ impl Chart<'_> {
                 );
             }
         }
-        self.connections(address, facts);
         if facts.standby { self.replica(address, facts) } else { self.primary(address, facts) }
-    }
-
-    fn connections(&mut self, address: &Arc<str>, facts: &Facts) {
-        let reserved = facts.number("superuser_reserved_connections").unwrap_or(0);
-        let Some(available) = facts.number("max_connections").map(|all| all - reserved) else { return };
-        let wanted = self.cluster.pool.node_connections.and_then(|limit| i64::try_from(limit).ok());
-        if let Some(wanted) = wanted.filter(|wanted| *wanted > available) {
-            let what = format!("pool.node_connections is {wanted}, but it gives ordinary users {available}");
-            self.at(address, Severity::Warning, what, "lower the one or raise max_connections".to_owned());
-        }
     }
 
     fn replica(&mut self, address: &Arc<str>, facts: &Facts) {
@@ -284,11 +269,12 @@ impl Chart<'_> {
         self.replica_limits(seen);
     }
 
-    /// A hot standby stops replaying when these are below the primary's.
+    /// A hot standby stops replaying when these are below the primary's. PostgreSQL's manual, "Hot
+    /// Standby", has the list.
     fn replica_limits(&mut self, seen: &[Seen<'_>]) {
         let Some((_, primary)) = seen.iter().find(|(_, facts)| !facts.standby) else { return };
         for (address, facts) in seen.iter().filter(|(_, facts)| facts.standby) {
-            for name in ["max_connections", "max_wal_senders"] {
+            for name in LIMITS_LIKE_THE_PRIMARYS {
                 if let (Some(theirs), Some(ours)) = (primary.number(name), facts.number(name))
                     && ours < theirs
                 {
@@ -380,7 +366,7 @@ mod tests {
         fn set(facts: &mut Facts, name: &str, value: &str) {
             facts.settings.insert(name.to_owned(), value.to_owned());
         }
-        let cases: [(Change, Severity, &str); 19] = [
+        let cases: [(Change, Severity, &str); 21] = [
             (|p, _| p.closed = vec!["shop".to_owned()], Severity::Warning, "may not connect to shop"),
             (|_, r| r.monitors = false, Severity::Problem, "may not see replication"),
             (|_, r| r.skew = -9.0, Severity::Warning, "clock"),
@@ -414,6 +400,19 @@ mod tests {
             (|_, r| set(r, "recovery_min_apply_delay", "60000"), Severity::Note, "delay"),
             (|_, r| r.system = "8".to_owned(), Severity::Problem, "different systems"),
             (|_, r| set(r, "max_connections", "50"), Severity::Problem, "max_connections is 50"),
+            (
+                |p, r| {
+                    set(p, "max_prepared_transactions", "8");
+                    set(r, "max_prepared_transactions", "0");
+                },
+                Severity::Problem,
+                "max_prepared_transactions is 0",
+            ),
+            (
+                |p, _| set(p, "max_connections", "27"),
+                Severity::Warning,
+                "pool.size is 20, but of the 24 connections that it gives ordinary users all pools together take 19",
+            ),
             (|_, r| set(r, "hot_standby_feedback", "off"), Severity::Note, "hot_standby_feedback"),
         ];
         for (change, severity, words) in cases {

@@ -48,6 +48,12 @@ impl Facts {
         self.settings.get(name).map(String::as_str)
     }
 
+    /// How many connections ordinary users may have together.
+    pub fn connections(&self) -> Option<u32> {
+        let reserved = self.number("superuser_reserved_connections").unwrap_or(0);
+        u32::try_from(self.number("max_connections")? - reserved).ok()
+    }
+
     /// A setting that is a number.
     pub fn number(&self, name: &str) -> Option<i64> {
         self.setting(name)?.parse().ok()
@@ -65,7 +71,8 @@ const SETTINGS: &str = "SELECT name, setting FROM pg_catalog.pg_settings WHERE n
  'server_version', 'wal_level', 'max_wal_senders', 'max_replication_slots', 'hot_standby', 'wal_keep_size', \
  'synchronous_standby_names', 'synchronous_commit', 'max_connections', 'superuser_reserved_connections', \
  'recovery_min_apply_delay', 'hot_standby_feedback', 'wal_log_hints', 'data_checksums', 'fsync', 'full_page_writes', \
- 'primary_slot_name', 'max_slot_wal_keep_size')";
+ 'primary_slot_name', 'max_slot_wal_keep_size', 'max_worker_processes', 'max_prepared_transactions', \
+ 'max_locks_per_transaction')";
 
 const SENDERS: &str =
     "SELECT coalesce(state, ''), coalesce(sync_state, '') FROM pg_catalog.pg_stat_replication";

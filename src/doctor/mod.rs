@@ -6,12 +6,13 @@
 mod diagnosis;
 pub mod facts;
 pub mod mysql;
+mod shared;
 
 use std::{
     fmt::{self, Write as _},
     io::Write,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use self::facts::Node;
@@ -19,8 +20,9 @@ use crate::{
     cli::Exit,
     cluster::Parts,
     config::{self, Config, Engine, Members, SecretForm},
+    discovery::Patroni,
     postgres,
-    protocol::{Backend as _, ConnectFault, Protocol},
+    protocol::{Backend, ConnectFault, Protocol},
     topology::Role,
 };
 
@@ -68,6 +70,9 @@ impl fmt::Display for Finding {
 /// Longest time that one server may take to answer everything.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Round trips of which the shortest counts: one alone also measures what this machine does meanwhile.
+const ROUND_TRIPS: u32 = 3;
+
 /// Inspects every cluster of a configuration and says what it found, the worst first.
 ///
 /// # Errors
@@ -75,8 +80,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn run(config: &Config, out: &mut impl Write) -> std::io::Result<Exit> {
     let mut worst = Severity::Note;
     for cluster in &config.clusters {
-        let findings = examine(cluster).await;
-        let asked = addresses(cluster).len();
+        let (asked, findings) = match addresses(cluster).await {
+            Ok(addresses) => (addresses.len(), examine(cluster, addresses).await),
+            Err(why) => (0, vec![without_nodes(why)]),
+        };
         writeln!(out, "cluster {}: {asked} nodes asked, {} findings", cluster.name, findings.len())?;
         for finding in &findings {
             worst = worst.min(finding.severity);
@@ -86,41 +93,57 @@ pub async fn run(config: &Config, out: &mut impl Write) -> std::io::Result<Exit>
     Ok(if worst == Severity::Problem { Exit::Unavailable } else { Exit::Done })
 }
 
-/// What is wrong with one cluster, the worst first.
-pub async fn examine(cluster: &config::Cluster) -> Vec<Finding> {
+fn without_nodes(why: String) -> Finding {
+    Finding {
+        severity: Severity::Problem,
+        node: None,
+        what: why,
+        mend: "see that the agents run, and that discovery.patroni names their REST API".to_owned(),
+    }
+}
+
+/// What is wrong with one cluster of these servers, the worst first.
+async fn examine(cluster: &config::Cluster, addresses: Vec<Arc<str>>) -> Vec<Finding> {
     let mut findings = match cluster.engine {
         Engine::Postgres => {
             let mut nodes = Vec::new();
-            for address in addresses(cluster) {
+            for address in addresses {
                 nodes.push(read(cluster, address).await);
             }
             diagnosis::diagnose(cluster, &nodes)
         }
         Engine::Mysql => {
             let mut nodes = Vec::new();
-            for address in addresses(cluster) {
+            for address in addresses {
                 nodes.push(read_mysql(cluster, address).await);
             }
-            mysql::diagnose(&nodes)
+            mysql::diagnose(&cluster.pool, &nodes)
         }
     };
     findings.sort_by_key(|finding| finding.severity);
     findings
 }
 
-fn addresses(cluster: &config::Cluster) -> Vec<Arc<str>> {
-    match &cluster.members {
-        Members::Nodes(nodes) => nodes.iter().map(|node| node.address.clone()).collect(),
-        // Patroni watches its own; its nodes are known only while the proxy runs.
-        Members::Patroni(_) => Vec::new(),
+/// The servers of a cluster; an error when Patroni should name them and cannot be asked.
+async fn addresses(cluster: &config::Cluster) -> Result<Vec<Arc<str>>, String> {
+    let source = match &cluster.members {
+        Members::Nodes(nodes) => return Ok(nodes.iter().map(|node| node.address.clone()).collect()),
+        Members::Patroni(source) => source.clone(),
+    };
+    match Patroni::new(source).ask(PATIENCE).await {
+        Ok(membership) => Ok(membership.nodes.into_iter().map(|node| node.address).collect()),
+        Err(faults) => {
+            let said = faults.iter().map(|(endpoint, fault)| format!("{endpoint} {fault}"));
+            Err(format!("Patroni names no nodes: {}", said.collect::<Vec<_>>().join("; ")))
+        }
     }
 }
 
 async fn read(cluster: &config::Cluster, address: Arc<str>) -> Node {
     let answer = tokio::time::timeout(PATIENCE, async {
-        let (mut server, took) = connect(cluster, &address).await?;
-        let facts = facts::read(&mut server).await?;
-        Ok::<_, String>((facts, took))
+        let mut server = open::<postgres::Postgres>(&postgres_parts(cluster)?, &address).await?;
+        let took = round_trip(&mut server).await?;
+        Ok((facts::read(&mut server).await?, took))
     })
     .await
     .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")));
@@ -131,19 +154,23 @@ async fn read_mysql(cluster: &config::Cluster, address: Arc<str>) -> mysql::Node
     let answer = tokio::time::timeout(PATIENCE, async {
         let parts = mysql_parts(cluster)?;
         let mut server = open::<crate::mysql::Mysql>(&parts, &address).await?;
-        mysql::read(&mut server).await
+        let took = round_trip(&mut server).await?;
+        Ok((mysql::read(&mut server).await?, took))
     })
     .await
     .unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")));
     mysql::Node { address, answer }
 }
 
-/// As the monitor; also says how long a round trip takes.
-async fn connect(cluster: &config::Cluster, address: &str) -> Result<(postgres::Backend, Duration), String> {
-    let mut server = open::<postgres::Postgres>(&postgres_parts(cluster)?, address).await?;
-    let asked = std::time::Instant::now();
-    server.ping().await.map_err(|fault| format!("{fault:?}"))?;
-    Ok((server, asked.elapsed()))
+/// How far away a server is.
+async fn round_trip<P: Protocol>(server: &mut impl Backend<P>) -> Result<Duration, String> {
+    let mut shortest = Duration::MAX;
+    for _ in 0..ROUND_TRIPS {
+        let asked = Instant::now();
+        server.ping().await.map_err(|fault| format!("{fault:?}"))?;
+        shortest = shortest.min(asked.elapsed());
+    }
+    Ok(shortest)
 }
 
 fn postgres_parts(cluster: &config::Cluster) -> Result<Parts<postgres::Postgres>, String> {
@@ -197,7 +224,15 @@ fn message(raw: &[u8]) -> &[u8] {
 pub async fn try_logins(config: &Config, out: &mut impl Write) -> std::io::Result<Exit> {
     let mut exit = Exit::Done;
     for cluster in &config.clusters {
-        for address in addresses(cluster) {
+        let addresses = match addresses(cluster).await {
+            Ok(addresses) => addresses,
+            Err(why) => {
+                exit = Exit::Unavailable;
+                writeln!(out, "cluster {}: {why}", cluster.name)?;
+                continue;
+            }
+        };
+        for address in addresses {
             match answer(cluster, address.clone()).await {
                 Ok(said) => writeln!(out, "{address}: ok, {said}")?,
                 Err(why) => {
@@ -234,13 +269,14 @@ async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, 
             Ok(said)
         }
         Engine::Mysql => {
-            let facts = read_mysql(cluster, address).await.answer.map_err(failed)?;
+            let (facts, took) = read_mysql(cluster, address).await.answer.map_err(failed)?;
             let role = match &facts.source {
                 Ok(Some(_)) => "replica",
                 Ok(None) => "primary",
                 Err(_) => return Err(mysql::GRANTS.to_owned()),
             };
-            let mut said = format!("{role}, {}", facts.variables.get("version").map_or("?", String::as_str));
+            let version = facts.variables.get("version").map_or("?", String::as_str);
+            let mut said = format!("{role}, {version}, {:.1} ms", took.as_secs_f64() * 1e3);
             if !facts.lacks.is_empty() {
                 let _ = write!(said, "; the monitor lacks {}: {}", facts.lacks.join(" and "), mysql::GRANTS);
             }

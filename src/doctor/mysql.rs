@@ -5,21 +5,21 @@ mod semi_sync;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
-use super::{Finding, Severity};
-use crate::{mysql::Backend, protocol::Fault};
+use super::{Finding, Severity, shared};
+use crate::{config::Pool, mysql::Backend, protocol::Fault};
 
 /// What the monitor's user needs, for both.
 pub const GRANTS: &str = "GRANT REPLICATION CLIENT, PROCESS, SHOW_ROUTINE, SHOW VIEW, TRIGGER ON *.* TO the monitor's user \
  (MariaDB: REPLICA MONITOR, PROCESS, SHOW VIEW, TRIGGER ON *.* and SELECT ON mysql.*)";
 
-/// One server: its facts, or why there are none.
+/// One server: its facts and the time of a round trip, or why there are none.
 #[derive(Clone, Debug)]
 pub struct Node {
     pub address: Arc<str>,
-    pub answer: Result<Facts, String>,
+    pub answer: Result<(Facts, Duration), String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -55,7 +55,8 @@ impl Facts {
 
 const VARIABLES: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_id', 'server_uuid', 'version', 'log_bin', \
  'log_slave_updates', 'log_replica_updates', 'read_only', 'super_read_only', 'gtid_mode', 'sync_binlog', \
- 'innodb_flush_log_at_trx_commit', 'binlog_format', 'binlog_expire_logs_seconds', 'expire_logs_days') \
+ 'innodb_flush_log_at_trx_commit', 'binlog_format', 'binlog_expire_logs_seconds', 'expire_logs_days', \
+ 'max_connections') \
  OR Variable_name LIKE 'rpl\\_semi\\_sync\\_%'";
 
 const STATUS: &str = "SHOW GLOBAL STATUS LIKE 'Rpl\\_semi\\_sync\\_%'";
@@ -68,9 +69,6 @@ const LAST_ERROR: usize = 19;
 /// A replica that is away for longer than binary logs are kept has to be made anew: a weekend's repair,
 /// in seconds.
 const SHORT_EXPIRY: f64 = 3.0 * 86_400.0;
-
-/// Clocks further apart than this make times in logs useless.
-const SKEW: f64 = 2.0;
 
 /// The global privileges of who asks; whoever may read `mysql.*` is shown everybody's. A host has no
 /// `@`, a user may.
@@ -130,11 +128,20 @@ pub async fn read(server: &mut Backend) -> Result<Facts, String> {
 }
 
 /// Works out what is wrong.
-pub fn diagnose(nodes: &[Node]) -> Vec<Finding> {
+pub fn diagnose(pool: &Pool, nodes: &[Node]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for node in nodes {
         match &node.answer {
-            Ok(facts) => examine(&node.address, facts, &mut findings),
+            Ok((facts, took)) => {
+                let connections = facts.variables.get("max_connections").and_then(|count| count.parse().ok());
+                findings.extend(shared::remarks(facts.skew, *took, pool, connections).map(|remark| Finding {
+                    severity: remark.severity,
+                    node: Some(node.address.clone()),
+                    what: remark.what,
+                    mend: remark.mend.to_owned(),
+                }));
+                examine(&node.address, facts, &mut findings);
+            }
             Err(why) => findings.push(Finding {
                 severity: Severity::Problem,
                 node: Some(node.address.clone()),
@@ -144,7 +151,7 @@ pub fn diagnose(nodes: &[Node]) -> Vec<Finding> {
         }
     }
     let seen: Vec<(&Arc<str>, &Facts)> =
-        nodes.iter().filter_map(|node| Some((&node.address, node.answer.as_ref().ok()?))).collect();
+        nodes.iter().filter_map(|node| Some((&node.address, &node.answer.as_ref().ok()?.0))).collect();
     together(&seen, &mut findings);
     semi_sync::compare(&seen, &mut findings);
     findings
@@ -154,10 +161,6 @@ fn examine(address: &Arc<str>, facts: &Facts, findings: &mut Vec<Finding>) {
     let mut add = |severity, what: String, mend: &str| {
         findings.push(Finding { severity, node: Some(address.clone()), what, mend: mend.to_owned() });
     };
-    if facts.skew.abs() > SKEW {
-        let what = format!("its clock is {:.1} s off this machine's", facts.skew);
-        add(Severity::Warning, what, "run chrony or another NTP client on both");
-    }
     if !facts.lacks.is_empty() {
         let what = format!(
             "the monitor's user lacks {}: what triggers, views and functions do is not known; reads of `global` and \
@@ -292,6 +295,7 @@ fn together(seen: &[(&Arc<str>, &Facts)], findings: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn facts(id: &str, replica: bool) -> Facts {
         let read_only = if replica { "ON" } else { "OFF" };
@@ -328,8 +332,12 @@ mod tests {
     fn found(change: impl FnOnce(&mut Facts, &mut Facts)) -> Vec<Finding> {
         let (mut primary, mut replica) = (facts("1", false), facts("2", true));
         change(&mut primary, &mut replica);
-        let node = |address: &str, facts| Node { address: address.into(), answer: Ok(facts) };
-        diagnose(&[node("a:3306", primary), node("b:3306", replica)])
+        let node = |address: &str, facts| Node {
+            address: address.into(),
+            answer: Ok((facts, Duration::from_millis(1))),
+        };
+        let config = Config::from_url("mysql://mon:pw@a,b/db", None).expect("a good URL");
+        diagnose(&config.clusters[0].pool, &[node("a:3306", primary), node("b:3306", replica)])
     }
 
     #[test]
@@ -374,6 +382,8 @@ mod tests {
                 Severity::Problem,
                 "the same server_uuid",
             ),
+            (|_, r| r.skew = 9.0, Severity::Warning, "its clock is 9.0 s off"),
+            (|p, _| set(p, "max_connections", "24"), Severity::Warning, "pool.size is 20, but of the 24"),
             (|p, _| p.lacks.push("TRIGGER"), Severity::Warning, "lacks TRIGGER:"),
             (|p, _| set(p, "gtid_mode", "OFF"), Severity::Problem, "GTIDs are off"),
             (|p, _| set(p, "log_bin", "OFF"), Severity::Problem, "no binary log"),

@@ -1,19 +1,21 @@
 //! `pointsman doctor` and `check --connect` before real servers with real faults.
 
 use std::{
+    fs,
+    path::{Path, PathBuf},
     process::{Command, Output},
     time::Duration,
 };
 
 use pointsman::demo::{
     mysql::MysqlCluster,
-    servers::{APP, MONITOR, PgCluster, PgOptions, Stop},
+    servers::{APP, Binaries, MONITOR, PgCluster, PgOptions, Stop},
 };
 use tempfile::TempDir;
 
 use crate::{
     both_makes,
-    support::{Session, cluster, eventually, mysql::Make},
+    support::{Session, cluster, eventually, link::Link, mysql::Make, patroni::Patroni},
 };
 
 fn configuration(cluster: &PgCluster, monitor: &str, app_password: &str) -> TempDir {
@@ -72,6 +74,9 @@ both_makes!(
     the_doctor_finds_what_is_wrong_with_replication,
     the_doctor_finds_semi_synchronous_replication_that_is_none,
     the_doctor_finds_each_slip_of_a_set_up,
+    the_doctor_finds_a_server_that_is_far_small_or_of_another_time,
+    the_doctor_finds_a_server_that_nobody_can_replicate_from,
+    the_doctor_finds_semi_synchronous_replication_that_protects_little,
 );
 
 /// A configuration with the servers of `cluster`.
@@ -140,6 +145,8 @@ async fn the_doctor_finds_each_slip_of_a_set_up(make: Make) {
     finds("binlog_format is STATEMENT").await;
     set(0, "SET GLOBAL binlog_format = 'ROW'; SET GLOBAL sync_binlog = 0");
     finds("sync_binlog is not 1").await;
+    finds("innodb_flush_log_at_trx_commit is not 1").await;
+    finds("replication is asynchronous").await;
 
     let (privilege, mend) = match make {
         Make::MariaDb => ("REPLICA MONITOR", "MariaDB: REPLICA MONITOR"),
@@ -170,14 +177,25 @@ async fn the_doctor_finds_each_slip_of_a_set_up(make: Make) {
     finds("several nodes accept writes and replicate from nobody").await;
 }
 
+fn without_checksums(mut pg_checksums: Command, data: &Path) {
+    let done =
+        pg_checksums.args(["--disable", "--no-sync", "-D"]).arg(data).output().expect("it is installed");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+}
+
 #[tokio::test]
 async fn the_doctor_finds_each_slip_of_a_postgres_set_up() {
     let settings = vec![("wal_keep_size".to_owned(), "0".to_owned())];
     let cluster = cluster::own_with(PgOptions { replicas: 2, settings, ..PgOptions::default() });
-    for (setting, value) in [("max_wal_senders", "2"), ("max_replication_slots", "1")] {
+    for (setting, value) in
+        [("max_wal_senders", "2"), ("max_replication_slots", "1"), ("wal_log_hints", "off")]
+    {
         cluster.node(0).set(setting, value).expect("it obeys");
     }
-    cluster.restart(0, Stop::Fast).expect("it comes back");
+    cluster.stop(0, Stop::Fast).expect("it stops");
+    let checksums = Binaries::find().expect("PostgreSQL is installed").command("pg_checksums");
+    without_checksums(checksums, cluster.node(0).data());
+    cluster.start_node(0).expect("it comes back");
     let folder = configuration(&cluster, MONITOR.name, APP.password);
     let finds = async |words: &str| {
         eventually(words, async || pointsman(&["doctor"], &folder).1.contains(words)).await;
@@ -188,6 +206,7 @@ async fn the_doctor_finds_each_slip_of_a_postgres_set_up() {
         "neither slots nor wal_keep_size keep WAL",
         "replication is asynchronous",
         "hot_standby_feedback is off",
+        "neither wal_log_hints nor checksums",
     ] {
         finds(words).await;
     }
@@ -219,6 +238,231 @@ async fn the_doctor_finds_each_slip_of_a_postgres_set_up() {
     finds("wal_level is minimal").await;
     finds("the nodes are copies of different systems").await;
     finds("pool.node_connections is 5000, but it gives ordinary users").await;
+}
+
+/// What makes a server live in another hour.
+fn in_another_hour(server: &mut Command) {
+    let libraries = fs::read_dir("/usr/lib").expect("it is there").flatten();
+    let found =
+        libraries.map(|folder| folder.path().join("faketime/libfaketime.so.1")).find(|path| path.exists());
+    server
+        .env("LD_PRELOAD", found.expect("libfaketime is installed; run scripts/setup first"))
+        .env("FAKETIME", "+1h")
+        // Only what the time is, not how it passes.
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .env("FAKETIME_DISABLE_SHM", "1");
+}
+
+/// Puts a text in the place of another into a configuration.
+fn rewrite(folder: &TempDir, from: &str, to: &str) {
+    let path = folder.path().join("p.toml");
+    let text = fs::read_to_string(&path).expect("it is there");
+    assert!(text.contains(from), "{text}");
+    fs::write(&path, text.replace(from, to)).expect("the folder is ours");
+}
+
+/// Waits until the doctor says so of this server.
+async fn finds(folder: &TempDir, address: &str, words: &str) {
+    let what = format!("{address}: {words}");
+    eventually(&what, async || pointsman(&["doctor"], folder).1.contains(&what)).await;
+}
+
+async fn the_doctor_finds_a_server_that_is_far_small_or_of_another_time(make: Make) {
+    let cluster = make.own();
+    let folder = mysql_configuration(&cluster);
+    let said = pointsman(&["doctor"], &folder).1;
+    for words in ["its clock is", "a round trip takes", "pool.size is"] {
+        assert!(!said.contains(words), "{said}");
+    }
+
+    cluster.node(0).sql("", "SET GLOBAL max_connections = 20").expect("it obeys");
+    let few =
+        "pool.size is 20, but of the 20 connections that it gives ordinary users all pools together take 16";
+    finds(&folder, &cluster.node(0).address(), few).await;
+
+    cluster.stop(2, Stop::Fast).expect("it stops");
+    cluster.start_node_with(2, in_another_hour).expect("it starts");
+    let clock = format!("{}: its clock is 3", cluster.node(2).address());
+    eventually("the clock", async || {
+        let said = pointsman(&["doctor"], &folder).1;
+        // 3,600 s, and what the question took.
+        said.contains(&clock) && (said.contains("3600.") || said.contains("3599.") || said.contains("3598."))
+    })
+    .await;
+
+    let link = Link::to(&cluster.node(1).address());
+    link.delay(Duration::from_millis(30));
+    rewrite(&folder, &cluster.node(1).address(), &link.address());
+    finds(&folder, &link.address(), "a round trip takes").await;
+}
+
+async fn the_doctor_finds_a_server_that_nobody_can_replicate_from(make: Make) {
+    let cluster = make.own();
+    let folder = mysql_configuration(&cluster);
+    let address = cluster.node(2).address();
+    let restart = |arguments: &[&str]| {
+        cluster.stop(2, Stop::Fast).expect("it stops");
+        cluster.start_node_with(2, |server| _ = server.args(arguments)).expect("it starts");
+    };
+
+    let (updates, without_log) = match make {
+        Make::MariaDb => ("--skip-log-slave-updates", &["--skip-log-bin", "--skip-log-slave-updates"][..]),
+        Make::Mysql9 => ("--skip-log-replica-updates", &["--skip-log-bin"][..]),
+    };
+    restart(&[updates]);
+    finds(&folder, &address, "it does not log what it replicates").await;
+    restart(without_log);
+    finds(&folder, &address, "it writes no binary log").await;
+
+    if make == Make::Mysql9 {
+        // The copy that has kept its original's identity.
+        let folder_of = |node: usize| {
+            PathBuf::from(cluster.node(node).sql("", "SELECT @@datadir").expect("it answers").trim())
+        };
+        let (original, copy) = (folder_of(1).join("auto.cnf"), folder_of(2).join("auto.cnf"));
+        fs::copy(original, copy).expect("the folders are ours");
+        restart(&[]);
+        eventually("the same uuid", async || {
+            pointsman(&["doctor"], &folder).1.contains("have the same server_uuid")
+        })
+        .await;
+    }
+}
+
+async fn the_doctor_finds_semi_synchronous_replication_that_protects_little(make: Make) {
+    let cluster = make.own_semi_synchronous();
+    let folder = mysql_configuration(&cluster);
+    let (primary, replica) = (cluster.node(0).address(), cluster.node(1).address());
+    let set = |node: usize, sql: &str| drop(cluster.node(node).sql("", sql).expect("it obeys"));
+    let prefix = match make {
+        Make::MariaDb => "rpl_semi_sync_master",
+        Make::Mysql9 => "rpl_semi_sync_source",
+    };
+    let no_replica = match make {
+        Make::MariaDb => "wait_no_slave",
+        Make::Mysql9 => "wait_no_replica",
+    };
+
+    set(0, &format!("SET GLOBAL {prefix}_{no_replica} = OFF"));
+    finds(&folder, &primary, "with too few replicas commits wait for none of them").await;
+    set(0, &format!("SET GLOBAL {prefix}_{no_replica} = ON; SET GLOBAL {prefix}_wait_point = AFTER_COMMIT"));
+    finds(&folder, &primary, "commits are seen by others before a replica has them").await;
+    set(0, &format!("SET GLOBAL {prefix}_wait_point = AFTER_SYNC"));
+
+    set(1, &format!("SET GLOBAL {prefix}_enabled = ON; SET GLOBAL {prefix}_timeout = 100000000"));
+    finds(&folder, &replica, "its replay waits for replicas of its own to acknowledge").await;
+    set(1, &format!("SET GLOBAL {prefix}_enabled = OFF"));
+
+    cluster.stop(2, Stop::Kill).expect("it dies");
+    finds(&folder, &primary, "all 1 acknowledging replicas are needed for a commit").await;
+}
+
+#[tokio::test]
+async fn the_doctor_finds_a_postgres_server_that_is_far_small_or_of_another_time() {
+    let settings = vec![("fsync".to_owned(), "on".to_owned())];
+    let cluster = cluster::own_with(PgOptions { replicas: 2, settings, ..PgOptions::default() });
+    let folder = configuration(&cluster, MONITOR.name, APP.password);
+    let said = pointsman(&["doctor"], &folder).1;
+    for words in
+        ["its clock is", "a round trip takes", "pool.size is", "hot_standby = on", "full_page_writes"]
+    {
+        assert!(!said.contains(words), "{said}");
+    }
+    let addresses = cluster.addresses();
+
+    cluster.node(0).set("full_page_writes", "off").expect("it obeys");
+    finds(&folder, &addresses[0], "full_page_writes is off: a crash may corrupt pages").await;
+
+    cluster.stop(2, Stop::Fast).expect("it stops");
+    cluster.start_node_with(2, in_another_hour).expect("it starts");
+    eventually("the clock", async || {
+        let said = pointsman(&["doctor"], &folder).1;
+        let clock = format!("{}: its clock is 3", addresses[2]);
+        said.contains(&clock) && (said.contains("3600.") || said.contains("3599.") || said.contains("3598."))
+    })
+    .await;
+
+    let link = Link::to(&addresses[1]);
+    link.delay(Duration::from_millis(30));
+    rewrite(&folder, &addresses[1], &link.address());
+    finds(&folder, &link.address(), "a round trip takes").await;
+    rewrite(&folder, &link.address(), &addresses[1]);
+
+    // A replica with fewer of anything than its primary; first the primary has too few itself.
+    let restart_primary = |setting: &str, value: &str| {
+        cluster.node(0).set(setting, value).expect("it obeys");
+        cluster.restart(0, Stop::Fast).expect("it comes back");
+    };
+    restart_primary("max_connections", "20");
+    let few =
+        "pool.size is 20, but of the 17 connections that it gives ordinary users all pools together take 13";
+    finds(&folder, &addresses[0], few).await;
+    restart_primary("max_connections", "500");
+    let ours = cluster.node(1).sql("postgres", "SHOW max_connections").expect("it answers");
+    let fewer = format!(
+        "max_connections is {}, the primary's is 500: it pauses replay or does not start",
+        ours.trim()
+    );
+    finds(&folder, &addresses[1], &fewer).await;
+    restart_primary("max_prepared_transactions", "77");
+    let ours = cluster.node(1).sql("postgres", "SHOW max_prepared_transactions").expect("it answers");
+    let fewer = format!("max_prepared_transactions is {}, the primary's is 77", ours.trim());
+    finds(&folder, &addresses[1], &fewer).await;
+
+    cluster.stop(0, Stop::Fast).expect("it stops");
+    finds(&folder, "cluster", "no node is primary").await;
+}
+
+#[tokio::test]
+async fn the_doctor_finds_a_replica_that_takes_no_connections() {
+    let cluster = cluster::own();
+    let folder = configuration(&cluster, MONITOR.name, APP.password);
+    cluster.node(2).stop(Stop::Fast).expect("it stops");
+    cluster.start_node_with(2, |server| _ = server.args(["-c", "hot_standby=off"])).expect("it starts");
+
+    let (code, said) = pointsman(&["doctor"], &folder);
+
+    assert_eq!(code, Some(69), "{said}");
+    let closed = format!("{}: the monitor cannot ask it: ", cluster.node(2).address());
+    assert!(said.contains(&closed) && said.contains("takes no connections (hot_standby = off?)"), "{said}");
+    assert!(said.contains("mend: see that the server runs (a replica with hot_standby = on)"), "{said}");
+}
+
+#[tokio::test]
+async fn the_doctor_asks_the_servers_that_patroni_names() {
+    let mut patroni = Patroni::start(3);
+    patroni.wait_for_replicas();
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = format!(
+        "[[cluster]]\nname = 'it'\nengine = 'postgres'\nlisten = ['127.0.0.1:0']\n\
+         discovery = {{ patroni = {:?} }}\nusers = [{{ name = '{}', password = '{}' }}]\n\
+         monitor = {{ user = '{}', password = '{}' }}\n",
+        patroni.endpoints(),
+        APP.name,
+        APP.password,
+        MONITOR.name,
+        MONITOR.password
+    );
+    fs::write(folder.path().join("p.toml"), text).expect("the folder is ours");
+
+    let (_, said) = pointsman(&["doctor"], &folder);
+    assert!(said.starts_with("cluster it: 3 nodes asked"), "{said}");
+    assert!(
+        said.contains("Patroni keeps these servers") && said.contains("hot_standby_feedback is off"),
+        "{said}"
+    );
+    let (code, said) = pointsman(&["check", "--connect"], &folder);
+    assert_eq!((code, said.matches("ok, primary").count()), (Some(0), 1), "{said}");
+    assert_eq!(said.matches("ok, replica").count(), 2, "{said}");
+
+    for agent in 0..3 {
+        patroni.kill(agent);
+    }
+    for command in [&["doctor"][..], &["check", "--connect"]] {
+        let (code, said) = pointsman(command, &folder);
+        assert_eq!(code, Some(69), "{said}");
+        assert!(said.contains("Patroni names no nodes: http"), "{said}");
+    }
 }
 
 async fn the_doctor_finds_semi_synchronous_replication_that_is_none(make: Make) {
@@ -272,7 +516,13 @@ async fn the_doctor_finds_what_is_wrong_with_real_servers() {
     primary.run("SELECT pg_reload_conf()").await;
 
     primary.run("SELECT pg_create_physical_replication_slot('forgotten', true)").await;
-    eventually("the slot is found", async || doctor().1.contains("nobody uses slot forgotten")).await;
+    let kept = async |severity: &str| {
+        let words = format!("{severity} {}: nobody uses slot forgotten", cluster.node(0).address());
+        eventually(&words, async || doctor().1.contains(&words)).await;
+    };
+    kept("note").await;
+    primary.run("SELECT pg_logical_emit_message(false, 'doctor', repeat('x', 70 * 1024 * 1024))").await;
+    kept("warning").await;
 
     primary.run(&format!("REVOKE pg_monitor FROM {}", MONITOR.name)).await;
     finds(&format!("GRANT pg_monitor TO {}", MONITOR.name)).await;

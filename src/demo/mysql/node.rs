@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -122,7 +122,11 @@ impl MysqlNode {
         self.sql("", &self.flavour.users()).map(drop)
     }
 
-    pub(super) fn start(&self, keeper: &Keeper) -> Result<(), ServerError> {
+    pub(super) fn start(
+        &self,
+        keeper: &Keeper,
+        change: impl FnOnce(&mut Command),
+    ) -> Result<(), ServerError> {
         let mut process = self.process.lock();
         if process.is_some() {
             return Ok(());
@@ -145,6 +149,7 @@ impl MysqlNode {
             .stdout(log.try_clone()?)
             .stderr(log);
         self.run_as.apply(&mut command);
+        change(&mut command);
         let mut child = keeper.spawn(command, Signal::Kill)?;
         let started = self.wait_until_ready(&mut child);
         if started.is_err() {

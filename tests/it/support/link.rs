@@ -5,7 +5,7 @@ use std::{
     net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     thread,
     time::Duration,
@@ -29,6 +29,8 @@ struct State {
     ended: AtomicBool,
     refusing: AtomicBool,
     stalled: AtomicBool,
+    /// How much later everything arrives, in milliseconds.
+    late: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
 }
 
@@ -60,6 +62,11 @@ impl Link {
     /// Ends [`Link::stall`]; what was held back passes now.
     pub fn resume(&self) {
         self.state.stalled.store(false, SeqCst);
+    }
+
+    /// Puts the peers far apart: whatever is sent arrives so much later.
+    pub fn delay(&self, by: Duration) {
+        self.state.late.store(by.as_millis().try_into().expect("minutes at most"), SeqCst);
     }
 
     /// Breaks all connections; new ones may be made.
@@ -115,6 +122,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, state: &State) {
         while state.stalled.load(SeqCst) && !state.ended.load(SeqCst) {
             thread::sleep(TICK);
         }
+        thread::sleep(Duration::from_millis(state.late.load(SeqCst)));
         if to.write_all(&buffer[..length]).is_err() {
             break;
         }
