@@ -79,6 +79,18 @@ pub fn effective(running: &Config, new: &Config) -> Config {
     }
 }
 
+/// Keys outside clusters that [`effective`] keeps.
+const KEPT: [&str; 5] = ["workers", "log.format", "admin.http", "admin.postgres", "admin.mysql"];
+
+/// Whether a change of this key, an [`Entry`]'s, comes into force without a restart.
+pub fn is_live(key: &str) -> bool {
+    let mut parts = key.rsplit('.');
+    let last = parts.next().unwrap_or_default();
+    let of_cluster = key.starts_with("cluster.")
+        && (["engine", "listen"].contains(&last) || parts.next() == Some("discovery"));
+    !of_cluster && !KEPT.contains(&key)
+}
+
 fn effective_cluster(old: &Cluster, new: &Cluster) -> Cluster {
     let members = match (&old.members, &new.members) {
         (Members::Nodes(_), Members::Nodes(_)) => &new.members,
@@ -166,7 +178,36 @@ pool = { size = 20 }
                 ),
                 "{instead}"
             );
+            assert!(changes.live.iter().all(|difference| is_live(&difference.key)), "{instead}");
+            assert!(!changes.restart.iter().any(|difference| is_live(&difference.key)), "{instead}");
         }
+    }
+
+    #[test]
+    fn the_keys_that_need_a_restart_are_those_that_are_kept() {
+        let text = format!(
+            "{FILE}[[cluster]]\nname = 'other'\nengine = 'postgres'\nlisten = ['127.0.0.1:6433']\n\
+             discovery = {{ patroni = ['http://p:8008'] }}\nmonitor = {{ user = 'm' }}\n\
+             users = [{{ name = 'app', password = 'first' }}]\n"
+        );
+        let text = text.replacen("[log]", "[admin]\nhttp = '127.0.0.1:9187'\n[log]", 1);
+        let kept: Vec<String> =
+            parse(&text).entries().into_iter().map(|entry| entry.key).filter(|key| !is_live(key)).collect();
+        assert_eq!(
+            kept,
+            [
+                "workers",
+                "log.format",
+                "admin.http",
+                "admin.postgres",
+                "admin.mysql",
+                "cluster.shop.engine",
+                "cluster.shop.listen",
+                "cluster.other.engine",
+                "cluster.other.listen",
+                "cluster.other.discovery.patroni",
+            ]
+        );
     }
 
     #[test]

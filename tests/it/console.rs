@@ -277,11 +277,13 @@ async fn the_columns_that_others_read_are_where_they_look_for_them() {
         ("SERVERS", "type,user,database,state,addr,port,link,remote_pid"),
         (
             "DATABASES",
-            "name,host,port,database,force_user,pool_size,min_pool_size,pool_mode,current_connections,paused,disabled",
+            "name,host,port,database,force_user,pool_size,min_pool_size,reserve_pool,pool_mode,max_connections,\
+             current_connections,paused,disabled",
         ),
         ("STATS", "database,total_query_count,total_query_time,total_wait_time"),
+        ("STATS_TOTALS", "database,query_count,query_time,wait_time"),
         ("LISTS", "list,items"),
-        ("CONFIG", "key,value"),
+        ("CONFIG", "key,value,changeable"),
         ("NODES", "cluster,node,role,state,lag_seconds,lag_bytes,weight,timeline,in_use,idle,waiters"),
     ] {
         let (psql, mysql) = (

@@ -41,6 +41,7 @@ shows! {
     Clients "CLIENTS" "every client; KILL takes its id";
     Servers "SERVERS" "every server connection";
     Stats "STATS" "statements and times by cluster since the start";
+    StatsTotals "STATS_TOTALS" "the same, in the columns that exporters made for PgBouncer read";
     Routes "ROUTES" "how many statements went where, and why";
     Statements "STATEMENTS" "the last routed statements, without literals, while admin.recent_statements is set";
     Config "CONFIG" "every key of the configuration in force; no secrets";

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     admin::control::{Control, Managed, PoolView},
-    config::{Choice, PoolMode},
+    config::{Choice, PoolMode, reload::is_live},
     metrics::Connections,
     session::cancel::{Activity, Entry},
     split::ADVICE,
@@ -94,6 +94,7 @@ impl Show {
                 "writes#",
                 "clients#",
             ],
+            Self::StatsTotals => &["database", "query_count#", "query_time#", "wait_time#"],
             Self::Routes => &["cluster", "node", "access", "reason", "statements#", "note"],
             Self::Statements => &[
                 "time",
@@ -107,7 +108,7 @@ impl Show {
                 "fingerprint",
                 "statement",
             ],
-            Self::Config => &["key", "value"],
+            Self::Config => &["key", "value", "changeable"],
             Self::Databases => &[
                 "name",
                 "host",
@@ -116,7 +117,9 @@ impl Show {
                 "force_user",
                 "pool_size#",
                 "min_pool_size#",
+                "reserve_pool#",
                 "pool_mode",
+                "max_connections#",
                 "current_connections#",
                 "paused#",
                 "disabled#",
@@ -138,6 +141,7 @@ impl Show {
             Self::Clients => each(control, |cluster| clients(cluster, &mut table)),
             Self::Servers => each(control, |cluster| servers(cluster, &mut table)),
             Self::Stats => each(control, |cluster| stats(cluster, &mut table)),
+            Self::StatsTotals => each(control, |cluster| stats_totals(cluster, &mut table)),
             Self::Routes => each(control, |cluster| routes(cluster, &mut table)),
             Self::Statements => each(control, |cluster| statements(cluster, &mut table)),
             Self::Databases => each(control, |cluster| databases(cluster, &mut table)),
@@ -145,7 +149,9 @@ impl Show {
             Self::Events => each(control, |cluster| events(cluster, &mut table)),
             Self::Config => {
                 for entry in control.config().entries() {
-                    table.push(vec![cell(entry.key), cell(entry.value)]);
+                    // As PgBouncer has it: without a restart.
+                    let changeable = if is_live(&entry.key) { "yes" } else { "no" };
+                    table.push(vec![cell(entry.key), cell(entry.value), cell(changeable)]);
                 }
             }
             Self::Version => table.push(vec![cell(format!("pointsman {}", env!("CARGO_PKG_VERSION")))]),
@@ -334,9 +340,26 @@ fn push_server(
     ]);
 }
 
+/// Without the columns of bytes and transactions: they are not counted, and a zero would say that
+/// there were none.
+fn stats_totals(cluster: &dyn Managed, table: &mut Table) {
+    let metrics = cluster.metrics();
+    let (reads, read_seconds) = metrics.seconds(Access::Read).totals();
+    let (writes, write_seconds) = metrics.seconds(Access::Write).totals();
+    table.push(vec![
+        cell(cluster.name()),
+        cell(reads + writes),
+        micros(read_seconds + write_seconds),
+        micros(metrics.waited_seconds()),
+    ]);
+}
+
+fn micros(seconds: f64) -> Cell {
+    cell((seconds * 1e6) as u64)
+}
+
 fn stats(cluster: &dyn Managed, table: &mut Table) {
     let metrics = cluster.metrics();
-    let micros = |seconds: f64| cell((seconds * 1e6) as u64);
     let (reads, read_seconds) = metrics.seconds(Access::Read).totals();
     let (writes, write_seconds) = metrics.seconds(Access::Write).totals();
     table.push(vec![
@@ -409,7 +432,10 @@ fn databases(cluster: &dyn Managed, table: &mut Table) {
             None,
             cell(config.pool.size),
             cell(config.pool.min_idle),
+            // There is no reserve, and no bound of a database's own: PgBouncer's 0.
+            cell(0),
             cell(PoolMode::name(config.pool.mode)),
+            cell(0),
             cell(connections),
             cell(u8::from(cluster.is_paused())),
             cell(0),
