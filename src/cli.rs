@@ -315,7 +315,8 @@ pub fn completions(shell: clap_complete::Shell, out: &mut impl io::Write) -> io:
 /// # Errors
 /// When `out` cannot be written to.
 pub fn manual(command: Option<&str>, out: &mut impl io::Write) -> io::Result<Exit> {
-    let mut program = Cli::command();
+    // Or the page would name one of its own for `help`, which says no more than `--help`.
+    let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
     let page = match command {
         None => program,

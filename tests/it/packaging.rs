@@ -111,6 +111,11 @@ fn explains_itself(package: &Package) {
             (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && warnings.is_empty(), "{}: {warnings}", path.display());
         assert!(page.contains("SYNOPSIS"), "{}: {page}", path.display());
+        let others = page.split(|letter: char| letter.is_whitespace() || letter == ',');
+        for other in others.filter_map(|word| word.strip_suffix("(1)")) {
+            let file = package.file(&format!("usr/share/man/man1/{other}.1.gz"));
+            assert!(Path::new(&file).exists(), "{}: there is no page {other}", path.display());
+        }
     }
     let completions = package.file("usr/share/bash-completion/completions/pointsman");
     let complete = format!(
