@@ -100,6 +100,7 @@ impl Frontend {
             out.extend_from_slice(&[b'Z', 0, 0, 0, 5, status]);
         }
         self.consume(batch);
+        self.statements.settle();
         self.write(&out).await
     }
 }

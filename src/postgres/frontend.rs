@@ -14,11 +14,12 @@ use super::{
     prepared::{ClientStatements, Origin, Resolved, Statement},
     relay::Outcome,
     settings::Carried,
+    unit::{Unit, function_call, join, with_access},
 };
 use crate::{
     inbox::Inbox,
     protocol::{Fault, ReaderContext, Request, Transaction},
-    sql::{Access, Effect, Intent, LexModes, Reason, Tables, effects::Discard},
+    sql::{Access, Effect, Intent, LexModes, effects::Discard},
     stream::Stream,
 };
 
@@ -34,6 +35,8 @@ pub struct Frontend {
     pub(super) modes: LexModes,
     /// Intents behind the open portals, by name; ends with the transaction.
     portals: Vec<(Box<[u8]>, Arc<Intent>)>,
+    /// There are more than are followed.
+    more_portals: bool,
     /// Bytes of a message that is being dropped.
     skip: usize,
     /// Bytes of the current request that are still in the inbox.
@@ -65,6 +68,7 @@ impl Frontend {
             told: Told::default(),
             modes: LexModes::default_of(crate::sql::Dialect::Postgres),
             portals: Vec::new(),
+            more_portals: false,
             skip: 0,
             unconsumed: 0,
             startup: Some(Box::new(startup)),
@@ -320,6 +324,7 @@ impl Frontend {
                         }
                         unit.add(&intent.clone(), true);
                     }
+                    None if self.more_portals => unit.add_unseen(),
                     None => unit.add_unknown(),
                 }
                 Subject::Plain
@@ -390,6 +395,8 @@ impl Frontend {
         self.portals.retain(|(other, _)| **other != *portal);
         if self.portals.len() < MAX_PORTALS {
             self.portals.push((portal.into(), intent));
+        } else {
+            self.more_portals = true;
         }
         subject
     }
@@ -417,12 +424,10 @@ impl Frontend {
                 self.statements.drop_unnamed();
                 return Subject::Unnamed(None);
             }
-            let known = self.statements.resolve(name).is_some();
-            if known {
-                self.statements.expect(name, None);
-                return Subject::CloseNamed;
-            }
-            return unit.nobodys(name);
+            // Closing what the client does not have is no error, and what a server has under that name
+            // may be another session's.
+            self.statements.expect(name, None);
+            return Subject::CloseNamed;
         }
         match self.statements.resolve(name) {
             Some(Resolved::Named(statement)) => {
@@ -465,6 +470,7 @@ impl Frontend {
     pub(super) fn close_portals(&mut self) {
         if !self.portals.is_empty() {
             self.portals.clear();
+            self.more_portals = false;
         }
     }
 
@@ -503,165 +509,6 @@ fn effect_text(intent: &Intent, body: &[u8]) -> Option<Box<str>> {
     }
     let (text, _) = frame::split_cstring(body)?;
     std::str::from_utf8(text).ok().map(Into::into)
-}
-
-/// What one extended batch does, gathered message by message.
-#[derive(Default)]
-struct Unit {
-    intent: Option<Arc<Intent>>,
-    /// `intent` holds effects of a statement that is executed.
-    counted: u32,
-    executes: u32,
-    bound_text: Option<Box<str>>,
-    text: Option<Box<str>>,
-    /// The unnamed statement of before this batch was meant, or has been replaced.
-    used_unnamed: bool,
-    defined_unnamed: bool,
-    previous_unnamed: Option<(u128, Box<[u8]>)>,
-    own: SmallVec<[Box<[u8]>; 0]>,
-}
-
-impl Unit {
-    /// Statements of Parse messages have names of ours on servers, those of SQL PREPARE their own.
-    fn by_name(&mut self, name: &[u8], statement: &Arc<Statement>) -> Subject {
-        match statement.origin {
-            Origin::Parse => Subject::Named(statement.clone()),
-            Origin::Sql => {
-                self.own.push(name.into());
-                Subject::Plain
-            }
-        }
-    }
-
-    /// A name that the client has not given to any statement. Where the server connection has one of
-    /// that name it is another session's, and goes first: the server's error is the answer.
-    fn nobodys(&mut self, name: &[u8]) -> Subject {
-        if name.is_empty() {
-            return Subject::Unnamed(None);
-        }
-        self.own.push(name.into());
-        Subject::Plain
-    }
-
-    /// The result of an EXECUTE is described as that of the statement it names, and as none at all
-    /// where the server has no such statement.
-    fn describe(&mut self, intent: &Intent) {
-        for effect in &intent.effects {
-            if let Effect::Execute { name } = effect {
-                self.own.push(name.as_bytes().into());
-            }
-        }
-    }
-
-    fn add(&mut self, intent: &Arc<Intent>, executed: bool) {
-        let Some(so_far) = &self.intent else {
-            self.intent = Some(intent.clone());
-            self.counted = u32::from(executed);
-            return;
-        };
-        let same = Arc::ptr_eq(so_far, intent);
-        match (same, executed) {
-            (true, true) if self.counted == 0 => self.counted = 1,
-            (true, false) => {}
-            _ => {
-                let base = if self.counted == 0 { bare(so_far) } else { so_far.clone() };
-                let added = if executed { intent.clone() } else { bare(intent) };
-                self.intent = Some(join(&base, &added, executed));
-                self.counted += u32::from(executed);
-            }
-        }
-    }
-
-    /// A message that only the server can make sense of, on the connection the session keeps if it
-    /// keeps one: a portal may be a cursor that SQL declared.
-    fn add_unknown(&mut self) {
-        let unknown = Intent { reason: Reason::State, effects: Vec::new(), ..function_call() };
-        self.add(&Arc::new(unknown), true);
-    }
-
-    /// A statement that was not seen whole: it may leave anything behind.
-    fn add_unseen(&mut self) {
-        self.add(&Arc::new(Intent { reason: Reason::TooLong, ..function_call() }), true);
-    }
-
-    fn finish(self) -> Arc<Intent> {
-        match self.intent {
-            Some(intent) if self.counted == 0 => bare(&intent),
-            Some(intent) => intent,
-            // Sync, Flush, Close, Describe of portals: for whoever holds the session.
-            None => Arc::new(nothing()),
-        }
-    }
-}
-
-/// The intent of preparing a statement without running it.
-fn bare(intent: &Arc<Intent>) -> Arc<Intent> {
-    if intent.effects.is_empty() {
-        return intent.clone();
-    }
-    Arc::new(Intent { effects: Vec::new(), ..Intent::clone(intent) })
-}
-
-fn with_access(intent: &Arc<Intent>, access: Access) -> Arc<Intent> {
-    if intent.access == access {
-        return intent.clone();
-    }
-    let reason = if access == Access::Write { Reason::State } else { Reason::Read };
-    Arc::new(Intent { access, reason, ..Intent::clone(intent) })
-}
-
-/// What two statements do together.
-fn join(first: &Arc<Intent>, second: &Arc<Intent>, executed: bool) -> Arc<Intent> {
-    let mut joined = Intent::clone(first);
-    // What changes data says more than what only begins a transaction or asks the server.
-    let says_more = second.reason.changes_data() && !joined.reason.changes_data();
-    if second.access == Access::Write && (joined.access == Access::Read || says_more) {
-        joined.access = Access::Write;
-        joined.reason = second.reason;
-    }
-    joined.effects.extend(second.effects.iter().cloned());
-    joined.statements += u32::from(executed) * second.statements;
-    joined.plain = false;
-    joined.joins &= second.joins;
-    joined.by_text |= second.by_text;
-    joined.tables = match (&first.tables, &second.tables) {
-        (Tables::Some(a), Tables::Some(b)) => Tables::Some(a.iter().chain(b.iter()).cloned().collect()),
-        _ => Tables::All,
-    };
-    if second.hints != Default::default() {
-        joined.hints = second.hints.clone();
-    }
-    Arc::new(joined)
-}
-
-fn function_call() -> Intent {
-    Intent {
-        access: Access::Write,
-        reason: Reason::Function,
-        effects: vec![Effect::Touches],
-        tables: Tables::All,
-        hints: Default::default(),
-        fingerprint: 0,
-        statements: 1,
-        plain: false,
-        joins: true,
-        by_text: false,
-    }
-}
-
-fn nothing() -> Intent {
-    Intent {
-        access: Access::Read,
-        reason: Reason::Session,
-        effects: Vec::new(),
-        tables: Tables::Some(Arc::new([])),
-        hints: Default::default(),
-        fingerprint: 0,
-        statements: 0,
-        plain: false,
-        joins: true,
-        by_text: false,
-    }
 }
 
 /// Encodings in which a byte of ASCII's range may be part of another character.

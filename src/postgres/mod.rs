@@ -18,6 +18,7 @@ mod probe;
 pub mod refusal;
 mod relay;
 mod settings;
+mod unit;
 mod welcome;
 
 use std::{io, sync::Arc, task::Poll};

@@ -55,6 +55,8 @@ pub struct ClientStatements {
     named: HashMap<Box<[u8]>, Arc<Statement>>,
     /// Definitions and removals that a server has not confirmed yet, in the order of the messages.
     pending: VecDeque<Change>,
+    /// What came true of it in the present attempt at a request.
+    confirmed: Vec<Change>,
     /// Shapes of the results that the client was told for its names: a driver that was told once
     /// decodes by it for ever (hard case 11).
     told: HashMap<Box<[u8]>, Shape>,
@@ -184,16 +186,30 @@ impl ClientStatements {
 
     /// The oldest expected change came true.
     pub fn confirm(&mut self) {
-        match self.pending.pop_front() {
-            Some((name, Some(statement))) => {
-                self.named.insert(name, statement);
+        let Some(change) = self.pending.pop_front() else { return };
+        match &change {
+            (name, Some(statement)) => {
+                self.named.insert(name.clone(), statement.clone());
             }
-            Some((name, None)) => {
-                self.named.remove(&name);
-                self.told.remove(&name);
+            (name, None) => {
+                self.named.remove(name);
+                self.told.remove(name);
             }
-            None => {}
         }
+        self.confirmed.push(change);
+    }
+
+    /// The request is sent for the first time or again: what an attempt before this one confirmed will
+    /// be confirmed once more.
+    pub fn begin_attempt(&mut self) {
+        for change in self.confirmed.drain(..).rev() {
+            self.pending.push_front(change);
+        }
+    }
+
+    /// The request has been answered.
+    pub fn settle(&mut self) {
+        self.confirmed.clear();
     }
 
     /// The client was told the parameter types of the statement `key` under `name`: from now on they
@@ -225,6 +241,7 @@ impl ClientStatements {
     /// An error: what was expected behind it will not happen.
     pub fn forget_expected(&mut self) {
         self.pending.clear();
+        self.confirmed.clear();
     }
 
     pub fn define(&mut self, name: &[u8], statement: Arc<Statement>) {
@@ -241,6 +258,7 @@ impl ClientStatements {
         self.named = HashMap::new();
         self.told = HashMap::new();
         self.pending.clear();
+        self.confirmed.clear();
         self.unnamed = None;
     }
 }

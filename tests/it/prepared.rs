@@ -2,9 +2,11 @@
 
 use std::collections::HashSet;
 
+use pointsman::demo::servers::APP;
+
 use crate::support::{
-    Stage, code, ports,
-    wire::{Batch, Frame, first_columns, tags},
+    Database, Proxy, Stage, cluster, code, eventually, ports,
+    wire::{Batch, Frame, Wire, first_columns, tags},
 };
 
 #[tokio::test]
@@ -44,6 +46,77 @@ async fn two_clients_use_one_name_for_different_statements() {
         assert_eq!(first_columns(&one.ask(&execute).await), ["one"]);
         assert_eq!(first_columns(&other.ask(&execute).await), ["other"]);
     }
+}
+
+/// Ours have names on the servers as well, which any client may guess.
+#[tokio::test]
+async fn closing_what_a_client_does_not_have_closes_nothing_of_another() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let (mut one, mut other) = (stage.wire().await, stage.wire().await);
+    // On every server that a read may run on.
+    for _ in 0..10 {
+        one.ask(&Batch::new().parse("s", "SELECT 'one'").sync()).await;
+        one.ask(&Batch::new().bind("", "s", &[]).execute("", 0).sync()).await;
+        one.ask(&Batch::new().close_statement("s").sync()).await;
+    }
+    one.ask(&Batch::new().parse("s", "SELECT 'one'").sync()).await;
+
+    for number in 1..5 {
+        let close = Batch::new().close_statement(&format!("pointsman_{number}")).sync();
+        assert_eq!(tags(&other.ask(&close).await), "3Z");
+        for _ in 0..5 {
+            let execute = Batch::new().bind("", "s", &[]).execute("", 0).sync();
+            assert_eq!(first_columns(&one.ask(&execute).await), ["one"], "{number}");
+        }
+    }
+}
+
+/// What an attempt on a replica confirmed is confirmed again by the one that counts.
+#[tokio::test]
+async fn a_batch_that_is_asked_again_elsewhere_defines_its_statements_once() {
+    let cluster = cluster::own();
+    let database = Database::create(&cluster);
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let mut wire = Wire::login(proxy.port(), APP, &database.name).await;
+    for replica in [1, 2] {
+        cluster.pause_replay(replica).expect("replay can be paused");
+    }
+    let new_table = "CREATE TABLE late AS SELECT 1 AS x; GRANT ALL ON late TO app";
+    cluster.node(0).sql(&database.name, new_table).expect("it is made");
+    for replica in [1, 2] {
+        let address = format!("node=\"{}\"", cluster.node(replica).address());
+        let behind = async || proxy.metric("pointsman_replica_lag_bytes", &[&address]) >= 1.0;
+        eventually("the replica is known to lag", behind).await;
+    }
+
+    // A replica knows no such table, the primary knows no such quotient.
+    let failing =
+        Batch::new().parse("a", "SELECT 'a'").run("SELECT x / 0 FROM late", &[]).close_statement("a").sync();
+    let frames = wire.ask(&failing).await;
+    let error = frames.iter().find(|frame| frame.tag == b'E').expect("it fails");
+    assert_eq!(error.code(), "22012");
+    let execute = Batch::new().bind("", "a", &[]).execute("", 0).sync();
+    assert_eq!(first_columns(&wire.ask(&execute).await), ["a"]);
+    assert!(proxy.metric("pointsman_reroutes_total", &["stale"]) >= 1.0, "it was asked once");
+}
+
+#[tokio::test]
+async fn a_write_through_the_last_of_many_portals_is_seen_by_the_next_read() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let mut wire = Wire::login(proxy.port(), APP, &database.name).await;
+    for replica in [1, 2] {
+        cluster.pause_replay(replica).expect("replay can be paused");
+    }
+    let mut batch = Batch::new().parse("read", "SELECT 1").parse("write", "INSERT INTO t VALUES (1)");
+    for portal in 0..300 {
+        batch = batch.bind(&format!("p{portal}"), "read", &[]);
+    }
+    wire.ask(&Batch::new().query("BEGIN")).await;
+    wire.ask(&batch.bind("last", "write", &[]).execute("last", 0).sync()).await;
+    wire.ask(&Batch::new().query("COMMIT")).await;
+    assert_eq!(first_columns(&wire.ask(&Batch::new().query("SELECT count(*) FROM t")).await), ["1"]);
 }
 
 #[tokio::test]

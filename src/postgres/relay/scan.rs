@@ -1,0 +1,334 @@
+//! Looks at what the server answers: headers, and the few small messages that decide something.
+
+use std::io;
+
+use super::{Relay, Scan};
+use crate::{
+    postgres::{
+        encode::{Expect, Whose},
+        frame::{self, HEADER},
+        parameters, prepared,
+    },
+    protocol::{Fault, Transaction},
+};
+
+/// A message that decides something is looked at whole; a longer one passes unseen. Errors quote
+/// statements, descriptions have up to 1,664 columns.
+const LOOKED_AT: usize = 256 * 1024;
+
+impl Relay<'_> {
+    /// Looks at everything received so far.
+    pub(super) fn scan(&mut self) -> Result<Scan, Fault> {
+        self.injections();
+        loop {
+            if self.rest > 0 {
+                let part = self.rest.min(self.backend.inbox.len() - self.at);
+                self.pass(part, self.rest_forwarded);
+                self.rest -= part;
+            }
+            if self.backend.expect.is_empty() && self.rest == 0 {
+                return self.done();
+            }
+            self.pass_rows();
+            let data = &self.backend.inbox.data()[self.at..];
+            let Some(header) = frame::header(data) else { return Ok(Scan::More) };
+            if header.length < HEADER {
+                return Err(
+                    self.server_lost(io::Error::new(io::ErrorKind::InvalidData, "impossible message length"))
+                );
+            }
+            if header.tag == b'E' && self.is_answered() {
+                // It stays where it is, for whoever uses the connection next.
+                self.backend.expect.clear();
+                return self.done();
+            }
+            if self.looks_at(header.tag) && header.length <= LOOKED_AT && header.length > data.len() {
+                return Ok(Scan::More);
+            }
+            if let Some(end) = self.message(header)? {
+                return Ok(end);
+            }
+        }
+    }
+
+    /// Passes whole rows and COPY data: by far the most messages of a large answer, and nothing to
+    /// do for any of them.
+    fn pass_rows(&mut self) {
+        let data = &self.backend.inbox.data()[self.at..];
+        let mut passed = 0;
+        while let Some(header) = frame::header(&data[passed..])
+            && matches!(header.tag, b'D' | b'd')
+            && (HEADER..=data.len() - passed).contains(&header.length)
+        {
+            passed += header.length;
+        }
+        if passed > 0 && !self.is_ours() {
+            self.decided = true;
+            self.at += passed;
+        }
+    }
+
+    /// Messages whose body decides something.
+    fn looks_at(&self, tag: u8) -> bool {
+        match tag {
+            b'Z' | b'E' | b'S' | b'C' => true,
+            b'T' | b't' => matches!(self.backend.expect.front(), Some(Expect::DescribeStatement { .. })),
+            _ => false,
+        }
+    }
+
+    fn done(&mut self) -> Result<Scan, Fault> {
+        if let Some(refused) = self.refused.take() {
+            self.backend.inbox.consume(self.at);
+            self.backend.pending.clear();
+            return Err(refused.into());
+        }
+        Ok(Scan::Done)
+    }
+
+    fn pass(&mut self, count: usize, forward: bool) {
+        if forward { self.at += count } else { self.leave_out(count) }
+    }
+
+    /// Passes a message whose end may not have arrived.
+    pub(super) fn pass_message(&mut self, length: usize, forward: bool) {
+        let here = length.min(self.backend.inbox.len() - self.at);
+        self.pass(here, forward);
+        self.rest = length - here;
+        self.rest_forwarded = forward;
+    }
+
+    /// Acts on one message; its body is there when its kind is looked at.
+    fn message(&mut self, header: frame::Header) -> Result<Option<Scan>, Fault> {
+        let mut forward = true;
+        match header.tag {
+            // Those whose end has not arrived, and those of statements of ours.
+            b'D' | b'd' => {
+                forward = !self.is_ours();
+                self.decided |= forward;
+                if !forward {
+                    self.note_id(header);
+                }
+            }
+            b'Z' => {
+                self.ready(header)?;
+                return Ok(None);
+            }
+            b'E' => {
+                self.error(header);
+                return Ok(None);
+            }
+            b'S' => forward = self.parameter(header),
+            b'N' => self.noticed = true,
+            b'A' => forward = self.frontend_listens(),
+            b'1' => forward = self.parsed(),
+            b'2' => forward = self.pop_forward(),
+            b'3' => forward = self.closed(),
+            b't' => self.typed(header),
+            b'T' | b'n' => forward = self.described(header),
+            b'C' | b'I' | b's' => {
+                let body = self.body(header);
+                self.rolled_back = header.tag == b'C' && body == b"ROLLBACK\0";
+                forward = self.completed();
+            }
+            b'G' => {
+                self.decided = true;
+                self.eat_syncs();
+                self.pass_message(header.length, true);
+                return Ok(Some(Scan::CopyIn));
+            }
+            b'H' | b'c' | b'V' | b'W' => self.decided = true,
+            other => {
+                let error =
+                    io::Error::new(io::ErrorKind::InvalidData, format!("unknown message type {other}"));
+                return Err(self.server_lost(error));
+            }
+        }
+        self.pass_message(header.length, forward);
+        self.injections();
+        Ok(None)
+    }
+
+    fn body(&self, header: frame::Header) -> &[u8] {
+        let data = &self.backend.inbox.data()[self.at..];
+        &data[HEADER..header.length.min(data.len())]
+    }
+
+    /// Whether the answers at hand are those of statements sent ahead.
+    fn is_ours(&self) -> bool {
+        matches!(self.backend.expect.front(), Some(Expect::Execute(Whose::Ours | Whose::Id)))
+    }
+
+    /// The answer to our question for the transaction's id: one row of one column, in text.
+    fn note_id(&mut self, header: frame::Header) {
+        if matches!(self.backend.expect.front(), Some(Expect::Execute(Whose::Id))) {
+            let digits = self.body(header).get(6..).and_then(|digits| std::str::from_utf8(digits).ok());
+            self.backend.transaction_id = digits.and_then(|digits| digits.parse().ok());
+        }
+    }
+
+    /// Hands on what is due from us before the next thing due from the server.
+    fn injections(&mut self) {
+        while let Some(Expect::Inject { .. }) = self.backend.expect.front() {
+            if let Some(Expect::Inject { bytes, named }) = self.backend.expect.pop_front() {
+                self.inject(&bytes);
+                if named {
+                    self.frontend.statements.confirm();
+                }
+            }
+        }
+    }
+
+    fn parsed(&mut self) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::Parse { forward, named, .. }) => {
+                let (forward, named) = (*forward, *named);
+                if named {
+                    self.frontend.statements.confirm();
+                }
+                self.backend.expect.pop_front();
+                forward
+            }
+            _ => true,
+        }
+    }
+
+    fn pop_forward(&mut self) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::Bind { forward }) => {
+                let forward = *forward;
+                self.backend.expect.pop_front();
+                forward
+            }
+            _ => true,
+        }
+    }
+
+    fn closed(&mut self) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::Close { forward }) => {
+                let forward = *forward;
+                self.backend.expect.pop_front();
+                forward
+            }
+            _ => true,
+        }
+    }
+
+    /// ParameterDescription: the client will send its values by it.
+    fn typed(&mut self, header: frame::Header) {
+        let types = &self.backend.inbox.data()[self.at + HEADER..];
+        let Some(types) = types.get(..header.length.saturating_sub(HEADER)) else { return };
+        let Some(Expect::DescribeStatement { named: Some((name, key)) }) = self.backend.expect.front_mut()
+        else {
+            return;
+        };
+        let plan_key = u128::from(self.frontend.carried.now().plan_key());
+        if let Some(typed) = self.frontend.statements.fix_types(name, *key ^ plan_key, types) {
+            self.backend.statements.rename(*key, typed ^ plan_key);
+            *key = typed ^ plan_key;
+        }
+    }
+
+    fn described(&mut self, header: frame::Header) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::DescribeStatement { .. }) => {
+                let whole = header.length <= self.backend.inbox.len() - self.at;
+                let shape = match header.tag {
+                    b'n' => Some(prepared::NO_RESULT),
+                    _ if whole => prepared::shape(self.body(header)),
+                    _ => None,
+                };
+                let expected = self.backend.expect.pop_front();
+                if let (Some(Expect::DescribeStatement { named: Some((name, key)) }), Some(shape)) =
+                    (expected, shape)
+                {
+                    self.backend.statements.set_shape(key, shape);
+                    self.frontend.statements.tell(&name, shape);
+                }
+                true
+            }
+            Some(Expect::DescribePortal) => {
+                self.backend.expect.pop_front();
+                true
+            }
+            Some(Expect::Execute(Whose::Ours | Whose::Id)) => false,
+            _ => true,
+        }
+    }
+
+    fn completed(&mut self) -> bool {
+        match self.backend.expect.front() {
+            Some(Expect::Execute(whose)) => {
+                let forward = *whose == Whose::Client;
+                self.decided |= forward;
+                self.backend.expect.pop_front();
+                forward
+            }
+            // Of a simple query, which may have more statements.
+            _ => {
+                self.decided = true;
+                true
+            }
+        }
+    }
+
+    /// Syncs that were sent before the server went into COPY mode are ignored by it.
+    fn eat_syncs(&mut self) {
+        self.backend.expect.retain(|expect| !matches!(expect, Expect::Sync { .. }));
+    }
+
+    fn frontend_listens(&self) -> bool {
+        self.backend.listening
+    }
+
+    /// ParameterStatus: the client hears of it when it does not know it.
+    fn parameter(&mut self, header: frame::Header) -> bool {
+        let data = &self.backend.inbox.data()[self.at..];
+        let Some((name, value)) = parameters::read(&data[..header.length.min(data.len())]) else {
+            return true;
+        };
+        self.backend.parameters.set(name, value);
+        self.frontend.note_parameter(name, value)
+    }
+
+    /// A server reports what changes on its connection; what another one has otherwise than the
+    /// client was told is for us to say.
+    fn tell_parameters(&mut self) {
+        if self.frontend.told.knows(&self.backend.parameters) {
+            return;
+        }
+        let mut messages = Vec::new();
+        for (name, value) in self.frontend.told.missing(&self.backend.parameters) {
+            if self.frontend.note_parameter(&name, &value) {
+                parameters::put(&mut messages, &name, &value);
+            }
+        }
+        self.inject(&messages);
+    }
+
+    fn ready(&mut self, header: frame::Header) -> Result<(), Fault> {
+        self.backend.transaction = match self.body(header) {
+            b"I" => Transaction::Idle,
+            b"T" => Transaction::Open,
+            b"E" => Transaction::Failed,
+            _ => {
+                return Err(self
+                    .server_lost(io::Error::new(io::ErrorKind::InvalidData, "unknown transaction status")));
+            }
+        };
+        self.backend.in_unit = false;
+        self.backend.skipping = false;
+        let forward = match self.backend.expect.pop_front() {
+            // The query in front of our own Sync was skipped: its ReadyForQuery is this one.
+            Some(Expect::Sync { forward }) => forward || self.setting_failed,
+            _ => true,
+        };
+        if forward {
+            self.tell_parameters();
+        }
+        self.pass_message(header.length, forward);
+        self.injections();
+        Ok(())
+    }
+}

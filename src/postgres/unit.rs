@@ -1,0 +1,170 @@
+//! What the messages of one extended batch do together.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{
+    batch::Subject,
+    prepared::{Origin, Statement},
+};
+use crate::sql::{Access, Effect, Intent, Reason, Tables};
+
+/// What one extended batch does, gathered message by message.
+#[derive(Default)]
+pub(super) struct Unit {
+    pub intent: Option<Arc<Intent>>,
+    /// `intent` holds effects of a statement that is executed.
+    pub counted: u32,
+    pub executes: u32,
+    pub bound_text: Option<Box<str>>,
+    pub text: Option<Box<str>>,
+    /// The unnamed statement of before this batch was meant, or has been replaced.
+    pub used_unnamed: bool,
+    pub defined_unnamed: bool,
+    pub previous_unnamed: Option<(u128, Box<[u8]>)>,
+    pub own: SmallVec<[Box<[u8]>; 0]>,
+}
+
+impl Unit {
+    /// Statements of Parse messages have names of ours on servers, those of SQL PREPARE their own.
+    pub(super) fn by_name(&mut self, name: &[u8], statement: &Arc<Statement>) -> Subject {
+        match statement.origin {
+            Origin::Parse => Subject::Named(statement.clone()),
+            Origin::Sql => {
+                self.own.push(name.into());
+                Subject::Plain
+            }
+        }
+    }
+
+    /// A name that the client has not given to any statement. Where the server connection has one of
+    /// that name it is another session's, and goes first: the server's error is the answer.
+    pub(super) fn nobodys(&mut self, name: &[u8]) -> Subject {
+        if name.is_empty() {
+            return Subject::Unnamed(None);
+        }
+        self.own.push(name.into());
+        Subject::Plain
+    }
+
+    /// The result of an EXECUTE is described as that of the statement it names, and as none at all
+    /// where the server has no such statement.
+    pub(super) fn describe(&mut self, intent: &Intent) {
+        for effect in &intent.effects {
+            if let Effect::Execute { name } = effect {
+                self.own.push(name.as_bytes().into());
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, intent: &Arc<Intent>, executed: bool) {
+        let Some(so_far) = &self.intent else {
+            self.intent = Some(intent.clone());
+            self.counted = u32::from(executed);
+            return;
+        };
+        let same = Arc::ptr_eq(so_far, intent);
+        match (same, executed) {
+            (true, true) if self.counted == 0 => self.counted = 1,
+            (true, false) => {}
+            _ => {
+                let base = if self.counted == 0 { bare(so_far) } else { so_far.clone() };
+                let added = if executed { intent.clone() } else { bare(intent) };
+                self.intent = Some(join(&base, &added, executed));
+                self.counted += u32::from(executed);
+            }
+        }
+    }
+
+    /// A message that only the server can make sense of, on the connection the session keeps if it
+    /// keeps one: a portal may be a cursor that SQL declared.
+    pub(super) fn add_unknown(&mut self) {
+        let unknown = Intent { reason: Reason::State, effects: Vec::new(), ..function_call() };
+        self.add(&Arc::new(unknown), true);
+    }
+
+    /// A statement that was not seen whole: it may leave anything behind.
+    pub(super) fn add_unseen(&mut self) {
+        self.add(&Arc::new(Intent { reason: Reason::TooLong, ..function_call() }), true);
+    }
+
+    pub(super) fn finish(self) -> Arc<Intent> {
+        match self.intent {
+            Some(intent) if self.counted == 0 => bare(&intent),
+            Some(intent) => intent,
+            // Sync, Flush, Close, Describe of portals: for whoever holds the session.
+            None => Arc::new(nothing()),
+        }
+    }
+}
+
+/// The intent of preparing a statement without running it.
+pub(super) fn bare(intent: &Arc<Intent>) -> Arc<Intent> {
+    if intent.effects.is_empty() {
+        return intent.clone();
+    }
+    Arc::new(Intent { effects: Vec::new(), ..Intent::clone(intent) })
+}
+
+pub(super) fn with_access(intent: &Arc<Intent>, access: Access) -> Arc<Intent> {
+    if intent.access == access {
+        return intent.clone();
+    }
+    let reason = if access == Access::Write { Reason::State } else { Reason::Read };
+    Arc::new(Intent { access, reason, ..Intent::clone(intent) })
+}
+
+/// What two statements do together.
+pub(super) fn join(first: &Arc<Intent>, second: &Arc<Intent>, executed: bool) -> Arc<Intent> {
+    let mut joined = Intent::clone(first);
+    // What changes data says more than what only begins a transaction or asks the server.
+    let says_more = second.reason.changes_data() && !joined.reason.changes_data();
+    if second.access == Access::Write && (joined.access == Access::Read || says_more) {
+        joined.access = Access::Write;
+        joined.reason = second.reason;
+    }
+    joined.effects.extend(second.effects.iter().cloned());
+    joined.statements += u32::from(executed) * second.statements;
+    joined.plain = false;
+    joined.joins &= second.joins;
+    joined.by_text |= second.by_text;
+    joined.tables = match (&first.tables, &second.tables) {
+        (Tables::Some(a), Tables::Some(b)) => Tables::Some(a.iter().chain(b.iter()).cloned().collect()),
+        _ => Tables::All,
+    };
+    if second.hints != Default::default() {
+        joined.hints = second.hints.clone();
+    }
+    Arc::new(joined)
+}
+
+pub(super) fn function_call() -> Intent {
+    Intent {
+        access: Access::Write,
+        reason: Reason::Function,
+        effects: vec![Effect::Touches],
+        tables: Tables::All,
+        hints: Default::default(),
+        fingerprint: 0,
+        statements: 1,
+        plain: false,
+        joins: true,
+        by_text: false,
+    }
+}
+
+pub(super) fn nothing() -> Intent {
+    Intent {
+        access: Access::Read,
+        reason: Reason::Session,
+        effects: Vec::new(),
+        tables: Tables::Some(Arc::new([])),
+        hints: Default::default(),
+        fingerprint: 0,
+        statements: 0,
+        plain: false,
+        joins: true,
+        by_text: false,
+    }
+}
