@@ -1,5 +1,6 @@
 //! Asks every node who it is and how far it has come, and publishes what follows from that.
 
+mod logins;
 mod members;
 mod memory;
 
@@ -9,6 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use logins::{Login, Logins};
 use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle};
 
@@ -254,7 +256,7 @@ impl<P: Protocol> Monitor<P> {
 
 /// Probes one node for as long as the cluster has it.
 async fn watch<P: Protocol>(monitor: Arc<Monitor<P>>, address: Arc<str>) {
-    let mut connection: Option<Connection<P>> = None;
+    let mut door = Door::closed(monitor.cluster.monitor_identity.load_full());
     loop {
         let hurry = monitor.hurry.notified();
         let due = {
@@ -268,55 +270,84 @@ async fn watch<P: Protocol>(monitor: Arc<Monitor<P>>, address: Arc<str>) {
                 () = tokio::time::sleep_until(due.into()) => {}
             }
         }
-        probe(&monitor, &address, &mut connection).await;
+        probe(&monitor, &address, &mut door).await;
     }
 }
 
-struct Connection<P: Protocol> {
-    backend: P::Backend,
+/// The monitor's own way into a server.
+struct Door<P: Protocol> {
     identity: Arc<Identity<P>>,
+    connection: Option<P::Backend>,
+    /// That of the last answer on this connection.
     incarnation: Option<Incarnation>,
+    logins: Logins<P::Backend>,
 }
 
-/// One probe, on a connection that is kept for the next.
-async fn probe<P: Protocol>(
-    monitor: &Monitor<P>,
+impl<P: Protocol> Door<P> {
+    fn closed(identity: Arc<Identity<P>>) -> Self {
+        Self { identity, connection: None, incarnation: None, logins: Logins::new() }
+    }
+
+    /// The kept connection, or a new one.
+    async fn open(
+        &mut self,
+        cluster: &Arc<Cluster<P>>,
+        address: &Arc<str>,
+        timeout: Duration,
+    ) -> Result<&mut P::Backend, ProbeFault> {
+        let identity = cluster.monitor_identity.load_full();
+        if !Arc::ptr_eq(&self.identity, &identity) {
+            *self = Self::closed(identity);
+        }
+        let backend = match self.connection.take() {
+            Some(kept) => kept,
+            None => {
+                let login = login(cluster, address, &self.identity);
+                let opened = self.logins.wait(login, Instant::now(), timeout * logins::PATIENCE);
+                let opened = tokio::time::timeout(timeout, opened).await.map_err(|_| ProbeFault::TimedOut)?;
+                self.incarnation = None;
+                opened.map_err(probe_fault)?
+            }
+        };
+        Ok(self.connection.insert(backend))
+    }
+}
+
+fn login<P: Protocol>(
+    cluster: &Arc<Cluster<P>>,
     address: &Arc<str>,
-    connection: &mut Option<Connection<P>>,
-) {
+    identity: &Arc<Identity<P>>,
+) -> Login<P::Backend> {
+    let (link, address, identity) = (cluster.link.load_full(), address.clone(), identity.clone());
+    Box::pin(async move { P::Backend::connect(&address, &link, &identity, Role::Unknown).await })
+}
+
+/// One probe, on a connection that is kept for the next. `monitor.timeout` bounds the login, if
+/// there has to be one, and the question, each.
+async fn probe<P: Protocol>(monitor: &Monitor<P>, address: &Arc<str>, door: &mut Door<P>) {
     let cluster = &monitor.cluster;
     let timeout = cluster.config.load().monitor.timeout;
-    let identity = cluster.monitor_identity.load_full();
-    if connection.as_ref().is_some_and(|kept| !Arc::ptr_eq(&kept.identity, &identity)) {
-        *connection = None;
-    }
     let number = cluster.topology.probes.next();
     let mut sent = Instant::now();
-    let outcome = tokio::time::timeout(timeout, async {
-        if connection.is_none() {
-            let link = cluster.link.load_full();
-            let backend =
-                P::Backend::connect(address, &link, &identity, Role::Unknown).await.map_err(probe_fault)?;
-            *connection = Some(Connection { backend, identity: identity.clone(), incarnation: None });
+    let outcome = match door.open(cluster, address, timeout).await {
+        Ok(backend) => {
             // What counts is when the question is asked, not when the connection was begun.
             sent = Instant::now();
+            tokio::time::timeout(timeout, backend.probe()).await.unwrap_or(Err(ProbeFault::TimedOut))
         }
-        connection.as_mut().expect("opened above").backend.probe().await
-    })
-    .await
-    .unwrap_or(Err(ProbeFault::TimedOut));
+        Err(fault) => Err(fault),
+    };
     match &outcome {
         Ok(facts) => {
-            let kept = connection.as_mut().expect("it has answered");
-            if kept.incarnation.as_ref() != Some(&facts.incarnation) {
-                kept.incarnation = Some(facts.incarnation.clone());
+            if door.incarnation.as_ref() != Some(&facts.incarnation) {
+                door.incarnation = Some(facts.incarnation.clone());
                 set_node_limit(cluster, address, facts.connections);
             }
         }
         Err(fault) => {
             tracing::debug!(cluster = %cluster.name, node = %address, ?fault, "probe failed");
             cluster.metrics.probe_failed(address);
-            *connection = None;
+            door.connection = None;
         }
     }
     monitor.observe(address, Probe { number, sent, answered: Instant::now(), outcome });

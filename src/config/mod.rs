@@ -176,7 +176,7 @@ pub struct Monitor {
     /// Used instead while no primary is known, a node is suspect or somebody waits for a
     /// position; at most `interval`.
     pub fast_interval: Duration,
-    /// A probe without an answer by then has failed.
+    /// A probe without an answer by then has failed; a login goes on.
     pub timeout: Duration,
     /// Failed probes in a row that make a node down; at least 1.
     pub failures: u32,

@@ -185,3 +185,15 @@ async fn a_statement_that_an_administrator_terminates_is_not_run_again() {
     assert_eq!(session.value("/* pointsman: primary */ SELECT count(*) FROM t").await, "0");
     assert_eq!(terminated(), "0", "it was run again");
 }
+
+#[tokio::test]
+async fn a_server_whose_login_takes_longer_than_a_probe_may_is_found_all_the_same() {
+    let cluster = cluster::own();
+    let link = Link::to(&cluster.node(0).address());
+    // A login goes to and fro four times, a question once.
+    link.delay(Duration::from_millis(200));
+
+    let proxy = Proxy::start_unready(&[link.address()], &["cluster.monitor.timeout = '1s'"]);
+
+    proxy.wait_for_log("primary elected").await;
+}

@@ -252,7 +252,7 @@ pub static TABLES: &[Table] = &[
                 "timeout",
                 Default("\"1s\""),
                 "duration, at least 1ms",
-                "A probe without an answer by then has failed.",
+                "A probe without an answer by then has failed. A login that takes longer is gone on with, up to 30 times as long.",
             ),
             key(
                 "failures",
