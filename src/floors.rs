@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use crate::{
     route::Floor,
     sql::Tables,
-    topology::{Incarnation, Position, ProbeNumber, Resolved, Snapshot},
+    topology::{History, Incarnation, Position, ProbeNumber, Resolved, Snapshot},
 };
 
 /// Tables whose floors are kept apart; beyond that the floors of all become one.
@@ -28,6 +28,8 @@ struct Floors {
     everything: Entry,
     /// Of all writes: what a read of unknown tables has to meet.
     newest: Entry,
+    /// The primary's past that they were held against last.
+    history: Option<Arc<History>>,
 }
 
 #[derive(Debug, Default)]
@@ -51,9 +53,11 @@ impl SharedFloors {
         Writing { floors: self.clone(), tables: tables.clone() }
     }
 
-    /// What a read of `tables` must not be behind of.
-    pub fn of(&self, tables: &Tables, snapshot: &Snapshot) -> Floor {
-        let floors = self.0.lock();
+    /// What a read of `tables` must not be behind of. `lost` hears of each table's floor that lay in
+    /// history that was thrown away, once, and of what is left of it.
+    pub fn of(&self, tables: &Tables, snapshot: &Snapshot, lost: impl FnMut(&Position)) -> Floor {
+        let mut floors = self.0.lock();
+        floors.survive(snapshot, lost);
         let Tables::Some(names) = tables else { return floors.newest.bound() };
         let named = names.iter().filter_map(|name| floors.tables.get(name));
         named.map(Entry::bound).fold(floors.everything.bound(), |all, next| higher(all, next, snapshot))
@@ -87,6 +91,21 @@ impl Floors {
         }
     }
 
+    /// Lowers what the last failover or crash threw away, if there was one since the last time.
+    fn survive(&mut self, snapshot: &Snapshot, mut lost: impl FnMut(&Position)) {
+        if self.history.as_ref().is_some_and(|known| Arc::ptr_eq(known, &snapshot.history)) {
+            return;
+        }
+        self.history = Some(snapshot.history.clone());
+        for entry in self.tables.values_mut().chain([&mut self.everything]) {
+            if let Some(left) = entry.survive(snapshot) {
+                lost(&left);
+            }
+        }
+        // The sum of the others.
+        self.newest.survive(snapshot);
+    }
+
     /// Keeps the number of tables bounded.
     fn bound(&mut self) {
         if self.tables.len() > MAX_TABLES {
@@ -97,6 +116,13 @@ impl Floors {
 }
 
 impl Entry {
+    /// `Some`: its floor was lost, this is what is left of it.
+    fn survive(&mut self, snapshot: &Snapshot) -> Option<Position> {
+        let Resolved::Lost { left } = snapshot.resolve(&self.floor) else { return None };
+        self.floor = Floor::At(left.clone());
+        Some(left)
+    }
+
     fn bound(&self) -> Floor {
         if self.running > 0 { Floor::not_before_ever() } else { self.floor.clone() }
     }
@@ -168,7 +194,10 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::topology::Lsn;
+    use crate::topology::{
+        Claim, Engine, Lsn,
+        board::fixture::{World, pg},
+    };
 
     fn tables(names: &[&str]) -> Tables {
         Tables::Some(names.iter().map(|&name| name.into()).collect())
@@ -197,11 +226,33 @@ mod tests {
             (tables(&[]), Floor::None),
             (Tables::All, at(20)),
         ] {
-            assert_eq!(floors.of(&read, &snapshot), floor, "{read:?}");
+            assert_eq!(floors.of(&read, &snapshot, |_| {}), floor, "{read:?}");
         }
 
         write(&floors, &Tables::All, &at(30));
-        assert_eq!(floors.of(&tables(&["c"]), &snapshot), at(30));
+        assert_eq!(floors.of(&tables(&["c"]), &snapshot, |_| {}), at(30));
+    }
+
+    #[test]
+    fn a_floor_that_a_failover_throws_away_is_told_of_once() {
+        let floors = Arc::new(SharedFloors::default());
+        let mut world = World::new(Engine::Postgres, 2);
+        world.answers(0, pg(Claim::Primary, 1, 1, 100));
+        world.answers(1, pg(Claim::Replica, 2, 1, 100));
+        write(&floors, &tables(&["c"]), &at(90));
+        write(&floors, &tables(&["a", "b"]), &at(190));
+        world.dies(0);
+        world.answers(1, pg(Claim::Primary, 2, 2, 130));
+
+        let (snapshot, mut told) = (world.snapshot(), Vec::new());
+        for read in [tables(&["c"]), tables(&["a"]), tables(&["a"]), tables(&["b"]), Tables::All] {
+            floors.of(&read, &snapshot, |left| told.push(left.clone()));
+        }
+
+        let left = Position::Postgres { system: 1, timeline: 2, lsn: Lsn(130) };
+        assert_eq!(told, [left.clone(), left.clone()], "those of a and b");
+        assert_eq!(floors.of(&tables(&["a"]), &snapshot, |_| {}), Floor::At(left.clone()));
+        assert_eq!(floors.of(&Tables::All, &snapshot, |_| {}), Floor::At(left));
     }
 
     #[test]
@@ -223,7 +274,8 @@ mod tests {
     fn while_a_write_runs_only_the_primary_can_answer_for_its_tables() {
         let floors = Arc::new(SharedFloors::default());
         let snapshot = Snapshot::empty(Instant::now());
-        let pending = |read: &Tables| snapshot.resolve(&floors.of(read, &snapshot)) == Resolved::Pending;
+        let pending =
+            |read: &Tables| snapshot.resolve(&floors.of(read, &snapshot, |_| {})) == Resolved::Pending;
 
         let writing = floors.begin(&tables(&["a"]));
         assert!(pending(&tables(&["a"])) && pending(&Tables::All) && !pending(&tables(&["b"])));
@@ -239,6 +291,6 @@ mod tests {
         }
         assert!(floors.0.lock().tables.len() <= MAX_TABLES);
         let snapshot = Snapshot::empty(Instant::now());
-        assert_eq!(floors.of(&tables(&["other"]), &snapshot), at(MAX_TABLES as u64));
+        assert_eq!(floors.of(&tables(&["other"]), &snapshot, |_| {}), at(MAX_TABLES as u64));
     }
 }

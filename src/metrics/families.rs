@@ -100,7 +100,7 @@ families! {
         "Commits whose answer a failover swallowed, by what the new primary said became of them."
         "`unknown` after failovers: the client has to look by itself.";
     LOST_POSITIONS: Counter "pointsman_lost_positions_total" ["cluster"] in "floors":
-        "Sessions whose own writes lay in history that a failover threw away."
+        "Floors that lay in history that a failover threw away: of a session, or of a table under `user` and `global`."
         "Any: acknowledged writes are gone.";
     POOL_CONNECTIONS: Gauge "pointsman_pool_connections" ["cluster", "node", "state"] in "connections":
         "Server connections by node and state (`idle`, `in_use`)."

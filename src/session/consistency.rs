@@ -42,8 +42,12 @@ impl<P: Protocol> Session<P> {
         let own = match consistency {
             Consistency::Eventual => return Cow::Owned(Floor::None),
             Consistency::Session | Consistency::Monotonic => Cow::Borrowed(&self.state.floor),
-            Consistency::User => Cow::Owned(self.user_floors.of(&intent.tables, snapshot)),
-            Consistency::Global => Cow::Owned(self.database.floors.of(&intent.tables, snapshot)),
+            Consistency::User => {
+                Cow::Owned(self.user_floors.of(&intent.tables, snapshot, |left| self.lost(left)))
+            }
+            Consistency::Global => {
+                Cow::Owned(self.database.floors.of(&intent.tables, snapshot, |left| self.lost(left)))
+            }
         };
         match &self.adopted {
             Floor::None => own,
@@ -64,6 +68,17 @@ impl<P: Protocol> Session<P> {
                 "a session's floor lay in history that a failover threw away"
             );
         }
+    }
+
+    /// A floor that sessions share was lowered.
+    fn lost(&self, left: &Position) {
+        self.cluster.metrics.lost_positions.inc();
+        tracing::warn!(
+            cluster = %self.cluster.name,
+            database = %self.database.name,
+            %left,
+            "a table's floor lay in history that a failover threw away"
+        );
     }
 
     /// Turns what the last monotonic read may have seen into a floor as soon as that is known.

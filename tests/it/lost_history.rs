@@ -68,6 +68,29 @@ async fn a_floor_beyond_the_fork_is_lowered_to_it_and_so_is_a_token() {
 }
 
 #[tokio::test]
+async fn a_tables_floor_beyond_the_fork_counts_once_however_many_read_it() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let proxy = Proxy::start(&cluster, &["cluster.routing.slow_start = '0s'"]).await;
+    let (writer, reader) = (proxy.session(&database.name).await, proxy.session(&database.name).await);
+    writer.run("SET pointsman.consistency = 'eventual'").await;
+    reader.run("SET pointsman.consistency = 'global'").await;
+    detach(&cluster, &[1, 2]).await;
+    writer.run(WRITE).await;
+    assert_eq!(reader.value(NEWEST).await, "20000");
+
+    cluster.stop(0, Stop::Kill).expect("it dies with what nobody else has");
+    cluster.promote(1).expect("a replica takes over");
+    cluster.follow(2, 1).expect("the other follows");
+
+    let replica = cluster.node(2).port();
+    let from = "SELECT inet_server_port() FROM t LIMIT 1";
+    eventually("its reads use the replica", async || reader.value(from).await == replica.to_string()).await;
+    assert_eq!(reader.value(NEWEST).await, "1");
+    assert_eq!(proxy.metric("pointsman_lost_positions_total", &[]), 1.0, "{}", proxy.log());
+}
+
+#[tokio::test]
 async fn a_replica_beyond_the_fork_serves_nothing_and_one_before_it_goes_on() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, TABLE);
