@@ -85,7 +85,8 @@ impl<'a> Relay<'a> {
             sent: false,
             decided: false,
             noticed: false,
-            released: matches!(terms.may_refuse, MayRefuse::No | MayRefuse::Replan),
+            // What became of a COMMIT can still be answered while nothing but notices has come.
+            released: matches!(terms.may_refuse, MayRefuse::No | MayRefuse::Replan) && !terms.wants_id,
             failed: false,
             rolled_back: false,
             setting_failed: false,

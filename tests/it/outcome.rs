@@ -11,6 +11,12 @@ use tokio::task::JoinHandle;
 use crate::support::{Database, Proxy, Session, cluster, code, eventually, link::Link};
 
 const TABLE: &str = "CREATE TABLE t (x int)";
+/// A trigger that has something to say when its transaction is committed.
+const TALKS: &str = "
+    CREATE FUNCTION talk() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE NOTICE 'committing'; RETURN NULL; END $$;
+    CREATE CONSTRAINT TRIGGER talks AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION talk()";
 
 /// How a client sends its COMMIT.
 #[derive(Clone, Copy)]
@@ -29,8 +35,12 @@ struct Stage {
 
 impl Stage {
     async fn set() -> Self {
+        Self::set_with(TABLE).await
+    }
+
+    async fn set_with(sql: &str) -> Self {
         let cluster = Arc::new(cluster::own_with(PgOptions { replicas: 1, ..PgOptions::default() }));
-        let database = Database::with(&cluster, TABLE).name;
+        let database = Database::with(&cluster, sql).name;
         let link = Link::to(&cluster.node(1).address());
         let nodes = [cluster.node(0).address(), link.address()];
         let proxy = Proxy::start_unready(&nodes, &["cluster.monitor.timeout = '500ms'"]);
@@ -100,6 +110,24 @@ async fn a_commit_that_the_new_primary_has_is_answered_as_one() {
     }
     assert_eq!(stage.settled("committed"), 2.0);
     assert_eq!(stage.rows(1), "1,2,3,4");
+}
+
+#[tokio::test]
+async fn a_commit_that_got_a_notice_first_is_answered_by_its_outcome() {
+    let stage = Stage::set_with(&format!("{TABLE}; {TALKS}")).await;
+    let commit = stage.commit_in_vain(1, Sent::Simple).await;
+    let prepared = stage.commit_in_vain(2, Sent::Extended).await;
+    stage.proxy_has_asked_the_replica().await;
+
+    stage.cluster.stop(0, Stop::Kill).expect("it dies");
+    stage.cluster.promote(1).expect("the replica takes over");
+
+    for commit in [commit, prepared] {
+        let (code, session) = commit.await.expect("the session does not panic");
+        assert_eq!(code, "", "the commit failed");
+        assert_eq!(session.value("SELECT count(*) FROM t WHERE x IN (1, 2)").await, "2");
+    }
+    assert_eq!((stage.settled("committed"), stage.rows(1).as_str()), (2.0, "1,2"));
 }
 
 #[tokio::test]
