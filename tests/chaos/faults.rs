@@ -10,18 +10,21 @@ use std::{
 use pointsman::demo::servers::{ServerError, Stop};
 use rand::{Rng, rngs::StdRng};
 
-use crate::{history::Rows, link::Link, servers::Servers, sessions::Primaries};
+use crate::{Proxy, history::Rows, link::Link, servers::Servers, sessions::Primaries};
 
 /// The session number of whoever writes past the proxy. No row of it may ever be found in the
 /// surviving primary.
 const OUTSIDER: usize = 1_000_000;
 /// More than the new primary has written meanwhile: a former one is not the newer for that.
 const OUTSIDE_ROWS: u64 = 1_500;
+/// How long the proxy may take to find a new primary: logins are slow on a machine with much to do.
+const ELECTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// The servers and the links that the proxy reaches them by.
 pub struct Stage {
     pub servers: Box<dyn Servers>,
     pub links: Vec<Link>,
+    pub proxy: Proxy,
     pub primary: usize,
     /// What the sessions know of who that is.
     pub primaries: Arc<Primaries>,
@@ -128,8 +131,8 @@ impl Stage {
 
     /// The old primary comes back as one, and is made a replica a while later.
     fn bring_back(&mut self, old: usize, loss: Loss, random: &mut StdRng) -> Result<(), ServerError> {
-        // The proxy has seen the new primary by then: three probes that time out, and some.
-        sleep(Duration::from_millis(2_000));
+        // Until then it has the old one's word for everything, an operator's `release` included.
+        self.wait_until_elected()?;
         let fenced = Instant::now();
         let alive = match loss {
             Loss::Kill => random.random_bool(0.5),
@@ -154,6 +157,20 @@ impl Stage {
         }
         self.servers.rejoin(old, self.primary)?;
         self.settle()
+    }
+
+    /// Waits until the proxy knows the new primary.
+    fn wait_until_elected(&self) -> Result<(), ServerError> {
+        let deadline = Instant::now() + ELECTED_WITHIN;
+        let heir = self.links[self.primary].address();
+        while self.proxy.primary().as_ref() != Some(&heir) {
+            if Instant::now() >= deadline {
+                let what = format!("the proxy to find the new primary {heir}");
+                return Err(ServerError::TimedOut { what, waited: ELECTED_WITHIN });
+            }
+            sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     fn restart(&self, replica: usize) -> Result<(), ServerError> {

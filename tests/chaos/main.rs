@@ -85,17 +85,19 @@ fn run(arguments: &Arguments, seed: u64) -> Result<Vec<String>, Fault> {
     let servers = arguments.engine.start()?;
     let links: Vec<Link> = servers.addresses().iter().map(|address| Link::to(address)).collect();
     let primaries = Arc::new(Primaries::new(servers.port(0)));
+    let proxy = Proxy::start(arguments.engine, &links)?;
+    let port = proxy.port.number();
     let mut stage = Stage {
         servers,
         links,
+        proxy,
         primary: 0,
         primaries: primaries.clone(),
         done: Default::default(),
         fenced: Vec::new(),
     };
-    let proxy = Proxy::start(arguments.engine, &stage.links)?;
     let shared = Arc::new(Shared {
-        door: Door { engine: arguments.engine, port: proxy.port.number() },
+        door: Door { engine: arguments.engine, port },
         stop: AtomicBool::new(false),
         weaken: arguments.weaken,
         acknowledged: (0..arguments.sessions).map(|_| AtomicU64::new(0)).collect(),
@@ -118,10 +120,10 @@ fn run(arguments: &Arguments, seed: u64) -> Result<Vec<String>, Fault> {
     shared.stop.store(true, Ordering::Relaxed);
     let history = clients.join().map_err(|_| "a client panicked")?;
     if disturbed.is_err() {
-        proxy.keep_log();
+        stage.proxy.keep_log();
     }
     disturbed?;
-    report(&stage, &history, &proxy)
+    report(&stage, &history)
 }
 
 fn clients(shared: Arc<Shared>, count: usize, seed: u64) -> History {
@@ -139,7 +141,7 @@ fn clients(shared: Arc<Shared>, count: usize, seed: u64) -> History {
     })
 }
 
-fn report(stage: &Stage, history: &History, proxy: &Proxy) -> Result<Vec<String>, Fault> {
+fn report(stage: &Stage, history: &History) -> Result<Vec<String>, Fault> {
     let faults: Vec<String> = stage.done.iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!("faults: {}", faults.join(", "));
     println!("{history}");
@@ -148,13 +150,13 @@ fn report(stage: &Stage, history: &History, proxy: &Proxy) -> Result<Vec<String>
         violations.extend(history.on_fenced(rows, *fenced));
     }
     if !violations.is_empty() {
-        proxy.keep_log();
+        stage.proxy.keep_log();
     }
     Ok(violations)
 }
 
 /// The real binary before the links.
-struct Proxy {
+pub struct Proxy {
     child: Child,
     port: Port,
     folder: TempDir,
@@ -205,6 +207,14 @@ impl Proxy {
         let keeper = Keeper::start()?;
         let child = keeper.spawn(command, Signal::Kill)?;
         Ok(Self { child, port, folder, _keeper: keeper })
+    }
+
+    /// The node that has the primary's role by the proxy's own word.
+    pub fn primary(&self) -> Option<String> {
+        let log = fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+        let turns = |line: &&str| line.contains(" primary elected ") || line.contains(" no primary: ");
+        let last = log.lines().rfind(turns).filter(|line| line.contains(" primary elected "))?;
+        last.split_whitespace().find_map(|word| word.strip_prefix("node=")).map(str::to_owned)
     }
 
     /// Something went wrong: the log is worth a look.
