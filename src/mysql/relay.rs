@@ -525,7 +525,7 @@ impl<'a> Relay<'a> {
                 let Some(flags) = packet::eof_status(self.payload(header)) else {
                     return Err(self.nonsense());
                 };
-                if flags & status::CURSOR_EXISTS != 0 {
+                if flags & status::CURSOR_EXISTS != 0 && self.asks_for_cursor(request) {
                     self.end_of_result(first, header, request)?;
                 } else {
                     self.phase = Phase::Rows;
@@ -606,6 +606,13 @@ impl<'a> Relay<'a> {
         let flags = flags & !status::SESSION_STATE_CHANGED;
         packet[HEADER + 3..HEADER + 5].copy_from_slice(&flags.to_le_bytes());
         self.replace(header, &packet);
+    }
+
+    /// Whether rows may wait for COM_STMT_FETCH. The flag alone does not tell: the server also sets it
+    /// while a procedure has a cursor of its own open, and sends the rows of its results at once.
+    fn asks_for_cursor(&self, request: &Request<Command>) -> bool {
+        let Some((id, _)) = &request.wire.statement else { return false };
+        self.frontend.statements.get(*id).is_some_and(|handle| handle.cursor)
     }
 
     /// Whether the statement has a cursor now; the server closes one behind its last row.

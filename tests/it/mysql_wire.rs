@@ -134,6 +134,7 @@ const TABLE: &str = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT, y
      INSERT INTO t (x, y) VALUES (1, 'one'), (2, 'two'), (3, NULL);
      CREATE PROCEDURE results() BEGIN SELECT 1; SELECT x FROM t FORCE INDEX (x) ORDER BY x; END;
      CREATE PROCEDURE fails() BEGIN SELECT 1; SELECT * FROM missing; SELECT 2; END;
+     CREATE PROCEDURE loops() FOR row IN (SELECT x FROM t ORDER BY x) DO SELECT row.x; END FOR;
      CREATE PROCEDURE out_parameter(OUT a INT) BEGIN SET a = 7; END";
 
 #[tokio::test]
@@ -161,7 +162,7 @@ async fn statements_of_the_text_protocol_are_answered_as_by_the_server() {
             ("several with an end", script(&["SELECT 1;", "SELECT 1; ", "SELECT 1;;", "SELECT 1; -- end"])),
             (
                 "results of procedures",
-                script(&["CALL results()", "CALL fails()", "CALL results()", "SELECT 5"]),
+                script(&["CALL results()", "CALL fails()", "CALL results()", "CALL loops()", "SELECT 5"]),
             ),
             (
                 "writes",
@@ -479,6 +480,10 @@ async fn prepared_statements_are_answered_as_by_the_server() {
                     (code::RESET_CONNECTION, vec![]),
                     execute(1, 0, &[Some("x")]),
                 ],
+            ),
+            (
+                "a procedure with a cursor of its own",
+                vec![prepare("CALL loops()"), execute(1, 0, &[]), execute(1, 0, &[])],
             ),
             (
                 "a procedure",

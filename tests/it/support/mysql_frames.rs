@@ -20,18 +20,19 @@ impl Session {
     pub async fn exchange(&mut self, code: u8, argument: &[u8]) -> Result<Vec<Frame>, Refused> {
         self.send(code, argument).await;
         let what = format!("{code:#04x} {}", String::from_utf8_lossy(&argument[..argument.len().min(80)]));
-        soon(&what, self.frames(code)).await
+        let cursor = code == code::STMT_EXECUTE && argument.get(4).is_some_and(|kind| *kind != 0);
+        soon(&what, self.frames_of(code, cursor)).await
     }
 
-    /// Every packet of the answer to a command of this kind.
-    pub async fn frames(&mut self, code: u8) -> Result<Vec<Frame>, Refused> {
+    /// Every packet of the answer to a command of this kind; `cursor`: it asks for one.
+    async fn frames_of(&mut self, code: u8, cursor: bool) -> Result<Vec<Frame>, Refused> {
         let mut frames = Vec::new();
         match code {
             code::STMT_CLOSE | code::STMT_SEND_LONG_DATA | code::QUIT => {}
             code::STATISTICS => frames.push(self.frame().await?),
             code::STMT_PREPARE => self.prepared(&mut frames).await?,
             code::FIELD_LIST | code::STMT_FETCH => drop(self.rows(&mut frames).await?),
-            _ => self.results(&mut frames).await?,
+            _ => self.results(&mut frames, cursor).await?,
         }
         Ok(frames)
     }
@@ -65,7 +66,7 @@ impl Session {
         Ok(())
     }
 
-    async fn results(&mut self, frames: &mut Vec<Frame>) -> Result<(), Refused> {
+    async fn results(&mut self, frames: &mut Vec<Frame>, cursor: bool) -> Result<(), Refused> {
         loop {
             let first = self.frame().await?;
             let flags = match first[1] {
@@ -77,7 +78,7 @@ impl Session {
                     for _ in 0..columns {
                         frames.push(self.frame().await?);
                     }
-                    if let Some(flags) = self.columns_end(frames).await? {
+                    if let Some(flags) = self.columns_end(frames).await?.filter(|_| cursor) {
                         if flags & status::MORE_RESULTS == 0 {
                             return Ok(());
                         }
@@ -96,7 +97,7 @@ impl Session {
         }
     }
 
-    /// The EOF packet behind columns, where there is one. `Some`: a cursor has the rows.
+    /// The EOF packet behind columns, where there is one. `Some`: a cursor of the client's has the rows.
     async fn columns_end(&mut self, frames: &mut Vec<Frame>) -> Result<Option<u16>, Refused> {
         if self.capabilities & can::DEPRECATE_EOF != 0 {
             return Ok(None);
