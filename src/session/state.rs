@@ -197,9 +197,12 @@ impl State {
                     self.transaction = Transaction::Idle;
                     return Step::Answer(Own::Done);
                 }
-                // Behind a savepoint the server refuses it: that answer is the server's to give.
+                // Behind a savepoint the server refuses it, MySQL's in every transaction: that answer is
+                // the server's to give.
                 Effect::SetTransaction(modes)
-                    if held.statements.len() < MAX_HELD && held.savepoints.is_empty() =>
+                    if held.statements.len() < MAX_HELD
+                        && held.savepoints.is_empty()
+                        && !(held.begun && self.sets_next) =>
                 {
                     merge(&mut held.modes, *modes);
                     held.statements.push(text.into());

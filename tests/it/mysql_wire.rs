@@ -205,6 +205,24 @@ async fn statements_of_the_text_protocol_are_answered_as_by_the_server() {
                 ]),
             ),
             (
+                "modes of a transaction",
+                script(&[
+                    "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+                    "BEGIN",
+                    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED",
+                    "SET TRANSACTION READ ONLY",
+                    "SELECT 1",
+                    "COMMIT",
+                    "START TRANSACTION READ ONLY",
+                    "SET TRANSACTION READ WRITE",
+                    "ROLLBACK",
+                    "BEGIN",
+                    "INSERT INTO t (id, x) VALUES (51, 51)",
+                    "SET TRANSACTION READ ONLY",
+                    "ROLLBACK",
+                ]),
+            ),
+            (
                 "chains",
                 script(&[
                     "BEGIN",
