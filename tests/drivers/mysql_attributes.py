@@ -32,7 +32,7 @@ for options in {}, {"compress": True}:
         for n in range(10):
             cursor.add_attribute("trace", f"span {n}")
             cursor.add_attribute("number", n)
-            # What reads attributes is unknown to the proxy: the primary has it.
+            # What reads attributes is a component's function: the primary is asked.
             [(trace, port)] = ask(cursor, READ)
             equal(trace, f"span {n}")
             on_primary([port], "a read of attributes")

@@ -3,6 +3,7 @@
 use pointsman::{
     demo::servers::APP,
     mysql::packet::{self, capability as can},
+    sql::{Dialect, functions::builtin},
 };
 
 use crate::{
@@ -15,6 +16,7 @@ use crate::{
 
 both_makes!(
     reads_use_replicas_and_writes_the_primary,
+    reads_with_spatial_functions_use_replicas_by_old_names_and_new,
     writes_are_read_back_at_once_and_reads_return_to_replicas,
     settings_go_where_the_session_goes,
     a_setting_that_fails_keeps_the_statement_from_running,
@@ -44,6 +46,33 @@ async fn reads_use_replicas_and_writes_the_primary(make: Make) {
     }
     assert_eq!(session.value("SELECT x FROM t").await, "7");
     assert_eq!(session.version.contains("MariaDB"), make == Make::MariaDb, "{}", session.version);
+}
+
+#[tokio::test]
+async fn every_function_of_the_servers_own_is_known() {
+    let node = Make::MariaDb.shared().node(0);
+    // The word SCHEMAS is in that list by mistake.
+    let names = "SELECT LOWER(function) FROM information_schema.sql_functions WHERE function <> 'SCHEMAS'";
+    let names = node.sql("", names).expect("it answers");
+    let unknown: Vec<&str> = names.lines().filter(|name| builtin(Dialect::Mysql, name).is_none()).collect();
+    assert!(names.lines().count() > 200, "{names}");
+    assert_eq!(unknown, [""; 0]);
+}
+
+async fn reads_with_spatial_functions_use_replicas_by_old_names_and_new(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let mut session = stage.session().await;
+    let old = "SELECT @@port + 0 * X(GeomFromText(AsText(PointFromWKB(AsBinary(POINT(1, 2))))))";
+    let new = "SELECT @@port + 0 * ST_X(ST_PointFromWKB(ST_AsBinary(POINT(1, 2))))";
+    let names = if make == Make::MariaDb {
+        vec![old, new]
+    } else {
+        vec![new, "SELECT @@port, VERSION_WITH_UPDATE()"]
+    };
+    for sql in names {
+        let port = session.value(sql).await.parse::<f64>().expect("a port is a number");
+        assert!(stage.is_replica(port as u16), "{sql}");
+    }
 }
 
 async fn writes_are_read_back_at_once_and_reads_return_to_replicas(make: Make) {

@@ -896,6 +896,14 @@ mod on_mysql9 {
                 session.command(code, &argument).await.expect(sql).value().parse().expect("a port");
             assert_eq!(port == stage.primary_port(), on_primary, "{sql}");
         }
+        stage.install_attribute_function();
+        let (code, argument) = query_with(&reading, "SELECT mysql_query_attribute_string('trace')");
+        assert_eq!(session.command(code, &argument).await.expect("it reads").value(), "SELECT 1");
+        assert_eq!(
+            stage.proxy.metric("pointsman_pins_total", &["function"]),
+            0.0,
+            "it leaves nothing behind"
+        );
         let (code, argument) = query_with(&reading, "INSERT INTO t VALUES (1)");
         session.command(code, &argument).await.expect("it writes");
         let (code, argument) = query_with(&reading, "SELECT CONNECTION_ID() FROM t");
