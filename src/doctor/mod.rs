@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::facts::Node;
+use self::{facts::Node, mysql::group::Group};
 use crate::{
     cli::Exit,
     cluster::Parts,
@@ -271,6 +271,13 @@ async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, 
         Engine::Mysql => {
             let (facts, took) = read_mysql(cluster, address).await.answer.map_err(failed)?;
             let role = match &facts.source {
+                Ok(_) if let Group::Member(view) = &facts.group => {
+                    if view.role == "PRIMARY" {
+                        "primary"
+                    } else {
+                        "replica"
+                    }
+                }
                 Ok(Some(_)) => "replica",
                 Ok(None) => "primary",
                 Err(_) => return Err(mysql::GRANTS.to_owned()),
@@ -279,6 +286,9 @@ async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, 
             let mut said = format!("{role}, {version}, {:.1} ms", took.as_secs_f64() * 1e3);
             if !facts.lacks.is_empty() {
                 let _ = write!(said, "; the monitor lacks {}: {}", facts.lacks.join(" and "), mysql::GRANTS);
+            }
+            if facts.group == Group::Hidden {
+                let _ = write!(said, "; the monitor may not see its group: {}", mysql::group::GRANT);
             }
             Ok(said)
         }

@@ -1,5 +1,6 @@
 //! What MySQL and MariaDB servers say of their replication, and what follows from it.
 
+pub mod group;
 mod semi_sync;
 
 use std::{
@@ -33,6 +34,7 @@ pub struct Facts {
     pub lacks: Vec<&'static str>,
     /// What it replicates; `None`: nothing. The error: it may not be asked.
     pub source: Result<Option<Source>, String>,
+    pub group: group::Group,
 }
 
 /// A row of SHOW SLAVE STATUS.
@@ -41,6 +43,19 @@ pub struct Source {
     pub receives: String,
     pub applies: String,
     pub error: String,
+}
+
+impl Default for Facts {
+    /// A server that says nothing and replicates nothing.
+    fn default() -> Self {
+        Self {
+            variables: HashMap::new(),
+            skew: 0.0,
+            lacks: Vec::new(),
+            source: Ok(None),
+            group: group::Group::None,
+        }
+    }
 }
 
 impl Facts {
@@ -124,7 +139,8 @@ pub async fn read(server: &mut Backend) -> Result<Facts, String> {
     });
     let skew = theirs.map_or(0.0, |theirs| theirs - now);
     let lacks = lacks(server).await.map_err(asked)?;
-    Ok(Facts { variables: variables.collect(), skew, lacks, source })
+    let group = group::read(server).await.map_err(asked)?;
+    Ok(Facts { variables: variables.collect(), skew, lacks, source, group })
 }
 
 /// Works out what is wrong.
@@ -200,10 +216,13 @@ fn examine(address: &Arc<str>, facts: &Facts, findings: &mut Vec<Finding>) {
         );
         add(Severity::Warning, what, "SET GLOBAL binlog_expire_logs_seconds = 604800, and in my.cnf");
     }
-    if facts.source.is_ok() {
+    group::examine(facts, &mut add);
+    if facts.source.is_ok() && !facts.is_member() {
         semi_sync::examine(facts, &mut add);
     }
     match &facts.source {
+        // Members of a group have channels of its own, which rest between two recoveries.
+        Ok(Some(_)) if facts.is_member() => {}
         Err(why) => add(Severity::Problem, format!("the monitor may not see its replication: {why}"), GRANTS),
         Ok(Some(source)) => replica(facts, source, &mut add),
         Ok(None) => {
@@ -274,6 +293,12 @@ fn together(seen: &[(&Arc<str>, &Facts)], findings: &mut Vec<Finding>) {
             add(what, mend);
         }
     }
+    let members: Vec<&Facts> =
+        seen.iter().map(|(_, facts)| *facts).filter(|facts| facts.is_member()).collect();
+    if !members.is_empty() {
+        findings.extend(group::without_primary(&members));
+        return;
+    }
     let primaries: Vec<&str> = seen
         .iter()
         .filter(|(_, facts)| !facts.is_replica() && facts.is("read_only", "OFF"))
@@ -326,6 +351,7 @@ mod tests {
             skew: 0.0,
             lacks: Vec::new(),
             source: Ok(replica.then_some(source)),
+            group: group::Group::None,
         }
     }
 

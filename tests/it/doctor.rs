@@ -31,7 +31,7 @@ fn configuration(cluster: &PgCluster, monitor: &str, app_password: &str) -> Temp
     folder
 }
 
-fn pointsman(arguments: &[&str], folder: &TempDir) -> (Option<i32>, String) {
+pub fn pointsman(arguments: &[&str], folder: &TempDir) -> (Option<i32>, String) {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_pointsman"))
         .args(arguments)
         .arg("-c")
@@ -80,7 +80,7 @@ both_makes!(
 );
 
 /// A configuration with the servers of `cluster`.
-fn mysql_configuration(cluster: &MysqlCluster) -> TempDir {
+pub fn mysql_configuration(cluster: &MysqlCluster) -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let text = format!(
         "[[cluster]]\nname = 'it'\nengine = 'mysql'\nlisten = ['127.0.0.1:0']\nnodes = {:?}\n\

@@ -7,6 +7,7 @@ mod on_mysql9 {
         servers::{APP, REPLICATION, Stop},
     };
 
+    use crate::doctor::{mysql_configuration, pointsman};
     use crate::support::{
         Proxy, eventually,
         mysql::{self, BASIC, Make, Session},
@@ -114,6 +115,35 @@ mod on_mysql9 {
         let heir = heir().await.expect("there is one");
         let node = if heir == group.port(0) { 0 } else { 2 };
         writes_move_to(&group, &proxy, &schema, node, 1_000).await;
+    }
+
+    #[tokio::test]
+    async fn the_doctor_knows_a_group_and_what_the_monitor_needs_for_it() {
+        let group = Group::start();
+        group.wait_for_members(0, 3).await;
+        let folder = mysql_configuration(&group.cluster);
+        let finds = async |command: &[&str], words: &str| {
+            eventually(words, async || pointsman(command, &folder).1.contains(words)).await;
+        };
+        let (code, said) = pointsman(&["check", "--connect"], &folder);
+        let roles = (said.matches("ok, primary").count(), said.matches("ok, replica").count());
+        assert_eq!((code, roles), (Some(0), (1, 2)), "{said}");
+        let (code, said) = pointsman(&["doctor"], &folder);
+        assert!(code == Some(0) && !said.contains("problem") && !said.contains("asynchronous"), "{said}");
+
+        let table = "SELECT ON performance_schema.replication_group_members";
+        group.on(0, &format!("REVOKE {table} FROM pointsman@'%'"));
+        finds(&["doctor"], "may not see the group").await;
+        finds(&["check", "--connect"], &format!("the monitor may not see its group: GRANT {table}")).await;
+        group.on(0, &format!("GRANT {table} TO pointsman@'%'"));
+
+        group.on(0, "SELECT group_replication_switch_to_multi_primary_mode()");
+        finds(&["doctor"], "all 3 primaries of its group take writes").await;
+
+        // Nobody is left to agree with.
+        group.cluster.stop(1, Stop::Kill).expect("it dies");
+        group.cluster.stop(2, Stop::Kill).expect("it dies");
+        finds(&["doctor"], "the group has no primary").await;
     }
 
     /// Two proxies, or one after a restart, have to agree.
