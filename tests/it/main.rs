@@ -35,6 +35,7 @@ mod mysql_consistency;
 mod mysql_drivers;
 mod mysql_failover;
 mod mysql_groups;
+mod mysql_late;
 mod mysql_login;
 mod mysql_servers;
 mod mysql_session;
