@@ -1,7 +1,9 @@
-//! The servers that scripts/bench measures on: a primary and two replicas, PostgreSQL's with pgbench's
-//! tables. Prints where they are as one line of JSON and runs until standard input ends.
+//! The servers that scripts/bench measures on and whose own tests scripts/regress and scripts/mtr run: a
+//! primary and two replicas, PostgreSQL's with pgbench's tables. Prints where they are as one line of
+//! JSON and runs until standard input ends.
 //!
-//! Usage: `bench_servers [SCALE]`, or `bench_servers mysql FOLDER` with scripts/mysql9's folder
+//! Usage: `bench_servers [SCALE]`, `bench_servers mysql FOLDER` with scripts/mysql9's folder, or
+//! `bench_servers mariadb [OPTION…]` with options for every server
 
 use std::{
     env,
@@ -11,7 +13,7 @@ use std::{
 };
 
 use pointsman::demo::{
-    mysql::{Flavour, MysqlCluster, MysqlOptions},
+    mysql::{Flavour, MysqlCluster, MysqlNode, MysqlOptions},
     servers::{APP, Binaries, Login, MONITOR, PgCluster, PgOptions, SUPERUSER},
 };
 
@@ -20,6 +22,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let first = arguments.next().unwrap_or_else(|| "10".to_owned());
     if first == "mysql" {
         return mysql(&arguments.next().ok_or("bench_servers mysql FOLDER")?);
+    }
+    if first == "mariadb" {
+        return mariadb(arguments.collect());
     }
     postgres(&first)
 }
@@ -73,6 +78,17 @@ fn mysql(root: &str) -> Result<(), Box<dyn Error>> {
         "nodes": cluster.addresses(),
         "app": login(APP),
         "monitor": login(MONITOR),
+    }))
+}
+
+fn mariadb(arguments: Vec<String>) -> Result<(), Box<dyn Error>> {
+    let cluster = MysqlCluster::start(MysqlOptions { replicas: 2, arguments, ..MysqlOptions::default() })?;
+    let sockets: Vec<_> = cluster.nodes().iter().map(MysqlNode::socket).collect();
+    serve(&serde_json::json!({
+        "nodes": cluster.addresses(),
+        "sockets": sockets,
+        "monitor": login(MONITOR),
+        "superuser": { "user": "root", "password": "" },
     }))
 }
 

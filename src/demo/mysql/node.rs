@@ -73,6 +73,11 @@ impl MysqlNode {
         format!("127.0.0.1:{}", self.port())
     }
 
+    /// The unix socket by which root needs no password.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Everything the server has written to its error log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
