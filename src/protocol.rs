@@ -87,6 +87,12 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// The beginning of a request's text, as sent: for fingerprints and what is learned.
     fn raw_text<'a>(&'a self, request: &'a Request<P::Wire>) -> &'a [u8];
 
+    /// Whether the next request continues this one on the same server, as in a pipeline that is not
+    /// synced.
+    fn goes_on(&self, _request: &Request<P::Wire>) -> bool {
+        false
+    }
+
     /// Answers a request that no server has to see, and consumes it.
     fn answer(
         &mut self,

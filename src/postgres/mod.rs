@@ -31,7 +31,11 @@ pub use self::{
     frontend::Frontend,
     gate::{Gate, Link, Shared, parts},
 };
-use self::{batch::Kind, login::Accepted, relay::Relay};
+use self::{
+    batch::{End, Kind},
+    login::Accepted,
+    relay::Relay,
+};
 use crate::{
     protocol::{
         self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused,
@@ -109,6 +113,10 @@ impl protocol::Frontend<Postgres> for Frontend {
 
     fn raw_text<'a>(&'a self, request: &'a Request<Box<Batch>>) -> &'a [u8] {
         self.statement_text(&request.wire)
+    }
+
+    fn goes_on(&self, request: &Request<Box<Batch>>) -> bool {
+        request.wire.kind == Kind::Extended && request.wire.end != End::Whole
     }
 
     async fn answer(

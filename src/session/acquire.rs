@@ -154,7 +154,9 @@ impl<P: Protocol> Session<P> {
             Transaction::Idle
                 if attempt.run.access == Access::Read
                     && !attempt.run.in_transaction
-                    && self.state.roams(&request.intent) =>
+                    && self.state.roams(&request.intent)
+                    // Its session would keep two connections, and has room for one.
+                    && !self.frontend.goes_on(request) =>
             {
                 Ok(Err(Some(kept)))
             }

@@ -2,12 +2,73 @@
 
 use std::process::{Command, Output};
 
+use mysql_async::{OptsBuilder, Pool, TxOpts, prelude::Queryable};
 use pointsman::demo::servers::APP;
 
 use crate::support::{
     drivers,
     mysql::{Make, Stage},
 };
+
+#[tokio::test]
+async fn mysql_async_notices_nothing() {
+    use_mysql_async(Make::MariaDb).await;
+}
+
+async fn use_mysql_async(make: Make) {
+    let table = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x VARCHAR(20))";
+    let stage = Stage::on(make, table, &[]).await;
+    let options = OptsBuilder::default()
+        .ip_or_hostname("127.0.0.1")
+        .tcp_port(stage.proxy.port())
+        .user(Some(APP.name))
+        .pass(Some(APP.password))
+        .db_name(Some(stage.schema.clone()))
+        // On loopback it would ask for @@socket and go on past the proxy, on whichever server answered.
+        .prefer_socket(false);
+    let pool = Pool::new(options);
+
+    // From the second round on, the pool resets the connection that it had before.
+    for round in 1..=3 {
+        let mut connection = pool.get_conn().await.expect("a login");
+        for _ in 0..10 {
+            let text: Option<u16> = connection.query_first("SELECT @@port").await.expect("text");
+            let binary: Option<(u16, String)> =
+                connection.exec_first("SELECT @@port, ?", ("bound",)).await.expect("binary");
+            let (binary, bound) = binary.expect("a row");
+            assert_eq!(bound, "bound");
+            for port in [text.expect("a row"), binary] {
+                // What the session wrote in an earlier round keeps its reads on the primary for a while.
+                assert!(round > 1 || stage.is_replica(port), "{port}");
+            }
+        }
+
+        let mut read_only = TxOpts::default();
+        read_only.with_readonly(Some(true));
+        let mut transaction = connection.start_transaction(read_only).await.expect("it begins");
+        let port: Option<u16> = transaction.query_first("SELECT @@port").await.expect("it reads");
+        transaction.commit().await.expect("it ends");
+        assert!(round > 1 || stage.is_replica(port.expect("a row")), "{port:?}");
+
+        let wrote = connection.exec_drop("INSERT INTO t (x) VALUES (?)", ("one",)).await;
+        assert!(wrote.is_ok(), "round {round}: {wrote:?}");
+        let id = connection.last_insert_id().expect("a number was drawn");
+        let read = connection.exec_first("SELECT x FROM t WHERE id = ?", (id,)).await.expect("it reads");
+        assert_eq!(read, Some("one".to_owned()));
+        let rows = (0..20).map(|n| (format!("row {n}"),));
+        connection.exec_batch("INSERT INTO t (x) VALUES (?)", rows).await.expect("it writes");
+
+        let mut transaction = connection.start_transaction(TxOpts::default()).await.expect("it begins");
+        transaction.exec_drop("DELETE FROM t WHERE id > ?", (0,)).await.expect("it writes");
+        let inside: Option<(u32, u16)> =
+            transaction.exec_first("SELECT COUNT(*), @@port FROM t", ()).await.expect("it reads");
+        assert_eq!(inside, Some((0, stage.primary_port())));
+        transaction.rollback().await.expect("it ends");
+        let count: Option<u32> = connection.query_first("SELECT COUNT(*) FROM t").await.expect("it reads");
+        assert_eq!(count, Some(round * 21));
+    }
+    pool.disconnect().await.expect("it leaves");
+}
 
 /// Runs a program before a proxy of its own; fails with what it said when it fails.
 async fn runs(command: Command) -> (Stage, Output) {
@@ -100,6 +161,11 @@ async fn the_command_line_client_notices_nothing() {
 
 mod on_mysql9 {
     use super::*;
+
+    #[tokio::test]
+    async fn mysql_async_notices_nothing() {
+        use_mysql_async(Make::Mysql9).await;
+    }
 
     #[tokio::test]
     async fn the_query_attributes_of_mysql_connector_arrive() {

@@ -260,6 +260,21 @@ async fn flush_brings_answers_before_the_sync() {
     assert_eq!((tags(&rest).as_str(), first_columns(&rest)), ("12DCZ", vec!["1".to_owned()]));
 }
 
+/// The read itself could run anywhere.
+#[tokio::test]
+async fn a_pipelined_read_keeps_the_temporary_tables_of_its_session() {
+    let stage = Stage::set("", &[]).await;
+    let mut wire = stage.wire().await;
+    wire.ask(&Batch::new().query("CREATE TEMP TABLE mine AS SELECT 7 AS x")).await;
+
+    wire.send(&Batch::new().run("SELECT 1", &[]).flush()).await;
+    for tag in *b"12DC" {
+        assert_eq!(wire.recv().await.tag, tag);
+    }
+    assert_eq!(tags(&wire.ask(&Batch::new().sync()).await), "Z");
+    assert_eq!(first_columns(&wire.ask(&Batch::new().query("SELECT x FROM mine")).await), ["7"]);
+}
+
 #[tokio::test]
 async fn an_error_after_a_write_under_one_sync_undoes_it() {
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
