@@ -158,7 +158,9 @@ impl Board {
             let address = Arc::clone(&node.config.address);
             self.push_event(Event::Restarted { address });
         }
-        if let Ok(facts) = &probe.outcome {
+        if let Ok(facts) = &probe.outcome
+            && self.is_kin(facts)
+        {
             if facts.claim == Claim::Replica && self.incumbent.is_some() {
                 self.nodes[id.0].followed = true;
             }
@@ -303,12 +305,19 @@ impl Board {
         self.counters
     }
 
+    /// Whether an answer is of this cluster's system, not of another that has taken a node's address.
+    fn is_kin(&self, facts: &Facts) -> bool {
+        self.settings.engine == Engine::Mysql
+            || self.system.as_ref().is_none_or(|system| *system == facts.incarnation.system)
+    }
+
     /// What the incumbent says counts even while its role is contested: a rival must have had it.
     fn hear_incumbent(&mut self, id: NodeId, facts: &Facts) {
         let address = &self.nodes[id.0].config.address;
         if let Some(incumbent) = self.incumbent.as_mut().filter(|incumbent| incumbent.address == *address)
             && facts.claim == Claim::Primary
             && facts.timeline == incumbent.timeline
+            && incumbent.server.as_ref().is_none_or(|server| *server == facts.incarnation.system)
             && let Some(written) = &facts.written
         {
             incumbent.written = Some(replayable(written));
@@ -369,7 +378,9 @@ impl Board {
         self.learn_history(id, &facts);
         let previous = self.incumbent.take();
         let written = facts.written.as_ref().map(replayable);
-        self.incumbent = Some(Incumbent { address: Arc::clone(&address), timeline: facts.timeline, written });
+        let server = (self.settings.engine == Engine::Mysql).then(|| Arc::clone(&facts.incarnation.system));
+        self.incumbent =
+            Some(Incumbent { address: Arc::clone(&address), timeline: facts.timeline, written, server });
         if self.settings.engine == Engine::Postgres {
             self.system.get_or_insert_with(|| Arc::clone(&facts.incarnation.system));
         }

@@ -35,6 +35,8 @@ pub struct Incumbent {
     pub timeline: Option<u32>,
     /// The newest position it reported as primary: all that was acknowledged before that probe.
     pub written: Option<Position>,
+    /// MySQL's server_uuid, MariaDB's server_id. PostgreSQL's systems are told apart before.
+    pub server: Option<Arc<str>>,
 }
 
 /// What an election goes by, besides the nodes.
@@ -143,18 +145,21 @@ pub fn elect(nodes: &[Candidate<'_>], ballot: Ballot<'_>) -> Verdict {
         return Verdict { primary: Err(nobody), fences };
     }
     let fenced = |fences: &[(NodeId, Fence)], id: NodeId| fences.iter().any(|(fenced, _)| *fenced == id);
-    let known: Vec<&Candidate<'_>> =
-        nodes.iter().filter(|node| node.reachable && !fenced(&fences, node.id)).collect();
+    // Whoever answers at a node's address without being of this cluster speaks for nobody here.
+    let kin: Vec<&Candidate<'_>> = nodes.iter().filter(|node| !fenced(&fences, node.id)).collect();
+    let known: Vec<&Candidate<'_>> = kin.iter().copied().filter(|node| node.reachable).collect();
     let claimers: Vec<&Candidate<'_>> = known.iter().copied().filter(|node| node.claims_primary()).collect();
 
+    // Also while somebody else answers at its address; but not once it is no node any more.
+    let last = ballot.incumbent.filter(|last| nodes.iter().any(|node| *node.address == last.address));
     let primary = match ballot.leader {
-        Some(leader) => by_patroni(&claimers, leader, &mut fences),
+        Some(leader) => by_patroni(&known, &claimers, leader, ballot.incumbent, &mut fences),
         None if ballot.incumbent.is_none() && nodes.iter().any(|node| !node.probed) => {
             Err(Nobody::NotAllProbed)
         }
         None => match ballot.engine {
-            Engine::Postgres => by_timeline(nodes, &known, &claimers, ballot, &mut fences),
-            Engine::Mysql => by_gtid(nodes, &claimers, ballot, &mut fences),
+            Engine::Postgres => by_timeline(&kin, &known, &claimers, ballot, last, &mut fences),
+            Engine::Mysql => by_gtid(&kin, &claimers, last, &mut fences),
         },
     };
     let primary = primary.map_err(|nobody| match nobody {
@@ -170,7 +175,14 @@ impl Candidate<'_> {
     }
 
     fn is_incumbent(&self, incumbent: Option<&Incumbent>) -> bool {
-        incumbent.is_some_and(|incumbent| incumbent.address == *self.address)
+        incumbent.is_some_and(|incumbent| incumbent.address == *self.address && !self.supplants(incumbent))
+    }
+
+    /// Whether another server, one without its history, has taken the incumbent's address.
+    fn supplants(&self, incumbent: &Incumbent) -> bool {
+        let (Some(facts), Some(server)) = (self.facts, &incumbent.server) else { return false };
+        facts.incarnation.system != *server
+            && incumbent.written.as_ref().is_some_and(|written| !self.has(written))
     }
 
     /// Whether its last answer is to a question sent after `then`.
@@ -196,9 +208,10 @@ impl Candidate<'_> {
         }
     }
 
-    /// All that it has executed, by its last answer as a primary.
+    /// All that it has executed, by its last answer.
     fn executed(&self) -> Option<&Position> {
-        self.facts.and_then(|facts| facts.written.as_ref().or(facts.flushed.as_ref()))
+        self.facts
+            .and_then(|facts| facts.written.as_ref().or(facts.flushed.as_ref()).or(facts.replayed.as_ref()))
     }
 }
 
@@ -261,28 +274,47 @@ fn duplicates(nodes: &[Candidate<'_>], incumbent: Option<&Incumbent>, fences: &m
     }
 }
 
+/// Patroni decides; but a member that is cut off, or whose Patroni is paused, may name a leader of
+/// the past: never back to an older timeline.
 fn by_patroni(
+    known: &[&Candidate<'_>],
     claimers: &[&Candidate<'_>],
     leader: Option<&str>,
+    incumbent: Option<&Incumbent>,
     fences: &mut Vec<(NodeId, Fence)>,
 ) -> Result<NodeId, Nobody> {
-    let named = |node: &&&Candidate<'_>| Some(&**node.address) == leader;
-    for node in claimers.iter().filter(|node| !named(node)) {
-        fences.push((node.id, Fence::Patroni { leader: leader.map(Arc::from) }));
+    let newest = newest_timeline(known, incumbent);
+    let mut elected = Err(Nobody::Patroni);
+    for node in claimers {
+        let own = node.facts.and_then(|facts| facts.timeline);
+        match own.filter(|own| *own < newest) {
+            _ if Some(&**node.address) != leader => {
+                fences.push((node.id, Fence::Patroni { leader: leader.map(Arc::from) }));
+            }
+            Some(own) => fences.push((node.id, Fence::OlderTimeline { own, newest })),
+            None => elected = Ok(node.id),
+        }
     }
-    claimers.iter().find(named).map(|node| node.id).ok_or(Nobody::Patroni)
+    elected
+}
+
+/// The newest timeline that is known of; 0 where there are none.
+fn newest_timeline(known: &[&Candidate<'_>], incumbent: Option<&Incumbent>) -> u32 {
+    let elected_on = incumbent.and_then(|incumbent| incumbent.timeline);
+    known.iter().filter_map(|node| node.timeline).chain(elected_on).max().unwrap_or(0)
 }
 
 /// PostgreSQL: the highest timeline wins, with care for a promotion beside a living primary.
 fn by_timeline(
-    nodes: &[Candidate<'_>],
+    kin: &[&Candidate<'_>],
     known: &[&Candidate<'_>],
     claimers: &[&Candidate<'_>],
     ballot: Ballot<'_>,
+    last: Option<&Incumbent>,
     fences: &mut Vec<(NodeId, Fence)>,
 ) -> Result<NodeId, Nobody> {
     let elected_on = ballot.incumbent.and_then(|incumbent| incumbent.timeline);
-    let newest = known.iter().filter_map(|node| node.timeline).chain(elected_on).max().unwrap_or(0);
+    let newest = newest_timeline(known, ballot.incumbent);
     let mut remaining: Vec<&Candidate<'_>> = Vec::new();
     for node in claimers {
         // A claimer's own answer, not an earlier one: promotion changes it.
@@ -307,16 +339,16 @@ fn by_timeline(
             return Err(Nobody::Tie);
         }
     };
-    let incumbent = nodes.iter().find(|node| node.is_incumbent(ballot.incumbent));
-    if let (Some(incumbent), Some(last)) = (incumbent, ballot.incumbent) {
-        if incumbent.claims_primary() && rival.followed {
+    if let Some(last) = last {
+        let incumbent = kin.iter().find(|node| node.is_incumbent(Some(last)));
+        if let Some(incumbent) = incumbent.filter(|node| node.claims_primary() && rival.followed) {
             let all = match (rival.replayed, &last.written) {
                 (Some(replayed), Some(written)) => ballot.timelines.covers(replayed, written) == Some(true),
                 _ => false,
             };
             beside_the_living(rival, incumbent, all, fences)?;
         }
-        let yielded = incumbent.reachable && !incumbent.claims_primary();
+        let yielded = incumbent.is_some_and(|node| node.reachable && !node.claims_primary());
         if elected_on == Some(newest) && !rival.followed && !yielded {
             let primary = Arc::clone(&last.address);
             fences.push((rival.id, Fence::SameTimeline { timeline: newest, primary }));
@@ -350,23 +382,27 @@ fn beside_the_living(
 
 /// MySQL and MariaDB: whose history contains the other's, with the incumbent keeping the role.
 fn by_gtid(
-    nodes: &[Candidate<'_>],
+    kin: &[&Candidate<'_>],
     claimers: &[&Candidate<'_>],
-    ballot: Ballot<'_>,
+    last: Option<&Incumbent>,
     fences: &mut Vec<(NodeId, Fence)>,
 ) -> Result<NodeId, Nobody> {
-    let incumbent = nodes.iter().find(|node| node.is_incumbent(ballot.incumbent));
-    let (Some(incumbent), Some(last)) = (incumbent, ballot.incumbent) else {
-        return most_complete(claimers, fences);
-    };
-    if incumbent.claims_primary() && claimers.iter().any(|node| node.id == incumbent.id) {
+    let Some(last) = last else { return most_complete(claimers, fences) };
+    let incumbent = kin.iter().find(|node| node.is_incumbent(Some(last)));
+    if let Some(incumbent) = incumbent.filter(|incumbent| incumbent.claims_primary()) {
         return challenge(claimers, incumbent, last, fences);
     }
-    let yielded = incumbent.reachable && !incumbent.claims_primary();
+    let yielded = incumbent.is_some_and(|incumbent| incumbent.reachable);
     let mut fit: Vec<&Candidate<'_>> = Vec::new();
     for node in claimers {
         let has_all = || last.written.as_ref().is_some_and(|written| node.has(written));
-        if node.followed || yielded || has_all() {
+        // It claimed the role while the incumbent answered, and lost: having what the incumbent had by
+        // its last answer does not tell that it has what was acknowledged since (hard case 8).
+        let may_lack = incumbent.is_some_and(|incumbent| {
+            node.claimed.is_some_and(|claimed| incumbent.was_asked_after(claimed))
+                && !node.has_more_than(incumbent)
+        });
+        if node.followed || yielded || (has_all() && !may_lack) {
             fit.push(node);
         } else {
             fences.push((node.id, Fence::LacksWrites { primary: Arc::clone(&last.address) }));

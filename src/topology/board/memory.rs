@@ -35,6 +35,9 @@ impl fmt::Display for Remembered {
         if let Some(system) = &self.system {
             writeln!(f, "system = {system}")?;
         }
+        if let Some(server) = &self.incumbent.server {
+            writeln!(f, "server = {server}")?;
+        }
         if let Some(timeline) = self.incumbent.timeline {
             writeln!(f, "timeline = {timeline}")?;
         }
@@ -52,13 +55,14 @@ impl FromStr for Remembered {
         if text.len() > MAX_MEMORY {
             return Err(MemoryFault::TooLong);
         }
-        let (mut system, mut address, mut timeline, mut written) = (None, None, None, None);
+        let (mut system, mut address, mut server, mut timeline, mut written) = (None, None, None, None, None);
         for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let fault = MemoryFault::Line(at + 1);
             let (key, value) = line.split_once('=').ok_or(fault.clone())?;
             match (key.trim(), value.trim()) {
                 (_, "") => return Err(fault),
                 ("primary", value) => address = Some(Arc::from(value)),
+                ("server", value) => server = Some(Arc::from(value)),
                 ("system", value) => system = Some(Arc::from(value)),
                 ("timeline", value) => timeline = Some(value.parse().map_err(|_| fault)?),
                 ("written", value) => written = Some(value.parse::<Position>().map_err(|_| fault)?),
@@ -66,7 +70,7 @@ impl FromStr for Remembered {
             }
         }
         let address = address.ok_or(MemoryFault::NoPrimary)?;
-        Ok(Self { system, incumbent: Incumbent { address, timeline, written } })
+        Ok(Self { system, incumbent: Incumbent { address, timeline, written, server } })
     }
 }
 
@@ -77,12 +81,12 @@ mod tests {
 
     #[test]
     fn what_was_remembered_is_read_back() {
-        for (system, timeline, written) in [
-            (Some("7300000000000000000".into()), Some(3), Some(at(3, 0x16B_3748))),
-            (None, None, Some(gtids("0-1-100,1-2-5"))),
-            (None, None, None),
+        for (system, timeline, written, server) in [
+            (Some("7300000000000000000".into()), Some(3), Some(at(3, 0x16B_3748)), None),
+            (None, None, Some(gtids("0-1-100,1-2-5")), Some("1".into())),
+            (None, None, None, None),
         ] {
-            let incumbent = Incumbent { address: "[::1]:5432".into(), timeline, written };
+            let incumbent = Incumbent { address: "[::1]:5432".into(), timeline, written, server };
             let remembered = Remembered { system, incumbent };
             assert_eq!(remembered.to_string().parse(), Ok(remembered));
         }

@@ -112,6 +112,11 @@ impl Tracked {
     fn learn(&mut self, probe: &Probe, facts: &Facts) -> bool {
         let same = self.facts.as_ref().is_some_and(|before| before.incarnation == facts.incarnation);
         let restarted = self.facts.is_some() && !same;
+        let other = |before: &Facts| before.incarnation.system != facts.incarnation.system;
+        if self.facts.as_ref().is_some_and(other) {
+            // What another server did at this address says nothing of this one.
+            self.followed = false;
+        }
         if !same {
             (self.timeline, self.replayed, self.claimed, self.horizon) = (None, None, None, None);
         }

@@ -1,5 +1,6 @@
-//! A PostgreSQL cluster in miniature, driven through generated histories: whatever crashes,
-//! promotions, lost and late probes do, the board keeps its promises.
+//! A PostgreSQL cluster in miniature, driven through generated histories: whatever crashes, promotions, lost and
+//! late probes, strangers, restarts of the proxy and stale words of Patroni do, the board keeps its
+//! promises.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -9,7 +10,7 @@ use super::{fixture::*, *};
 use crate::{
     route::{self, Consistency, Floor, Policy, PrimaryReads, Question},
     sql::Access,
-    topology::{ProbeFault, ProbeNumber, Resolved, Role, Snapshot, State},
+    topology::{Position, ProbeFault, ProbeNumber, Resolved, Role, Snapshot, State},
 };
 
 const NODES: usize = 3;
@@ -17,10 +18,22 @@ const SESSIONS: usize = 3;
 /// Never an offset at which an insert position is rounded down.
 const RECORD: u64 = 16;
 
+/// What a restarted proxy finds of the last election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StateFile {
+    Kept,
+    /// Of the first election.
+    Old,
+    Missing,
+    OfAnotherCluster,
+}
+
 /// A server as it really is.
 #[derive(Clone, Debug)]
 struct Server {
     alive: bool,
+    /// It is dead, and a server of another system answers at its port.
+    stranger: Option<Claim>,
     started: i64,
     claim: Claim,
     timeline: u32,
@@ -49,6 +62,14 @@ struct Pending {
 #[derive(Debug)]
 struct Sim {
     board: Board,
+    /// What the state file said after the first election.
+    first: Option<Remembered>,
+    /// The state file is another cluster's: PostgreSQL's servers are strangers to it.
+    misled: bool,
+    /// The proxy has elected nobody yet and remembers nothing that it could tell a stranger by.
+    blank: bool,
+    /// Start times are told apart by this, whatever the clocks say.
+    starts: i64,
     servers: Vec<Server>,
     sessions: Vec<Session>,
     pending: Vec<Option<Pending>>,
@@ -78,16 +99,39 @@ struct Counts {
 enum Op {
     Pass(u64),
     Probe(usize),
-    Ask { node: usize, lost: bool },
+    Ask {
+        node: usize,
+        lost: bool,
+    },
     Hear(usize),
     Write(usize),
     Read(usize),
-    Stream { node: usize, records: usize },
-    Replay { node: usize, records: usize },
+    Stream {
+        node: usize,
+        records: usize,
+    },
+    Replay {
+        node: usize,
+        records: usize,
+    },
     Crash(usize),
     Restart(usize),
     Promote(usize),
     Rejoin(usize),
+    /// Goes down and comes back, seen each time.
+    Flap(usize),
+    /// All servers die; they come back in any order.
+    Blackout,
+    /// The server's clock is set: it seems to have been started at another time.
+    SetClock(usize),
+    /// Another system's server takes the port of a dead one.
+    Stranger {
+        node: usize,
+        claim: Claim,
+    },
+    RestartProxy(StateFile),
+    /// Patroni's word, which may be stale or wrong; the outer `None`: it is silent.
+    Patroni(Option<Option<usize>>),
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -105,17 +149,41 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         3 => node().prop_map(Op::Restart),
         2 => node().prop_map(Op::Promote),
         3 => node().prop_map(Op::Rejoin),
+        2 => node().prop_map(Op::Flap),
+        1 => Just(Op::Blackout),
+        1 => node().prop_map(Op::SetClock),
+        2 => (node(), claim()).prop_map(|(node, claim)| Op::Stranger { node, claim }),
+        1 => file().prop_map(Op::RestartProxy),
+        2 => prop::option::of(prop::option::of(node())).prop_map(Op::Patroni),
     ];
     prop::collection::vec(op, 50..500)
 }
 
-impl Server {
-    fn facts(&self, node: usize, receiving: bool) -> Facts {
-        let primary = self.claim == Claim::Primary;
-        let known = if primary || receiving { self.timeline } else { 0 };
-        pg(self.claim, self.started * 10 + node as i64, known, self.visible as u64 * RECORD)
-    }
+fn claim() -> impl Strategy<Value = Claim> {
+    prop_oneof![Just(Claim::Primary), Just(Claim::Replica)]
+}
 
+fn file() -> impl Strategy<Value = StateFile> {
+    use StateFile::{Kept, Missing, OfAnotherCluster, Old};
+    prop_oneof![4 => Just(Kept), 2 => Just(Old), 2 => Just(Missing), 1 => Just(OfAnotherCluster)]
+}
+
+/// What a stranger has written: more than anybody here.
+const STRANGERS_RECORDS: u64 = 1_000_000;
+
+/// What a server of another system says of itself.
+fn strangers_facts(claim: Claim, timeline: u32) -> Facts {
+    let mut facts = pg(claim, 7, timeline, STRANGERS_RECORDS);
+    facts.incarnation.system = "2".into();
+    for position in [&mut facts.written, &mut facts.flushed, &mut facts.replayed, &mut facts.shown] {
+        if let Some(Position::Postgres { system, .. }) = position {
+            *system = 2;
+        }
+    }
+    facts
+}
+
+impl Server {
     fn shows(&self, record: u64) -> bool {
         self.wal[..self.visible].contains(&record)
     }
@@ -128,9 +196,9 @@ impl Server {
 impl Sim {
     fn new() -> Self {
         let now = Instant::now();
-        let configs = ["a:1", "b:1", "c:1"].map(config).to_vec();
         let server = |claim| Server {
             alive: true,
+            stranger: None,
             started: 1,
             claim,
             timeline: 1,
@@ -139,7 +207,11 @@ impl Sim {
             consistent: 10,
         };
         let mut sim = Self {
-            board: Board::new(configs, settings(Engine::Postgres), now, SystemTime::UNIX_EPOCH),
+            board: new_board(now),
+            first: None,
+            misled: false,
+            blank: false,
+            starts: 1,
             servers: vec![server(Claim::Primary), server(Claim::Replica), server(Claim::Replica)],
             sessions: vec![Session::default(); SESSIONS],
             pending: (0..NODES).map(|_| None).collect(),
@@ -157,7 +229,24 @@ impl Sim {
             sim.hear(node);
         }
         sim.check();
+        sim.first = sim.board.remembered();
         sim
+    }
+
+    fn facts(&self, node: usize) -> Facts {
+        let server = &self.servers[node];
+        if let Some(claim) = server.stranger {
+            // The same timeline as ours, as often as not: most systems are on their first.
+            let timeline = if self.starts % 2 == 0 { self.top_timeline } else { 99 };
+            return strangers_facts(claim, timeline);
+        }
+        let told = server.claim == Claim::Primary || self.source(node).is_some();
+        let timeline = if told { server.timeline } else { 0 };
+        pg(server.claim, server.started * 10 + node as i64, timeline, server.visible as u64 * RECORD)
+    }
+
+    fn is_up(&self, node: usize) -> bool {
+        self.servers[node].alive || self.servers[node].stranger.is_some()
     }
 
     fn run(&mut self, op: Op) {
@@ -176,16 +265,77 @@ impl Sim {
             Op::Stream { node, records } => self.stream(node, records),
             Op::Replay { node, records } => self.replay(node, records),
             Op::Crash(node) => self.crash(node),
-            Op::Restart(node) => {
-                let server = &mut self.servers[node];
-                if !server.alive {
-                    (server.alive, server.started) = (true, server.started + 1);
-                }
-            }
+            Op::Restart(node) => self.restart(node),
             Op::Promote(node) => self.promote(node),
             Op::Rejoin(node) => self.rejoin(node),
+            Op::Flap(node) => {
+                for _ in 0..3 {
+                    self.crash(node);
+                    self.run(Op::Probe(node));
+                    self.restart(node);
+                    self.run(Op::Probe(node));
+                }
+            }
+            Op::Blackout => (0..NODES).for_each(|node| self.crash(node)),
+            Op::SetClock(node) => {
+                self.starts += 1;
+                // Back, as often as not.
+                self.servers[node].started = if self.starts % 2 == 0 { -self.starts } else { self.starts };
+            }
+            Op::Stranger { node, claim } => {
+                if !self.servers[node].alive && !self.blank {
+                    self.servers[node].stranger = Some(claim);
+                }
+            }
+            Op::RestartProxy(file) => self.restart_proxy(file),
+            Op::Patroni(word) => self.patroni(word),
         }
         self.check();
+    }
+
+    fn restart(&mut self, node: usize) {
+        if !self.servers[node].alive {
+            self.starts += 1;
+            let server = &mut self.servers[node];
+            (server.alive, server.stranger, server.started) = (true, None, self.starts);
+        }
+    }
+
+    fn patroni(&mut self, word: Option<Option<usize>>) {
+        let address = |node: usize| Arc::from(["a:1", "b:1", "c:1"][node]);
+        self.board.set_leader(word.map(|leader| leader.map(address)), self.now);
+    }
+
+    /// Another proxy begins with what the state file says; its sessions are new.
+    fn restart_proxy(&mut self, file: StateFile) {
+        let remembered = match file {
+            StateFile::Kept if self.misled => return,
+            StateFile::Kept => self.board.remembered(),
+            StateFile::Old => self.first.clone(),
+            StateFile::Missing => None,
+            StateFile::OfAnotherCluster => {
+                let facts = strangers_facts(Claim::Primary, 99);
+                let (address, timeline, written) = ("a:1".into(), facts.timeline, facts.written);
+                let incumbent = Incumbent { address, timeline, written, server: None };
+                Some(Remembered { system: Some("2".into()), incumbent })
+            }
+        };
+        if file != StateFile::Kept {
+            self.blank = true;
+            self.servers.iter_mut().for_each(|server| server.stranger = None);
+        }
+        self.misled = file == StateFile::OfAnotherCluster;
+        self.board = new_board(self.now);
+        if let Some(remembered) = &remembered {
+            self.board.recall(remembered.to_string().parse().expect("what was written can be read"));
+        }
+        self.sessions = vec![Session::default(); SESSIONS];
+        self.pending.iter_mut().for_each(|pending| *pending = None);
+        if file != StateFile::Kept {
+            let knows = remembered.and_then(|remembered| remembered.incumbent.timeline);
+            self.elected = knows.filter(|_| !self.misled).map(|timeline| (0, timeline));
+            self.official.clear();
+        }
     }
 
     /// A probe looks at the server now and is heard of later.
@@ -194,11 +344,10 @@ impl Sim {
             return;
         }
         self.number += 1;
-        let server = &self.servers[node];
-        let outcome = match (server.alive, lost) {
+        let outcome = match (self.is_up(node), lost) {
             (false, _) => Err(ProbeFault::Unreachable),
             (true, true) => Err(ProbeFault::TimedOut),
-            (true, false) => Ok(server.facts(node, self.source(node).is_some())),
+            (true, false) => Ok(self.facts(node)),
         };
         let sent = self.now;
         self.pending[node] = Some(Pending { number: ProbeNumber(self.number), sent, outcome });
@@ -235,16 +384,16 @@ impl Sim {
     /// incarnation than the snapshot's is not used.
     fn reach(&mut self, node: usize, snapshot: &Snapshot) -> bool {
         assert!(!matches!(snapshot.nodes[node].state, State::Fenced(_)), "a fenced node was chosen");
-        let server = &self.servers[node];
-        if !server.alive {
+        if !self.is_up(node) {
             self.board.report(NodeId(node), Traffic::Refused, self.now);
             return false;
         }
-        let incarnation = server.facts(node, true).incarnation;
+        let incarnation = self.facts(node).incarnation;
         let same = snapshot.nodes[node].incarnation.as_ref() == Some(&incarnation);
         if !same {
             self.board.report(NodeId(node), Traffic::Opened(incarnation), self.now);
         }
+        assert!(!same || self.servers[node].stranger.is_none(), "a stranger that was known was chosen");
         same
     }
 
@@ -259,10 +408,11 @@ impl Sim {
         }
         let record = self.append(node);
         self.counts.writes += 1;
-        let incarnation = self.servers[node].facts(node, true).incarnation;
+        let current = ProbeNumber(self.number);
+        let floor = Floor::Unsampled { incarnation: self.facts(node).incarnation, after: current };
         let session = &mut self.sessions[session];
         session.written.push(record);
-        session.floor = Some(Floor::Unsampled { incarnation, after: ProbeNumber(self.number) });
+        session.floor.get_or_insert_default().raise(&floor, current);
     }
 
     fn append(&mut self, node: usize) -> u64 {
@@ -350,6 +500,8 @@ impl Sim {
         self.top_timeline += 1;
         let server = &mut self.servers[node];
         (server.claim, server.timeline) = (Claim::Primary, self.top_timeline);
+        // What was received is applied first.
+        server.visible = server.wal.len();
         self.append(node);
     }
 
@@ -360,21 +512,29 @@ impl Sim {
             .max_by_key(|&other| self.servers[other].timeline);
         let Some(source) = newest.filter(|_| !self.servers[node].alive) else { return };
         let source = self.servers[source].clone();
-        let started = self.servers[node].started + 1;
+        self.starts += 1;
+        let started = self.starts;
         let visible = source.wal.len();
         self.servers[node] =
             Server { alive: true, started, claim: Claim::Replica, visible, consistent: visible, ..source };
+        self.servers[node].stranger = None;
     }
 
     /// Somebody mends the cluster: node 0 is promoted with the official history, the others follow.
     fn mend(&mut self) {
+        if self.misled {
+            self.restart_proxy(StateFile::Missing);
+        }
+        self.patroni(None);
         self.top_timeline += 1;
-        let wal = self.official.clone();
+        let wal = if self.official.is_empty() { vec![0; 10] } else { self.official.clone() };
         for node in 0..NODES {
             self.pending[node] = None;
+            self.starts += 1;
             self.servers[node] = Server {
                 alive: true,
-                started: self.servers[node].started + 1,
+                stranger: None,
+                started: self.starts,
                 claim: if node == 0 { Claim::Primary } else { Claim::Replica },
                 timeline: self.top_timeline,
                 visible: wal.len(),
@@ -427,6 +587,8 @@ impl Sim {
             assert!(snapshot.without_primary_since.is_some());
             return;
         };
+        self.blank = false;
+        assert!(!self.misled, "elected by another cluster's file");
         let timeline = primary.timeline.expect("nobody is elected without a timeline");
         if self.elected.is_none_or(|elected| elected != (primary.id.0, timeline)) {
             self.counts.elections += 1;
@@ -467,6 +629,11 @@ impl Sim {
     }
 }
 
+fn new_board(now: Instant) -> Board {
+    let configs = ["a:1", "b:1", "c:1"].map(config).to_vec();
+    Board::new(configs, settings(Engine::Postgres), now, SystemTime::UNIX_EPOCH)
+}
+
 fn run(ops: impl IntoIterator<Item = Op>) -> Counts {
     let mut sim = Sim::new();
     ops.into_iter().for_each(|op| sim.run(op));
@@ -490,7 +657,7 @@ fn the_simulation_elects_writes_and_reads_from_replicas() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
     #[test]
     fn a_mended_cluster_serves_from_all_its_nodes_again_whatever_came_before(history in ops()) {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::{fixture::*, *};
 use crate::{
     route::Floor,
-    topology::{Claim::*, Engine::*, ProbeNumber, Resolved, Role, State},
+    topology::{Claim::*, Engine::*, Position, ProbeNumber, Resolved, Role, State},
 };
 
 /// `a` is primary on timeline 1 at 100, the others are replicas at the given positions.
@@ -231,6 +231,66 @@ fn nodes_of_another_system_and_second_names_of_a_server_are_refused() {
 
     world.answers(2, pg(Replica, 2, 1, 100));
     assert_eq!(world.fence(2), "it is the same server as b:1");
+}
+
+/// What another system's server answers at a node's address.
+fn stranger(claim: Claim, timeline: u32) -> Facts {
+    let mut facts = pg(claim, 77, timeline, 5_000);
+    facts.incarnation.system = "2".into();
+    for position in [&mut facts.written, &mut facts.flushed, &mut facts.replayed] {
+        if let Some(Position::Postgres { system, .. }) = position {
+            *system = 2;
+        }
+    }
+    facts
+}
+
+#[test]
+fn a_strange_system_at_the_dead_primarys_address_does_not_stop_the_failover() {
+    for (claim, timeline) in [(Primary, 1), (Primary, 99), (Replica, 1)] {
+        let mut world = three([100, 100]);
+        world.dies(0);
+        world.answers(0, stranger(claim, timeline));
+        assert_eq!(world.primary(), None, "{claim:?}");
+        assert!(world.fence(0).contains("its system identifier is 2"), "{}", world.fence(0));
+
+        world.answers(1, pg(Primary, 2, 2, 130));
+
+        assert_eq!(world.primary(), Some(1), "{claim:?} on timeline {timeline}");
+    }
+}
+
+#[test]
+fn what_a_strange_system_answered_says_nothing_of_who_returns() {
+    let mut world = three([100, 100]);
+    world.dies(0);
+    world.answers(1, pg(Primary, 2, 2, 130));
+    world.dies(0);
+    world.answers(0, stranger(Replica, 1));
+    assert_eq!(world.primary(), Some(1));
+
+    // A copy of the new primary, made by a person: it has not followed, whatever was there before it.
+    world.dies(1);
+    world.answers(0, pg(Primary, 9, 2, 120));
+
+    assert_eq!(world.primary(), None, "it may lack what b acknowledged");
+    assert!(world.fence(0).contains("belongs to b:1"), "{}", world.fence(0));
+}
+
+#[test]
+fn a_stale_word_of_patroni_does_not_bring_an_older_timeline_back() {
+    let mut world = three([100, 100]);
+    world.board.set_leader(Some(Some("b:1".into())), world.now);
+    world.answers(1, pg(Primary, 2, 2, 130));
+    assert_eq!(world.primary(), Some(1));
+
+    // A member that is cut off still names the leader of the past, which is back.
+    world.board.set_leader(Some(Some("a:1".into())), world.now);
+    world.answers(0, pg(Primary, 1, 1, 140));
+    world.dies(1);
+
+    assert_eq!(world.primary(), None);
+    assert!(world.fence(0).contains("timeline 1, the newest is 2"), "{}", world.fence(0));
 }
 
 #[test]
@@ -547,6 +607,67 @@ mod mysql {
         assert!(!world.fence(0).is_empty() && !world.fence(2).is_empty());
 
         world.answers(2, facts(Replica, 3, "U1:1-101"));
+        assert_eq!(world.primary(), Some(0));
+    }
+
+    #[test]
+    fn a_fenced_server_does_not_inherit_from_the_primary_it_lost_to() {
+        let mut world = three();
+        world.dies(0);
+        world.answers(1, facts(Primary, 2, "U1:1-100"));
+        assert_eq!(world.primary(), Some(1));
+        // The old one is back, writable, with all that there is so far.
+        for _ in 0..2 {
+            world.answers(0, facts(Primary, 1, "U1:1-100"));
+            world.answers(1, facts(Primary, 2, "U1:1-100"));
+        }
+        assert!(!world.fence(0).is_empty());
+
+        // What the primary acknowledged behind its last probe, the old one has not.
+        world.dies(1);
+        world.answers(0, facts(Primary, 1, "U1:1-100"));
+        assert_eq!(world.primary(), None);
+
+        // Restarted, it is somebody's choice.
+        world.dies(0);
+        let mut restarted = facts(Primary, 1, "U1:1-100");
+        restarted.incarnation.started += 1;
+        world.answers(0, restarted);
+        assert_eq!(world.primary(), Some(0));
+    }
+
+    #[test]
+    fn two_names_of_another_server_are_no_more_the_primary_than_one() {
+        let mut world = three();
+        world.dies(0);
+        world.dies(1);
+        for node in [0, 1] {
+            let mut other = facts(Primary, 3, "33333333-3333-3333-3333-333333333333:1-900");
+            (other.incarnation.system, other.server_id) = ("u9".into(), Some(9));
+            world.answers(node, other);
+        }
+
+        assert_eq!(world.primary(), None);
+    }
+
+    #[test]
+    fn another_server_at_the_dead_primarys_address_is_not_the_primary() {
+        let mut world = three();
+        world.dies(0);
+        let mut other = facts(Primary, 3, "33333333-3333-3333-3333-333333333333:1-900");
+        (other.incarnation.system, other.server_id) = ("u9".into(), Some(9));
+        world.answers(0, other);
+        assert_eq!(world.primary(), None);
+        assert!(world.fence(0).contains("lacks writes"), "{}", world.fence(0));
+
+        world.answers(1, facts(Primary, 2, "U1:1-100,U2:1"));
+        assert_eq!(world.primary(), Some(1));
+
+        // Set up anew, with all that there is, it may have the role.
+        world.dies(1);
+        let mut copy = facts(Primary, 1, "U1:1-100,U2:1");
+        copy.incarnation.system = "u8".into();
+        world.answers(0, copy);
         assert_eq!(world.primary(), Some(0));
     }
 

@@ -97,6 +97,7 @@ proptest! {
         let addresses = addresses();
         let nodes = candidates(&addresses, &drawn);
         let incumbent = incumbent.map(|(node, timeline, lsn)| Incumbent {
+            server: None,
             address: Arc::clone(&addresses[node]),
             timeline: Some(timeline),
             written: Some(at(timeline, lsn)),
@@ -132,6 +133,7 @@ proptest! {
         let addresses = addresses();
         let nodes = candidates(&addresses, &drawn);
         let incumbent = incumbent.map(|(node, one)| Incumbent {
+            server: None,
             address: Arc::clone(&addresses[node]),
             timeline: None,
             written: Some(gtids(&format!("11111111-1111-1111-1111-111111111111:1-{one}"))),
