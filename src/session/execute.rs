@@ -21,7 +21,7 @@ use crate::{
     recent::Routed,
     refusal::{Refusal, RefusalKind},
     route::{Policy, Why},
-    sql::{Access, Effect, Intent, PinReason, Reason, hints::Target},
+    sql::{Access, Effect, Intent, PinReason, Reason, effects::Discard, hints::Target},
     standing::Watch,
     topology::{NodeId, Role, board::Traffic},
 };
@@ -246,6 +246,9 @@ impl<P: Protocol> Session<P> {
             took: now.duration_since(attempt.began),
         });
         self.note_previous(&request.intent, held.role);
+        if !reply.failed && request.intent.effects.contains(&Effect::Discard(Discard::All)) {
+            self.forget_previous(&held);
+        }
         if reply.lost {
             self.cluster.topology.report(held.address(), Traffic::Broken);
             drop(held);

@@ -75,6 +75,21 @@ impl<P: Protocol> Session<P> {
         }
     }
 
+    /// The session has given up what its statements left behind (DISCARD ALL, COM_RESET_CONNECTION);
+    /// `held` is the connection that it did so on.
+    pub(super) fn forget_previous(&mut self, held: &Held<P>) {
+        if self.is_kept_softly()
+            && let Some(kept) = self.kept.take()
+        {
+            self.lose_previous(&kept);
+            kept.release(Fate::Reset, Instant::now());
+        } else if self.kept.is_none() && std::mem::take(&mut self.previous.lent) {
+            held.pool.take_back(&self.registered.entry);
+        }
+        self.previous.here = false;
+        self.previous.lost = false;
+    }
+
     /// Another session waits for a connection.
     pub(super) fn yield_kept(&mut self) {
         let entry = self.registered.entry.clone();

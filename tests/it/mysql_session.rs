@@ -27,6 +27,7 @@ both_makes!(
     several_statements_and_several_results_pass,
     what_pins_stays_with_its_session,
     the_last_insert_id_is_the_sessions_own,
+    a_reset_gives_up_the_connection_that_an_insert_had_kept,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
     a_file_of_the_clients_is_loaded_and_long_statements_pass,
@@ -350,6 +351,25 @@ async fn connection_id_is_the_number_that_the_client_was_told() {
     eventually("nobody has the number", async || {
         let again = killer.lock().await.query(&format!("KILL {number}")).await;
         again.is_err_and(|error| error.errno == 1094)
+    })
+    .await;
+}
+
+/// Pools of the clients' reset what they hand out: who writes through one reads on replicas all the same.
+async fn a_reset_gives_up_the_connection_that_an_insert_had_kept(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
+    let mut session = stage.session().await;
+    session.run("INSERT INTO t (x) VALUES (7)").await;
+    session.command(0x1F, b"").await.expect("COM_RESET_CONNECTION");
+    assert_eq!(session.value("SELECT LAST_INSERT_ID()").await, "0");
+
+    let session = tokio::sync::Mutex::new(session);
+    eventually("a read-only transaction runs on a replica", async || {
+        let mut session = session.lock().await;
+        session.run("START TRANSACTION READ ONLY").await;
+        let port = session.port().await;
+        session.run("COMMIT").await;
+        stage.is_replica(port)
     })
     .await;
 }

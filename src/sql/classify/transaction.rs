@@ -52,9 +52,20 @@ pub(super) fn modes(phrase: &Phrase<'_>, at: usize) -> Option<TransactionModes> 
     let mut modes = TransactionModes::default();
     let mut at = at;
     let first = at;
+    // PostgreSQL needs no commas and takes the last word on each mode; MySQL wants them, and one word.
+    let strict = phrase.dialect == Dialect::Mysql;
     while !phrase.ends_at(at) {
-        if at > first && phrase.punct(at, b',') {
-            at += 1;
+        match phrase.punct(at, b',') {
+            true if at > first => at += 1,
+            _ if strict && at > first => return None,
+            _ => {}
+        }
+        let twice = match phrase.is(at, "read") {
+            true => modes.read_only.is_some(),
+            false => modes.isolation.is_some() && phrase.is(at, "isolation"),
+        };
+        if strict && twice {
+            return None;
         }
         at += if phrase.says(at, &["read", "only"]) {
             modes.read_only = Some(true);

@@ -256,3 +256,18 @@ fn modes_change_how_quotes_are_read() {
     let unreadable = LexModes { unreadable: true, ..default };
     assert_eq!(judge("SELECT 1", unreadable).reason, Reason::Unreadable);
 }
+
+#[test]
+fn transaction_modes_are_said_once_each_and_with_commas() {
+    let begin = |read_only| Effect::Begin(TransactionModes { read_only, ..TransactionModes::default() });
+    for (text, effect) in [
+        ("START TRANSACTION READ ONLY", begin(Some(true))),
+        ("START TRANSACTION READ WRITE", begin(Some(false))),
+        ("START TRANSACTION READ ONLY, READ WRITE", Effect::BeginUnknown),
+        ("START TRANSACTION READ ONLY READ WRITE", Effect::BeginUnknown),
+    ] {
+        assert_eq!(mysql(text).effects, [effect], "{text}");
+    }
+    let faulty = mysql("SET TRANSACTION READ ONLY ISOLATION LEVEL SERIALIZABLE");
+    assert!(!faulty.effects.iter().any(|effect| matches!(effect, Effect::SetTransaction(_))), "{faulty:?}");
+}
