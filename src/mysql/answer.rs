@@ -25,8 +25,13 @@ impl Frontend {
         transaction: Transaction,
     ) -> Result<(), Fault> {
         self.told = transaction;
-        if let [Effect::Begin(modes)] = request.intent.effects[..] {
-            self.read_only = modes.read_only == Some(true);
+        match request.intent.effects[..] {
+            [Effect::SetTransaction(modes)] => self.next_read_only = modes.read_only.or(self.next_read_only),
+            [Effect::Begin(modes)] => {
+                let said_before = self.next_read_only.take();
+                self.read_only = modes.read_only.or(said_before) == Some(true);
+            }
+            _ => {}
         }
         let status = self.status(transaction);
         let mut out = Vec::with_capacity(64);

@@ -66,6 +66,8 @@ pub struct Frontend {
     pub(super) told: Transaction,
     /// The transaction that is open is READ ONLY.
     pub(super) read_only: bool,
+    /// What SET TRANSACTION said of the next one.
+    pub(super) next_read_only: Option<bool>,
     /// The server has ended its connection at the client's request: so do we.
     pub(super) leaving: bool,
     /// A cursor's statement was closed: the next request frees the connection.
@@ -107,6 +109,7 @@ impl Frontend {
             autocommit: true,
             told: Transaction::Idle,
             read_only: false,
+            next_read_only: None,
             leaving: false,
             cursor_closed: false,
         }
@@ -513,6 +516,7 @@ impl Frontend {
 
     /// Follows what an answered request did to what the session carries.
     pub(super) fn learn(&mut self, request: &Request<Command>, failed: bool) {
+        self.next_read_only = None;
         if failed {
             return;
         }
