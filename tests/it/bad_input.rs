@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use proptest::{prelude::*, strategy::ValueTree};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -9,6 +10,11 @@ use crate::support::{
     Stage, eventually,
     wire::{Batch, Wire, startup, untagged},
 };
+
+/// Clients that hang in the middle of their login at one time.
+const HALF_OPEN: usize = 10_000;
+/// What one of them may take in a build without optimisation.
+const BYTES_PER_HALF_OPEN: u64 = 16 * 1024;
 
 /// The proxy serves others as before.
 async fn undisturbed(stage: &Stage) {
@@ -128,22 +134,32 @@ async fn texts_that_break_parsers_are_answered_by_the_server() {
 
 #[tokio::test]
 async fn half_open_logins_are_ended_by_the_login_timeout() {
-    let stage = Stage::set("", &["cluster.limits.login_timeout = '500ms'"]).await;
-    let mut half_open = Vec::new();
-    for _ in 0..200 {
-        let mut stream = TcpStream::connect(("127.0.0.1", stage.proxy.port())).await.expect("it listens");
-        stream.write_all(&[0, 0, 0]).await.expect("it reads");
-        half_open.push(stream);
+    let settings = ["cluster.limits.login_timeout = '5s'", "cluster.limits.clients = 12000"];
+    let stage = Stage::set("", &settings).await;
+    let before = stage.proxy.resident_bytes();
+    let mut half_open = Vec::with_capacity(HALF_OPEN);
+    while half_open.len() < HALF_OPEN {
+        half_open.extend(join_all((0..100).map(|_| half_a_login(stage.proxy.port()))).await);
     }
 
     undisturbed(&stage).await;
+    let grown = stage.proxy.resident_bytes().saturating_sub(before);
+    assert!(grown / (HALF_OPEN as u64) < BYTES_PER_HALF_OPEN, "{grown} bytes for {HALF_OPEN}");
 
     let mut byte = [0];
     for stream in &mut half_open {
         let read = tokio::io::AsyncReadExt::read(stream, &mut byte);
-        let ended = tokio::time::timeout(Duration::from_secs(10), read).await;
+        let ended = tokio::time::timeout(Duration::from_secs(20), read).await;
         assert!(ended.is_ok(), "a half-open login stayed");
     }
+    undisturbed(&stage).await;
+}
+
+/// A client that begins to say something and says no more.
+async fn half_a_login(port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
+    stream.write_all(&[0, 0, 0]).await.expect("it reads");
+    stream
 }
 
 #[tokio::test]
