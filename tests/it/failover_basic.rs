@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use pointsman::demo::servers::Stop;
+use pointsman::demo::servers::{APP, Stop};
 
-use crate::support::{Database, Proxy, cluster, eventually, link::Link};
+use crate::support::{
+    Database, Proxy, cluster, eventually,
+    link::Link,
+    wire::{Batch, Wire},
+};
 
 const WHERE: &str = "SELECT inet_server_port()";
 
@@ -78,6 +82,45 @@ async fn a_transaction_on_a_server_that_dies_ends_with_a_connection_error() {
     eventually("the session lives on", async || session.try_run("INSERT INTO t VALUES (3)").await.is_ok())
         .await;
     assert_eq!(session.value("SELECT string_agg(x::text, ',') FROM t").await, "3");
+}
+
+/// The client hears of it, by an error or by the end of its connection, and the others go on.
+#[tokio::test]
+async fn a_server_that_vanishes_in_the_middle_of_an_answer_takes_only_that_with_it() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let link = Link::to(&cluster.node(0).address());
+    let proxy = Proxy::start_unready(&[link.address(), cluster.node(1).address()], &[]);
+    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let other = proxy.session(&database.name).await;
+    let rows = "generate_series(1, 100000000)";
+    let insert = Batch::new().run("INSERT INTO t VALUES (1)", &[]);
+
+    for (batch, begins) in [
+        (Batch::new().query("COPY t FROM STDIN").copy_data("1\n"), b'G'),
+        (Batch::new().query(&format!("/* pointsman: primary */ SELECT {rows}")), b'T'),
+        (Batch::new().query(&format!("/* pointsman: primary */ COPY (SELECT {rows}) TO STDOUT")), b'H'),
+        (insert.flush().run("SELECT pg_sleep(60)", &[]).sync(), b'1'),
+    ] {
+        let mut wire = Wire::login(proxy.port(), APP, &database.name).await;
+        wire.send(&batch).await;
+        assert_eq!(wire.recv().await.tag, begins);
+        link.cut();
+
+        let mut error = None;
+        while let Ok(frame) = wire.next().await {
+            match frame.tag {
+                b'E' => error = Some(frame.code()),
+                b'Z' => break,
+                _ => {}
+            }
+        }
+        if let Some(code) = error {
+            assert!(["08006", "08007"].contains(&code.as_str()), "{code} behind {}", char::from(begins));
+        }
+        eventually("others write", async || other.try_run("INSERT INTO t VALUES (2)").await.is_ok()).await;
+    }
+    assert_eq!(database.ask(0, "SELECT count(*) FROM t WHERE x = 1"), "0");
 }
 
 #[tokio::test]
