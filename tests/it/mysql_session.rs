@@ -28,6 +28,7 @@ both_makes!(
     what_pins_stays_with_its_session,
     the_last_insert_id_is_the_sessions_own,
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
+    a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
     a_file_of_the_clients_is_loaded_and_long_statements_pass,
@@ -372,6 +373,23 @@ async fn a_reset_gives_up_the_connection_that_an_insert_had_kept(make: Make) {
         stage.is_replica(port)
     })
     .await;
+}
+
+/// autocommit off is what PyMySQL and mysql-connector begin with (hard case 20).
+async fn a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    session.run("SET autocommit = 0").await;
+    for _ in 0..250 {
+        assert_eq!(session.port().await, stage.primary_port());
+        session.run("COMMIT").await;
+    }
+    let told = || stage.proxy.log().matches("most reads of this user run on the primary").count();
+    assert_eq!(told(), 1, "it is said once");
+    let session = tokio::sync::Mutex::new(session);
+    session.lock().await.run("SET autocommit = 1").await;
+    eventually("autocommit reads use replicas", async || stage.is_replica(session.lock().await.port().await))
+        .await;
 }
 
 async fn commands_of_every_kind_are_answered(make: Make) {
