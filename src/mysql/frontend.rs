@@ -20,7 +20,7 @@ use crate::{
     protocol::{Fault, Identity, ReaderContext, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{
-        Access, Dialect, Effect, Intent, LexModes, Reason, Tables, connection_id,
+        Access, Dialect, Effect, Intent, LexModes, Reason, connection_id,
         effects::{Discard, PinReason},
     },
     stream::Stream,
@@ -267,7 +267,7 @@ impl Frontend {
         self.startup = Some(Startup { schema: login.schema, collation: login.collation, compression: None });
         self.statements.clear();
         self.own.clear();
-        Ok(Request { intent: Arc::new(nothing()), wire })
+        Ok(Request { intent: Arc::new(Intent::of_session(1)), wire })
     }
 
     /// Answers the current command with an error.
@@ -287,7 +287,7 @@ impl Frontend {
     fn plain(&mut self, code: u8, access: Access, reason: Reason, effects: Vec<Effect>) -> Request<Command> {
         let mut wire = self.command(code);
         wire.text = matches!(effects[..], [Effect::Discard(_)]).then(|| "RESET CONNECTION".into());
-        let intent = Intent { access, reason, effects, ..nothing() };
+        let intent = Intent { access, reason, effects, ..Intent::of_session(1) };
         Request { intent: self.closing_cursor(Arc::new(intent)), wire }
     }
 
@@ -471,7 +471,7 @@ impl Frontend {
         }
         self.cursor_closed |= code == code::STMT_RESET;
         wire.statement = Some((id, statement));
-        let intent = Intent { access: Access::Write, reason: Reason::State, ..nothing() };
+        let intent = Intent { access: Access::Write, reason: Reason::State, ..Intent::of_session(1) };
         Ok(Some(Request { intent: self.closing_cursor(Arc::new(intent)), wire }))
     }
 
@@ -581,21 +581,6 @@ impl Frontend {
                 Ok(_) => {}
             }
         }
-    }
-}
-
-pub(super) fn nothing() -> Intent {
-    Intent {
-        access: Access::Read,
-        reason: Reason::Session,
-        effects: Vec::new(),
-        tables: Tables::Some(Arc::new([])),
-        hints: Default::default(),
-        fingerprint: 0,
-        statements: 1,
-        plain: false,
-        joins: true,
-        by_text: false,
     }
 }
 

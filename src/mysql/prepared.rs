@@ -179,7 +179,7 @@ mod tests {
 
     #[test]
     fn the_newest_statement_is_the_one_prepared_last_if_that_succeeded() {
-        let intent = Arc::new(super::super::frontend::nothing());
+        let intent = Arc::new(Intent::of_session(1));
         let statement =
             Arc::new(Statement { text: Box::default(), schema: None, key: 1, intent, parameters: 0 });
         let mut statements = ClientStatements::default();

@@ -94,7 +94,7 @@ impl Unit {
             Some(intent) if self.counted == 0 => bare(&intent),
             Some(intent) => intent,
             // Sync, Flush, Close, Describe of portals: for whoever holds the session.
-            None => Arc::new(nothing()),
+            None => Arc::new(Intent::of_session(0)),
         }
     }
 }
@@ -145,26 +145,6 @@ pub(super) fn function_call() -> Intent {
         reason: Reason::Function,
         effects: vec![Effect::Touches],
         tables: Tables::All,
-        hints: Default::default(),
-        fingerprint: 0,
-        statements: 1,
-        plain: false,
-        joins: true,
-        by_text: false,
-    }
-}
-
-pub(super) fn nothing() -> Intent {
-    Intent {
-        access: Access::Read,
-        reason: Reason::Session,
-        effects: Vec::new(),
-        tables: Tables::Some(Arc::new([])),
-        hints: Default::default(),
-        fingerprint: 0,
-        statements: 0,
-        plain: false,
-        joins: true,
-        by_text: false,
+        ..Intent::of_session(1)
     }
 }

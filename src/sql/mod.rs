@@ -208,6 +208,24 @@ pub struct Intent {
     pub by_text: bool,
 }
 
+impl Intent {
+    /// So many statements that concern nothing but the session, any server's part of it.
+    pub fn of_session(statements: u32) -> Self {
+        Self {
+            access: Access::Read,
+            reason: Reason::Session,
+            effects: Vec::new(),
+            tables: Tables::Some(Arc::new([])),
+            hints: Hints::default(),
+            fingerprint: 0,
+            statements,
+            plain: false,
+            joins: true,
+            by_text: false,
+        }
+    }
+}
+
 impl Tables {
     /// The names, sorted; `None` for [`Tables::All`].
     pub fn names(&self) -> Option<&[Box<str>]> {

@@ -343,15 +343,22 @@ fn push_server(
 /// Without the columns of bytes and transactions: they are not counted, and a zero would say that
 /// there were none.
 fn stats_totals(cluster: &dyn Managed, table: &mut Table) {
+    table.push(totals(cluster).0);
+}
+
+/// A cluster's name, statements, their time and the time that they waited; and how many of them were
+/// reads and writes.
+fn totals(cluster: &dyn Managed) -> (Vec<Cell>, [u64; 2]) {
     let metrics = cluster.metrics();
     let (reads, read_seconds) = metrics.seconds(Access::Read).totals();
     let (writes, write_seconds) = metrics.seconds(Access::Write).totals();
-    table.push(vec![
+    let row = vec![
         cell(cluster.name()),
         cell(reads + writes),
         micros(read_seconds + write_seconds),
         micros(metrics.waited_seconds()),
-    ]);
+    ];
+    (row, [reads, writes])
 }
 
 fn micros(seconds: f64) -> Cell {
@@ -359,18 +366,9 @@ fn micros(seconds: f64) -> Cell {
 }
 
 fn stats(cluster: &dyn Managed, table: &mut Table) {
-    let metrics = cluster.metrics();
-    let (reads, read_seconds) = metrics.seconds(Access::Read).totals();
-    let (writes, write_seconds) = metrics.seconds(Access::Write).totals();
-    table.push(vec![
-        cell(cluster.name()),
-        cell(reads + writes),
-        micros(read_seconds + write_seconds),
-        micros(metrics.waited_seconds()),
-        cell(reads),
-        cell(writes),
-        cell(cluster.clients().len()),
-    ]);
+    let (mut row, [reads, writes]) = totals(cluster);
+    row.extend([cell(reads), cell(writes), cell(cluster.clients().len())]);
+    table.push(row);
 }
 
 fn routes(cluster: &dyn Managed, table: &mut Table) {

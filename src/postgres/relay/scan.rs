@@ -122,7 +122,7 @@ impl Relay<'_> {
             b'N' => self.noticed = true,
             b'A' => forward = self.frontend_listens(),
             b'1' => forward = self.parsed(),
-            b'2' => forward = self.pop_forward(),
+            b'2' => forward = self.bound(),
             b'3' => forward = self.closed(),
             b't' => self.typed(header),
             b'T' | b'n' => forward = self.described(header),
@@ -193,26 +193,25 @@ impl Relay<'_> {
         }
     }
 
-    fn pop_forward(&mut self) -> bool {
-        match self.backend.expect.front() {
-            Some(Expect::Bind { forward }) => {
-                let forward = *forward;
-                self.backend.expect.pop_front();
-                forward
-            }
-            _ => true,
-        }
+    fn bound(&mut self) -> bool {
+        self.acknowledged(|expect| match expect {
+            Expect::Bind { forward } => Some(*forward),
+            _ => None,
+        })
     }
 
     fn closed(&mut self) -> bool {
-        match self.backend.expect.front() {
-            Some(Expect::Close { forward }) => {
-                let forward = *forward;
-                self.backend.expect.pop_front();
-                forward
-            }
-            _ => true,
-        }
+        self.acknowledged(|expect| match expect {
+            Expect::Close { forward } => Some(*forward),
+            _ => None,
+        })
+    }
+
+    /// Takes what is due off the list if it is what `due` knows; whether the client hears of it.
+    fn acknowledged(&mut self, due: impl FnOnce(&Expect) -> Option<bool>) -> bool {
+        let Some(forward) = self.backend.expect.front().and_then(due) else { return true };
+        self.backend.expect.pop_front();
+        forward
     }
 
     /// ParameterDescription: the client will send its values by it.
