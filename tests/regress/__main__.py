@@ -5,20 +5,18 @@ known.diff beside this file; the reasons stand in docs/differences.md.
 """
 
 import argparse
-import difflib
 import json
 import os
 import pathlib
-import pwd
 import shutil
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 
 HERE = pathlib.Path(__file__).parent
-START_LIMIT = 60
+sys.path.append(str(HERE.parent))
+from proxied import Proxy, difference, read_known, require_replicas
+
 # What pg_regress says of the database that it makes itself.
 DATABASE_SETTINGS = [
     "lc_messages TO 'C'",
@@ -31,12 +29,6 @@ DATABASE_SETTINGS = [
 ]
 # As many sessions at a time as pools have connections: more would only wait for each other.
 PARALLEL = 20
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Servers:
@@ -67,60 +59,16 @@ class Servers:
         )
 
 
-class Proxy:
-    """The proxy before those servers, in transaction pooling."""
-
-    def __init__(self, build, servers, folder):
-        self.port, self.admin = free_port(), free_port()
-        login, monitor = servers.place["superuser"], servers.place["monitor"]
-        config = folder / "pointsman.toml"
-        config.write_text(
-            f"""
-[admin]
-http = "127.0.0.1:{self.admin}"
-[[cluster]]
+def cluster(servers):
+    """What the proxy's configuration says of those servers."""
+    login, monitor = servers.place["superuser"], servers.place["monitor"]
+    return f"""
 name = "regress"
 engine = "postgres"
-listen = ["127.0.0.1:{self.port}"]
 nodes = {json.dumps(servers.place["nodes"])}
 users = [{{ name = "{login["user"]}", password = "{login["password"]}" }}]
 monitor = {{ user = "{monitor["user"]}", password = "{monitor["password"]}" }}
 """
-        )
-        self.log = open(folder / "pointsman.log", "w")
-        self.process = subprocess.Popen([build / "pointsman", "run", "-c", config], stderr=self.log)
-
-    def __enter__(self):
-        deadline = time.monotonic() + START_LIMIT
-        while self.up_replicas() < 2:
-            if time.monotonic() > deadline:
-                sys.exit(f"the proxy does not find its servers: see {self.log.name}")
-            time.sleep(0.1)
-        return self
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        self.process.wait()
-        self.log.close()
-
-    def metrics(self):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.admin}/metrics") as answer:
-                return answer.read().decode().splitlines()
-        except OSError:
-            return []
-
-    def up_replicas(self):
-        return sum('role="replica"' in line and line.endswith(" 1") for line in self.metrics() if "node_role{" in line)
-
-    def statements(self):
-        """How many statements ran on each node, by the proxy's own count."""
-        counts = {}
-        for line in self.metrics():
-            if line.startswith("pointsman_statements_total{"):
-                node = line.split('node="')[1].split('"')[0]
-                counts[node] = counts.get(node, 0) + int(float(line.rsplit(" ", 1)[1]))
-        return counts
 
 
 def pg_regress(suite, servers, port, output):
@@ -171,25 +119,10 @@ def differences(direct, proxy):
         other = proxy / "results" / path.name
         one = path.read_text(errors="replace").splitlines()
         two = other.read_text(errors="replace").splitlines() if other.exists() else ["(the proxy's run ended before)"]
-        lines = [
-            line
-            for line in difflib.unified_diff(one, two, n=0, lineterm="")
-            if line[:1] in "+-" and line[:3] not in ("+++", "---")
-        ]
+        lines = difference(one, two)
         if lines:
             found[path.name] = lines
     return found
-
-
-def read_known(path):
-    known, name = {}, None
-    for line in path.read_text().splitlines():
-        if line.startswith("## "):
-            name = line[3:]
-            known[name] = []
-        elif line[:1] in ("+", "-") and name:
-            known[name].append(line)
-    return known
 
 
 def main():
@@ -205,13 +138,11 @@ def main():
     with Servers(options.build) as servers:
         took = pg_regress(suite, servers, servers.port, output / "direct")
         print(f"without the proxy: {took:.0f} s")
-    with Servers(options.build) as servers, Proxy(options.build, servers, output) as proxy:
+    with Servers(options.build) as servers, Proxy(options.build, output, cluster(servers)) as proxy:
         took = pg_regress(suite, servers, proxy.port, output / "proxy")
         counts = proxy.statements()
         print(f"through the proxy: {took:.0f} s; statements by node: {counts}")
-        primary = servers.place["nodes"][0]
-        if not all(counts.get(node, 0) > 500 for node in servers.place["nodes"] if node != primary):
-            sys.exit("the replicas took no part: this run shows nothing")
+        require_replicas(counts, servers.place["nodes"])
 
     files = len(list((output / "direct/results").glob("*.out")))
     if files < 180:
