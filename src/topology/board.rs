@@ -391,7 +391,10 @@ impl Board {
         if failover || previous.is_none() {
             for node in &mut self.nodes {
                 node.followed = node.is_replica() && node.health.usable();
+                node.deposed |=
+                    previous.as_ref().is_some_and(|previous| previous.address == node.config.address);
             }
+            self.nodes[id.0].deposed = false;
         }
         self.counters.elected(failover, without, now);
         self.push_event(Event::Elected { address, timeline: facts.timeline, without, failover });

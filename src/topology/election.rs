@@ -24,6 +24,8 @@ pub struct Candidate<'a> {
     pub answered: Option<(Instant, Instant)>,
     /// Was seen as a replica since the incumbent was elected.
     pub followed: bool,
+    /// Had the role before the incumbent or one ahead of it, and has not been a replica since.
+    pub deposed: bool,
     /// The last position it reported as a replica.
     pub replayed: Option<&'a Position>,
 }
@@ -421,7 +423,9 @@ fn challenge(
     let mut winner = incumbent;
     for rival in claimers.iter().filter(|node| node.id != incumbent.id) {
         let has_all = last.written.as_ref().is_some_and(|written| rival.has(written));
-        let has_more = || has_all && rival.has_more_than(incumbent);
+        // An idle successor has less than the one it took the role from, by what nobody was told of: to
+        // go back would undo somebody's promotion.
+        let has_more = || !rival.deposed && has_all && rival.has_more_than(incumbent);
         if rival.followed {
             beside_the_living(rival, incumbent, has_all, fences)?;
             winner = rival;

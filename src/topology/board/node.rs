@@ -56,6 +56,8 @@ pub(super) struct Tracked {
     pub(super) answer: Option<Answer>,
     claimed: Option<Instant>,
     pub(super) followed: bool,
+    /// It had the role, lost it to another node and has not been a replica since.
+    pub(super) deposed: bool,
     /// The last position replayed by this incarnation as a replica.
     pub(super) replayed: Option<Position>,
     /// What it said of transaction ids as a replica, in this incarnation.
@@ -83,6 +85,7 @@ impl Tracked {
             answer: None,
             claimed: None,
             followed: false,
+            deposed: false,
             replayed: None,
             horizon: None,
             fence: None,
@@ -115,7 +118,7 @@ impl Tracked {
         let other = |before: &Facts| before.incarnation.system != facts.incarnation.system;
         if self.facts.as_ref().is_some_and(other) {
             // What another server did at this address says nothing of this one.
-            self.followed = false;
+            (self.followed, self.deposed) = (false, false);
         }
         if !same {
             (self.timeline, self.replayed, self.claimed, self.horizon) = (None, None, None, None);
@@ -124,7 +127,7 @@ impl Tracked {
         self.timeline = facts.timeline.or(self.timeline);
         match facts.claim {
             Claim::Primary => self.claimed = self.claimed.or(Some(probe.answered)),
-            Claim::Replica => self.claimed = None,
+            Claim::Replica => (self.claimed, self.deposed) = (None, false),
         }
         let position = match facts.claim {
             Claim::Primary => facts.written.as_ref().map(super::past::replayable),
@@ -176,6 +179,7 @@ impl Tracked {
             claimed: self.claimed,
             answered: self.answer.map(|answer| (answer.sent, answer.came)),
             followed: self.followed,
+            deposed: self.deposed,
             replayed: self.replayed.as_ref(),
         }
     }

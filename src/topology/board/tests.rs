@@ -581,6 +581,31 @@ mod mysql {
         assert!(world.fence(0).contains("lacks writes"), "{}", world.fence(0));
     }
 
+    /// What it has more was never acknowledged to anybody; its successor may just not have written yet.
+    #[test]
+    fn a_frozen_primary_that_thaws_does_not_take_the_role_back_from_an_idle_successor() {
+        let mut world = three();
+        world.dies(0);
+        world.answers(1, facts(Primary, 2, "U1:1-100"));
+        assert_eq!(world.primary(), Some(1));
+        for started in [0, 1] {
+            let mut old = facts(Primary, 1, "U1:1-103");
+            old.incarnation.started += started;
+            for _ in 0..2 {
+                world.answers(0, old.clone());
+                world.answers(1, facts(Primary, 2, "U1:1-100"));
+            }
+            assert_eq!(world.primary(), Some(1), "restarted: {started}");
+            assert!(world.fence(0).contains("b:1 is"), "{}", world.fence(0));
+        }
+
+        // Made a replica and promoted by somebody, it may have it.
+        world.answers(0, facts(Replica, 1, "U1:1-100"));
+        world.answers(0, facts(Primary, 1, "U1:1-100"));
+        world.answers(1, facts(Primary, 2, "U1:1-100"));
+        assert_eq!(world.primary(), Some(0));
+    }
+
     #[test]
     fn an_outsider_takes_over_only_if_it_strictly_contains_the_primary() {
         let mut world = World::new(Mysql, 2);

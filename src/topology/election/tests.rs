@@ -66,6 +66,7 @@ fn candidates<'a>(addresses: &'a [Arc<str>], drawn: &'a [Drawn]) -> Vec<Candidat
             claimed: Some(start + ms(drawn.claimed.min(drawn.answered))),
             answered: Some((start + ms(drawn.answered), start + ms(drawn.answered + 1))),
             followed: drawn.followed,
+            deposed: false,
             replayed: drawn.replayed.as_ref(),
         })
         .collect()
