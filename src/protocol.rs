@@ -169,6 +169,9 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
     /// system calls unless the server has said something.
     fn is_fresh(&mut self) -> bool;
 
+    /// The transaction that is open in it, as the server said last.
+    fn transaction(&self) -> Transaction;
+
     /// Whether nothing was left in it that another session could see.
     fn is_clean(&self) -> bool;
 

@@ -116,7 +116,7 @@ impl Backend {
         self.capabilities & can::DEPRECATE_EOF != 0
     }
 
-    pub(super) fn transaction(&self) -> Transaction {
+    pub(super) fn open_transaction(&self) -> Transaction {
         if self.status & status::IN_TRANSACTION != 0 { Transaction::Open } else { Transaction::Idle }
     }
 

@@ -196,12 +196,16 @@ impl protocol::Backend<Mysql> for Backend {
     }
 
     fn is_fresh(&mut self) -> bool {
-        if self.closed || self.busy || self.touched || self.transaction() != Transaction::Idle {
+        if self.closed || self.busy || self.touched || self.open_transaction() != Transaction::Idle {
             return false;
         }
         // Polls the reactor's own note of readiness: a system call only when something has come.
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         self.inbox.is_empty() && matches!(self.inbox.poll_fill(&mut context, &mut self.stream), Poll::Pending)
+    }
+
+    fn transaction(&self) -> Transaction {
+        self.open_transaction()
     }
 
     fn is_clean(&self) -> bool {
@@ -218,7 +222,7 @@ impl protocol::Backend<Mysql> for Backend {
 
     async fn finish_unit(&mut self) -> Result<(), Fault> {
         // There are no pipelines that share a transaction.
-        if self.transaction() == Transaction::Idle {
+        if self.open_transaction() == Transaction::Idle {
             return Ok(());
         }
         self.query_all("ROLLBACK").await.map(drop)

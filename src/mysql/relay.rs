@@ -782,7 +782,7 @@ impl<'a> Relay<'a> {
             backend.closed = true;
             frontend.leaving = true;
         }
-        let transaction = backend.transaction();
+        let transaction = backend.open_transaction();
         frontend.told = transaction;
         Ok(Reply {
             transaction,

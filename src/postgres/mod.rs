@@ -214,6 +214,10 @@ impl protocol::Backend<Postgres> for Backend {
         }
     }
 
+    fn transaction(&self) -> Transaction {
+        self.transaction
+    }
+
     fn is_clean(&self) -> bool {
         !self.is_touched()
     }

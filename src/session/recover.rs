@@ -12,7 +12,9 @@ use super::{
 };
 use crate::{
     pool::{Fate, Held},
-    protocol::{Answer, Fault, Forwarded, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
+    protocol::{
+        Answer, Backend, Fault, Forwarded, Frontend, Protocol, Refused, RefusedCause, Request, Transaction,
+    },
     refusal::{Refusal, RefusalKind},
     route::Floor,
     sql::{Access, Dialect, Effect, Intent, Reason},
@@ -62,23 +64,15 @@ impl<P: Protocol> Session<P> {
                 self.cluster.topology.report(&address, Traffic::Broken);
                 self.is_seen_to_yield(&address, role).await
             }
-            RefusedCause::Writes if on_primary => {
-                held.release(Fate::Reuse, Instant::now());
-                let asked = attempt.run.asked_read_only || self.state.defaults.read_only == Some(true);
-                if !asked {
-                    self.cluster.topology.report(&address, Traffic::ReadOnly);
-                }
-                !asked && self.is_seen_to_yield(&address, role).await
-            }
             cause => {
-                let elsewhere = cause == RefusedCause::Replan
-                    || (!on_primary && self.primary_may_differ(cause, attempt, &address));
-                if attempt.kept {
+                let elsewhere = self.another_may_differ(cause, attempt, &held).await;
+                let yields = cause == RefusedCause::Writes && on_primary && !self.state.is_pinned();
+                if !elsewhere {
+                    self.settle_refused(held, attempt, &request.intent);
+                } else if attempt.kept && !yields {
                     self.kept = Some(held);
                     self.note_last_kept(&request.intent);
-                } else if elsewhere {
-                    held.release(Fate::Reuse, Instant::now());
-                } else if let Some(held) = self.set_aside(held, &request.intent, true) {
+                } else {
                     held.release(Fate::Reuse, Instant::now());
                 }
                 elsewhere
@@ -86,7 +80,7 @@ impl<P: Protocol> Session<P> {
         };
         if !elsewhere {
             self.count(attempt, &address, role);
-            let transaction = self.after_refusal(&request.intent);
+            let transaction = self.after_refusal(&refused, &request.intent);
             return Next::Over(self.frontend.deliver(request, refused, transaction).await);
         }
         match refused.cause {
@@ -112,6 +106,39 @@ impl<P: Protocol> Session<P> {
         attempt.refused = Some(refused);
         *again = Some(request);
         Next::Again
+    }
+
+    /// Whether the statement may go to another server after this one's error, or to this one again.
+    async fn another_may_differ(&self, cause: RefusedCause, attempt: &Attempt, held: &Held<P>) -> bool {
+        let (address, role) = (held.address(), held.role);
+        match cause {
+            RefusedCause::Replan => true,
+            RefusedCause::Writes if role == Role::Primary => {
+                if attempt.run.asked_read_only || self.state.defaults.read_only == Some(true) {
+                    return false;
+                }
+                self.cluster.topology.report(address, Traffic::ReadOnly);
+                self.is_seen_to_yield(address, role).await
+            }
+            cause => role != Role::Primary && self.primary_may_differ(cause, attempt, address),
+        }
+    }
+
+    /// The refusal is the client's answer. A transaction that was begun ahead of it is open, or has
+    /// failed, where it is.
+    fn settle_refused(&mut self, mut held: Held<P>, attempt: &Attempt, intent: &Intent) {
+        let open = self.state.is_begun_unseen() && held.backend().transaction() != Transaction::Idle;
+        let goes_on = open && P::DIALECT == Dialect::Mysql;
+        if open && (goes_on || attempt.kept) {
+            let transaction = if goes_on { Transaction::Open } else { Transaction::Failed };
+            self.state.learn(intent, transaction, true, held.role == Role::Primary);
+        }
+        if attempt.kept || goes_on {
+            self.kept = Some(held);
+            self.note_last_kept(intent);
+        } else if let Some(held) = self.set_aside(held, intent, true) {
+            held.release(Fate::Reuse, Instant::now());
+        }
     }
 
     fn reroute(&self, attempt: &mut Attempt, label: &str, reason: Reason) {
@@ -236,11 +263,13 @@ impl<P: Protocol> Session<P> {
         Next::Over(self.refuse(request, refusal).await)
     }
 
-    /// After an error that was kept back: a transaction that was begun and not sent has failed.
-    fn after_refusal(&mut self, intent: &Intent) -> Transaction {
-        if self.state.is_holding() {
-            self.state.lose_transaction(Some(intent));
-        } else if self.state.is_reading() && P::DIALECT == Dialect::Postgres {
+    /// After an error that was kept back: what that makes of a transaction no server has begun, or that
+    /// has only read.
+    fn after_refusal(&mut self, refused: &Refused, intent: &Intent) -> Transaction {
+        let failed = P::DIALECT == Dialect::Postgres;
+        if self.state.is_holding() && (failed || refused.cause == RefusedCause::Setting) {
+            self.state.lose_unseen(intent);
+        } else if self.state.is_reading() && failed {
             // It has failed on its replica, and is ended there.
             self.state.transaction = Transaction::Failed;
         }
@@ -267,7 +296,7 @@ impl<P: Protocol> Session<P> {
         }
         match attempt.refused {
             Some(refused) => {
-                let transaction = self.after_refusal(&request.intent);
+                let transaction = self.after_refusal(&refused, &request.intent);
                 self.frontend.deliver(request, refused, transaction).await
             }
             None => self.refuse(request, refusal).await,

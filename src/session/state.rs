@@ -286,6 +286,20 @@ impl State {
         }
     }
 
+    /// What was held back could not be begun on a server, and the client hears of it in answer to the
+    /// request of `intent`. What a server keeps for the session stays.
+    pub fn lose_unseen(&mut self, intent: &Intent) {
+        self.held = None;
+        self.reading = None;
+        self.modes = TransactionModes::default();
+        match self.transaction {
+            // It only said what the next transaction is to be.
+            Transaction::Idle => {}
+            _ if ends_transaction(intent) => self.end_lost(),
+            _ => self.mark_told(),
+        }
+    }
+
     /// The statements that have to run before the next one, oldest first.
     pub fn held_statements(&self) -> &[Box<str>] {
         self.held.as_ref().filter(|_| !self.deferred).map_or(&[], |held| &held.statements)

@@ -23,6 +23,8 @@ both_databases!(
     few_connections_serve_many_sessions,
     settings_follow_their_session_and_no_other,
     a_temporary_table_is_its_sessions_own,
+    an_error_at_the_beginning_of_a_transaction_does_what_the_servers_do,
+    an_error_in_a_transaction_costs_no_temporary_table,
     a_savepoint_undoes_what_came_behind_it,
     the_route_of_the_last_statement_is_told,
     a_reload_applies_to_clients_that_stay,
@@ -152,6 +154,39 @@ async fn a_temporary_table_is_its_sessions_own(engine: Engine) {
         other.lock().await.ask("CREATE TEMPORARY TABLE mine (y int)").await.is_ok()
     })
     .await;
+}
+
+async fn an_error_at_the_beginning_of_a_transaction_does_what_the_servers_do(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &[]).await;
+    let mut session = stage.session().await;
+    for begin in ["START TRANSACTION READ ONLY", "BEGIN"] {
+        for faulty in ["SELECT * FROM never_made", "INSERT INTO never_made VALUES (1)"] {
+            session.value(begin).await;
+            assert!(session.ask(faulty).await.is_err());
+            let next = session.ask("SELECT count(*) FROM t").await;
+            if engine == Engine::Postgres {
+                assert!(next.is_err_and(|code| code == "25P02"), "{begin}, {faulty}");
+            } else {
+                // A statement's error does not end a transaction there.
+                assert_eq!(next.as_deref(), Ok("0"), "{begin}, {faulty}");
+            }
+            session.value("ROLLBACK").await;
+            assert_eq!(session.value("SELECT count(*) FROM t").await, "0");
+        }
+    }
+}
+
+async fn an_error_in_a_transaction_costs_no_temporary_table(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &[]).await;
+    let mut session = stage.session().await;
+    session.value("CREATE TEMPORARY TABLE mine (x int)").await;
+    session.value("INSERT INTO mine VALUES (4)").await;
+    for faulty in ["INSERT INTO t VALUES (1)", "SELECT * FROM never_made"] {
+        session.value("START TRANSACTION READ ONLY").await;
+        assert!(session.ask(faulty).await.is_err(), "{faulty}");
+        session.value("ROLLBACK").await;
+        assert_eq!(session.value("SELECT x FROM mine").await, "4", "{faulty}");
+    }
 }
 
 async fn a_savepoint_undoes_what_came_behind_it(engine: Engine) {
