@@ -461,7 +461,8 @@ impl State {
                 }
             }
             Effect::Set { name, value, scope: Scope::Session, .. } if !failed => {
-                self.set_default(name, value)
+                self.set_default(name, value);
+                self.outdo_next(name);
             }
             Effect::Reset { name } if !failed => match &**name {
                 "default_transaction_read_only" => self.defaults.read_only = self.startup_defaults.read_only,
@@ -508,6 +509,21 @@ impl State {
             "transaction_isolation" if self.sets_next => self.defaults.isolation = Isolation::parse(value),
             "autocommit" if self.sets_next => self.implicit = parse_bool(value) == Some(false),
             _ => {}
+        }
+    }
+
+    /// A setting of all transactions to come outdoes what was said of the next one (MySQL).
+    fn outdo_next(&mut self, name: &str) {
+        let Some(held) = self.held.as_mut().filter(|held| self.sets_next && !held.begun) else { return };
+        let modes = match name {
+            "transaction_isolation" => TransactionModes { isolation: None, ..held.modes },
+            "transaction_read_only" => TransactionModes { read_only: None, ..held.modes },
+            _ => return,
+        };
+        held.modes = modes;
+        held.statements = set_transaction(modes).into_iter().collect();
+        if held.statements.is_empty() {
+            self.held = None;
         }
     }
 
@@ -615,6 +631,14 @@ fn merge(into: &mut TransactionModes, from: TransactionModes) {
     into.deferrable = from.deferrable.or(into.deferrable);
 }
 
+/// MySQL's statement that says so of the next transaction; `None` if there is nothing to say.
+fn set_transaction(modes: TransactionModes) -> Option<Box<str>> {
+    let isolation = modes.isolation.map(|isolation| format!("ISOLATION LEVEL {}", isolation.words()));
+    let access = modes.read_only.map(|only| if only { "READ ONLY" } else { "READ WRITE" }.to_owned());
+    let said: Vec<String> = [isolation, access].into_iter().flatten().collect();
+    (!said.is_empty()).then(|| format!("SET TRANSACTION {}", said.join(", ")).into())
+}
+
 /// Whether it may end the open transaction with its work done.
 pub fn ends_transaction(intent: &Intent) -> bool {
     intent.effects.iter().any(|effect| matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction))
@@ -646,6 +670,16 @@ fn parse_bool(value: &str) -> Option<bool> {
 }
 
 impl Isolation {
+    /// As SQL has it.
+    fn words(self) -> &'static str {
+        match self {
+            Self::ReadUncommitted => "READ UNCOMMITTED",
+            Self::ReadCommitted => "READ COMMITTED",
+            Self::RepeatableRead => "REPEATABLE READ",
+            Self::Serializable => "SERIALIZABLE",
+        }
+    }
+
     /// Reads the value of `default_transaction_isolation` or `transaction_isolation`.
     pub fn parse(value: &str) -> Option<Self> {
         match value.trim_matches('\'').to_ascii_lowercase().replace('-', " ").as_str() {

@@ -23,6 +23,7 @@ both_makes!(
     a_session_without_schema_never_inherits_one,
     transactions_stay_on_their_server,
     read_only_transactions_use_one_replica,
+    the_newest_word_on_the_next_transaction_counts,
     a_write_that_was_taken_for_a_read_never_happens_on_a_replica,
     several_statements_and_several_results_pass,
     what_pins_stays_with_its_session,
@@ -189,6 +190,27 @@ async fn read_only_transactions_use_one_replica(make: Make) {
     }
     session.run("SET SESSION TRANSACTION READ WRITE").await;
     session.run("INSERT INTO t VALUES (1)").await;
+}
+
+async fn the_newest_word_on_the_next_transaction_counts(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+
+    session.run("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await;
+    session.run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await;
+    session.run("BEGIN").await;
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "0");
+    other.run("INSERT INTO t VALUES (1)").await;
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "0");
+    session.run("COMMIT").await;
+
+    // What the setting does not speak of stays said.
+    session.run("SET TRANSACTION READ ONLY, ISOLATION LEVEL READ COMMITTED").await;
+    session.run("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ").await;
+    session.run("BEGIN").await;
+    assert!([1290, 1792].contains(&session.error("INSERT INTO t VALUES (2)").await));
+    session.run("ROLLBACK").await;
+    session.run("INSERT INTO t VALUES (3)").await;
 }
 
 async fn a_write_that_was_taken_for_a_read_never_happens_on_a_replica(make: Make) {

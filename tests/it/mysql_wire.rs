@@ -229,6 +229,11 @@ async fn statements_of_the_text_protocol_are_answered_as_by_the_server() {
                     "START TRANSACTION READ WRITE",
                     "COMMIT",
                     "START TRANSACTION READ ONLY, READ WRITE",
+                    "SET TRANSACTION READ ONLY",
+                    "SET SESSION TRANSACTION READ WRITE",
+                    "BEGIN",
+                    "INSERT INTO t (id, x) VALUES (52, 52)",
+                    "ROLLBACK",
                 ]),
             ),
             (
