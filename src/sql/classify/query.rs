@@ -52,7 +52,7 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
 fn parser_text(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<String> {
     let stripped = match cx.dialect {
         Dialect::Postgres => strip(&without_only(phrase), cx.dialect, cx.modes),
-        Dialect::Mysql => strip(phrase.source(), cx.dialect, cx.modes),
+        Dialect::Mysql => strip(&without_modifiers(phrase), cx.dialect, cx.modes),
     };
     let mut text = match (cx.dialect, String::from_utf8(stripped)) {
         (_, Ok(text)) => text,
@@ -76,6 +76,25 @@ fn without_only<'a>(phrase: &Phrase<'a>) -> Cow<'a, [u8]> {
         if names_relation && matches!(phrase.kind(at + 1), Some(Kind::Word | Kind::Quoted)) {
             let start = phrase.tokens[at].start - phrase.tokens[0].start;
             source.to_mut()[start..start + "only".len()].fill(b' ');
+        }
+    }
+    source
+}
+
+/// Blanks the IGNORE of `UPDATE IGNORE t` and its like, which the parser takes for the name of a table.
+fn without_modifiers<'a>(phrase: &Phrase<'a>) -> Cow<'a, [u8]> {
+    let mut source = Cow::Borrowed(phrase.source());
+    for verb in (0..phrase.len()).filter(|&at| phrase.is_any(at, &["update", "delete"])) {
+        // QUICK is a name elsewhere.
+        let words: &[&str] = if phrase.is(verb, "delete") {
+            &["low_priority", "quick", "ignore"]
+        } else {
+            &["low_priority", "ignore"]
+        };
+        for at in (verb + 1..phrase.len()).take_while(|&at| phrase.is_any(at, words)) {
+            let token = &phrase.tokens[at];
+            let start = phrase.tokens[0].start;
+            source.to_mut()[token.start - start..token.end - start].fill(b' ');
         }
     }
     source

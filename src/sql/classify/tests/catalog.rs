@@ -1,6 +1,6 @@
 //! What the catalog and the configuration say of names.
 
-use super::{super::*, loaded, postgres_in};
+use super::{super::*, loaded, mysql, postgres_in};
 use crate::sql::{
     Tables,
     catalog::{Relation, UserFunction},
@@ -33,6 +33,23 @@ fn catalog() -> Catalog {
 
 fn tables(names: &[&str]) -> Tables {
     Tables::Some(names.iter().map(|&name| name.into()).collect())
+}
+
+#[test]
+fn words_before_a_tables_name_are_not_its_name() {
+    for (text, names) in [
+        ("UPDATE IGNORE t SET a = 1", vec!["t"]),
+        ("UPDATE LOW_PRIORITY IGNORE t SET a = 1", vec!["t"]),
+        ("WITH x AS (SELECT 1 FROM u) UPDATE low_priority t SET a = 1", vec!["t", "u"]),
+        ("DELETE LOW_PRIORITY QUICK IGNORE FROM t", vec!["t"]),
+        ("DELETE IGNORE t FROM t JOIN u", vec!["t", "u"]),
+        ("UPDATE quick SET a = 1", vec!["quick"]),
+        ("UPDATE `ignore` SET a = 1", vec!["ignore"]),
+        ("EXPLAIN UPDATE IGNORE t SET a = 1", vec!["t"]),
+        ("INSERT LOW_PRIORITY IGNORE INTO t VALUES (1)", vec!["t"]),
+    ] {
+        assert_eq!(mysql(text).tables, tables(&names), "{text}");
+    }
 }
 
 #[test]
