@@ -176,7 +176,9 @@ pub(super) fn learn_own(backend: &mut Backend, intent: &Intent, failed: bool) {
                 backend.own.insert(name.clone(), xxh3_128(statement.as_bytes()));
             }
             // A failed PREPARE has dropped what had the name before.
-            Effect::Prepare { name, .. } | Effect::Deallocate { name: Some(name) } => {
+            Effect::Prepare { name, .. }
+            | Effect::PreparesHere { name }
+            | Effect::Deallocate { name: Some(name) } => {
                 backend.own.remove(name);
             }
             _ => {}

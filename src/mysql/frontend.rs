@@ -520,15 +520,13 @@ impl Frontend {
         if failed {
             return;
         }
+        self.forget_replaced(&request.intent);
         self.carried.learn(&request.intent.effects);
         for effect in &request.intent.effects {
             match effect {
                 Effect::Set { name, value, .. } => self.note_setting(name, value),
                 Effect::Prepare { name, statement, inner } if self.own.len() < MAX_OWN_STATEMENTS => {
                     self.own.insert(name.clone(), (statement.clone(), Arc::new(Intent::clone(inner))));
-                }
-                Effect::Deallocate { name: Some(name) } => {
-                    self.own.remove(name);
                 }
                 Effect::Discard(Discard::All) => {
                     self.statements.clear();
@@ -542,6 +540,18 @@ impl Frontend {
     /// Follows the settings that say how this client's text is to be read.
     pub(super) fn note_setting(&mut self, name: &str, value: &str) {
         let value = value.trim_matches(['\'', '"']).to_ascii_lowercase();
+    /// What had the name of a SQL PREPARE before is gone, also where the new statement is faulty.
+    pub(super) fn forget_replaced(&mut self, intent: &Intent) {
+        for effect in &intent.effects {
+            if let Effect::Prepare { name, .. }
+            | Effect::PreparesHere { name }
+            | Effect::Deallocate { name: Some(name) } = effect
+            {
+                self.own.remove(name);
+            }
+        }
+    }
+
         match name {
             "sql_mode" => self.note_sql_mode(&value),
             NAMES | "character set" | "character_set_client" => {

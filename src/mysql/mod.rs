@@ -136,11 +136,12 @@ impl protocol::Frontend<Mysql> for Frontend {
 
     async fn deliver(
         &mut self,
-        _request: Request<Command>,
+        request: Request<Command>,
         refused: Refused,
         transaction: Transaction,
     ) -> Result<(), Fault> {
         self.told = transaction;
+        self.forget_replaced(&request.intent);
         self.fail_request(refused.raw).await
     }
 

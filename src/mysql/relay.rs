@@ -493,6 +493,7 @@ impl<'a> Relay<'a> {
                 self.pass(header);
             } else {
                 self.error(header);
+                encode::learn_own(self.backend, &request.intent, true);
             }
             return Ok(false);
         }

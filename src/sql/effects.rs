@@ -45,6 +45,10 @@ pub enum Effect {
         statement: Box<str>,
         inner: Box<super::Intent>,
     },
+    /// MySQL's `PREPARE name FROM @text`: only the server knows what has the name now.
+    PreparesHere {
+        name: Box<str>,
+    },
     /// The statement's own access is that of its arguments; what it runs is what was prepared.
     Execute {
         name: Box<str>,
@@ -207,6 +211,7 @@ impl Effect {
             Self::Discard(Discard::Sequences) => "discard sequences".into(),
             Self::Discard(Discard::Temp) => "discard temp".into(),
             Self::Prepare { name, .. } => format!("prepare {name}"),
+            Self::PreparesHere { name } => format!("prepare {name}, as the server has it"),
             Self::Execute { name } => format!("execute {name}"),
             Self::Deallocate { name: Some(name) } => format!("deallocate {name}"),
             Self::Deallocate { name: None } => "deallocate all".into(),

@@ -27,6 +27,7 @@ both_makes!(
     a_write_that_was_taken_for_a_read_never_happens_on_a_replica,
     several_statements_and_several_results_pass,
     what_pins_stays_with_its_session,
+    a_name_means_the_statement_that_was_prepared_last,
     the_last_insert_id_is_the_sessions_own,
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
@@ -266,6 +267,28 @@ async fn several_statements_and_several_results_pass(make: Make) {
         .await
         .expect("it logs in");
     assert_eq!(single.error("SELECT 1; SELECT 2").await, 1064);
+}
+
+async fn a_name_means_the_statement_that_was_prepared_last(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    for round in 0..3 {
+        session.run("PREPARE s FROM 'SELECT 1'").await;
+        assert_eq!(session.value("EXECUTE s").await, "1");
+        session.run(&format!("SET @text = 'SELECT 2 + {round}'")).await;
+        session.run("PREPARE s FROM @text").await;
+        assert_eq!(session.value("EXECUTE s").await, (2 + round).to_string());
+        session.run("INSERT INTO t VALUES (1)").await;
+        assert_eq!(session.value("EXECUTE s").await, (2 + round).to_string());
+        session.run("DEALLOCATE PREPARE s").await;
+        assert_eq!(session.error("EXECUTE s").await, 1243);
+    }
+    let mut session = stage.session().await;
+    session.run("PREPARE s FROM 'DELETE FROM t'").await;
+    // A faulty statement leaves nothing under the name.
+    assert_eq!(session.error("PREPARE s FROM 'SELECT * FROM missing'").await, 1146);
+    assert_eq!(session.error("EXECUTE s").await, 1243);
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "3");
 }
 
 async fn what_pins_stays_with_its_session(make: Make) {

@@ -293,7 +293,10 @@ fn kill(phrase: &Phrase<'_>) -> Verdict {
 fn prepared(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
     let odd = || Verdict::state().with(Effect::Touches).with(Effect::Pin(PinReason::Setting));
     match leading {
-        "prepare" => prepare(phrase, cx).unwrap_or_else(odd),
+        "prepare" => prepare(phrase, cx).unwrap_or_else(|| match phrase.name(1) {
+            Some(name) => odd().with(Effect::PreparesHere { name: name.into() }),
+            None => odd(),
+        }),
         "execute" if phrase.is(1, "immediate") => odd(),
         "execute" => match phrase.name(1) {
             Some(name) if phrase.len() == 2 || phrase.is(2, "using") => {
