@@ -12,7 +12,7 @@ use super::{
     login::{self, client::Login, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
     parameters::{self, Binding},
-    prepared::{ClientStatements, NEWEST, Statement},
+    prepared::{self, ClientStatements, NEWEST, Statement},
     settings::{Carried, NAMES},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     protocol::{Fault, Identity, ReaderContext, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{
-        Access, Dialect, Effect, Intent, LexModes, Reason, connection_id,
+        self, Access, Dialect, Effect, Intent, LexModes, Reason, connection_id,
         effects::{Discard, PinReason},
     },
     stream::Stream,
@@ -355,8 +355,7 @@ impl Frontend {
     async fn prepare(&mut self, text: &[u8]) -> Result<Option<Request<Command>>, Fault> {
         self.statements.begin();
         if self.statements.is_full() {
-            let message =
-                format!("Can't create more than {} prepared statements", super::prepared::MAX_STATEMENTS);
+            let message = format!("Can't create more than {} prepared statements", prepared::MAX_STATEMENTS);
             self.reject(RefusalKind::DuplicateStatement, message).await?;
             return Ok(None);
         }
@@ -365,7 +364,11 @@ impl Frontend {
         let text = rewritten.as_deref().unwrap_or(text);
         let settings = self.carried.now();
         let schema = settings.schema.clone();
-        let key = Statement::key_of(text, schema.as_deref(), settings.statement_of("sql_mode"));
+        let modes = settings.statement_of("sql_mode");
+        let key = match sql::shows_definition(text, self.modes) {
+            false => Statement::key_of(text, schema.as_deref(), modes),
+            true => self.statements.key_of_its_own(self.number),
+        };
         let mut wire = self.command(code::STMT_PREPARE);
         let bare = Intent { effects: Vec::new(), plain: false, ..Intent::clone(&intent) };
         // The number of its parameters comes with the answer.
@@ -517,10 +520,10 @@ impl Frontend {
     /// Follows what an answered request did to what the session carries.
     pub(super) fn learn(&mut self, request: &Request<Command>, failed: bool) {
         self.next_read_only = None;
+        self.forget_replaced(&request.intent);
         if failed {
             return;
         }
-        self.forget_replaced(&request.intent);
         self.carried.learn(&request.intent.effects);
         for effect in &request.intent.effects {
             match effect {
@@ -537,9 +540,6 @@ impl Frontend {
         }
     }
 
-    /// Follows the settings that say how this client's text is to be read.
-    pub(super) fn note_setting(&mut self, name: &str, value: &str) {
-        let value = value.trim_matches(['\'', '"']).to_ascii_lowercase();
     /// What had the name of a SQL PREPARE before is gone, also where the new statement is faulty.
     pub(super) fn forget_replaced(&mut self, intent: &Intent) {
         for effect in &intent.effects {
@@ -552,6 +552,9 @@ impl Frontend {
         }
     }
 
+    /// Follows the settings that say how this client's text is to be read.
+    pub(super) fn note_setting(&mut self, name: &str, value: &str) {
+        let value = value.trim_matches(['\'', '"']).to_ascii_lowercase();
         match name {
             "sql_mode" => self.note_sql_mode(&value),
             NAMES | "character set" | "character_set_client" => {

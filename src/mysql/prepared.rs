@@ -60,6 +60,8 @@ pub struct ClientStatements {
     last: u32,
     /// The id of the statement prepared last, unless that failed.
     newest: Option<u32>,
+    /// Statements so far that are shared with nobody.
+    unshared: u64,
     long_data: usize,
 }
 
@@ -80,6 +82,13 @@ impl ClientStatements {
         self.handles.insert(self.last, handle);
         self.newest = Some(self.last);
         self.last
+    }
+
+    /// The key of a statement that is shared with nobody: prepared anew, it is another one.
+    pub fn key_of_its_own(&mut self, session: u32) -> u128 {
+        self.unshared += 1;
+        let parts = [&session.to_le_bytes()[..], &self.unshared.to_le_bytes()[..]];
+        xxh3_128(&parts.concat())
     }
 
     /// A statement is being prepared: there is no newest one until that has succeeded.

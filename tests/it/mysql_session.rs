@@ -1,5 +1,6 @@
 //! Sessions of MySQL clients before real servers: what is carried, what pins, what is told.
 
+use mysql_async::prelude::Queryable;
 use pointsman::{
     demo::servers::APP,
     mysql::packet::{self, capability as can},
@@ -28,6 +29,7 @@ both_makes!(
     several_statements_and_several_results_pass,
     what_pins_stays_with_its_session,
     a_name_means_the_statement_that_was_prepared_last,
+    a_definition_is_shown_as_it_is,
     the_last_insert_id_is_the_sessions_own,
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
@@ -289,6 +291,31 @@ async fn a_name_means_the_statement_that_was_prepared_last(make: Make) {
     assert_eq!(session.error("PREPARE s FROM 'SELECT * FROM missing'").await, 1146);
     assert_eq!(session.error("EXECUTE s").await, 1243);
     assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "3");
+}
+
+async fn a_definition_is_shown_as_it_is(make: Make) {
+    let stage = Stage::on(make, "CREATE VIEW v AS SELECT 0 AS x", &[]).await;
+    let mut session = stage.session().await;
+    let options = mysql_async::OptsBuilder::default()
+        .ip_or_hostname("127.0.0.1")
+        .tcp_port(stage.proxy.port())
+        .user(Some(APP.name))
+        .pass(Some(APP.password))
+        .db_name(Some(stage.schema.clone()))
+        .prefer_socket(false)
+        // Every time it is prepared anew.
+        .stmt_cache_size(0);
+    let mut reader = mysql_async::Conn::new(options).await.expect("a login");
+
+    for round in 1..=12 {
+        session.run(&format!("CREATE OR REPLACE VIEW v AS SELECT {round} AS x")).await;
+        let position = session.value("SELECT @pointsman_position").await;
+        reader.query_drop(format!("SET @pointsman_position = '{position}'")).await.expect("it is taken");
+        let shown: Option<(String, String, String, String)> =
+            reader.exec_first("SHOW CREATE VIEW v", ()).await.expect("it is shown");
+        let definition = shown.expect("a row").1;
+        assert!(definition.ends_with(&format!("select {round} AS `x`")), "{round}: {definition}");
+    }
 }
 
 async fn what_pins_stays_with_its_session(make: Make) {

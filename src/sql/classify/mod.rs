@@ -67,6 +67,13 @@ pub fn classify(
     Intent { fingerprint, ..intent }
 }
 
+/// Whether a statement shows how something was defined. MariaDB (10.11) tells of a view what was so when
+/// the statement was prepared, and dies where the view has become a table since.
+pub fn shows_definition(text: &[u8], modes: LexModes) -> bool {
+    let tokens = Tokens::of(text, Dialect::Mysql, modes);
+    Phrase { text, tokens: &tokens.list, dialect: Dialect::Mysql, modes }.says(0, &["show", "create"])
+}
+
 /// Judges a whole string. `shortened`: its literals are not those that the client sent.
 fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
     let tokens = Tokens::of(text, cx.dialect, cx.modes);
