@@ -370,7 +370,11 @@ impl Frontend {
             true => self.statements.key_of_its_own(self.number),
         };
         let mut wire = self.command(code::STMT_PREPARE);
-        let bare = Intent { effects: Vec::new(), plain: false, ..Intent::clone(&intent) };
+        let later = intent.effects.iter().filter_map(|effect| match effect {
+            Effect::NeedsLast(left) => Some(Effect::AsksLater(*left)),
+            _ => None,
+        });
+        let bare = Intent { effects: later.collect(), plain: false, ..Intent::clone(&intent) };
         // The number of its parameters comes with the answer.
         let statement = Statement { text: text.into(), schema, key, intent, parameters: 0 };
         wire.rewritten = rewritten;

@@ -41,6 +41,12 @@ pub(super) fn asks_last(intent: &Intent) -> Option<Left> {
     })
 }
 
+/// Whether a request leaves alone what the statement before left: it asks for that, or prepares a
+/// statement that will, which has to be done where it is.
+fn keeps_last(intent: &Intent) -> bool {
+    asks_last(intent).is_some() || intent.effects.iter().any(|effect| matches!(effect, Effect::AsksLater(_)))
+}
+
 impl<P: Protocol> Session<P> {
     /// The proxy answered a statement by itself: it left nothing.
     pub(super) fn forget_last(&mut self) {
@@ -70,7 +76,7 @@ impl<P: Protocol> Session<P> {
 
     /// The connection set aside, for who asks for what is in it; given back for everybody else.
     pub(super) fn take_aside(&mut self, intent: &Intent, attempt: &Attempt) -> Option<Held<P>> {
-        if self.aside.is_some() && (attempt.again || asks_last(intent).is_none()) {
+        if self.aside.is_some() && (attempt.again || !keeps_last(intent)) {
             self.release_aside();
         }
         let held = self.aside.take()?;
@@ -106,7 +112,7 @@ impl<P: Protocol> Session<P> {
 
     /// The connection of an answered request that the session keeps anyway has what it left.
     pub(super) fn note_last_kept(&mut self, intent: &Intent) {
-        if asks_last(intent).is_none() {
+        if !keeps_last(intent) {
             self.last = Last::Kept;
         }
     }
@@ -117,7 +123,10 @@ impl<P: Protocol> Session<P> {
             self.last = Last::Nothing;
             return Some(held);
         }
-        let asked = asks_last(intent).is_some();
+        if intent.effects.contains(&Effect::AsksLater(Left::Counts)) {
+            self.database.counts_matter.store(true, Ordering::Relaxed);
+        }
+        let asked = keeps_last(intent);
         if asked && self.last != Last::Aside {
             // It was told that there is nothing.
             return Some(held);

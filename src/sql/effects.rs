@@ -74,6 +74,8 @@ pub enum Effect {
     NeedsPrevious,
     /// Asks for what the very last statement, whatever it was, left in its connection.
     NeedsLast(Left),
+    /// Is prepared here, and asks for that when it is executed.
+    AsksLater(Left),
     /// Opens, moves or closes a cursor: stays on the connection of the open transaction, or of the
     /// session where it is pinned by `WITH HOLD`. In a transaction that may write: the primary.
     Cursor,
@@ -224,6 +226,7 @@ impl Effect {
             Self::NeedsPrevious => "asks for what the previous statement left behind".into(),
             Self::NeedsLast(Left::Diagnostics) => "asks for warnings of the statement before".into(),
             Self::NeedsLast(Left::Counts) => "asks for numbers of rows of the statement before".into(),
+            Self::AsksLater(_) => "is to ask for what a statement before leaves".into(),
             Self::Cursor => "cursor".into(),
             Self::ShowsPrepared => "shows prepared statements or cursors".into(),
             Self::Touches => "may leave state behind".into(),

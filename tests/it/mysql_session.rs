@@ -30,6 +30,7 @@ both_makes!(
     what_pins_stays_with_its_session,
     a_name_means_the_statement_that_was_prepared_last,
     a_definition_is_shown_as_it_is,
+    a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
@@ -293,9 +294,8 @@ async fn a_name_means_the_statement_that_was_prepared_last(make: Make) {
     assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "3");
 }
 
-async fn a_definition_is_shown_as_it_is(make: Make) {
-    let stage = Stage::on(make, "CREATE VIEW v AS SELECT 0 AS x", &[]).await;
-    let mut session = stage.session().await;
+/// A client that prepares every statement before it executes it.
+async fn each_time_anew(stage: &Stage) -> mysql_async::Conn {
     let options = mysql_async::OptsBuilder::default()
         .ip_or_hostname("127.0.0.1")
         .tcp_port(stage.proxy.port())
@@ -303,9 +303,31 @@ async fn a_definition_is_shown_as_it_is(make: Make) {
         .pass(Some(APP.password))
         .db_name(Some(stage.schema.clone()))
         .prefer_socket(false)
-        // Every time it is prepared anew.
         .stmt_cache_size(0);
-    let mut reader = mysql_async::Conn::new(options).await.expect("a login");
+    mysql_async::Conn::new(options).await.expect("a login")
+}
+
+async fn a_prepared_question_is_about_the_statement_before(make: Make) {
+    let rows = "CREATE TABLE t (x INT); INSERT INTO t VALUES (1), (2), (3), (4), (5)";
+    let stage = Stage::on(make, rows, &[]).await;
+    let mut client = each_time_anew(&stage).await;
+    for round in 0..10 {
+        let wanted = 1 + round % 5;
+        let read: Vec<u32> = client.exec("SELECT x FROM t WHERE x <= ?", (wanted,)).await.expect("rows");
+        assert_eq!(read.len(), wanted);
+        let found: Result<Option<usize>, _> = client.exec_first("SELECT FOUND_ROWS()", ()).await;
+        match found {
+            Ok(found) => assert_eq!(found, Some(wanted), "round {round}"),
+            // Who asks for the first time may come too late, and is told so.
+            Err(error) => assert_eq!(round, 0, "{error}"),
+        }
+    }
+}
+
+async fn a_definition_is_shown_as_it_is(make: Make) {
+    let stage = Stage::on(make, "CREATE VIEW v AS SELECT 0 AS x", &[]).await;
+    let mut session = stage.session().await;
+    let mut reader = each_time_anew(&stage).await;
 
     for round in 1..=12 {
         session.run(&format!("CREATE OR REPLACE VIEW v AS SELECT {round} AS x")).await;
