@@ -245,7 +245,8 @@ impl Backend {
                 _ => {}
             }
         }
-        if !failed {
+        // Behind a reset it is as it was opened, which may not be what the client's login asked for.
+        if !failed && !intent.effects.contains(&Effect::Discard(Discard::All)) {
             self.carried = now.clone();
         }
     }

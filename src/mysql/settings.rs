@@ -159,11 +159,13 @@ fn default_transaction(name: &str) -> Box<str> {
 #[derive(Debug, Default)]
 pub struct Carried {
     now: Arc<Settings>,
+    /// What a reset leaves: MariaDB's has the character set of the login, MySQL's the server's own.
+    reset: Settings,
 }
 
 impl Carried {
-    pub fn new(startup: Settings) -> Self {
-        Self { now: Arc::new(startup) }
+    pub fn new(startup: Settings, reset: Settings) -> Self {
+        Self { now: Arc::new(startup), reset }
     }
 
     pub fn now(&self) -> &Arc<Settings> {
@@ -185,9 +187,8 @@ impl Carried {
                 Effect::Reset { name } => self.now = Arc::new(self.now.with_from(name, &Settings::default())),
                 Effect::UseDatabase(name) => self.now = Arc::new(self.now.with_schema(Some(name))),
                 Effect::Discard(Discard::All) => {
-                    let fresh = Settings::default();
                     self.now = Arc::new(
-                        fresh
+                        self.reset
                             .with_schema(self.now.schema.as_deref())
                             .with_multi_statements(self.now.multi_statements),
                     );

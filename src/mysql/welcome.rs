@@ -81,7 +81,13 @@ impl Frontend {
         self.autocommit = greeting.autocommit;
         let startup = self.startup.take();
         if let Some(startup) = &startup {
-            self.carried = Carried::new(self.first_settings(startup, greeting.mariadb));
+            let first = self.first_settings(startup, greeting.mariadb);
+            let names = match greeting.mariadb {
+                true => names_of(startup.collation, true).map(|(_, statement)| statement),
+                false => Some("SET NAMES DEFAULT".to_owned()),
+            };
+            let reset = names.map_or_else(Settings::default, |names| Settings::default().with(NAMES, &names));
+            self.carried = Carried::new(first, reset);
         }
         let mut out = Vec::new();
         packet::put_ok(&mut out, self.sequence, self.status(crate::protocol::Transaction::Idle));

@@ -3,7 +3,10 @@
 use mysql_async::prelude::Queryable;
 use pointsman::{
     demo::servers::APP,
-    mysql::packet::{self, capability as can},
+    mysql::{
+        command::code,
+        packet::{self, capability as can},
+    },
     sql::{Dialect, functions::builtin},
 };
 
@@ -33,6 +36,7 @@ both_makes!(
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
+    a_reset_leaves_the_character_set_that_the_server_leaves,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
@@ -451,6 +455,23 @@ async fn connection_id_is_the_number_that_the_client_was_told() {
 }
 
 /// Pools of the clients' reset what they hand out: who writes through one reads on replicas all the same.
+async fn a_reset_leaves_the_character_set_that_the_server_leaves(make: Make) {
+    const LATIN1: u8 = 8;
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let mut left = Vec::new();
+    for port in [stage.primary_port(), stage.proxy.port()] {
+        let mut session = Session::connect_in(port, APP, &stage.schema, LATIN1).await.expect("a login");
+        session.run("SET NAMES utf8mb4, SESSION wait_timeout = 1000").await;
+        session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
+        let asked =
+            "SELECT CONCAT_WS(' ', @@character_set_client, @@collation_connection, @@character_set_results)";
+        left.push(session.value(asked).await);
+        session.run("INSERT INTO t VALUES (1)").await;
+        left.push(session.value(asked).await);
+    }
+    assert_eq!(left[..2], left[2..]);
+}
+
 async fn a_reset_gives_up_the_connection_that_an_insert_had_kept(make: Make) {
     let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
     let mut session = stage.session().await;

@@ -20,6 +20,9 @@ use super::soon;
 /// Asks for the port of the server that answers.
 pub const WHERE: &str = "SELECT @@port";
 
+/// utf8mb4_general_ci.
+const UTF8: u8 = 45;
+
 /// What the tests' client can do: as PyMySQL, no session tracking and no `DEPRECATE_EOF`.
 pub const BASIC: u64 = can::LONG_FLAG
     | can::PROTOCOL_41
@@ -80,13 +83,18 @@ impl Session {
     }
 
     pub async fn connect(port: u16, login: Login, schema: &str, capabilities: u64) -> Result<Self, Refused> {
-        soon("a login", Self::log_in(port, login, schema, capabilities, &[])).await
+        soon("a login", Self::log_in(port, login, schema, (capabilities, UTF8), &[])).await
+    }
+
+    /// As [`Session::connect`], with the character set of a collation.
+    pub async fn connect_in(port: u16, login: Login, schema: &str, collation: u8) -> Result<Self, Refused> {
+        soon("a login", Self::log_in(port, login, schema, (BASIC, collation), &[])).await
     }
 
     /// As [`Session::connect`], asking for zstd of a level.
     pub async fn connect_at_level(port: u16, login: Login, level: u8) -> Result<Self, Refused> {
         let capabilities = BASIC | can::ZSTD_COMPRESSION;
-        soon("a login", Self::log_in(port, login, "", capabilities, &[level])).await
+        soon("a login", Self::log_in(port, login, "", (capabilities, UTF8), &[level])).await
     }
 
     /// What is beneath.
@@ -99,7 +107,7 @@ impl Session {
         port: u16,
         login: Login,
         schema: &str,
-        capabilities: u64,
+        (capabilities, collation): (u64, u8),
         tail: &[u8],
     ) -> Result<Self, Refused> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(broken)?;
@@ -116,7 +124,7 @@ impl Session {
         packet::put(&mut out, 1, |out| {
             out.extend_from_slice(&(flags as u32).to_le_bytes());
             out.extend_from_slice(&(1_u32 << 24).to_le_bytes());
-            out.push(45);
+            out.push(collation);
             out.extend_from_slice(&[0; 19]);
             out.extend_from_slice(&can::extended(flags));
             out.extend_from_slice(login.name.as_bytes());
