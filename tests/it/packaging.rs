@@ -38,7 +38,7 @@ impl Package {
         let package = Self { folder };
         let deb = package.path("pointsman.deb");
         // Compressed fast: it is taken apart at once.
-        let output = ["--output", &deb, "--strip", "--fast"];
+        let output = ["--output", &deb, "--fast"];
         run(root().join("packaging/build-deb"), &[&["--built", "dev"], &output[..]].concat());
         run("dpkg-deb", &["-x", &deb, &package.path("files")]);
         run("dpkg-deb", &["-e", &deb, &package.path("control")]);
