@@ -31,6 +31,7 @@ both_makes!(
     a_write_that_was_taken_for_a_read_never_happens_on_a_replica,
     several_statements_and_several_results_pass,
     what_pins_stays_with_its_session,
+    a_dump_is_restored,
     a_name_means_the_statement_that_was_prepared_last,
     a_definition_is_shown_as_it_is,
     a_prepared_question_is_about_the_statement_before,
@@ -274,6 +275,22 @@ async fn several_statements_and_several_results_pass(make: Make) {
         .await
         .expect("it logs in");
     assert_eq!(single.error("SELECT 1; SELECT 2").await, 1064);
+}
+
+async fn a_dump_is_restored(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let mut session = stage.session().await;
+    // As the mariadb client sends what mariadb-dump has written.
+    for sql in [
+        "/*M!999999 enable the sandbox mode */ \n/*!40101 SET @saved_cs_client     = @@character_set_client */",
+        "/*!40101 SET character_set_client = utf8mb4 */",
+        "CREATE TABLE `t` (`x` int DEFAULT NULL)",
+        "/*!40101 SET character_set_client = @saved_cs_client */",
+        "INSERT INTO `t` VALUES (1)",
+    ] {
+        session.run(sql).await;
+    }
+    assert_eq!(session.value("SELECT x FROM t").await, "1");
 }
 
 async fn a_name_means_the_statement_that_was_prepared_last(make: Make) {

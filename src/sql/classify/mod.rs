@@ -89,7 +89,7 @@ fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
     let verdict = if phrases.len() > MAX_STATEMENTS {
         opaque(Reason::TooLong)
     } else if tokens.scan.executable {
-        executable(&phrases, cx)
+        executable(text, &phrases, cx)
     } else {
         phrases
             .iter()
@@ -218,14 +218,30 @@ fn opaque(reason: Reason) -> Verdict {
 }
 
 /// `/*! … */`: whether its inside runs depends on the server's version.
-fn executable(phrases: &[Phrase<'_>], cx: &Cx<'_>) -> Verdict {
+fn executable(text: &[u8], phrases: &[Phrase<'_>], cx: &Cx<'_>) -> Verdict {
     let mut verdict = match phrases {
         [phrase] => classify_phrase(phrase, cx),
         _ => opaque(Reason::Command),
     };
+    let hides = matches!(phrases, [phrase] if hides_another(text, phrase));
+    if hides || verdict.reason == Reason::Unparsed {
+        verdict = opaque(Reason::Command);
+    }
     verdict.raise(Reason::Command);
     verdict.plain = false;
     without_text(verdict)
+}
+
+/// Whether a statement begins inside such a comment and goes on behind it: without the comment it is
+/// another one (`/*M!999999 enable the sandbox mode */ /*!40101 SET …`, as dumps begin).
+fn hides_another(text: &[u8], phrase: &Phrase<'_>) -> bool {
+    let (Some(first), Some(last)) = (phrase.tokens.first(), phrase.tokens.last()) else { return false };
+    let opens = |part: &[u8]| {
+        part.windows(3).filter(|bytes| bytes == b"/*!").count()
+            + part.windows(4).filter(|bytes| bytes == b"/*M!").count()
+    };
+    let ends = text[last.end..].trim_ascii_start().starts_with(b"*/");
+    opens(&text[..first.start]) > 0 && !(opens(text) == 1 && ends)
 }
 
 /// Replaces effects that depend on exact text, where the text is not certain.

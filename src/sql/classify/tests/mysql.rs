@@ -194,6 +194,14 @@ fn mysql_state_that_cannot_be_carried_pins() {
         assert_eq!(intent.access, Access::Write, "{text}");
         assert!(intent.effects.contains(&Effect::Pin(pin)), "{text}: {:?}", intent.effects);
     }
+    for text in [
+        "/*M!999999 enable the sandbox mode */ \n/*!40101 SET @saved = @@character_set_client */",
+        "/*!50003 SELECT */ SET @v = 1",
+        "/*!50003 nonsense */",
+    ] {
+        assert!(mysql(text).effects.contains(&Effect::Touches), "{text}: {:?}", mysql(text).effects);
+    }
+    assert!(!mysql("SELECT /*!40001 SQL_NO_CACHE */ a FROM t").effects.contains(&Effect::Touches));
     assert!(mysql("UNLOCK TABLES").effects.contains(&Effect::Unpin(PinReason::TableLock)));
     assert!(mysql("SELECT RELEASE_ALL_LOCKS()").effects.contains(&Effect::Unpin(PinReason::NamedLock)));
 }
