@@ -74,8 +74,10 @@ fn mysql(root: &str) -> Result<(), Box<dyn Error>> {
         arguments: arguments.map(str::to_owned).to_vec(),
         ..MysqlOptions::default()
     })?;
+    let sockets: Vec<_> = cluster.nodes().iter().map(MysqlNode::socket).collect();
     serve(&serde_json::json!({
         "nodes": cluster.addresses(),
+        "sockets": sockets,
         "app": login(APP),
         "monitor": login(MONITOR),
     }))

@@ -1,5 +1,6 @@
 """Who is compared: each starts before the same servers and names its address and process."""
 
+import json
 import os
 import pwd
 import shutil
@@ -28,6 +29,8 @@ class Contestant:
     """A proxy that is running, or the reason why it is not."""
 
     name = ""
+    # As whom its clients log in, if not as all others.
+    login = None
     # Clients that it can hold idle at a time, if fewer than asked for.
     idle_limit = None
 
@@ -245,6 +248,24 @@ server_ssl_mode = DISABLED
 """
 
     def command(self):
+        config = self.write(
+            "router.conf",
+            f"""[DEFAULT]
+plugin_folder = {self.servers["root"]}/usr/lib/mysqlrouter/plugin
+logging_folder =
+runtime_folder = {self.folder}
+data_folder = {self.folder}
+{self.defaults()}[logger]
+level = WARNING
+{self.routes()}""",
+        )
+        return self.program("mysqlrouter", "-c", config)
+
+    def defaults(self):
+        return ""
+
+    def program(self, name, *arguments):
+        """The command that runs a program of the unpacked packages."""
         root = self.servers["root"]
         library = os.path.join(root, "usr/lib")
         loader, libraries = next(
@@ -256,18 +277,107 @@ server_ssl_mode = DISABLED
             if os.path.exists(os.path.join(root, loader))
         )
         paths = f"{libraries}:{library}/mysql-router:{library}/mysqlrouter/private"
-        config = self.write(
-            "router.conf",
-            f"""[DEFAULT]
-plugin_folder = {library}/mysqlrouter/plugin
-logging_folder =
-runtime_folder = {self.folder}
-data_folder = {self.folder}
-[logger]
-level = WARNING
-{self.routes()}""",
+        return [loader, "--library-path", paths, f"{root}/usr/bin/{name}", *arguments]
+
+
+class MysqlRouterSplit(MysqlRouter):
+    """MySQL Router splitting by itself: of each session reads go to one replica and writes to the primary.
+
+    It has to find its servers in the metadata of an InnoDB ReplicaSet. MySQL Shell makes those; here stands
+    what Router 9.7 reads of them. Connections are only shared, and statements split, for clients whose
+    password Router knows: without TLS that is none.
+    """
+
+    name = "MySQL Router, split"
+    login = {"user": "open", "password": ""}
+    metadata = {"user": "router", "password": "router-pw"}
+
+    def __init__(self, servers, folder):
+        self.make_metadata(servers)
+        super().__init__(servers, folder)
+
+    def wait_until_listening(self):
+        super().wait_until_listening()
+        deadline = time.monotonic() + 20
+        ask = ["--no-defaults", "--host=127.0.0.1", f"--port={self.port}", f"--user={self.login['user']}", "-e", "SELECT 1"]
+        while subprocess.run(self.program("mysql", *ask), capture_output=True).returncode:
+            if time.monotonic() > deadline:
+                self.stop()
+                with open(os.path.join(self.folder, "log"), errors="replace") as log:
+                    raise RuntimeError(f"{self.name} finds no servers: {log.read()[-500:]}")
+            time.sleep(0.1)
+
+    def make_metadata(self, servers):
+        self.servers = servers
+        uuids = [self.sql("SELECT @@server_uuid", socket).strip() for socket in servers["sockets"]]
+        members = enumerate(zip(uuids, servers["nodes"]))
+        rows = ", ".join(
+            f"({number}, 'bench', '{uuid}', '{node}', '{'SECONDARY' if number else 'PRIMARY'}')"
+            for number, (uuid, node) in members
         )
-        return [loader, "--library-path", paths, f"{root}/usr/bin/mysqlrouter", "-c", config]
+        app, reader, schema = servers["app"]["user"], self.metadata, "mysql_innodb_cluster_metadata"
+        self.sql(
+            f"""
+CREATE DATABASE {schema};
+USE {schema};
+CREATE TABLE members (number INT PRIMARY KEY, cluster_id VARCHAR(9), uuid CHAR(36), endpoint VARCHAR(40),
+    role VARCHAR(9));
+INSERT INTO members VALUES {rows};
+CREATE VIEW schema_version (major, minor, patch) AS SELECT 2, 2, 0;
+CREATE VIEW v2_this_instance AS SELECT 'bench' AS cluster_id, 'bench' AS cluster_name, 'ar' AS cluster_type;
+CREATE VIEW v2_ar_clusters AS SELECT 1 AS view_id, t.* FROM v2_this_instance t;
+CREATE VIEW v2_ar_members AS SELECT 1 AS view_id, cluster_id, number AS instance_id, uuid AS member_id,
+    role AS member_role FROM members;
+CREATE VIEW v2_instances AS SELECT number AS instance_id, cluster_id, uuid AS mysql_server_uuid, endpoint,
+    endpoint AS label, NULL AS xendpoint, '{{}}' AS attributes FROM members;
+CREATE VIEW v2_router_options AS SELECT 1 AS router_id, '{{}}' AS router_options;
+CREATE TABLE v2_routers (router_id INT PRIMARY KEY, router_name VARCHAR(9), address VARCHAR(40), version VARCHAR(20),
+    last_check_in TIMESTAMP NULL, attributes JSON, options JSON);
+INSERT INTO v2_routers VALUES (1, 'bench', '127.0.0.1', '', NULL, '{{}}', '{{}}');
+CREATE USER {reader["user"]} IDENTIFIED BY '{reader["password"]}';
+GRANT SELECT, UPDATE ON {schema}.* TO {reader["user"]};
+CREATE USER {self.login["user"]} IDENTIFIED BY '';
+GRANT ALL ON {app}.* TO {self.login["user"]};
+""",
+            servers["sockets"][0],
+        )
+
+    def sql(self, text, socket):
+        command = self.program("mysql", "--no-defaults", "--user=root", f"--socket={socket}", "-NB")
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+    def defaults(self):
+        keyring, master = (os.path.join(self.folder, name) for name in ("keyring", "master.key"))
+        for arguments in (["init", keyring], ["set", keyring, self.metadata["user"], "password", self.metadata["password"]]):
+            command = self.program("mysqlrouter_keyring", *arguments, "--master-key-file", master)
+            subprocess.run(command, capture_output=True, check=True)
+        servers = [f"mysql://{node}" for node in self.servers["nodes"]]
+        state = {"metadata-cache": {"group-replication-id": "bench", "cluster-metadata-servers": servers}}
+        state = self.write("state.json", json.dumps({**state, "version": "1.0.0"}))
+        return f"""keyring_path = {keyring}
+master_key_path = {master}
+dynamic_state = {state}
+max_idle_server_connections = {2 * POOL}
+"""
+
+    def routes(self):
+        return f"""[metadata_cache:bench]
+cluster_type = rs
+router_id = 1
+user = {self.metadata["user"]}
+metadata_cluster = bench
+ttl = 5
+[routing:split]
+bind_address = 127.0.0.1
+bind_port = {self.port}
+protocol = classic
+routing_strategy = round-robin
+access_mode = auto
+connection_sharing = 1
+destinations = metadata-cache://bench/?role=PRIMARY_AND_SECONDARY
+client_ssl_mode = DISABLED
+server_ssl_mode = DISABLED
+"""
 
 
 class Field:

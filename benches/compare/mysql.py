@@ -8,7 +8,7 @@ import sys
 import tempfile
 
 import processes
-from contestants import Copy, Direct, Field, MysqlRouter, PointsmanMysql
+from contestants import Copy, Direct, Field, MysqlRouter, MysqlRouterSplit, PointsmanMysql
 
 ROOT = os.path.abspath("target/mysql9/root")
 WORKLOADS = {"oltp_point_select": [], "oltp_read_only": ["--skip-trx=on"], "oltp_read_write": []}
@@ -17,11 +17,11 @@ TABLE = ["--tables=1", "--table-size=10000"]
 MET = "--mysql-ignore-errors=1213,1205,1020"
 
 
-def sysbench(servers, address, workload, *arguments, timeout=120):
+def sysbench(servers, address, workload, *arguments, login=None, timeout=120):
     host, port = address.rsplit(":", 1)
-    app = servers["app"]
+    app = login or servers["app"]
     command = ["sysbench", workload, "--db-driver=mysql", f"--mysql-host={host}", f"--mysql-port={port}"]
-    command += [f"--mysql-user={app['user']}", f"--mysql-password={app['password']}", f"--mysql-db={app['user']}"]
+    command += [f"--mysql-user={app['user']}", f"--mysql-password={app['password']}", f"--mysql-db={servers['app']['user']}"]
     done = subprocess.run([*command, *TABLE, MET, *arguments], capture_output=True, text=True, timeout=timeout)
     if done.returncode != 0 or "FATAL" in done.stdout + done.stderr:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if "FATAL" in line]
@@ -43,6 +43,7 @@ class Run:
             f"--db-ps-mode={'auto' if prepared else 'disable'}",
             *WORKLOADS[workload],
             "run",
+            login=contestant.login,
         )
         cpu = processes.cpu_seconds(contestant.pid) - before if contestant.pid else None
         statements = int(re.search(r"^\s+queries:\s+(\d+)", said, re.M).group(1))
@@ -88,7 +89,7 @@ def compare(options, start):
         os.chmod(folder, 0o755)
         field = None
         try:
-            kinds = (Direct, Copy, MysqlRouter, PointsmanMysql)
+            kinds = (Direct, Copy, MysqlRouter, MysqlRouterSplit, PointsmanMysql)
             wanted = [kind.name.lower() for kind in kinds]
             field = Field(servers.place, folder, wanted, kinds)
             print(f"{os.cpu_count()} cores, {options.rounds} rounds of {options.seconds} s")
