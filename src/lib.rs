@@ -19,6 +19,7 @@ pub mod monitor;
 pub mod mysql;
 pub mod observe;
 pub mod operator;
+pub mod passage;
 pub mod pool;
 pub mod postgres;
 pub mod protocol;

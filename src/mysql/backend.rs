@@ -20,14 +20,12 @@ use super::{
 };
 use crate::{
     inbox::Inbox,
+    passage::worth_keeping,
     protocol::{ConnectFault, Fault, Forwarded, Identity, Refused, RefusedCause, Transaction},
     sql::{Effect, Intent, effects::Discard},
     stream::{Home, Stream},
     topology::Role,
 };
-
-/// Buffers up to this size are kept between requests.
-const OUT_KEPT: usize = 1024;
 
 /// Rows in an answer to a question of our own: routines and views of a server.
 const MOST_OWN_ROWS: usize = 1_000_000;
@@ -38,8 +36,8 @@ pub struct Backend {
     pub(super) inbox: Inbox,
     /// What is to be sent; empty between requests.
     pub(super) out: Vec<u8>,
-    /// What is to be handed to the client that does not lie in the inbox in one piece.
-    pub(super) pending: Vec<u8>,
+    /// A spare buffer for the passage of an answer.
+    pub(super) gathered: Vec<u8>,
     pub(super) capabilities: u64,
     pub(super) status: u16,
     pub(super) carried: Arc<Settings>,
@@ -82,7 +80,7 @@ impl Backend {
             stream: connected.stream,
             inbox: connected.inbox,
             out: Vec::new(),
-            pending: Vec::new(),
+            gathered: Vec::new(),
             capabilities: connected.capabilities,
             status: status::AUTOCOMMIT,
             carried: Arc::default(),
@@ -120,18 +118,8 @@ impl Backend {
         if self.status & status::IN_TRANSACTION != 0 { Transaction::Open } else { Transaction::Idle }
     }
 
-    pub(super) fn give_out(&mut self, mut out: Vec<u8>) {
-        if out.capacity() <= OUT_KEPT {
-            out.clear();
-            self.out = out;
-        }
-    }
-
-    pub(super) fn give_pending(&mut self, mut pending: Vec<u8>) {
-        if pending.capacity() <= OUT_KEPT {
-            pending.clear();
-            self.pending = pending;
-        }
+    pub(super) fn give_out(&mut self, out: Vec<u8>) {
+        self.out = worth_keeping(out);
     }
 
     /// What every connection begins with: the server tells what changes in the session, and a

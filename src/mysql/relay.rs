@@ -3,7 +3,7 @@
 //! Bytes go out of the receive buffer as they came; only headers are looked at, and the few small
 //! packets that decide something. Rows are never decoded.
 
-use std::{io, ops::Range, sync::Arc};
+use std::{io, sync::Arc};
 
 use tokio::io::AsyncWriteExt;
 
@@ -22,7 +22,8 @@ use super::{
 };
 use crate::{
     inbox::{self, Inbox},
-    protocol::{Fault, Forwarded, MayRefuse, Refused, RefusedCause, Reply, Request, Terms},
+    passage::Passage,
+    protocol::{Fault, MayRefuse, Refused, RefusedCause, Reply, Request, Terms},
     sql::Effect,
     standing::{self, Step, watched},
     topology::Position,
@@ -66,16 +67,9 @@ pub(super) struct Relay<'a> {
     frontend: &'a mut Frontend,
     terms: Terms<'a>,
     phase: Phase,
-    /// End of what has been looked at in the backend's inbox.
-    at: usize,
-    /// Start of what has been looked at and not handed on.
-    from: usize,
-    /// Bytes of the current packet that have not arrived.
-    rest: usize,
+    passage: Passage,
     /// The payload goes on in the next packet.
     continued: bool,
-    /// Something has reached the client.
-    forwarded: bool,
     sent: bool,
     /// A row or a success has come: the request cannot run elsewhere.
     decided: bool,
@@ -113,15 +107,12 @@ impl<'a> Relay<'a> {
             _ => Phase::First,
         };
         Self {
+            passage: Passage::new(std::mem::take(&mut backend.gathered)),
             backend,
             frontend,
             terms: *terms,
             phase,
-            at: 0,
-            from: 0,
-            rest: 0,
             continued: false,
-            forwarded: false,
             sent: false,
             decided: false,
             failed: false,
@@ -321,15 +312,9 @@ impl<'a> Relay<'a> {
         self.backend.closed = true;
         match self.refused.take() {
             Some(refused) => Fault::Refused(refused),
-            None => Fault::Server { error, sent: self.sent, forwarded: self.reached() },
-        }
-    }
-
-    fn reached(&self) -> Forwarded {
-        match (self.forwarded, self.rest > 0 || self.continued) {
-            (false, _) => Forwarded::Nothing,
-            (true, false) => Forwarded::Some,
-            (true, true) => Forwarded::Torn,
+            None => {
+                Fault::Server { error, sent: self.sent, forwarded: self.passage.forwarded(self.continued) }
+            }
         }
     }
 
@@ -338,7 +323,7 @@ impl<'a> Relay<'a> {
             match self.scan(request)? {
                 Scan::Done => {
                     if let Some(refused) = self.refused.take() {
-                        self.backend.inbox.consume(self.at);
+                        self.passage.settle(&mut self.backend.inbox);
                         self.backend.busy = false;
                         return Err(refused.into());
                     }
@@ -365,57 +350,38 @@ impl<'a> Relay<'a> {
     /// Also when the server may no longer say anything: it was fenced, or is down and another can
     /// be asked.
     async fn receive(&mut self) -> io::Result<usize> {
-        let movable = self.terms.may_refuse == MayRefuse::Any && !self.forwarded && !self.decided;
+        let movable = self.terms.may_refuse == MayRefuse::Any && !self.passage.has_begun() && !self.decided;
         let backend = &mut *self.backend;
         self.terms.watch.read(&mut backend.inbox, &mut backend.stream, movable).await
     }
 
     /// Hands on what may go to the client by now.
     async fn hand_on(&mut self) -> Result<(), Fault> {
-        let keep = self.terms.may_refuse != MayRefuse::No && !self.decided && self.at - self.from < KEPT_BACK;
+        let keep =
+            self.terms.may_refuse != MayRefuse::No && !self.decided && self.passage.waiting() < KEPT_BACK;
         if keep { Ok(()) } else { self.flush().await }
     }
 
     /// Hands everything that was looked at to the client, and drops it.
     async fn flush(&mut self) -> Result<(), Fault> {
-        let range = self.from..self.at;
-        if !self.backend.pending.is_empty() {
-            self.gather(range);
-            let pending = std::mem::take(&mut self.backend.pending);
-            self.forwarded = true;
-            self.frontend.write(&pending).await?;
-            self.backend.give_pending(pending);
-        } else if !range.is_empty() {
-            self.forwarded = true;
-            self.frontend.write(&self.backend.inbox.data()[range]).await?;
+        let bytes = self.passage.ready(&self.backend.inbox);
+        if !bytes.is_empty() {
+            self.frontend.write(bytes).await?;
         }
-        self.backend.inbox.consume(self.at);
-        self.from = 0;
-        self.at = 0;
+        self.passage.settle(&mut self.backend.inbox);
         Ok(())
-    }
-
-    /// Moves a range that was looked at behind what is to be handed on already.
-    fn gather(&mut self, range: Range<usize>) {
-        let backend = &mut *self.backend;
-        backend.pending.extend_from_slice(&backend.inbox.data()[range]);
     }
 
     /// Looks at everything received so far.
     fn scan(&mut self, request: &Request<Command>) -> Result<Scan, Fault> {
         loop {
-            if self.rest > 0 {
-                let part = self.rest.min(self.backend.inbox.len() - self.at);
-                self.at += part;
-                self.rest -= part;
-            }
-            if self.rest > 0 {
+            if !self.passage.pass_rest(&self.backend.inbox) {
                 return Ok(Scan::More);
             }
             if self.phase == Phase::Done && !self.continued {
                 return Ok(Scan::Done);
             }
-            let data = &self.backend.inbox.data()[self.at..];
+            let data = self.passage.unseen(&self.backend.inbox);
             let Some(header) = packet::header(data) else { return Ok(Scan::More) };
             if self.continued {
                 self.continued = header.length == MAX_PAYLOAD;
@@ -463,21 +429,21 @@ impl<'a> Relay<'a> {
 
     /// Passes a packet whose end may not have arrived.
     fn pass(&mut self, header: packet::Header) {
-        let here = header.total().min(self.backend.inbox.len() - self.at);
-        self.at += here;
-        self.rest = header.total() - here;
+        self.passage.pass_message(&self.backend.inbox, header.total(), true);
     }
 
     /// Puts a packet of ours in the place of the one at hand.
     fn replace(&mut self, header: packet::Header, packet: &[u8]) {
-        self.gather(self.from..self.at);
-        self.backend.pending.extend_from_slice(packet);
-        self.at += header.total();
-        self.from = self.at;
+        self.passage.put(&self.backend.inbox, packet);
+        self.passage.pass(&self.backend.inbox, header.total(), false);
+    }
+
+    fn packet(&self, header: packet::Header) -> &[u8] {
+        &self.passage.unseen(&self.backend.inbox)[..header.total()]
     }
 
     fn payload(&self, header: packet::Header) -> &[u8] {
-        &self.backend.inbox.data()[self.at + HEADER..self.at + header.total()]
+        &self.packet(header)[HEADER..]
     }
 
     /// Acts on one packet. `true`: the server waits for a file.
@@ -603,7 +569,7 @@ impl<'a> Relay<'a> {
         if flags & status::SESSION_STATE_CHANGED == 0 || self.frontend.tracks_session() {
             return self.pass(header);
         }
-        let mut packet = self.backend.inbox.data()[self.at..self.at + header.total()].to_vec();
+        let mut packet = self.packet(header).to_vec();
         let flags = flags & !status::SESSION_STATE_CHANGED;
         packet[HEADER + 3..HEADER + 5].copy_from_slice(&flags.to_le_bytes());
         self.replace(header, &packet);
@@ -663,7 +629,7 @@ impl<'a> Relay<'a> {
     /// COM_STMT_PREPARE has succeeded: the client gets an id of ours.
     fn prepared(&mut self, header: packet::Header, request: &Request<Command>) -> Result<(), Fault> {
         self.decided = true;
-        let mut packet = self.backend.inbox.data()[self.at..self.at + header.total()].to_vec();
+        let mut packet = self.packet(header).to_vec();
         let numbers = || {
             let (id, rest) = u32_le(packet.get(HEADER + 1..)?)?;
             let (columns, rest) = u16_le(rest)?;
@@ -721,7 +687,7 @@ impl<'a> Relay<'a> {
     /// Whether, and why, this error is kept from the client for another attempt.
     fn refusal_cause(&self, class: ErrorClass) -> Option<RefusedCause> {
         // A write that a stopping server ended may have been committed: it is not sent again.
-        if self.forwarded || self.decided || self.terms.may_refuse != MayRefuse::Any {
+        if self.passage.has_begun() || self.decided || self.terms.may_refuse != MayRefuse::Any {
             return None;
         }
         match class {
@@ -762,7 +728,8 @@ impl<'a> Relay<'a> {
     }
 
     fn finish(self, request: &Request<Command>) -> Result<Reply, Fault> {
-        let Self { backend, frontend, .. } = self;
+        let Self { backend, frontend, passage, .. } = self;
+        backend.gathered = passage.into_spare();
         let command = &request.wire;
         frontend.learn(request, self.failed);
         if command.code == code::SET_OPTION && !self.failed {

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     inbox::Inbox,
+    passage::worth_keeping,
     protocol::{Fault, Forwarded, Refused, RefusedCause, Terms, Transaction},
     sql::{
         Access, Effect, Intent, PinReason,
@@ -35,17 +36,14 @@ fn rides_ahead(intent: &Intent, terms: &Terms<'_>) -> bool {
 /// The key of an unnamed statement that nobody asked for.
 pub(super) const UNKNOWN_STATEMENT: u128 = u128::MAX;
 
-/// Buffers up to this size are kept between requests.
-const OUT_KEPT: usize = 1024;
-
 /// A server connection that has logged in.
 pub struct Backend {
     pub(super) stream: Stream,
     pub(super) inbox: Inbox,
     /// What is to be sent; empty between requests.
     pub(super) out: Vec<u8>,
-    /// What is to be handed to the client that does not lie in the inbox in one piece.
-    pub(super) pending: Vec<u8>,
+    /// A spare buffer for the passage of an answer.
+    pub(super) gathered: Vec<u8>,
     pub(super) expect: VecDeque<Expect>,
     /// As the last ReadyForQuery said.
     pub(super) transaction: Transaction,
@@ -81,7 +79,7 @@ impl Backend {
             stream: connected.stream,
             inbox: Inbox::with(&connected.unread),
             out: Vec::new(),
-            pending: Vec::new(),
+            gathered: Vec::new(),
             expect: VecDeque::new(),
             transaction: Transaction::Idle,
             in_unit: false,
@@ -110,18 +108,8 @@ impl Backend {
         &self.secret
     }
 
-    pub(super) fn give_out(&mut self, mut out: Vec<u8>) {
-        if out.capacity() <= OUT_KEPT {
-            out.clear();
-            self.out = out;
-        }
-    }
-
-    pub(super) fn give_pending(&mut self, mut pending: Vec<u8>) {
-        if pending.capacity() <= OUT_KEPT {
-            pending.clear();
-            self.pending = pending;
-        }
+    pub(super) fn give_out(&mut self, out: Vec<u8>) {
+        self.out = worth_keeping(out);
     }
 
     /// Clears what an earlier session left that `intent` could see, ahead of it.

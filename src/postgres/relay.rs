@@ -9,7 +9,7 @@ mod errors;
 mod scan;
 mod send;
 
-use std::{io, ops::Range};
+use std::io;
 
 use super::{
     backend::Backend,
@@ -19,7 +19,8 @@ use super::{
 };
 use crate::{
     inbox,
-    protocol::{Fault, Forwarded, MayRefuse, Refused, Reply, Request, Terms, Transaction},
+    passage::Passage,
+    protocol::{Fault, MayRefuse, Refused, Reply, Request, Terms, Transaction},
     standing::unsent,
 };
 
@@ -31,15 +32,7 @@ pub(super) struct Relay<'a> {
     backend: &'a mut Backend,
     frontend: &'a mut Frontend,
     terms: Terms<'a>,
-    /// End of what has been looked at in the backend's inbox.
-    at: usize,
-    /// Start of what has been looked at and not handed on.
-    from: usize,
-    /// Bytes of the current message's body that have not arrived, and whether they are handed on.
-    rest: usize,
-    rest_forwarded: bool,
-    /// Something has reached the client.
-    forwarded: bool,
+    passage: Passage,
     sent: bool,
     /// The request has answered with more than acknowledgements: it cannot run elsewhere.
     decided: bool,
@@ -74,14 +67,10 @@ enum Scan {
 impl<'a> Relay<'a> {
     pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>) -> Self {
         Self {
+            passage: Passage::new(std::mem::take(&mut backend.gathered)),
             backend,
             frontend,
             terms: *terms,
-            at: 0,
-            from: 0,
-            rest: 0,
-            rest_forwarded: false,
-            forwarded: false,
             sent: false,
             decided: false,
             noticed: false,
@@ -134,7 +123,7 @@ impl<'a> Relay<'a> {
         let ours = |expect: &Expect| matches!(expect, Expect::Sync { forward: false });
         !self.setting_failed
             && self.refused.is_none()
-            && self.rest == 0
+            && !self.passage.is_amid()
             && !self.backend.expect.is_empty()
             && self.backend.expect.iter().all(ours)
     }
@@ -148,15 +137,7 @@ impl<'a> Relay<'a> {
     fn server_lost(&mut self, error: io::Error) -> Fault {
         match self.refused.take() {
             Some(refused) => Fault::Refused(refused),
-            None => Fault::Server { error, sent: self.sent, forwarded: self.reached() },
-        }
-    }
-
-    fn reached(&self) -> Forwarded {
-        match (self.forwarded, self.rest > 0 && self.rest_forwarded) {
-            (false, _) => Forwarded::Nothing,
-            (true, false) => Forwarded::Some,
-            (true, true) => Forwarded::Torn,
+            None => Fault::Server { error, sent: self.sent, forwarded: self.passage.forwarded(false) },
         }
     }
 
@@ -199,55 +180,30 @@ impl<'a> Relay<'a> {
     /// Also when the server may no longer say anything: it was fenced, or is down and another can
     /// be asked.
     async fn receive(&mut self) -> io::Result<usize> {
-        let movable = self.terms.may_refuse == MayRefuse::Any && !self.forwarded && !self.decided;
+        let movable = self.terms.may_refuse == MayRefuse::Any && !self.passage.has_begun() && !self.decided;
         let backend = &mut *self.backend;
         self.terms.watch.read(&mut backend.inbox, &mut backend.stream, movable).await
     }
 
     /// Hands on what may go to the client by now.
     async fn hand_on(&mut self) -> Result<(), Fault> {
-        let keep = !self.released && !self.decided && self.at - self.from < KEPT_BACK;
+        let keep = !self.released && !self.decided && self.passage.waiting() < KEPT_BACK;
         if keep || self.refused.is_some() { Ok(()) } else { self.flush().await }
     }
 
     /// Hands everything that was looked at to the client, and drops it.
     async fn flush(&mut self) -> Result<(), Fault> {
-        let range = self.from..self.at;
-        if !self.backend.pending.is_empty() {
-            self.gather(range);
-            let pending = std::mem::take(&mut self.backend.pending);
-            self.forwarded = true;
-            self.frontend.write(&pending).await?;
-            self.backend.give_pending(pending);
-        } else if !range.is_empty() {
-            self.forwarded = true;
-            self.frontend.write(&self.backend.inbox.data()[range]).await?;
+        let bytes = self.passage.ready(&self.backend.inbox);
+        if !bytes.is_empty() {
+            self.frontend.write(bytes).await?;
         }
-        self.backend.inbox.consume(self.at);
-        self.from = 0;
-        self.at = 0;
+        self.passage.settle(&mut self.backend.inbox);
         Ok(())
-    }
-
-    /// Moves a range that was looked at behind what is to be handed on already.
-    fn gather(&mut self, range: Range<usize>) {
-        let backend = &mut *self.backend;
-        backend.pending.extend_from_slice(&backend.inbox.data()[range]);
-    }
-
-    /// Leaves `[self.at, self.at + count)` out of what the client gets.
-    fn leave_out(&mut self, count: usize) {
-        if self.at > self.from {
-            self.gather(self.from..self.at);
-        }
-        self.at += count;
-        self.from = self.at;
     }
 
     /// Puts bytes of ours where the scan stands.
     fn inject(&mut self, bytes: &[u8]) {
-        self.leave_out(0);
-        self.backend.pending.extend_from_slice(bytes);
+        self.passage.put(&self.backend.inbox, bytes);
     }
 
     /// Whether the client believes to be in a transaction, also where its BEGIN went just ahead.
@@ -257,7 +213,8 @@ impl<'a> Relay<'a> {
 
     fn finish(self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
         let open = self.in_transaction();
-        let Self { backend, frontend, terms, .. } = self;
+        let Self { backend, frontend, terms, passage, .. } = self;
+        backend.gathered = passage.into_spare();
         for carried in [&mut backend.carried, &mut frontend.carried] {
             carried.learn_ahead(terms.ahead_savepoints);
         }

@@ -18,6 +18,7 @@ const IMPURE: &[&str] = &[
     "crate::monitor",
     "crate::mysql",
     "crate::observe",
+    "crate::passage",
     "crate::pool",
     "crate::postgres",
     "crate::protocol",

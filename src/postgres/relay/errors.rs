@@ -1,7 +1,5 @@
 //! What an error of the server does to the request, and whether it is the client's to see.
 
-use std::ops::Range;
-
 use super::Relay;
 use crate::{
     postgres::{
@@ -18,8 +16,7 @@ const INVALID_NAME: [u8; 5] = *b"42602";
 impl Relay<'_> {
     /// An error: everything up to the next Sync is skipped, what was due there does not come.
     pub(super) fn error(&mut self, header: frame::Header) {
-        let start = self.at;
-        let data = &self.backend.inbox.data()[start..];
+        let data = self.passage.unseen(&self.backend.inbox);
         let length = header.length.min(data.len());
         let fields = frame::error_fields(&data[HEADER..length]);
         let replaced = match self.backend.expect.front() {
@@ -31,7 +28,7 @@ impl Relay<'_> {
         self.stale_plan |= fields.stale_plan;
         self.setting_failed |= ours && !self.decided;
         if ours && fields.code == INVALID_NAME {
-            let error = &self.backend.inbox.data()[start + HEADER..start + length];
+            let error = &self.passage.unseen(&self.backend.inbox)[HEADER..length];
             self.frontend.carried.drop_named_in(error);
         }
         self.dying |= fields.fatal;
@@ -42,7 +39,8 @@ impl Relay<'_> {
         }
         match (cause, replaced) {
             (Some(cause), _) if self.refused.is_none() => {
-                let raw = self.kept_back_with(start..start + length);
+                // What the client gets if no other server is asked.
+                let raw = self.passage.with_next(&self.backend.inbox, header.length);
                 self.refused = Some(Refused { raw, cause, code: fields.code });
                 self.pass_message(header.length, true);
             }
@@ -55,13 +53,6 @@ impl Relay<'_> {
         if fields.fatal {
             self.end_by_server();
         }
-    }
-
-    /// What the client would have got so far, an error at its end: what it gets if no other server
-    /// is asked.
-    fn kept_back_with(&self, error: Range<usize>) -> Vec<u8> {
-        let data = self.backend.inbox.data();
-        [&self.backend.pending, &data[self.from..error.start], &data[error]].concat()
     }
 
     /// FATAL: nothing follows. The client has its error and is told that it may go on.
@@ -82,7 +73,7 @@ impl Relay<'_> {
 
     /// Whether, and why, this error is kept from the client for another attempt.
     fn refusal_cause(&self, fields: frame::ErrorFields, ours: bool) -> Option<RefusedCause> {
-        if self.forwarded || self.decided || self.terms.may_refuse == MayRefuse::No {
+        if self.passage.has_begun() || self.decided || self.terms.may_refuse == MayRefuse::No {
             return None;
         }
         if fields.stale_plan {

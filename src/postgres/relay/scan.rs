@@ -21,16 +21,14 @@ impl Relay<'_> {
     pub(super) fn scan(&mut self) -> Result<Scan, Fault> {
         self.injections();
         loop {
-            if self.rest > 0 {
-                let part = self.rest.min(self.backend.inbox.len() - self.at);
-                self.pass(part, self.rest_forwarded);
-                self.rest -= part;
+            if !self.passage.pass_rest(&self.backend.inbox) {
+                return Ok(Scan::More);
             }
-            if self.backend.expect.is_empty() && self.rest == 0 {
+            if self.backend.expect.is_empty() {
                 return self.done();
             }
             self.pass_rows();
-            let data = &self.backend.inbox.data()[self.at..];
+            let data = self.passage.unseen(&self.backend.inbox);
             let Some(header) = frame::header(data) else { return Ok(Scan::More) };
             if header.length < HEADER {
                 return Err(
@@ -54,7 +52,7 @@ impl Relay<'_> {
     /// Passes whole rows and COPY data: by far the most messages of a large answer, and nothing to
     /// do for any of them.
     fn pass_rows(&mut self) {
-        let data = &self.backend.inbox.data()[self.at..];
+        let data = self.passage.unseen(&self.backend.inbox);
         let mut passed = 0;
         while let Some(header) = frame::header(&data[passed..])
             && matches!(header.tag, b'D' | b'd')
@@ -64,7 +62,7 @@ impl Relay<'_> {
         }
         if passed > 0 && !self.is_ours() {
             self.decided = true;
-            self.at += passed;
+            self.passage.pass(&self.backend.inbox, passed, true);
         }
     }
 
@@ -79,23 +77,15 @@ impl Relay<'_> {
 
     fn done(&mut self) -> Result<Scan, Fault> {
         if let Some(refused) = self.refused.take() {
-            self.backend.inbox.consume(self.at);
-            self.backend.pending.clear();
+            self.passage.settle(&mut self.backend.inbox);
             return Err(refused.into());
         }
         Ok(Scan::Done)
     }
 
-    fn pass(&mut self, count: usize, forward: bool) {
-        if forward { self.at += count } else { self.leave_out(count) }
-    }
-
     /// Passes a message whose end may not have arrived.
     pub(super) fn pass_message(&mut self, length: usize, forward: bool) {
-        let here = length.min(self.backend.inbox.len() - self.at);
-        self.pass(here, forward);
-        self.rest = length - here;
-        self.rest_forwarded = forward;
+        self.passage.pass_message(&self.backend.inbox, length, forward);
     }
 
     /// Acts on one message; its body is there when its kind is looked at.
@@ -150,7 +140,7 @@ impl Relay<'_> {
     }
 
     fn body(&self, header: frame::Header) -> &[u8] {
-        let data = &self.backend.inbox.data()[self.at..];
+        let data = self.passage.unseen(&self.backend.inbox);
         &data[HEADER..header.length.min(data.len())]
     }
 
@@ -216,7 +206,7 @@ impl Relay<'_> {
 
     /// ParameterDescription: the client will send its values by it.
     fn typed(&mut self, header: frame::Header) {
-        let types = &self.backend.inbox.data()[self.at + HEADER..];
+        let types = &self.passage.unseen(&self.backend.inbox)[HEADER..];
         let Some(types) = types.get(..header.length.saturating_sub(HEADER)) else { return };
         let Some(Expect::DescribeStatement { named: Some((name, key)) }) = self.backend.expect.front_mut()
         else {
@@ -232,7 +222,7 @@ impl Relay<'_> {
     fn described(&mut self, header: frame::Header) -> bool {
         match self.backend.expect.front() {
             Some(Expect::DescribeStatement { .. }) => {
-                let whole = header.length <= self.backend.inbox.len() - self.at;
+                let whole = header.length <= self.passage.unseen(&self.backend.inbox).len();
                 let shape = match header.tag {
                     b'n' => Some(prepared::NO_RESULT),
                     _ if whole => prepared::shape(self.body(header)),
@@ -283,7 +273,7 @@ impl Relay<'_> {
 
     /// ParameterStatus: the client hears of it when it does not know it.
     fn parameter(&mut self, header: frame::Header) -> bool {
-        let data = &self.backend.inbox.data()[self.at..];
+        let data = self.passage.unseen(&self.backend.inbox);
         let Some((name, value)) = parameters::read(&data[..header.length.min(data.len())]) else {
             return true;
         };
