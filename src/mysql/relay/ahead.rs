@@ -1,0 +1,90 @@
+//! What a server connection lacks before the request can run on it, and what it has to tell behind it.
+
+use std::io;
+
+use super::Relay;
+use crate::{
+    mysql::{
+        command::{Command, code},
+        encode,
+        settings::quote_literal,
+    },
+    protocol::{Fault, Request},
+    sql::Effect,
+    standing::watched,
+};
+
+/// Clears what another session's statement, or an earlier one, has left: LAST_INSERT_ID(),
+/// ROW_COUNT(), and the warnings, which MariaDB keeps until a statement uses a table.
+const FORGET_LAST: &str = "DO (SELECT LAST_INSERT_ID(0) FROM (SELECT 1) AS nothing)";
+
+impl Relay<'_> {
+    /// Whether anything is to be done ahead of the request.
+    pub(super) fn has_to_prepare(&mut self, request: &Request<Command>) -> bool {
+        let names = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::Execute { .. } | Effect::Deallocate { name: Some(_) } | Effect::NeedsPrevious
+            )
+        };
+        let unprepared = match (request.wire.code, &request.wire.statement) {
+            (code::STMT_EXECUTE | code::STMT_BULK_EXECUTE, Some((_, statement))) => {
+                self.backend.statements.get(statement.key).is_none()
+            }
+            _ => false,
+        };
+        unprepared
+            || !self.backend.is_at(self.frontend.carried.now())
+            || !self.terms.ahead.is_empty()
+            || self.terms.forget_last
+            || request.intent.effects.iter().any(names)
+    }
+
+    /// What must have succeeded before the request may run: the session's settings, the statements
+    /// kept back, and the prepared statements that it names.
+    pub(super) async fn prepare_connection(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        let resets = request.wire.code == code::RESET_CONNECTION;
+        if !resets {
+            let wanted = self.frontend.carried.now().clone();
+            watched(self.terms.watch, self.backend.bring(&wanted)).await?;
+        }
+        for statement in self.terms.ahead {
+            watched(self.terms.watch, self.backend.query_all(statement)).await?;
+        }
+        for effect in &request.intent.effects {
+            if let Effect::Execute { name } | Effect::Deallocate { name: Some(name) } = effect {
+                encode::prepare_own(self.backend, self.frontend, name).await?;
+            }
+        }
+        let foreign = self.backend.last_session != self.terms.session;
+        let asks = foreign && request.intent.effects.contains(&Effect::NeedsPrevious);
+        if asks || self.terms.forget_last {
+            self.backend.query_all(FORGET_LAST).await?;
+        }
+        if let (code::STMT_EXECUTE | code::STMT_BULK_EXECUTE, Some((_, statement))) =
+            (request.wire.code, &request.wire.statement)
+        {
+            encode::prepare(self.backend, statement).await?;
+        }
+        Ok(())
+    }
+
+    /// What variables became that the server computed: from now on the session's settings.
+    pub(super) async fn carry_computed(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        for effect in &request.intent.effects {
+            let Effect::SetComputed { name } = effect else { continue };
+            if self.failed {
+                break;
+            }
+            // The client has its answer: there is nothing to be tried again.
+            let rows = self.backend.query_all(&format!("SELECT @@SESSION.{name}")).await;
+            let rows = rows.map_err(|_| Fault::Client(io::ErrorKind::ConnectionAborted.into()))?;
+            let Some(value) = rows.first().and_then(|row| row.first()?.as_deref()) else { continue };
+            let statement = format!("SET SESSION {name} = {}", quote_literal(value.as_bytes()));
+            let settings = self.frontend.carried.now().with(name, &statement);
+            self.frontend.carried.set(settings);
+            self.frontend.note_setting(name, value);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,143 @@
+//! Sends one command, or the client's file, and reads what the server says meanwhile.
+
+use std::io;
+
+use tokio::io::AsyncWriteExt;
+
+use super::Relay;
+use crate::{
+    inbox::Inbox,
+    mysql::{
+        command::{Command, Tail},
+        encode,
+        frontend::{eof, unread},
+        packet::{self, HEADER, MAX_PAYLOAD},
+    },
+    protocol::{Fault, Request},
+    standing::Step,
+};
+
+impl Relay<'_> {
+    pub(super) async fn send_request(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        let command = &request.wire;
+        let mut out = std::mem::take(&mut self.backend.out);
+        out.clear();
+        let data = &self.frontend.inbox.data()[..command.length];
+        let encoded = encode::command(self.backend, self.frontend, command, data, &mut out);
+        let inbox = std::mem::take(&mut self.frontend.inbox);
+        let result = match encoded {
+            Ok(()) => self.send(if out.is_empty() { &inbox.data()[..command.length] } else { &out }).await,
+            Err(fault) => Err(fault),
+        };
+        self.frontend.inbox = inbox;
+        self.backend.give_out(out);
+        result?;
+        match command.tail {
+            Some(tail) => Box::pin(self.stream_tail(tail)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Passes on the rest of a command that is longer than what is gathered.
+    async fn stream_tail(&mut self, mut tail: Tail) -> Result<(), Fault> {
+        self.decided = true;
+        let mut inbox = self.frontend.take_inbox_behind_command();
+        let result = self.pump_tail(&mut inbox, &mut tail).await;
+        self.frontend.inbox = inbox;
+        self.frontend.tail = if tail.rest == 0 && !tail.continues { None } else { Some(tail) };
+        result
+    }
+
+    async fn pump_tail(&mut self, inbox: &mut Inbox, tail: &mut Tail) -> Result<(), Fault> {
+        loop {
+            if tail.rest == 0 {
+                if !tail.continues {
+                    return Ok(());
+                }
+                let header = self.numbered(inbox, tail.next).await?;
+                let continues = header.length == MAX_PAYLOAD;
+                *tail = Tail { rest: header.total(), continues, next: tail.next.wrapping_add(1) };
+            }
+            if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(unread)? == 0 {
+                return Err(Fault::Client(eof()));
+            }
+            let part = inbox.len().min(tail.rest);
+            self.send(&inbox.data()[..part]).await?;
+            inbox.consume(part);
+            tail.rest -= part;
+        }
+    }
+
+    /// The header of the client's next packet, with the number that the server expects.
+    async fn numbered(&mut self, inbox: &mut Inbox, sequence: u8) -> Result<packet::Header, Fault> {
+        let header = self.client_header(inbox).await?;
+        if self.frontend.stream.is_compressed() {
+            inbox.data_mut()[HEADER - 1] = sequence;
+        }
+        Ok(header)
+    }
+
+    async fn client_header(&mut self, inbox: &mut Inbox) -> Result<packet::Header, Fault> {
+        loop {
+            if let Some(header) = packet::header(inbox.data()) {
+                return Ok(header);
+            }
+            if inbox.fill(&mut self.frontend.stream).await.map_err(unread)? == 0 {
+                return Err(Fault::Client(eof()));
+            }
+        }
+    }
+
+    /// Writes to the server; reads and hands on what it says meanwhile, so that neither waits for
+    /// the other for ever.
+    async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+        let watch = self.terms.watch;
+        while !bytes.is_empty() {
+            let backend = &mut *self.backend;
+            match watch.write(bytes, &mut backend.inbox, &mut backend.stream).await {
+                Ok(Step::Wrote(0)) => return Err(self.server_lost(io::ErrorKind::WriteZero.into())),
+                Ok(Step::Wrote(count)) => {
+                    self.sent = true;
+                    bytes = &bytes[count..];
+                }
+                Ok(Step::Read(0)) => return Err(self.server_lost(eof())),
+                // An error for what is still being sent: it is read when all is.
+                Ok(Step::Read(_)) => {}
+                Err(error) => return Err(self.server_lost(error)),
+            }
+        }
+        if self.backend.stream.is_tls() {
+            let flushed = self.backend.stream.flush().await;
+            flushed.map_err(|error| self.server_lost(error))?;
+        }
+        Ok(())
+    }
+
+    /// Passes the client's file on, up to the empty packet that ends it.
+    pub(super) async fn local_infile(&mut self) -> Result<(), Fault> {
+        let mut inbox = self.frontend.take_inbox_behind_command();
+        let result = self.pump_file(&mut inbox).await;
+        self.frontend.inbox = inbox;
+        result
+    }
+
+    async fn pump_file(&mut self, inbox: &mut Inbox) -> Result<(), Fault> {
+        loop {
+            self.asked = self.asked.wrapping_add(1);
+            let header = self.numbered(inbox, self.asked).await?;
+            let mut rest = header.total();
+            while rest > 0 {
+                if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(unread)? == 0 {
+                    return Err(Fault::Client(eof()));
+                }
+                let part = inbox.len().min(rest);
+                self.send(&inbox.data()[..part]).await?;
+                inbox.consume(part);
+                rest -= part;
+            }
+            if header.length == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
