@@ -7,6 +7,7 @@ pub mod mysql;
 mod node;
 mod ports;
 mod process;
+mod server_process;
 pub mod servers;
 mod stage;
 mod workload;

@@ -1,29 +1,21 @@
 //! One MariaDB or MySQL server.
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
 };
-
-use parking_lot::Mutex;
 
 use super::{Flavour, MysqlOptions};
 use crate::demo::{
     binaries::run,
     node::Stop,
     ports::Port,
-    process::{Keeper, POLL, RunAs, Signal, signal, signal_tree, wait_for_exit},
+    process::{Keeper, RunAs, Signal, signal, signal_tree},
+    server_process::ServerProcess,
     servers::{ServerError, copy_folder},
 };
-
-/// A server that takes longer than this to start or stop is taken for broken.
-const START_LIMIT: Duration = Duration::from_secs(60);
-const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// What is shown of the log of a server that did not start.
-const LOG_TAIL_LINES: usize = 12;
 
 /// Between the server_id of a server and of the one in its place: more than a cluster has servers.
 const IDS_APART: usize = 100;
@@ -36,13 +28,12 @@ pub struct MysqlNode {
     server_id: AtomicUsize,
     pub(super) data: PathBuf,
     socket: PathBuf,
-    log: PathBuf,
     statements: PathBuf,
     temporary: PathBuf,
     arguments: Vec<String>,
     flavour: Flavour,
     run_as: RunAs,
-    process: Mutex<Option<Child>>,
+    process: ServerProcess,
 }
 
 impl MysqlNode {
@@ -50,9 +41,9 @@ impl MysqlNode {
         let name = format!("node{number}");
         Ok(Self {
             port: Port::claim()?,
+            process: ServerProcess::new(&name, folder),
             data: folder.join(&name),
             socket: folder.join(format!("{name}.sock")),
-            log: folder.join(format!("{name}.log")),
             statements: folder.join(format!("{name}.statements")),
             temporary: folder.join(format!("{name}.tmp")),
             server_id: AtomicUsize::new(number + 1),
@@ -60,7 +51,6 @@ impl MysqlNode {
             arguments: options.arguments.clone(),
             run_as: options.flavour.run_as()?,
             flavour: options.flavour.clone(),
-            process: Mutex::new(None),
         })
     }
 
@@ -80,7 +70,7 @@ impl MysqlNode {
 
     /// Everything the server has written to its error log so far.
     pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
+        self.process.log()
     }
 
     /// Every statement the server was sent so far (the general log).
@@ -90,7 +80,7 @@ impl MysqlNode {
 
     /// The server's process id while it runs.
     pub fn pid(&self) -> Option<u32> {
-        self.process.lock().as_ref().map(Child::id)
+        self.process.pid()
     }
 
     pub(super) fn install(&self) -> Result<(), ServerError> {
@@ -132,55 +122,25 @@ impl MysqlNode {
         keeper: &Keeper,
         change: impl FnOnce(&mut Command),
     ) -> Result<(), ServerError> {
-        let mut process = self.process.lock();
-        if process.is_some() {
-            return Ok(());
-        }
-        let log = File::options().create(true).append(true).open(&self.log)?;
-        self.make_temporary()?;
-        let mut command = self.flavour.server()?;
-        command
-            .arg(format!("--datadir={}", self.data.display()))
-            // A server that starts removes every `#sql…` file from its tmpdir: in a shared one it takes
-            // the temporary tables of the others, which may crash them (seen on MariaDB 10.11.19).
-            .arg(format!("--tmpdir={}", self.temporary.display()))
-            .arg(format!("--socket={}", self.socket.display()))
-            .arg(format!("--pid-file={}", self.data.join("pid").display()))
-            .arg(format!("--general-log-file={}", self.statements.display()))
-            .arg(format!("--port={}", self.port()))
-            .arg(format!("--server-id={}", self.server_id.load(Ordering::Relaxed)))
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
-        self.run_as.apply(&mut command);
-        change(&mut command);
-        let mut child = keeper.spawn(command, Signal::Kill)?;
-        let started = self.wait_until_ready(&mut child);
-        if started.is_err() {
-            signal_tree(child.id(), Signal::Kill);
-            let _ = child.wait();
-        } else {
-            *process = Some(child);
-        }
-        started
-    }
-
-    fn wait_until_ready(&self, child: &mut Child) -> Result<(), ServerError> {
-        let deadline = Instant::now() + START_LIMIT;
-        while Instant::now() < deadline {
-            if child.try_wait()?.is_some() {
-                break;
-            }
-            if self.sql("", "SELECT 1").is_ok() {
-                return Ok(());
-            }
-            std::thread::sleep(POLL);
-        }
-        let log = self.log();
-        let lines: Vec<&str> = log.lines().collect();
-        let log = lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n");
-        Err(ServerError::DidNotStart { node: self.name.clone(), log })
+        let command = || {
+            self.make_temporary()?;
+            let mut command = self.flavour.server()?;
+            command
+                .arg(format!("--datadir={}", self.data.display()))
+                // A server that starts removes every `#sql…` file from its tmpdir: in a shared one it takes
+                // the temporary tables of the others, which may crash them (seen on MariaDB 10.11.19).
+                .arg(format!("--tmpdir={}", self.temporary.display()))
+                .arg(format!("--socket={}", self.socket.display()))
+                .arg(format!("--pid-file={}", self.data.join("pid").display()))
+                .arg(format!("--general-log-file={}", self.statements.display()))
+                .arg(format!("--port={}", self.port()))
+                .arg(format!("--server-id={}", self.server_id.load(Ordering::Relaxed)))
+                .args(&self.arguments);
+            self.run_as.apply(&mut command);
+            change(&mut command);
+            Ok(command)
+        };
+        self.process.start(keeper, Signal::Kill, command, |_| self.sql("", "SELECT 1").is_ok())
     }
 
     /// Stops the server and waits for its end; one that is not running is left alone.
@@ -188,34 +148,21 @@ impl MysqlNode {
     /// # Errors
     /// When it has to be killed.
     pub fn stop(&self, how: Stop) -> Result<(), ServerError> {
-        let Some(mut child) = self.process.lock().take() else { return Ok(()) };
-        // A frozen process takes no other signal than SIGKILL.
-        signal_tree(child.id(), Signal::Continue);
-        match how {
-            Stop::Fast => signal(child.id(), Signal::Terminate),
+        self.process.stop(|pid| match how {
+            Stop::Fast => signal(pid, Signal::Terminate),
             // There is nothing between an orderly shutdown and none.
-            Stop::Immediate | Stop::Kill => signal_tree(child.id(), Signal::Kill),
-        }
-        if wait_for_exit(&mut child, STOP_LIMIT) {
-            return Ok(());
-        }
-        signal_tree(child.id(), Signal::Kill);
-        let _ = child.wait();
-        Err(ServerError::DidNotStop { node: self.name.clone() })
+            Stop::Immediate | Stop::Kill => signal_tree(pid, Signal::Kill),
+        })
     }
 
     /// Freezes the server (SIGSTOP): it holds its connections and answers nothing.
     pub fn freeze(&self) {
-        if let Some(pid) = self.pid() {
-            signal_tree(pid, Signal::Stop);
-        }
+        self.process.freeze();
     }
 
     /// Ends [`MysqlNode::freeze`].
     pub fn thaw(&self) {
-        if let Some(pid) = self.pid() {
-            signal_tree(pid, Signal::Continue);
-        }
+        self.process.thaw();
     }
 
     /// Runs SQL as root over the unix socket and returns the client's output: columns apart by
