@@ -1,7 +1,11 @@
 //! What one session is in the middle of: transaction, pins, defaults. Pure.
 
+mod lost;
+mod modes;
+mod pins;
 mod reading;
 
+use self::{modes::merge, pins::bit};
 use super::own::Overrides;
 use crate::{
     config::TransactionReads,
@@ -15,9 +19,6 @@ use crate::{
 
 /// Most statements that are kept back behind a held BEGIN; one more opens the transaction.
 const MAX_HELD: usize = 64;
-
-/// Most temporary tables of a session that are known by name; with more, all reads stay with it.
-const MAX_TEMPORARY: usize = 256;
 
 /// Session state the engine keeps; what a server keeps is tracked by the protocols.
 #[derive(Debug, Default)]
@@ -225,81 +226,6 @@ impl State {
         Step::Run(self.plan_first(intent))
     }
 
-    /// What becomes of a request in a transaction that no server has any more.
-    fn plan_lost(&mut self, intent: &Intent, lost: Lost) -> Step {
-        let single = if intent.statements == 1 { intent.effects.first() } else { None };
-        match (lost, single) {
-            (_, Some(Effect::Rollback { chain: false }))
-            | (Lost::Told, Some(Effect::Commit { chain: false })) => {
-                self.end_lost();
-                Step::Answer(Own::RolledBack)
-            }
-            (Lost::Untold, Some(Effect::Commit { .. } | Effect::PrepareTransaction)) => {
-                self.end_lost();
-                Step::Answer(Own::Lost)
-            }
-            (Lost::Untold, _) => {
-                self.mark_told();
-                Step::Answer(Own::Lost)
-            }
-            (Lost::Told, _) if intent.statements == 0 => Step::Answer(Own::Done),
-            (Lost::Told, _) => Step::Answer(Own::Aborted),
-        }
-    }
-
-    /// The server ended the open transaction with its connection, and the client was told so.
-    pub fn abort_lost(&mut self) {
-        self.forget_server();
-        self.lost = Some(Lost::Told);
-        self.transaction = Transaction::Failed;
-    }
-
-    fn end_lost(&mut self) {
-        self.lost = None;
-        self.own.end(false);
-        self.transaction = Transaction::Idle;
-    }
-
-    fn mark_told(&mut self) {
-        if self.transaction == Transaction::Unit {
-            // Over with the Sync that the client sends anyway.
-            self.end_lost();
-        } else {
-            self.lost = Some(Lost::Told);
-            self.transaction = Transaction::Failed;
-        }
-    }
-
-    /// The server of the open transaction is gone. The client hears of it in answer to the request
-    /// of `intent`, or else to its next one.
-    pub fn lose_transaction(&mut self, intent: Option<&Intent>) {
-        let was = self.transaction;
-        self.forget_server();
-        if was == Transaction::Idle {
-            return;
-        }
-        self.transaction = was;
-        match intent {
-            None => self.lost = Some(Lost::Untold),
-            Some(intent) if ends_transaction(intent) => self.end_lost(),
-            Some(_) => self.mark_told(),
-        }
-    }
-
-    /// What was held back could not be begun on a server, and the client hears of it in answer to the
-    /// request of `intent`. What a server keeps for the session stays.
-    pub fn lose_unseen(&mut self, intent: &Intent) {
-        self.held = None;
-        self.reading = None;
-        self.modes = TransactionModes::default();
-        match self.transaction {
-            // It only said what the next transaction is to be.
-            Transaction::Idle => {}
-            _ if ends_transaction(intent) => self.end_lost(),
-            _ => self.mark_told(),
-        }
-    }
-
     /// The statements that have to run before the next one, oldest first.
     pub fn held_statements(&self) -> &[Box<str>] {
         self.held.as_ref().filter(|_| !self.deferred).map_or(&[], |held| &held.statements)
@@ -439,14 +365,6 @@ impl State {
         self.written = Some(Tables::All);
     }
 
-    fn adopt_modes(&mut self, intent: &Intent) {
-        for effect in &intent.effects {
-            if let Effect::Begin(modes) | Effect::SetTransaction(modes) = effect {
-                merge(&mut self.modes, *modes);
-            }
-        }
-    }
-
     fn apply(&mut self, effect: &Effect, failed: bool) {
         match effect {
             // A pin is kept even when the statement failed: part of it may have run.
@@ -499,112 +417,6 @@ impl State {
         }
     }
 
-    /// Follows a setting that decides where transactions may run.
-    pub fn set_default(&mut self, name: &str, value: &str) {
-        match name {
-            "default_transaction_read_only" => self.defaults.read_only = parse_bool(value),
-            "default_transaction_isolation" => self.defaults.isolation = Isolation::parse(value),
-            // PostgreSQL's variables of these names are the current transaction's own.
-            "transaction_read_only" if self.sets_next => self.defaults.read_only = parse_bool(value),
-            "transaction_isolation" if self.sets_next => self.defaults.isolation = Isolation::parse(value),
-            "autocommit" if self.sets_next => self.implicit = parse_bool(value) == Some(false),
-            _ => {}
-        }
-    }
-
-    /// A setting of all transactions to come outdoes what was said of the next one (MySQL).
-    fn outdo_next(&mut self, name: &str) {
-        let Some(held) = self.held.as_mut().filter(|held| self.sets_next && !held.begun) else { return };
-        let modes = match name {
-            "transaction_isolation" => TransactionModes { isolation: None, ..held.modes },
-            "transaction_read_only" => TransactionModes { read_only: None, ..held.modes },
-            _ => return,
-        };
-        held.modes = modes;
-        held.statements = set_transaction(modes).into_iter().collect();
-        if held.statements.is_empty() {
-            self.held = None;
-        }
-    }
-
-    pub fn pin(&mut self, reason: PinReason) {
-        self.pins |= bit(reason);
-    }
-
-    pub fn unpin(&mut self, reason: PinReason) {
-        self.pins &= !bit(reason);
-        match reason {
-            PinReason::TempTable => self.temporary = Tables::default(),
-            PinReason::HoldCursor => self.held_cursors.clear(),
-            _ => {}
-        }
-    }
-
-    pub fn is_pinned(&self) -> bool {
-        self.pins != 0
-    }
-
-    pub fn is_pinned_by(&self, reason: PinReason) -> bool {
-        self.pins & bit(reason) != 0
-    }
-
-    /// Whether a read may use another connection than the pinned one: what is pinned does not show
-    /// in it.
-    pub fn roams(&self, intent: &Intent) -> bool {
-        const HARMLESS: [PinReason; 6] = [
-            PinReason::Listen,
-            PinReason::AdvisoryLock,
-            PinReason::HoldCursor,
-            PinReason::Sequence,
-            PinReason::NamedLock,
-            PinReason::SessionMode,
-        ];
-        let asks_for_state = intent.effects.iter().any(|effect| {
-            matches!(
-                effect,
-                Effect::Cursor
-                    | Effect::NeedsPrevious
-                    | Effect::NeedsLast(_)
-                    | Effect::ShowsPrepared
-                    | Effect::Pin(_)
-            )
-        });
-        let harmless = HARMLESS.iter().fold(bit(PinReason::TempTable), |all, reason| all | bit(*reason));
-        !asks_for_state && self.pins & !harmless == 0 && !self.may_be_temporary(intent)
-    }
-
-    /// Whether it may read a temporary table of this session's.
-    fn may_be_temporary(&self, intent: &Intent) -> bool {
-        if !self.is_pinned_by(PinReason::TempTable) {
-            return false;
-        }
-        match (&self.temporary, &intent.tables) {
-            _ if intent.by_text || intent.reason == Reason::Session => true,
-            (Tables::Some(temporary), Tables::Some(read)) => read.iter().any(|name| temporary.contains(name)),
-            _ => true,
-        }
-    }
-
-    /// Remembers the names of temporary relations; one whose name is not known stands for all.
-    fn note_temporary(&mut self, intent: &Intent) {
-        let new: Vec<_> = intent
-            .effects
-            .iter()
-            .filter_map(|effect| match effect {
-                Effect::Temporary(name) => Some(name.clone()),
-                _ => None,
-            })
-            .collect();
-        let pins =
-            intent.effects.iter().filter(|effect| **effect == Effect::Pin(PinReason::TempTable)).count();
-        self.temporary = match &self.temporary {
-            Tables::Some(known) if known.len() < MAX_TEMPORARY && new.len() >= pins => {
-                Tables::Some(known.iter().cloned().chain(new).collect())
-            }
-            _ => Tables::All,
-        };
-    }
-
     /// The server connection is gone, and with it all that it held for this session.
     pub fn forget_server(&mut self) {
         self.held = None;
@@ -619,24 +431,6 @@ impl State {
         self.temporary = Tables::default();
         self.held_cursors.clear();
     }
-}
-
-fn bit(reason: PinReason) -> u16 {
-    1 << PinReason::ALL.iter().position(|other| *other == reason).expect("ALL lists every reason")
-}
-
-fn merge(into: &mut TransactionModes, from: TransactionModes) {
-    into.read_only = from.read_only.or(into.read_only);
-    into.isolation = from.isolation.or(into.isolation);
-    into.deferrable = from.deferrable.or(into.deferrable);
-}
-
-/// MySQL's statement that says so of the next transaction; `None` if there is nothing to say.
-fn set_transaction(modes: TransactionModes) -> Option<Box<str>> {
-    let isolation = modes.isolation.map(|isolation| format!("ISOLATION LEVEL {}", isolation.words()));
-    let access = modes.read_only.map(|only| if only { "READ ONLY" } else { "READ WRITE" }.to_owned());
-    let said: Vec<String> = [isolation, access].into_iter().flatten().collect();
-    (!said.is_empty()).then(|| format!("SET TRANSACTION {}", said.join(", ")).into())
 }
 
 /// Whether it may end the open transaction with its work done.
@@ -659,35 +453,4 @@ fn all_of(before: Option<Tables>, more: &Tables) -> Tables {
 /// Whether its success may have changed data that others can see.
 fn may_write(intent: &Intent) -> bool {
     intent.access == Access::Write && intent.reason.changes_data()
-}
-
-fn parse_bool(value: &str) -> Option<bool> {
-    match value.trim_matches('\'').to_ascii_lowercase().as_str() {
-        "on" | "true" | "yes" | "1" | "t" | "y" => Some(true),
-        "off" | "false" | "no" | "0" | "f" | "n" => Some(false),
-        _ => None,
-    }
-}
-
-impl Isolation {
-    /// As SQL has it.
-    fn words(self) -> &'static str {
-        match self {
-            Self::ReadUncommitted => "READ UNCOMMITTED",
-            Self::ReadCommitted => "READ COMMITTED",
-            Self::RepeatableRead => "REPEATABLE READ",
-            Self::Serializable => "SERIALIZABLE",
-        }
-    }
-
-    /// Reads the value of `default_transaction_isolation` or `transaction_isolation`.
-    pub fn parse(value: &str) -> Option<Self> {
-        match value.trim_matches('\'').to_ascii_lowercase().replace('-', " ").as_str() {
-            "read uncommitted" => Some(Self::ReadUncommitted),
-            "read committed" => Some(Self::ReadCommitted),
-            "repeatable read" => Some(Self::RepeatableRead),
-            "serializable" => Some(Self::Serializable),
-            _ => None,
-        }
-    }
 }

@@ -1,0 +1,91 @@
+//! Why a session keeps its server connection, and which statements may run elsewhere all the same.
+
+use super::State;
+use crate::sql::{Effect, Intent, PinReason, Reason, Tables};
+
+/// Most temporary tables of a session that are known by name; with more, all reads stay with it.
+const MAX_TEMPORARY: usize = 256;
+
+impl State {
+    pub fn pin(&mut self, reason: PinReason) {
+        self.pins |= bit(reason);
+    }
+
+    pub fn unpin(&mut self, reason: PinReason) {
+        self.pins &= !bit(reason);
+        match reason {
+            PinReason::TempTable => self.temporary = Tables::default(),
+            PinReason::HoldCursor => self.held_cursors.clear(),
+            _ => {}
+        }
+    }
+
+    pub fn is_pinned(&self) -> bool {
+        self.pins != 0
+    }
+
+    pub fn is_pinned_by(&self, reason: PinReason) -> bool {
+        self.pins & bit(reason) != 0
+    }
+
+    /// Whether a read may use another connection than the pinned one: what is pinned does not show
+    /// in it.
+    pub fn roams(&self, intent: &Intent) -> bool {
+        const HARMLESS: [PinReason; 6] = [
+            PinReason::Listen,
+            PinReason::AdvisoryLock,
+            PinReason::HoldCursor,
+            PinReason::Sequence,
+            PinReason::NamedLock,
+            PinReason::SessionMode,
+        ];
+        let asks_for_state = intent.effects.iter().any(|effect| {
+            matches!(
+                effect,
+                Effect::Cursor
+                    | Effect::NeedsPrevious
+                    | Effect::NeedsLast(_)
+                    | Effect::ShowsPrepared
+                    | Effect::Pin(_)
+            )
+        });
+        let harmless = HARMLESS.iter().fold(bit(PinReason::TempTable), |all, reason| all | bit(*reason));
+        !asks_for_state && self.pins & !harmless == 0 && !self.may_be_temporary(intent)
+    }
+
+    /// Whether it may read a temporary table of this session's.
+    fn may_be_temporary(&self, intent: &Intent) -> bool {
+        if !self.is_pinned_by(PinReason::TempTable) {
+            return false;
+        }
+        match (&self.temporary, &intent.tables) {
+            _ if intent.by_text || intent.reason == Reason::Session => true,
+            (Tables::Some(temporary), Tables::Some(read)) => read.iter().any(|name| temporary.contains(name)),
+            _ => true,
+        }
+    }
+
+    /// Remembers the names of temporary relations; one whose name is not known stands for all.
+    pub(super) fn note_temporary(&mut self, intent: &Intent) {
+        let new: Vec<_> = intent
+            .effects
+            .iter()
+            .filter_map(|effect| match effect {
+                Effect::Temporary(name) => Some(name.clone()),
+                _ => None,
+            })
+            .collect();
+        let pins =
+            intent.effects.iter().filter(|effect| **effect == Effect::Pin(PinReason::TempTable)).count();
+        self.temporary = match &self.temporary {
+            Tables::Some(known) if known.len() < MAX_TEMPORARY && new.len() >= pins => {
+                Tables::Some(known.iter().cloned().chain(new).collect())
+            }
+            _ => Tables::All,
+        };
+    }
+}
+
+pub(super) fn bit(reason: PinReason) -> u16 {
+    1 << PinReason::ALL.iter().position(|other| *other == reason).expect("ALL lists every reason")
+}
