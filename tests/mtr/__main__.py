@@ -222,6 +222,8 @@ class Runner:
             "MYSQLTEST_VARDIR": self.vardir,
             "SECURE_LOAD_PATH": self.suite / "std_data",
             "MASTER_MYPORT": port,
+            # Named by cases; with --protocol=tcp nobody connects there.
+            "MASTER_MYSOCK": self.vardir / "none.sock",
             "DEFAULT_MASTER_PORT": "3306",
             "USE_RUNNING_SERVER": "1",
             "LC_ALL": "C",
