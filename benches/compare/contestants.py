@@ -403,6 +403,11 @@ class Field:
         swap = mode == "prepared" and self.session_bouncer
         return [self.session_bouncer if swap and type(one) is PgBouncer else one for one in self.running]
 
+    def leave_out(self, contestant):
+        """One that failed takes no further part."""
+        self.running.remove(contestant)
+        contestant.stop()
+
     def stop(self):
         for contestant in [*self.running, self.session_bouncer]:
             if contestant:

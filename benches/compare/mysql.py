@@ -63,7 +63,7 @@ def throughput(options, servers, field, workload, prepared, clients):
                 results.setdefault(contestant.name, []).append(run)
             except (RuntimeError, subprocess.TimeoutExpired) as error:
                 results[contestant.name] = f"{error}"[:80]
-                field.running.remove(contestant)
+                field.leave_out(contestant)
 
     def median(name, figure):
         runs = results.get(name)
