@@ -13,12 +13,15 @@ const FEW: usize = 8;
 /// A set of executed transactions: MySQL's `uuid:intervals` (with tags since 8.3) or MariaDB's
 /// `domain-server-sequence`.
 ///
-/// A MariaDB position stands for every transaction of its domain up to the sequence number.
+/// A MariaDB position stands for every transaction of its domain up to the sequence number. What two
+/// servers wrote to one domain is kept side by side: on which of two histories a number was given its
+/// size does not tell.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct GtidSet {
     /// In order of source, each once: nearly always one or two, found faster than in a tree.
     sources: Vec<(Source, Intervals)>,
-    domains: BTreeMap<u32, Reached>,
+    /// Last sequence number by domain and server.
+    domains: BTreeMap<(u32, u32), u64>,
 }
 
 /// Who numbers the transactions of an interval.
@@ -31,13 +34,6 @@ struct Source {
 
 /// Closed intervals of transaction numbers: sorted, apart by at least two, never empty.
 type Intervals = SmallVec<[(u64, u64); 1]>;
-
-/// How far a MariaDB domain has come, and through which server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Reached {
-    server: u32,
-    sequence: u64,
-}
 
 /// Why a text is not a GTID set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,8 +64,8 @@ impl GtidSet {
         }) && other
             .domains
             .iter()
-            .filter(|(_, want)| Some(u64::from(want.server)) != server_id)
-            .all(|(domain, want)| self.domains.get(domain).map_or(0, |have| have.sequence) >= want.sequence)
+            .filter(|((_, server), _)| Some(u64::from(*server)) != server_id)
+            .all(|((domain, _), want)| self.reached(*domain) >= *want)
     }
 
     /// Whether `self` has all of `other` and more.
@@ -83,8 +79,8 @@ impl GtidSet {
             self.sources.extend(other.sources.iter().cloned());
             self.normalise();
         }
-        for (&domain, &more) in &other.domains {
-            self.reach(domain, more);
+        for (&(domain, server), &sequence) in &other.domains {
+            self.reach(domain, server, sequence);
         }
     }
 
@@ -102,16 +98,33 @@ impl GtidSet {
             let common = common(mine, other.intervals(source)?);
             (!common.is_empty()).then(|| (source.clone(), common))
         });
-        let domains = self.domains.iter().filter_map(|(&domain, &mine)| {
-            let theirs = *other.domains.get(&domain)?;
-            Some((domain, if theirs.sequence < mine.sequence { theirs } else { mine }))
+        let domains = self.domains.iter().filter_map(|(&(domain, server), &mine)| {
+            let (their_server, theirs) = other.last_of(domain)?;
+            Some(if theirs < mine { ((domain, their_server), theirs) } else { ((domain, server), mine) })
         });
         GtidSet { sources: sources.collect(), domains: domains.collect() }
     }
 
-    /// Domain, server and sequence number of the last transaction of each MariaDB domain.
+    /// Domain, server and sequence number of the last transactions in each MariaDB domain.
     pub(super) fn domains(&self) -> impl Iterator<Item = (u32, u32, u64)> {
-        self.domains.iter().map(|(&domain, reached)| (domain, reached.server, reached.sequence))
+        self.domains.iter().map(|(&(domain, server), &sequence)| (domain, server, sequence))
+    }
+
+    /// Who came furthest in a MariaDB domain, and how far.
+    fn last_of(&self, domain: u32) -> Option<(u32, u64)> {
+        let servers = self.domains.range((domain, 0)..=(domain, u32::MAX));
+        servers.map(|(&(_, server), &sequence)| (server, sequence)).max_by_key(|&(_, sequence)| sequence)
+    }
+
+    /// Up to where it has a MariaDB domain.
+    pub(super) fn reached(&self, domain: u32) -> u64 {
+        self.last_of(domain).map_or(0, |(_, sequence)| sequence)
+    }
+
+    /// The set with other sequence numbers in its MariaDB domains, or without them.
+    pub(super) fn with_domains(&self, number: impl Fn((u32, u32, u64)) -> Option<u64>) -> GtidSet {
+        let numbered = self.domains().filter_map(|reached| Some(((reached.0, reached.1), number(reached)?)));
+        GtidSet { sources: self.sources.clone(), domains: numbered.collect() }
     }
 
     /// Number of transactions of `other` that `self` lacks.
@@ -120,9 +133,12 @@ impl GtidSet {
             let held = self.intervals(source).map_or(0, |have| count(&common(have, wanted)));
             count(wanted).saturating_sub(held)
         });
-        let of_domains = other.domains.iter().map(|(domain, want)| {
-            want.sequence.saturating_sub(self.domains.get(domain).map_or(0, |have| have.sequence))
-        });
+        let mut of_domains: BTreeMap<u32, u64> = BTreeMap::new();
+        for (domain, _, want) in other.domains() {
+            let lacks = of_domains.entry(domain).or_default();
+            *lacks = want.saturating_sub(self.reached(domain)).max(*lacks);
+        }
+        let of_domains = of_domains.into_values();
         of_sources.chain(of_domains).fold(0, u64::saturating_add)
     }
 
@@ -134,9 +150,9 @@ impl GtidSet {
             let side = if Some(source.uuid) == uuid { &mut own } else { &mut others };
             side.sources.push((source.clone(), have.clone()));
         }
-        for (&domain, &reached) in &self.domains {
-            let side = if Some(u64::from(reached.server)) == server_id { &mut own } else { &mut others };
-            side.domains.insert(domain, reached);
+        for (domain, server, sequence) in self.domains() {
+            let side = if Some(u64::from(server)) == server_id { &mut own } else { &mut others };
+            side.reach(domain, server, sequence);
         }
         (own, others)
     }
@@ -162,11 +178,9 @@ impl GtidSet {
         self.sources.iter_mut().for_each(|(_, intervals)| normalise(intervals));
     }
 
-    fn reach(&mut self, domain: u32, more: Reached) {
-        let have = self.domains.entry(domain).or_insert(more);
-        if more.sequence > have.sequence {
-            *have = more;
-        }
+    fn reach(&mut self, domain: u32, server: u32, sequence: u64) {
+        let last = self.domains.entry((domain, server)).or_default();
+        *last = sequence.max(*last);
     }
 }
 
@@ -263,7 +277,7 @@ impl GtidSet {
         };
         let domain = read_number(domain)?.try_into().map_err(|_| GtidFault::Number)?;
         let server = read_number(server)?.try_into().map_err(|_| GtidFault::Number)?;
-        self.reach(domain, Reached { server, sequence: read_number(sequence)? });
+        self.reach(domain, server, read_number(sequence)?);
         Ok(())
     }
 }
@@ -327,9 +341,9 @@ impl fmt::Display for GtidSet {
                 if start == end { write!(f, ":{start}")? } else { write!(f, ":{start}-{end}")? }
             }
         }
-        for (at, (domain, reached)) in self.domains.iter().enumerate() {
+        for (at, (domain, server, sequence)) in self.domains().enumerate() {
             let comma = if at > 0 || last_uuid.is_some() { "," } else { "" };
-            write!(f, "{comma}{domain}-{}-{}", reached.server, reached.sequence)?;
+            write!(f, "{comma}{domain}-{server}-{sequence}")?;
         }
         Ok(())
     }

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    GtidSet, Incarnation, Lsn, Node, NodeId, Position, ProbeNumber, Role, State, Timelines, gtid::read_uuid,
+    Facts, GtidSet, Incarnation, Lsn, Node, NodeId, Position, ProbeNumber, Role, State, Timelines, Writers,
+    gtid::read_uuid, writers::Place,
 };
 use crate::route::Floor;
 
@@ -66,11 +67,41 @@ pub struct ElectedSet {
     pub uuid: Option<u128>,
     /// `server_id`, the same for MariaDB.
     pub server_id: Option<u64>,
+    /// MariaDB: who had written what, by its binary log.
+    pub writers: Option<Arc<Writers>>,
 }
 
 impl ElectedSet {
-    pub(super) fn new(executed: Arc<GtidSet>, incarnation: &Incarnation, server_id: Option<u64>) -> Self {
-        Self { executed, uuid: read_uuid(&incarnation.system).ok(), server_id }
+    pub(super) fn new(executed: Arc<GtidSet>, facts: &Facts) -> Self {
+        Self {
+            executed,
+            uuid: read_uuid(&facts.incarnation.system).ok(),
+            server_id: facts.server_id,
+            writers: facts.writers.clone(),
+        }
+    }
+
+    /// What there is of a floor: all that it numbered itself, which may be newer than the last probe,
+    /// and what it has of the others'. `None`: nothing is lost.
+    fn left_of(&self, floor: &GtidSet) -> Option<GtidSet> {
+        if self.executed.covers_foreign(floor, self.uuid, self.server_id) && self.writers.is_none() {
+            return None;
+        }
+        if let Some(writers) = &self.writers {
+            let left = floor.with_domains(|reached| Some(self.reached(writers, reached)));
+            return (left != *floor).then_some(left);
+        }
+        let (own, foreign) = floor.split_by_origin(self.uuid, self.server_id);
+        Some(foreign.intersection(&self.executed).union(&own))
+    }
+
+    /// MariaDB: how far it has what a floor asks for of one server.
+    fn reached(&self, writers: &Writers, reached: (u32, u32, u64)) -> u64 {
+        match writers.place(reached, self.server_id) {
+            Place::Within => reached.2,
+            Place::Beyond { last } => last,
+            Place::Unknown => reached.2.min(self.executed.reached(reached.0)),
+        }
     }
 }
 
@@ -223,15 +254,19 @@ impl Snapshot {
     /// lost, unless it has it by now.
     fn after_election<'a>(&'a self, position: &'a Position, floor: &Arc<GtidSet>) -> Resolved<'a> {
         let Some(elected) = &self.history.elected else { return Resolved::At(Cow::Borrowed(position)) };
-        let has_it = |position: &Position| matches!(position, Position::Mysql(have) if have.covers(floor));
-        // What it numbered itself may be newer than the last probe.
-        if elected.executed.covers_foreign(floor, elected.uuid, elected.server_id)
-            || self.newest().is_some_and(has_it)
-        {
+        if elected.writers.is_none() && self.has_by_now(elected, floor) {
             return Resolved::At(Cow::Borrowed(position));
         }
-        let (own, foreign) = floor.split_by_origin(elected.uuid, elected.server_id);
-        let left = foreign.intersection(&elected.executed).union(&own);
+        let Some(left) = elected.left_of(floor) else { return Resolved::At(Cow::Borrowed(position)) };
         Resolved::Lost { left: Position::Mysql(Arc::new(left)) }
+    }
+
+    /// Whether the elected server has all of it by its own last sample; the last there is may be its
+    /// predecessor's.
+    fn has_by_now(&self, elected: &ElectedSet, floor: &GtidSet) -> bool {
+        self.samples.last().is_some_and(|sample| {
+            read_uuid(&sample.incarnation.system).ok() == elected.uuid
+                && matches!(&sample.written, Position::Mysql(have) if have.covers(floor))
+        })
     }
 }

@@ -12,6 +12,18 @@ use super::gtid::{GtidFault, GtidSet, MAX_TEXT};
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Writers(BTreeMap<(u32, u32), u64>);
 
+/// Where a transaction is, seen from a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Within,
+    /// Of a server that wrote no more to it than up to `last`.
+    Beyond {
+        last: u64,
+    },
+    /// Of a server that this binary log does not name: it may have begun later.
+    Unknown,
+}
+
 impl Writers {
     /// Whether the history has everything up to `position`.
     pub fn have(&self, position: &GtidSet) -> bool {
@@ -20,12 +32,27 @@ impl Writers {
         })
     }
 
-    /// Whether `position` lies beyond what one of `servers` wrote to this history, which goes on
-    /// without it.
-    pub fn lack(&self, position: &GtidSet, servers: impl Fn(u64) -> bool) -> bool {
-        position.domains().filter(|(_, server, _)| servers(u64::from(*server))).any(
-            |(domain, server, sequence)| self.0.get(&(domain, server)).is_some_and(|last| *last < sequence),
-        )
+    /// Where a position lies that this history's primary, `primary`, did not tell of itself.
+    pub fn place(&self, (domain, server, sequence): (u32, u32, u64), primary: Option<u64>) -> Place {
+        match self.0.get(&(domain, server)) {
+            // It may have written since.
+            _ if Some(u64::from(server)) == primary => Place::Within,
+            Some(last) if *last >= sequence => Place::Within,
+            Some(&last) => Place::Beyond { last },
+            None => Place::Unknown,
+        }
+    }
+
+    /// Whether `position` lies beyond what somebody wrote to this history, which `primary` alone
+    /// writes to now.
+    pub fn lack(&self, position: &GtidSet, primary: Option<u64>) -> bool {
+        position.domains().any(|reached| matches!(self.place(reached, primary), Place::Beyond { .. }))
+    }
+
+    /// The domains in which `position` is known to lie in this history.
+    pub fn known_part(&self, position: &GtidSet, primary: Option<u64>) -> GtidSet {
+        let known = |reached: (u32, u32, u64)| self.place(reached, primary) == Place::Within;
+        position.with_domains(|reached| known(reached).then_some(reached.2))
     }
 
     /// What a position names was written, too: a server without `log_slave_updates` has nobody
@@ -83,8 +110,13 @@ mod tests {
             ("8-1-1", false, false),
         ] {
             assert_eq!(writers.have(&set(position)), has, "has {position}");
-            assert_eq!(writers.lack(&set(position), |_| true), lacks, "lacks {position}");
-            assert!(!writers.lack(&set(position), |_| false), "asked of nobody");
+            assert_eq!(writers.lack(&set(position), None), lacks, "lacks {position}");
+        }
+        assert!(!writers.lack(&set("0-2-106"), Some(2)), "what the primary has written since");
+        for (position, known) in
+            [("0-2-105,7-1-3", "0-2-105,7-1-3"), ("0-3-50,7-1-3", "7-1-3"), ("8-1-1", "")]
+        {
+            assert_eq!(writers.known_part(&set(position), Some(2)), set(known), "known of {position}");
         }
         assert!(writers.with(&set("0-3-106")).have(&set("0-3-106")));
         assert!("0-1".parse::<Writers>().is_err());

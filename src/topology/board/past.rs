@@ -1,6 +1,6 @@
 //! The primary's past: its positions so far, and what failovers and crashes made of them.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{Board, Event, SAMPLES};
 use crate::topology::{
@@ -30,8 +30,7 @@ impl Board {
                 });
             }
             (Some(Position::Mysql(executed)), _) => {
-                history.elected =
-                    Some(ElectedSet::new(Arc::clone(executed), &facts.incarnation, facts.server_id));
+                history.elected = Some(ElectedSet::new(Arc::clone(executed), facts));
             }
             _ => {}
         }
@@ -104,21 +103,28 @@ impl Board {
         }
     }
 
-    /// The same for MariaDB, where such a replica would count as far ahead: former primaries, who
-    /// write no longer, may not have written more than the primary has of them.
+    /// The same for MariaDB, where such a replica would count as far ahead: who wrote before the
+    /// primary may not have written more than the primary has of it.
     fn fence_strayed(&mut self) {
         let Some((writers, primary)) = &self.writers else { return };
-        let ids: Vec<u64> = self
-            .nodes
-            .iter()
-            .filter_map(|node| node.facts.as_ref().and_then(|facts| facts.server_id))
-            .collect();
-        let former = |server: u64| Some(server) != *primary && ids.contains(&server);
         for node in self.nodes.iter_mut().filter(|node| node.is_replica() && node.fence.is_none()) {
             let Some(Position::Mysql(position)) = &node.position else { continue };
-            if writers.lack(position, former) {
+            if writers.lack(position, *primary) {
                 node.set_fence(Some(&Fence::Strayed { position: position.to_string().into() }));
             }
+        }
+    }
+}
+
+impl Board {
+    /// What a node's position tells of how much it has of the primary's history. A MariaDB replica may
+    /// have followed somebody else: a number says nothing where it is not known to be of that history.
+    pub(super) fn telling<'a>(&self, position: &'a Position) -> Cow<'a, Position> {
+        match (position, &self.writers) {
+            (Position::Mysql(reached), Some((writers, primary))) => {
+                Cow::Owned(Position::Mysql(Arc::new(writers.known_part(reached, *primary))))
+            }
+            _ => Cow::Borrowed(position),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The board as a snapshot for the data plane.
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use super::{Board, node::Tracked};
-use crate::topology::{Node, NodeId, Role, Snapshot, lag::Reading};
+use crate::topology::{Node, NodeId, Position, Role, Snapshot, lag::Reading};
 
 impl Board {
     /// The topology as it is known at `now`.
@@ -44,7 +44,14 @@ impl Board {
     fn publish(&self, at: usize, now: Instant) -> Node {
         let node = &self.nodes[at];
         let role = self.role(at);
-        let reading = if role == Role::Replica { self.read_clock(node, now) } else { Reading::default() };
+        let mut position = node.position.as_ref().map(Cow::Borrowed);
+        if role == Role::Replica {
+            position = node.position.as_ref().map(|position| self.telling(position));
+        }
+        let reading = match (role, &position) {
+            (Role::Replica, Some(position)) => self.read_clock(node, position, now),
+            _ => Reading::default(),
+        };
         // Behind everything the clock remembers, and that is longer than it may be: the exact
         // figure would change nothing.
         let hopeless = reading.at_least.filter(|least| {
@@ -59,7 +66,7 @@ impl Board {
             state: node.state(),
             incarnation: node.facts.as_ref().map(|facts| facts.incarnation.clone()),
             timeline: node.timeline(),
-            position: node.position.clone(),
+            position: position.map(Cow::into_owned),
             shown: node.position.as_ref().and(node.shown.clone()),
             measured: node.position.as_ref().and(node.measured),
             horizon: node.horizon,
@@ -73,9 +80,9 @@ impl Board {
         }
     }
 
-    fn read_clock(&self, node: &Tracked, now: Instant) -> Reading {
-        match (&node.position, node.measured) {
-            (Some(position), Some((measured, _))) if node.fresh(now, &self.settings) => {
+    fn read_clock(&self, node: &Tracked, position: &Position, now: Instant) -> Reading {
+        match node.measured {
+            Some((measured, _)) if node.fresh(now, &self.settings) => {
                 self.clock.read(position, measured, self.without_since, &self.history.timelines)
             }
             _ => Reading::default(),

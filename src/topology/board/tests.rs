@@ -607,6 +607,25 @@ mod mysql {
     }
 
     #[test]
+    fn what_the_predecessor_had_by_its_last_answer_is_not_the_successors() {
+        let mut world = three();
+        let early = Probe {
+            number: ProbeNumber(world.current().0 + 1),
+            sent: world.now,
+            answered: world.now + ms(9),
+            outcome: Ok(facts(Primary, 2, "U1:1-100")),
+        };
+        world.answers(0, facts(Primary, 1, "U1:1-105"));
+        world.answers(0, facts(Primary, 1, "U1:1-105"));
+        world.board.observe(NodeId(1), early);
+        world.dies(0);
+        assert_eq!(world.primary(), Some(1));
+
+        let lost = Floor::At(gtids(&format!("{U1}:101-105")));
+        assert!(matches!(world.snapshot().resolve(&lost), Resolved::Lost { .. }));
+    }
+
+    #[test]
     fn an_outsider_takes_over_only_if_it_strictly_contains_the_primary() {
         let mut world = World::new(Mysql, 2);
         world.answers(0, facts(Primary, 1, "U1:1-100"));
@@ -733,9 +752,18 @@ mod mysql {
         }
     }
 
-    /// A MariaDB server: `state` is its `gtid_binlog_state`.
+    /// A MariaDB server: `state` is its `gtid_binlog_state`, and the highest number in each domain its
+    /// position.
     fn mariadb(claim: Claim, number: u64, state: &str) -> Facts {
-        let mut facts = my(claim, number, state);
+        let mut position = std::collections::BTreeMap::new();
+        for gtid in state.split(',') {
+            let mut parts = gtid.split('-').map(|part| part.parse::<u64>().expect("a number"));
+            let (domain, _server, sequence) = (parts.next(), parts.next(), parts.next());
+            let last = position.entry(domain).or_insert((sequence, gtid));
+            *last = (sequence, gtid).max(*last);
+        }
+        let position: Vec<&str> = position.values().map(|(_, gtid)| *gtid).collect();
+        let mut facts = my(claim, number, &position.join(","));
         facts.writers = Some(Arc::new(state.parse().expect("a state")));
         facts
     }
@@ -779,6 +807,58 @@ mod mysql {
 
         world.answers(0, mariadb(Replica, 1, "0-1-100,0-2-107"));
         assert_eq!(world.fence(0), "");
+    }
+
+    /// A domain's numbers go on from where the new primary stood: the lost ones are higher than new ones.
+    #[test]
+    fn a_write_behind_a_lost_one_is_asked_for_though_its_number_is_lower() {
+        let mut world = World::new(Mysql, 2);
+        world.answers(0, mariadb(Primary, 1, "0-1-100"));
+        world.answers(1, mariadb(Replica, 2, "0-1-100"));
+        let mut floor = Floor::At(gtids("0-1-105"));
+        world.dies(0);
+        world.answers(1, mariadb(Primary, 2, "0-1-100"));
+        floor.raise(&Floor::At(gtids("0-2-101")), world.current());
+
+        let meant = gtids("0-1-100,0-2-101");
+        assert_eq!(world.snapshot().resolve(&floor), Resolved::Lost { left: meant.clone() });
+        let covers = |position: &str| world.board.history.timelines.covers(&gtids(position), &meant);
+        assert_eq!((covers("0-1-100"), covers("0-2-101")), (Some(false), Some(true)));
+    }
+
+    #[test]
+    fn a_lost_floor_is_counted_though_the_new_primary_has_counted_further() {
+        let mut world = World::new(Mysql, 2);
+        world.answers(0, mariadb(Primary, 1, "0-1-100"));
+        world.answers(1, mariadb(Replica, 2, "0-1-100"));
+        world.dies(0);
+        world.answers(1, mariadb(Primary, 2, "0-1-100,0-2-110"));
+
+        let (lost, kept) = (Floor::At(gtids("0-1-105")), Floor::At(gtids("0-1-99")));
+        assert_eq!(world.snapshot().resolve(&lost), Resolved::Lost { left: gtids("0-1-100") });
+        assert_eq!(world.snapshot().resolve(&kept), Resolved::At(Cow::Owned(gtids("0-1-99"))));
+    }
+
+    #[test]
+    fn a_mariadb_replica_of_somebody_else_vouches_for_nothing() {
+        let mut world = World::new(Mysql, 3);
+        world.answers(0, mariadb(Primary, 1, "0-1-104"));
+        world.answers(1, mariadb(Replica, 2, "0-1-103"));
+        world.answers(2, mariadb(Replica, 3, "0-1-104"));
+        assert_eq!(world.node(2).position, Some(gtids("0-1-104")));
+
+        // It follows b, which somebody promoted and the proxy did not.
+        world.answers(2, mariadb(Replica, 3, "0-1-103,0-2-104"));
+        let node = world.node(2);
+        assert_eq!(
+            world.snapshot().covers(&node.position.expect("it was asked"), &gtids("0-1-104")),
+            Some(false)
+        );
+        assert_eq!((node.lag, node.weight), (None, 0.0));
+
+        // What it has in a domain of its own is its own affair.
+        world.answers(2, mariadb(Replica, 3, "0-1-104,7-9-50"));
+        assert_eq!((world.node(2).position, world.node(2).lag), (Some(gtids("0-1-104")), Some(ms(0))));
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn sets_print_as_the_server_does_whatever_the_order_they_came_in() {
         ("A:1-5:Xy:7:1-2,B:3", "A:1-5:xy:1-2:7,B:3"),
         ("A:xy:1, A:2", "A:2:xy:1"),
         ("0-1-100,1-2-5", "0-1-100,1-2-5"),
-        ("1-2-5, 0-1-100,0-3-7", "0-1-100,1-2-5"),
+        ("1-2-5, 0-3-7,0-1-100,0-1-9", "0-1-100,0-3-7,1-2-5"),
     ] {
         assert_eq!(set(text).to_string(), printed.replace('A', A).replace('B', B));
     }
@@ -68,6 +68,8 @@ fn containment_and_distance_by_example() {
         ("A:1-5", "A:xy:1-5", false, 5),
         ("0-1-10", "0-2-9", true, 0),
         ("0-1-10", "0-2-19,1-1-2", false, 11),
+        ("0-1-10,0-2-14", "0-1-12,0-3-13", true, 0),
+        ("0-1-10", "0-1-12,0-3-13", false, 3),
     ] {
         assert_eq!(set(have).covers(&set(want)), covers, "{have} covers {want}");
         assert_eq!(set(have).missing(&set(want)), missing, "{have} lacks of {want}");
