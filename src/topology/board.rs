@@ -4,6 +4,8 @@
 mod events;
 #[cfg(test)]
 pub(crate) mod fixture;
+#[cfg(test)]
+mod gtid_simulation;
 mod memory;
 mod node;
 mod past;
@@ -342,17 +344,19 @@ impl Board {
             node.set_fence(fence);
         }
         match verdict.primary {
-            // A new timeline is a promotion, even of the node that had the role before.
-            Ok(id) if self.primary == Some(id) && !self.on_new_timeline(id) => {}
+            Ok(id) if self.primary == Some(id) && !self.is_renewed(id) => {}
             Ok(id) => self.install(id, now),
             Err(nobody) => self.lose_primary(now, nobody),
         }
         self.fence_diverged();
     }
 
-    fn on_new_timeline(&self, id: NodeId) -> bool {
-        let now = self.nodes[id.0].facts.as_ref().and_then(|facts| facts.timeline);
-        self.incumbent.as_ref().is_some_and(|incumbent| incumbent.timeline != now)
+    /// Whether the node that has the role has begun another history: a new timeline is a promotion, and
+    /// a MySQL or MariaDB server may have been set up anew.
+    fn is_renewed(&self, id: NodeId) -> bool {
+        let (Some(incumbent), Some(facts)) = (&self.incumbent, &self.nodes[id.0].facts) else { return false };
+        let other = |server: &Arc<str>| *server != facts.incarnation.system;
+        incumbent.timeline != facts.timeline || incumbent.server.as_ref().is_some_and(other)
     }
 
     fn lose_primary(&mut self, now: Instant, why: Nobody) {
@@ -388,7 +392,9 @@ impl Board {
         self.nobody = None;
         let without = self.without_since.take().map(|since| now.saturating_duration_since(since));
         let failover = previous.as_ref().is_some_and(|previous| previous.address != address);
-        if failover || previous.is_none() {
+        let server = self.incumbent.as_ref().and_then(|incumbent| incumbent.server.as_ref());
+        let other_server = previous.as_ref().is_none_or(|previous| previous.server.as_ref() != server);
+        if failover || other_server {
             for node in &mut self.nodes {
                 node.followed = node.is_replica() && node.health.usable();
                 node.deposed |=

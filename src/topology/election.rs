@@ -210,6 +210,36 @@ impl Candidate<'_> {
         }
     }
 
+    /// Whether the others took it for their primary: the incumbent has become a replica and has nothing
+    /// that it lacks, or has what it wrote; or so have all the others, whoever is at the incumbent's
+    /// address now.
+    fn is_followed(&self, nodes: &[&Candidate<'_>], last: &Incumbent) -> bool {
+        let mut others = nodes.iter().filter(|other| other.id != self.id).peekable();
+        let incumbent = others.clone().find(|other| other.is_incumbent(Some(last)));
+        incumbent.is_some_and(|incumbent| incumbent.yields_to(self) || incumbent.replicates(self, last))
+            || others.peek().is_some() && others.all(|other| other.yields_to(self))
+    }
+
+    /// Whether it is a replica with nothing that `other` lacks.
+    fn yields_to(&self, other: &Candidate<'_>) -> bool {
+        let is_replica = self.reachable && self.facts.is_some_and(|facts| facts.claim == Claim::Replica);
+        is_replica && self.executed().is_some_and(|executed| other.has(executed))
+    }
+
+    /// Whether it is a replica that has something `other` numbered, and that the incumbent had not.
+    fn replicates(&self, other: &Candidate<'_>, last: &Incumbent) -> bool {
+        let (Some(facts), Some(others), Some(written)) = (self.facts, other.facts, &last.written) else {
+            return false;
+        };
+        let from_other = match &facts.replayed {
+            Some(Position::Mysql(replayed)) => {
+                replayed.numbered_by(&others.incarnation.system, others.server_id)
+            }
+            _ => return false,
+        };
+        self.reachable && written.covers(&Position::Mysql(Arc::new(from_other))) == Some(false)
+    }
+
     /// All that it has executed, by its last answer.
     fn executed(&self) -> Option<&Position> {
         self.facts
@@ -394,7 +424,6 @@ fn by_gtid(
     if let Some(incumbent) = incumbent.filter(|incumbent| incumbent.claims_primary()) {
         return challenge(claimers, incumbent, last, fences);
     }
-    let yielded = incumbent.is_some_and(|incumbent| incumbent.reachable);
     let mut fit: Vec<&Candidate<'_>> = Vec::new();
     for node in claimers {
         let has_all = || last.written.as_ref().is_some_and(|written| node.has(written));
@@ -404,7 +433,7 @@ fn by_gtid(
             node.claimed.is_some_and(|claimed| incumbent.was_asked_after(claimed))
                 && !node.has_more_than(incumbent)
         });
-        if node.followed || yielded || (has_all() && !may_lack) {
+        if node.followed || (has_all() && !may_lack) || node.is_followed(kin, last) {
             fit.push(node);
         } else {
             fences.push((node.id, Fence::LacksWrites { primary: Arc::clone(&last.address) }));

@@ -157,6 +157,11 @@ impl GtidSet {
         (own, others)
     }
 
+    /// What the server of this `server_uuid` (MySQL) or `server_id` (MariaDB) numbered.
+    pub(super) fn numbered_by(&self, uuid: &str, server_id: Option<u64>) -> GtidSet {
+        self.split_by_origin(read_uuid(uuid).ok(), server_id).0
+    }
+
     fn intervals(&self, source: &Source) -> Option<&Intervals> {
         if self.sources.len() <= FEW {
             return self.sources.iter().find(|(own, _)| own == source).map(|(_, intervals)| intervals);

@@ -595,6 +595,13 @@ impl Sim {
             let before = self.elected.map_or(0, |(_, timeline)| timeline);
             assert!(timeline >= before, "elected on timeline {timeline} after {before}");
         }
+        if self.elected != Some((primary.id.0, timeline)) {
+            // What it lacks is lost, also where somebody who has it is elected later.
+            let wal = &self.servers[primary.id.0].wal;
+            self.sessions
+                .iter_mut()
+                .for_each(|session| session.written.retain(|record| wal.contains(record)));
+        }
         self.elected = Some((primary.id.0, timeline));
         self.follow_official();
         assert!(!matches!(primary.state, State::Fenced(_) | State::Down));

@@ -607,6 +607,76 @@ mod mysql {
     }
 
     #[test]
+    fn a_server_that_kept_aside_does_not_inherit_because_the_primary_has_become_a_replica() {
+        let stranger = || {
+            let mut other = facts(Primary, 3, "33333333-3333-3333-3333-333333333333:1-900");
+            (other.incarnation.system, other.server_id) = ("u9".into(), Some(9));
+            other
+        };
+        for aside in [stranger(), facts(Primary, 3, "U1:1-90")] {
+            let mut world = World::new(Mysql, 3);
+            world.answers(0, facts(Primary, 1, "U1:1-100"));
+            world.answers(1, facts(Replica, 2, "U1:1-100"));
+            world.misses(2);
+            world.answers(2, aside);
+            assert_eq!(world.primary(), Some(0));
+
+            // A planned switchover begins.
+            world.answers(0, facts(Replica, 1, "U1:1-110"));
+            assert_eq!(world.primary(), None);
+            assert!(world.fence(2).contains("lacks writes"), "{}", world.fence(2));
+
+            world.answers(1, facts(Primary, 2, "U1:1-110"));
+            assert_eq!(world.primary(), Some(1));
+        }
+    }
+
+    #[test]
+    fn a_failover_that_this_proxy_did_not_see_is_taken_for_one_once_the_others_follow() {
+        let (lost, kept) = ("U1:1-100", "U1:1-90,U2:1-5");
+        for others in [
+            // Set up anew from the new primary, or made its replica with what it had.
+            [(facts(Replica, 1, kept), "u8"), (facts(Replica, 3, kept), "u3")],
+            [(facts(Replica, 1, "U1:1-100,U2:1-4"), U1), (facts(Replica, 3, "U1:1-90,U2:1-3"), "u3")],
+        ] {
+            let mut before = World::new(Mysql, 3);
+            before.answers(0, facts(Primary, 1, lost));
+            before.misses(1);
+            before.misses(2);
+            let mut world = World::new(Mysql, 3);
+            world.board.recall(before.board.remembered().expect("an election was held"));
+            world.answers(1, facts(Primary, 2, kept));
+            assert_eq!(world.primary(), None, "it lacks what a acknowledged");
+
+            for (node, (mut facts, system)) in [0, 2].into_iter().zip(others) {
+                facts.incarnation.system = system.into();
+                world.answers(node, facts);
+            }
+            assert_eq!(world.primary(), Some(1), "{}", world.fence(1));
+        }
+    }
+
+    #[test]
+    fn a_primary_set_up_anew_under_its_old_address_is_known_by_what_it_writes_now() {
+        let mut world = three();
+        let renewed = |executed: &str| {
+            let mut facts =
+                facts(Primary, 1, &executed.replace("U4", "44444444-4444-4444-4444-444444444444"));
+            facts.incarnation.system = "44444444-4444-4444-4444-444444444444".into();
+            facts
+        };
+        world.answers(0, renewed("U1:1-100"));
+        assert_eq!(world.primary(), Some(0));
+        let lost = Floor::At(gtids(&format!("{U1}:101")));
+        assert!(matches!(world.snapshot().resolve(&lost), Resolved::Lost { .. }));
+
+        world.answers(2, facts(Primary, 3, "U1:1-100"));
+        world.answers(0, renewed("U1:1-100,U4:1"));
+        assert_eq!(world.primary(), None, "c lacks what was acknowledged since");
+        assert!(world.fence(2).contains("a:1"), "{}", world.fence(2));
+    }
+
+    #[test]
     fn what_the_predecessor_had_by_its_last_answer_is_not_the_successors() {
         let mut world = three();
         let early = Probe {
