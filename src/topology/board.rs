@@ -336,6 +336,7 @@ impl Board {
                 incumbent: self.incumbent.as_ref(),
                 leader: self.leader.as_ref().map(Option::as_deref),
                 timelines: &self.history.timelines,
+                without_since: self.without_since,
             };
             election::elect(&candidates, ballot)
         };

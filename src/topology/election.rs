@@ -51,6 +51,8 @@ pub struct Ballot<'a> {
     /// Patroni's word, where it is asked and answers: the leader's address or that there is none.
     pub leader: Option<Option<&'a str>>,
     pub timelines: &'a Timelines,
+    /// Since when nobody has the role.
+    pub without_since: Option<Instant>,
 }
 
 /// An election's outcome.
@@ -161,7 +163,7 @@ pub fn elect(nodes: &[Candidate<'_>], ballot: Ballot<'_>) -> Verdict {
         }
         None => match ballot.engine {
             Engine::Postgres => by_timeline(&kin, &known, &claimers, ballot, last, &mut fences),
-            Engine::Mysql => by_gtid(&kin, &claimers, last, &mut fences),
+            Engine::Mysql => by_gtid(&kin, &claimers, ballot, last, &mut fences),
         },
     };
     let primary = primary.map_err(|nobody| match nobody {
@@ -416,13 +418,14 @@ fn beside_the_living(
 fn by_gtid(
     kin: &[&Candidate<'_>],
     claimers: &[&Candidate<'_>],
+    ballot: Ballot<'_>,
     last: Option<&Incumbent>,
     fences: &mut Vec<(NodeId, Fence)>,
 ) -> Result<NodeId, Nobody> {
     let Some(last) = last else { return most_complete(claimers, fences) };
     let incumbent = kin.iter().find(|node| node.is_incumbent(Some(last)));
     if let Some(incumbent) = incumbent.filter(|incumbent| incumbent.claims_primary()) {
-        return challenge(claimers, incumbent, last, fences);
+        return challenge(claimers, incumbent, last, ballot.without_since, fences);
     }
     let mut fit: Vec<&Candidate<'_>> = Vec::new();
     for node in claimers {
@@ -447,6 +450,7 @@ fn challenge(
     claimers: &[&Candidate<'_>],
     incumbent: &Candidate<'_>,
     last: &Incumbent,
+    without_since: Option<Instant>,
     fences: &mut Vec<(NodeId, Fence)>,
 ) -> Result<NodeId, Nobody> {
     let mut winner = incumbent;
@@ -458,8 +462,18 @@ fn challenge(
         if rival.followed {
             beside_the_living(rival, incumbent, has_all, fences)?;
             winner = rival;
-        } else if has_more() && rival.answered.is_some_and(|(_, came)| incumbent.was_asked_after(came)) {
-            winner = rival;
+        } else if has_more() {
+            // What the incumbent acknowledged behind its last answer is not known: it gets nothing more,
+            // and is asked again.
+            let asked = |then: Instant| incumbent.was_asked_after(then);
+            match without_since {
+                Some(since) if asked(since) => winner = rival,
+                None if !rival.answered.is_some_and(|(_, came)| asked(came)) => {}
+                _ => {
+                    let (incumbent, rival) = (Arc::clone(incumbent.address), Arc::clone(rival.address));
+                    return Err(Nobody::Undecided { incumbent, rival });
+                }
+            }
         }
     }
     for node in claimers.iter().filter(|node| node.id != winner.id) {

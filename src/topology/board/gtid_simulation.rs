@@ -478,16 +478,20 @@ impl Sim {
         }
     }
 
-    /// The answer arrives. It is handed on while its server has the role.
+    /// The answer arrives. It is handed on unless its server is fenced or another has the role. One that
+    /// comes while nobody has it is handed on as well: the election that follows need not know of it.
     fn answer(&mut self, session: usize) {
         let Some(Sent { node, done: Some(tx), .. }) = self.sessions[session].sent else { return };
         let snapshot = self.snapshot();
-        if !self.servers[node].answers() || !may_answer(&snapshot, node) {
+        let address = &snapshot.nodes[node].address;
+        if !self.servers[node].answers() || snapshot.forbids(address, Role::Primary) {
             return;
         }
         self.counts.writes += 1;
         let current = ProbeNumber(self.number);
-        self.reign.acknowledged.push((tx, current));
+        if snapshot.primary == Some(NodeId(node)) {
+            self.reign.acknowledged.push((tx, current));
+        }
         let floor = if is_told(session) {
             Floor::At(gtids(&tx.print(self.kind)))
         } else {
@@ -839,11 +843,6 @@ fn uuid(identity: u64) -> String {
 /// Whether a session's client is told a transaction's number with the answer.
 fn is_told(session: usize) -> bool {
     session < 2
-}
-
-/// Whether what a node says as the primary is handed on.
-fn may_answer(snapshot: &Snapshot, node: usize) -> bool {
-    !snapshot.forbids(&snapshot.nodes[node].address, Role::Primary)
 }
 
 fn new_board(now: Instant) -> Board {

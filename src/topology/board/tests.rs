@@ -708,6 +708,10 @@ mod mysql {
 
         world.answers(1, facts(Primary, 2, "U1:1-101,U2:1-5"));
         world.answers(0, facts(Primary, 1, "U1:1-101"));
+        assert_eq!(world.primary(), None, "a may have acknowledged more until now");
+        world.answers(1, facts(Primary, 2, "U1:1-101,U2:1-6"));
+        assert_eq!(world.primary(), None);
+        world.answers(0, facts(Primary, 1, "U1:1-101"));
         assert_eq!(world.primary(), Some(1));
     }
 

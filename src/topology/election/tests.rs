@@ -110,6 +110,7 @@ proptest! {
             incumbent: incumbent.as_ref(),
             leader: None,
             timelines: &timelines,
+            without_since: Some(Instant::now() - ms(1000)),
         };
 
         let verdict = elect(&nodes, ballot);
@@ -146,6 +147,7 @@ proptest! {
             incumbent: incumbent.as_ref(),
             leader: None,
             timelines: &timelines,
+            without_since: Some(Instant::now() - ms(1000)),
         };
 
         let verdict = elect(&nodes, ballot);
