@@ -49,6 +49,8 @@ pub struct Frontend {
     pub(super) own: HashMap<Box<str>, (Box<str>, Arc<Intent>)>,
     pub(super) carried: Carried,
     pub(super) modes: LexModes,
+    /// What a reset goes back to.
+    pub(super) startup_modes: LexModes,
     pub(super) gate: Arc<Gate>,
     /// Whom COM_CHANGE_USER has made of the client.
     pub(super) renewed: Option<Identity<super::Mysql>>,
@@ -96,6 +98,7 @@ impl Frontend {
             own: HashMap::new(),
             carried: Carried::default(),
             modes: LexModes::default_of(Dialect::Mysql),
+            startup_modes: LexModes::default_of(Dialect::Mysql),
             gate,
             renewed: None,
             startup: Some(Startup {
@@ -538,6 +541,7 @@ impl Frontend {
                 Effect::Discard(Discard::All) => {
                     self.statements.clear();
                     self.own.clear();
+                    self.modes = self.startup_modes;
                 }
                 _ => {}
             }

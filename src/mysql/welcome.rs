@@ -89,6 +89,7 @@ impl Frontend {
             let reset = names.map_or_else(Settings::default, |names| Settings::default().with(NAMES, &names));
             self.carried = Carried::new(first, reset);
         }
+        self.startup_modes = self.modes;
         let mut out = Vec::new();
         packet::put_ok(&mut out, self.sequence, self.status(crate::protocol::Transaction::Idle));
         self.write(&out).await?;

@@ -38,6 +38,7 @@ both_makes!(
     the_last_insert_id_is_the_sessions_own,
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
     a_reset_leaves_the_character_set_that_the_server_leaves,
+    a_reset_ends_the_modes_by_which_text_is_read,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
@@ -487,6 +488,17 @@ async fn a_reset_leaves_the_character_set_that_the_server_leaves(make: Make) {
         left.push(session.value(asked).await);
     }
     assert_eq!(left[..2], left[2..]);
+}
+
+async fn a_reset_ends_the_modes_by_which_text_is_read(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let mut session = stage.session().await;
+    session.run("SET SESSION sql_mode = 'ANSI_QUOTES'").await;
+    session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
+
+    // By the former mode the name would end behind the backslash, and nothing make sense.
+    let port = session.value(r#"SELECT REPLACE(CONCAT(@@port, "\""), '"', '')"#).await;
+    assert!(stage.is_replica(port.parse().expect("a port")), "{port}");
 }
 
 async fn a_reset_gives_up_the_connection_that_an_insert_had_kept(make: Make) {
