@@ -23,6 +23,7 @@ use crate::{
     },
     sockets::Sharing,
     sql::{Access, effects::ProxyCommand},
+    stream,
 };
 
 /// Connections the kernel holds for us before they are accepted.
@@ -36,7 +37,8 @@ pub(crate) fn listen(address: SocketAddr, sharing: Sharing) -> io::Result<TcpLis
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Layer::TCP))?;
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        socket.set_only_v6(true)?;
+        // `[::]` is every address, IPv4's too, whatever the system's own default is.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
     }
     socket.set_nonblocking(true)?;
     if sharing == Sharing::Beside {
@@ -141,7 +143,7 @@ fn begin<P: Protocol>(session: Session<P>, counted: Counted<P>, places: Arc<Plac
 }
 
 async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Option<Session<P>> {
-    let peer = socket.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string());
+    let peer = stream::peer_of(&socket).map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string());
     let timeout = cluster.config.load().limits.login_timeout;
     let gate = cluster.gate.load_full();
     let login = async {

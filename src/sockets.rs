@@ -81,3 +81,26 @@ fn adopt(descriptor: RawFd) -> Option<StdListener> {
     let usable = socket.local_addr().is_ok() && socket.set_nonblocking(true).is_ok();
     usable.then_some(socket)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::stream;
+
+    #[tokio::test]
+    async fn every_address_is_listened_on_where_the_configuration_says_so() {
+        let mut bound = Sockets::default().bind(&HostPort::new("::", 0)).await.expect("a port is free");
+        let listener = bound.pop().expect("one address, one socket");
+        let port = listener.local_addr().expect("it is bound").port();
+
+        for host in ["127.0.0.1", "::1"] {
+            let client = TcpStream::connect((host, port)).await;
+            let client = client.unwrap_or_else(|error| panic!("{host}: {error}"));
+            let (server, _) = listener.accept().await.expect("it has come");
+            let peer = stream::peer_of(&server).expect("it is there");
+            assert_eq!(peer, client.local_addr().expect("it is bound"), "as the client knows itself");
+        }
+    }
+}

@@ -40,6 +40,16 @@ fn not_connected() -> io::Error {
     io::ErrorKind::NotConnected.into()
 }
 
+/// Where a client comes from. A socket that listens on every address knows IPv4's as mapped ones
+/// (`::ffff:10.0.0.1`, RFC 4291, section 2.5.5.2); people and servers know them as they are.
+///
+/// # Errors
+/// When the connection is gone.
+pub fn peer_of(socket: &TcpStream) -> io::Result<SocketAddr> {
+    let peer = socket.peer_addr()?;
+    Ok(SocketAddr::new(peer.ip().to_canonical(), peer.port()))
+}
+
 /// Sets what every connection of the proxy has: no Nagle delay, and keepalive so that a peer that
 /// vanished without a word is noticed after two minutes.
 pub fn configure(socket: &TcpStream) -> io::Result<()> {
@@ -68,7 +78,7 @@ impl Stream {
     }
 
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.socket().ok_or_else(not_connected)?.peer_addr()
+        peer_of(self.socket().ok_or_else(not_connected)?)
     }
 
     /// Whether it can go on on another worker: a TLS session is bound to the one it began on.

@@ -147,7 +147,7 @@ pub async fn accept(
     secret: impl AsyncFnOnce(&str) -> Secret,
 ) -> Result<Login, LoginFailure> {
     stream::configure(&socket)?;
-    let peer = socket.peer_addr().map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
+    let peer = stream::peer_of(&socket).map_or_else(|_| "unknown".to_owned(), |peer| peer.ip().to_string());
     let nonce = scramble::nonce::<NONCE>();
     let mut door = Door {
         stream: Wire::Bare(Stream::Plain(socket)),

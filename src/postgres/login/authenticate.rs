@@ -36,8 +36,7 @@ impl Arrival {
             let message = format!("certificate authentication failed for user \"{user}\"");
             return Err(self.refuse("28000", message).await);
         }
-        let proven =
-            mode == Mode::VerifyFull || door.trust_loopback && self.peer.ip().to_canonical().is_loopback();
+        let proven = mode == Mode::VerifyFull || door.trust_loopback && self.peer.ip().is_loopback();
         let secret = match context.secret(user, database).await {
             Ok(secret) => secret,
             Err(reason) => return Err(self.no_secret(user, reason).await),

@@ -192,7 +192,7 @@ enum Opening {
 /// Negotiates encryption and reads what follows.
 async fn open(socket: TcpStream, tls: &ClientTls) -> Result<(Arrival, Opening), LoginFailure> {
     stream::configure(&socket)?;
-    let peer = socket.peer_addr()?;
+    let peer = stream::peer_of(&socket)?;
     let direct = match tls.acceptor() {
         Some(acceptor) if begins_with_tls(&socket).await? => Some(acceptor),
         _ => None,
