@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use super::{Admin, Cluster, Config, Log, Members, entries::Entry};
+use super::{Admin, Cluster, Config, Log, Members, choice::Choice as _, entries::Entry};
 
 /// The differences between the running configuration and a new one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,17 +27,40 @@ pub struct Difference {
 impl Changes {
     /// Compares key by key.
     pub fn between(running: &Config, new: &Config) -> Self {
-        let [running_now, running_then, at_restart] =
-            [running.entries(), effective(running, new).entries(), new.entries()];
-        Self {
-            live: differences(&running_now, &running_then),
-            restart: differences(&running_then, &at_restart),
-        }
+        let then = effective(running, new);
+        let mut restart = differences(&shared(&then, new).entries(), &shared(new, &then).entries());
+        restart.extend(come_and_gone(running, new));
+        Self { live: differences(&running.entries(), &then.entries()), restart }
     }
 
     pub fn is_empty(&self) -> bool {
         self.live.is_empty() && self.restart.is_empty()
     }
+}
+
+/// A configuration without the clusters that the other does not have.
+fn shared(config: &Config, other: &Config) -> Config {
+    let clusters = config.clusters.iter().filter(|cluster| has(other, cluster)).cloned().collect();
+    Config { clusters, ..config.clone() }
+}
+
+/// A cluster that only one of the two has is one line, not one for each of its keys.
+fn come_and_gone(running: &Config, new: &Config) -> Vec<Difference> {
+    let difference = |cluster: &Cluster, old: Option<String>, new: Option<String>| Difference {
+        key: format!("cluster.{}", cluster.name),
+        old,
+        new,
+    };
+    let engine = |cluster: &Cluster| Some(cluster.engine.name().to_owned());
+    let come = new.clusters.iter().filter(|cluster| !has(running, cluster));
+    let gone = running.clusters.iter().filter(|cluster| !has(new, cluster));
+    come.map(|cluster| difference(cluster, None, engine(cluster)))
+        .chain(gone.map(|cluster| difference(cluster, engine(cluster), None)))
+        .collect()
+}
+
+fn has(config: &Config, cluster: &Cluster) -> bool {
+    config.clusters.iter().any(|other| other.name == cluster.name)
 }
 
 /// In the order of the new entries; what is gone comes last.
@@ -252,7 +275,7 @@ pool = { size = 20 }
         let changes = Changes::between(&old, &new);
 
         assert!(changes.live.is_empty(), "{:?}", words(&changes.live));
-        assert!(words(&changes.restart).contains(&"cluster.store.engine: added (postgres)".to_owned()));
+        assert_eq!(words(&changes.restart), ["cluster.store: added (postgres)", "cluster.shop: removed"]);
         assert_eq!(effective(&old, &new), old);
     }
 }
