@@ -239,12 +239,16 @@ impl<P: Protocol> Monitor<P> {
         let cluster = &*self.cluster.name;
         match event {
             Event::Elected { address, timeline, without, failover } => {
-                tracing::info!(cluster, node = %address, ?timeline, ?without, failover, "primary elected");
+                let without = without.map(tracing::field::debug);
+                tracing::info!(cluster, node = %address, timeline, without, failover, "primary elected");
                 if *failover {
                     self.cluster.metrics.failovers.inc();
                 }
             }
-            Event::NoPrimary { lost, why } => tracing::warn!(cluster, ?lost, "no primary: {why}"),
+            Event::NoPrimary { lost, why } => {
+                let lost = lost.as_deref().map(tracing::field::display);
+                tracing::warn!(cluster, lost, "no primary: {why}");
+            }
             Event::Changed { state: topology::State::Fenced(_), .. } => tracing::warn!(cluster, "{event}"),
             Event::Changed { .. } | Event::Restarted { .. } => tracing::info!(cluster, "{event}"),
             Event::PositionFell { address, from, to } => {
