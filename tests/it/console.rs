@@ -187,6 +187,8 @@ async fn nobody_comes_in_without_the_password() {
     for (user, password) in [("root", "wrong"), ("nobody", "open-sesame"), ("app", "app-pw")] {
         let error = client::connect(&console.dsn(user, password)).await.err();
         assert_eq!(error.as_ref().map(code).as_deref(), Some("28P01"), "{user}");
+        let message = error.as_ref().and_then(|error| error.as_db_error()).map(|error| error.message());
+        assert_eq!(message, Some(&*format!("password authentication failed for user \"{user}\"")));
     }
     let mysql = console.mysql("wrong", "SHOW NODES");
     assert!(!mysql.status.success() && !said(&mysql).contains("primary"), "{}", said(&mysql));

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use futures_util::{Sink, SinkExt, stream};
 use pgwire::{
     api::{
-        ClientInfo, ClientPortalStore, DefaultClient, NoopHandler, PgWireConnectionState, Type,
+        ClientInfo, ClientPortalStore, DefaultClient, METADATA_USER, NoopHandler, PgWireConnectionState,
+        Type,
         auth::{
             AuthSource, DefaultServerParameterProvider, LoginInfo, Password,
             sasl::{
@@ -126,13 +127,23 @@ async fn answer(
         process_message(message, answers, login.clone(), queries.clone(), queries, nothing.clone(), nothing);
     let Err(error) = answered.await else { return Ok(()) };
     if !is_in(answers) {
-        let info: ErrorInfo = error.into();
+        let info = match error {
+            PgWireError::InvalidPassword(_) => wrong_password(answers),
+            error => error.into(),
+        };
         answers.send(PgWireBackendMessage::ErrorResponse(info.into())).await?;
         return Err(Ended::Left);
     }
     let fatal = error.is_fatal();
     process_error(answers, error, extended).await?;
     if fatal { Err(Ended::Left) } else { Ok(()) }
+}
+
+/// In the server's own words: pgwire's begin with a capital letter and do not know the name.
+fn wrong_password(client: &impl ClientInfo) -> ErrorInfo {
+    let name = client.metadata().get(METADATA_USER).map_or("", String::as_str);
+    let message = format!("password authentication failed for user \"{name}\"");
+    ErrorInfo::new("FATAL".to_owned(), "28P01".to_owned(), message)
 }
 
 /// Whether the login is behind us.
