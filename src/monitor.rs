@@ -245,6 +245,10 @@ impl<P: Protocol> Monitor<P> {
                     self.cluster.metrics.failovers.inc();
                 }
             }
+            // As every proxy begins.
+            Event::NoPrimary { lost: None, why: topology::election::Nobody::NotAllProbed } => {
+                tracing::debug!(cluster, "{event}");
+            }
             Event::NoPrimary { lost, why } => {
                 let lost = lost.as_deref().map(tracing::field::display);
                 tracing::warn!(cluster, lost, "no primary: {why}");

@@ -10,8 +10,8 @@ use crate::{
     protocol::{Protocol, Reply},
     refusal::{Refusal, RefusalKind},
     route::{Consistency, Floor, Policy},
-    sql::{Access, Intent, hints::Target},
-    topology::{Incarnation, Node, Position, ProbeNumber, Resolved, Role, Snapshot},
+    sql::{Access, Dialect, Intent, hints::Target},
+    topology::{Incarnation, Node, Position, PositionFault, ProbeNumber, Resolved, Role, Snapshot},
 };
 
 /// What the last read under `monotonic` may have seen.
@@ -236,7 +236,11 @@ pub async fn check_token<P: Protocol>(
             format!("invalid value for parameter \"pointsman.position\": {fault}"),
         )
     };
-    let position: Position = text.parse().map_err(|fault| invalid(&fault))?;
+    let position: Position = text.parse().map_err(|fault| match P::DIALECT {
+        // It was not meant for a GTID set.
+        Dialect::Postgres => invalid(&PositionFault::Shape),
+        Dialect::Mysql => invalid(&fault),
+    })?;
     // What the primary has written since its last probe is no history that was thrown away:
     // that can be told only by a probe sent after the token was made.
     let asked = cluster.topology.probes.current();

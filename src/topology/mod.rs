@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use position::{GtidSet, Lsn, Position};
+pub use position::{GtidSet, Lsn, Position, PositionFault};
 pub use snapshot::{ElectedSet, Fall, History, Resolved, Sample, Snapshot};
 pub use timelines::Timelines;
 pub use writers::Writers;

@@ -50,7 +50,7 @@ impl fmt::Display for Lsn {
 pub enum PositionFault {
     #[error("not a WAL location such as 0/16B3748")]
     Lsn,
-    #[error("not a position: expected system:timeline:location or a GTID set")]
+    #[error("not a position: expected system:timeline:location, or a GTID set of MySQL")]
     Shape,
     #[error(transparent)]
     Gtid(#[from] GtidFault),

@@ -310,6 +310,8 @@ async fn a_token_carries_what_was_written_to_another_session_and_another_proxy()
     }
 
     assert_eq!(other.error("SET pointsman.position = 'yesterday'").await, "22023");
+    let said = other.try_run("SET pointsman.position = 'yesterday'").await.expect_err("it is none");
+    assert!(format!("{said:?}").contains("expected system:timeline:location"), "{said:?}");
     assert_eq!(other.error("SET pointsman.position = '42:1:0/1'").await, "22023");
 }
 
