@@ -11,6 +11,8 @@ mod node;
 mod past;
 mod publish;
 #[cfg(test)]
+mod simulated;
+#[cfg(test)]
 mod simulation;
 #[cfg(test)]
 mod tests;

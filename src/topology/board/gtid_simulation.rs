@@ -5,15 +5,12 @@ use std::{collections::BTreeMap, time::Instant};
 
 use proptest::{prelude::*, strategy::ValueTree};
 
-use super::{fixture::*, *};
+use super::{fixture::*, simulated::*, *};
 use crate::{
-    route::{self, Consistency, Floor, Policy, PrimaryReads, Question},
+    route::Floor,
     sql::Access,
     topology::{ProbeFault, ProbeNumber, Resolved, Role, Snapshot, State, Writers},
 };
-
-const NODES: usize = 3;
-const SESSIONS: usize = 3;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -302,7 +299,7 @@ impl Sim {
         };
         let mut sim = Self {
             kind,
-            board: new_board(now),
+            board: new_board(Engine::Mysql, now),
             servers: vec![server(1, Claim::Primary), server(2, Claim::Replica), server(3, Claim::Replica)],
             sessions: vec![Session::default(); SESSIONS],
             pending: (0..NODES).map(|_| None).collect(),
@@ -423,18 +420,8 @@ impl Sim {
 
     fn choose(&mut self, access: Access, floor: &Floor) -> Option<(usize, Snapshot)> {
         let snapshot = self.snapshot();
-        let policy = Policy {
-            consistency: Consistency::Session,
-            max_lag: ms(10_000),
-            primary_reads: PrimaryReads::Fallback,
-            fresh_for: ms(600),
-        };
-        let consistency = Consistency::Session;
-        let question = Question { access, target: None, consistency, floor, max_lag: None, exclude: &[] };
-        let mut dice = [0.1, 0.7].into_iter().cycle().skip(self.number as usize % 2);
-        let mut throw = || dice.next().expect("endless");
-        let choice = route::choose(&question, &snapshot, &policy, self.now, &mut throw).ok()?;
-        Some((choice.node.0, snapshot))
+        let node = choose(&snapshot, access, floor, self.now, self.number)?;
+        Some((node, snapshot))
     }
 
     /// Reaches a server as a session does: a dead one is reported, and a connection of another
@@ -671,7 +658,7 @@ impl Sim {
     /// Another proxy begins with what the state file says; its sessions are new.
     fn restart_proxy(&mut self, remembers: bool) {
         let remembered = self.board.remembered().filter(|_| remembers);
-        self.board = new_board(self.now);
+        self.board = new_board(Engine::Mysql, self.now);
         self.sessions = vec![Session::default(); SESSIONS];
         self.pending.iter_mut().for_each(|pending| *pending = None);
         self.reign.followed = [false; NODES];
@@ -688,24 +675,15 @@ impl Sim {
 
     fn check(&mut self) {
         let snapshot = self.snapshot();
-        for node in snapshot.nodes.iter() {
-            assert!(node.weight == 0.0 || matches!(node.state, State::Up | State::Suspect));
-            assert!(node.weight == 0.0 || node.role == Role::Primary || node.lag.is_some());
-            assert!(node.lag.is_none() || node.position.is_some(), "a lag without a position");
-            assert_eq!(node.role == Role::Primary, snapshot.primary == Some(node.id));
-        }
+        check_nodes(&snapshot);
         self.drop_answers(&snapshot);
-        match snapshot.primary() {
-            None => assert!(snapshot.without_primary_since.is_some()),
-            Some(primary) => {
-                assert!(!matches!(primary.state, State::Fenced(_) | State::Down));
-                let system = primary.incarnation.clone().expect("nobody is elected unheard").system;
-                let identity = match self.kind {
-                    Kind::Mysql => u64::from_str_radix(&system[..8], 16),
-                    Kind::MariaDb => system.parse(),
-                };
-                self.follow_election(primary.id.0, identity.expect("as it was printed"));
-            }
+        if let Some(primary) = snapshot.primary() {
+            let system = primary.incarnation.clone().expect("nobody is elected unheard").system;
+            let identity = match self.kind {
+                Kind::Mysql => u64::from_str_radix(&system[..8], 16),
+                Kind::MariaDb => system.parse(),
+            };
+            self.follow_election(primary.id.0, identity.expect("as it was printed"));
         }
         if let Some((node, identity)) = self.elected {
             let server = &self.servers[node];
@@ -824,10 +802,7 @@ impl Sim {
             self.run(Op::Probe(node));
         }
         let snapshot = self.snapshot();
-        for node in &snapshot.nodes[1..] {
-            let seen = (&node.state, node.lag, node.weight);
-            assert_eq!(seen, (&State::Up, Some(ms(0)), 1.0), "{}", node.address);
-        }
+        check_replicas_serve(&snapshot);
         for session in 0..SESSIONS {
             let before = self.counts.replica_reads;
             self.read(session);
@@ -843,11 +818,6 @@ fn uuid(identity: u64) -> String {
 /// Whether a session's client is told a transaction's number with the answer.
 fn is_told(session: usize) -> bool {
     session < 2
-}
-
-fn new_board(now: Instant) -> Board {
-    let configs = ["a:1", "b:1", "c:1"].map(config).to_vec();
-    Board::new(configs, settings(Engine::Mysql), now, SystemTime::UNIX_EPOCH)
 }
 
 fn run(kind: Kind, ops: impl IntoIterator<Item = Op>) -> Counts {

@@ -6,15 +6,13 @@ use std::{collections::HashMap, time::Instant};
 
 use proptest::{prelude::*, strategy::ValueTree};
 
-use super::{fixture::*, *};
+use super::{fixture::*, simulated::*, *};
 use crate::{
-    route::{self, Consistency, Floor, Policy, PrimaryReads, Question},
+    route::Floor,
     sql::Access,
     topology::{Position, ProbeFault, ProbeNumber, Resolved, Role, Snapshot, State},
 };
 
-const NODES: usize = 3;
-const SESSIONS: usize = 3;
 /// Never an offset at which an insert position is rounded down.
 const RECORD: u64 = 16;
 
@@ -207,7 +205,7 @@ impl Sim {
             consistent: 10,
         };
         let mut sim = Self {
-            board: new_board(now),
+            board: new_board(Engine::Postgres, now),
             first: None,
             misled: false,
             blank: false,
@@ -325,7 +323,7 @@ impl Sim {
             self.servers.iter_mut().for_each(|server| server.stranger = None);
         }
         self.misled = file == StateFile::OfAnotherCluster;
-        self.board = new_board(self.now);
+        self.board = new_board(Engine::Postgres, self.now);
         if let Some(remembered) = &remembered {
             self.board.recall(remembered.to_string().parse().expect("what was written can be read"));
         }
@@ -366,18 +364,8 @@ impl Sim {
 
     fn choose(&mut self, access: Access, floor: &Floor) -> Option<(usize, Snapshot)> {
         let snapshot = self.snapshot();
-        let policy = Policy {
-            consistency: Consistency::Session,
-            max_lag: ms(10_000),
-            primary_reads: PrimaryReads::Fallback,
-            fresh_for: ms(600),
-        };
-        let consistency = Consistency::Session;
-        let question = Question { access, target: None, consistency, floor, max_lag: None, exclude: &[] };
-        let mut dice = [0.1, 0.7].into_iter().cycle().skip(self.number as usize % 2);
-        let mut throw = || dice.next().expect("endless");
-        let choice = route::choose(&question, &snapshot, &policy, self.now, &mut throw).ok()?;
-        Some((choice.node.0, snapshot))
+        let node = choose(&snapshot, access, floor, self.now, self.number)?;
+        Some((node, snapshot))
     }
 
     /// Reaches a server as a session does: a dead one is reported, and a connection of another
@@ -558,14 +546,7 @@ impl Sim {
         self.check();
         let snapshot = self.snapshot();
         assert_eq!(snapshot.primary, Some(NodeId(0)), "{:?}", self.board.nobody());
-        for node in &snapshot.nodes[1..] {
-            assert_eq!(
-                (&node.state, node.lag, node.weight),
-                (&State::Up, Some(ms(0)), 1.0),
-                "{}",
-                node.address
-            );
-        }
+        check_replicas_serve(&snapshot);
         for session in 0..SESSIONS {
             let before = self.counts.replica_reads;
             self.read(session);
@@ -576,17 +557,9 @@ impl Sim {
     fn check(&mut self) {
         self.follow_official();
         let snapshot = self.snapshot();
-        for node in snapshot.nodes.iter() {
-            assert!(node.weight == 0.0 || matches!(node.state, State::Up | State::Suspect));
-            assert!(node.weight == 0.0 || node.role == Role::Primary || node.lag.is_some());
-            assert!(node.lag.is_none() || node.position.is_some(), "a lag without a position");
-            assert_eq!(node.role == Role::Primary, snapshot.primary == Some(node.id));
-            self.check_lag(node);
-        }
-        let Some(primary) = snapshot.primary() else {
-            assert!(snapshot.without_primary_since.is_some());
-            return;
-        };
+        check_nodes(&snapshot);
+        snapshot.nodes.iter().for_each(|node| self.check_lag(node));
+        let Some(primary) = snapshot.primary() else { return };
         self.blank = false;
         assert!(!self.misled, "elected by another cluster's file");
         let timeline = primary.timeline.expect("nobody is elected without a timeline");
@@ -604,7 +577,6 @@ impl Sim {
         }
         self.elected = Some((primary.id.0, timeline));
         self.follow_official();
-        assert!(!matches!(primary.state, State::Fenced(_) | State::Down));
     }
 
     fn follow_official(&mut self) {
@@ -634,11 +606,6 @@ impl Sim {
             "{position} {missed:?}"
         );
     }
-}
-
-fn new_board(now: Instant) -> Board {
-    let configs = ["a:1", "b:1", "c:1"].map(config).to_vec();
-    Board::new(configs, settings(Engine::Postgres), now, SystemTime::UNIX_EPOCH)
 }
 
 fn run(ops: impl IntoIterator<Item = Op>) -> Counts {
