@@ -171,17 +171,13 @@ pub(super) async fn prepare_own(backend: &mut Backend, frontend: &Frontend, name
 /// Follows SQL PREPARE and DEALLOCATE.
 pub(super) fn learn_own(backend: &mut Backend, intent: &Intent, failed: bool) {
     for effect in &intent.effects {
-        match effect {
-            Effect::Prepare { name, statement, .. } if !failed => {
-                backend.own.insert(name.clone(), xxh3_128(statement.as_bytes()));
-            }
-            // A failed PREPARE has dropped what had the name before.
-            Effect::Prepare { name, .. }
-            | Effect::PreparesHere { name }
-            | Effect::Deallocate { name: Some(name) } => {
-                backend.own.remove(name);
-            }
-            _ => {}
+        if let Some(name) = effect.replaced_name() {
+            backend.own.remove(name);
+        }
+        if let Effect::Prepare { name, statement, .. } = effect
+            && !failed
+        {
+            backend.own.insert(name.clone(), xxh3_128(statement.as_bytes()));
         }
     }
 }

@@ -548,15 +548,10 @@ impl Frontend {
         }
     }
 
-    /// What had the name of a SQL PREPARE before is gone, also where the new statement is faulty.
+    /// What had the name of a SQL PREPARE before is gone.
     pub(super) fn forget_replaced(&mut self, intent: &Intent) {
-        for effect in &intent.effects {
-            if let Effect::Prepare { name, .. }
-            | Effect::PreparesHere { name }
-            | Effect::Deallocate { name: Some(name) } = effect
-            {
-                self.own.remove(name);
-            }
+        for name in intent.effects.iter().filter_map(Effect::replaced_name) {
+            self.own.remove(name);
         }
     }
 

@@ -182,6 +182,17 @@ pub enum ProxyCommand {
 }
 
 impl Effect {
+    /// The name of a SQL PREPARE that means something else from then on, or nothing: MySQL drops what had it
+    /// before also where the new statement is faulty.
+    pub fn replaced_name(&self) -> Option<&str> {
+        match self {
+            Self::Prepare { name, .. }
+            | Self::PreparesHere { name }
+            | Self::Deallocate { name: Some(name) } => Some(name),
+            _ => None,
+        }
+    }
+
     /// Whether a transaction ends by it, and how if all goes well.
     pub fn ends_as_committed(&self) -> Option<bool> {
         match self {

@@ -114,9 +114,7 @@ impl Board {
             }
         }
     }
-}
 
-impl Board {
     /// What a node's position tells of how much it has of the primary's history. A MariaDB replica may
     /// have followed somebody else: a number says nothing where it is not known to be of that history.
     pub(super) fn telling<'a>(&self, position: &'a Position) -> Cow<'a, Position> {

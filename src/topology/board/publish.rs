@@ -44,10 +44,10 @@ impl Board {
     fn publish(&self, at: usize, now: Instant) -> Node {
         let node = &self.nodes[at];
         let role = self.role(at);
-        let mut position = node.position.as_ref().map(Cow::Borrowed);
-        if role == Role::Replica {
-            position = node.position.as_ref().map(|position| self.telling(position));
-        }
+        let position = node.position.as_ref().map(|position| match role {
+            Role::Replica => self.telling(position),
+            _ => Cow::Borrowed(position),
+        });
         let reading = match (role, &position) {
             (Role::Replica, Some(position)) => self.read_clock(node, position, now),
             _ => Reading::default(),
