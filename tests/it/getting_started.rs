@@ -100,9 +100,19 @@ impl Machine {
         self.proxy = Some(self.keeper.spawn(command, Signal::Kill).expect("the binary was built"));
     }
 
+    /// It is ready, and its replicas serve reads: those that never had all that the primary wrote
+    /// since it was first asked have no lag yet, and with a slow disk that takes a while.
     async fn is_ready(&self) {
-        let ask = format!("curl -fsS http://127.0.0.1:{}/readyz", self.http.number());
-        eventually("it is ready", async || said(&self.shell(&ask)).contains("ready\n")).await;
+        let ask = |page: &str| {
+            said(&self.shell(&format!("curl -fsS http://127.0.0.1:{}/{page}", self.http.number())))
+        };
+        eventually("it is ready", async || ask("readyz").contains("ready\n")).await;
+        eventually("three nodes serve reads", async || {
+            let metrics = ask("metrics");
+            let weights = metrics.lines().filter(|line| line.starts_with("pointsman_node_weight{"));
+            weights.filter(|line| !line.ends_with(" 0")).count() == 3
+        })
+        .await;
     }
 }
 
