@@ -333,11 +333,13 @@ impl<P: Protocol> Cluster<P> {
 
     fn apply_standings(&self) {
         let snapshot = self.topology.load_full();
+        let vacant = snapshot.primary().is_none();
         for (_, pools) in self.all_pools() {
             pools.fence(|address, role| snapshot.forbids(address, role));
-            for ((address, _), pool) in pools.all() {
+            for ((address, role), pool) in pools.all() {
                 let down = |node: &topology::Node| matches!(node.state, topology::State::Down);
                 pool.standing.set_down(snapshot.find(&address).is_some_and(down));
+                pool.standing.set_vacant(vacant && role == topology::Role::Primary);
             }
         }
     }

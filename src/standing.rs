@@ -2,7 +2,9 @@
 //!
 //! A pool is one node in one role. When the node is fenced or loses that role the pool's standing
 //! falls for good and whoever waits for an answer there is woken: nothing that arrives afterwards
-//! is handed on (hard case 1). A node that comes back gets a new pool.
+//! is handed on (hard case 1). A node that comes back gets a new pool. While it is open who has the
+//! primary's role, what would tell a client that its write is committed waits: the server that is
+//! elected may not have it.
 
 use std::{
     future::Future,
@@ -10,6 +12,7 @@ use std::{
     pin::Pin,
     sync::atomic::{AtomicU8, Ordering},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -22,6 +25,7 @@ use crate::{
 
 const FENCED: u8 = 1;
 const DOWN: u8 = 2;
+const VACANT: u8 = 4;
 
 /// What is known of a pool's node that concerns its open connections.
 #[derive(Debug, Default)]
@@ -34,22 +38,30 @@ impl Standing {
     }
 
     pub fn is_fenced(&self) -> bool {
-        self.0.load(Ordering::Acquire) & FENCED != 0
+        self.has(FENCED)
     }
 
     /// The node does not answer probes, or does again: a request that another node could answer
     /// need not wait for it.
     pub fn set_down(&self, down: bool) {
-        if down {
-            self.0.fetch_or(DOWN, Ordering::AcqRel);
+        self.set(DOWN, down);
+    }
+
+    /// Nobody has the primary's role for now, or somebody has it again.
+    pub fn set_vacant(&self, vacant: bool) {
+        self.set(VACANT, vacant);
+    }
+
+    fn set(&self, flag: u8, on: bool) {
+        if on {
+            self.0.fetch_or(flag, Ordering::AcqRel);
         } else {
-            self.0.fetch_and(!DOWN, Ordering::AcqRel);
+            self.0.fetch_and(!flag, Ordering::AcqRel);
         }
     }
 
-    fn has_lost(&self, movable: bool) -> bool {
-        let given_up = if movable { FENCED | DOWN } else { FENCED };
-        self.0.load(Ordering::Acquire) & given_up != 0
+    fn has(&self, flags: u8) -> bool {
+        self.0.load(Ordering::Acquire) & flags != 0
     }
 }
 
@@ -58,18 +70,26 @@ impl Standing {
 pub struct Watch<'a> {
     standing: &'a Standing,
     entry: &'a Entry,
+    /// For how long an answer that may acknowledge a write waits while nobody has the role; `None`
+    /// for one that acknowledges none.
+    patience: Option<Duration>,
 }
 
 impl<'a> Watch<'a> {
     /// `entry` is the session's: whoever changes a standing wakes all sessions.
     pub fn new(standing: &'a Standing, entry: &'a Entry) -> Self {
-        Self { standing, entry }
+        Self { standing, entry, patience: None }
+    }
+
+    /// The answer acknowledges a write, and waits so long for somebody to have the role.
+    pub fn acknowledging(self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self }
     }
 
     /// Whether the server's answer may no longer be handed on. `movable`: another node can still
     /// be asked, so that one that is down need not be waited for.
     pub fn is_over(&self, movable: bool) -> bool {
-        self.standing.has_lost(movable)
+        self.standing.has(if movable { FENCED | DOWN } else { FENCED })
     }
 
     /// Ready when [`Self::is_over`]; registers the task's waker otherwise.
@@ -105,7 +125,8 @@ impl Watch<'_> {
             read => read,
         })
         .await?;
-        if self.is_over(false) { Err(given_up()) } else { Ok(read) }
+        self.may_hand_on().await?;
+        Ok(read)
     }
 
     /// Writes a part of `bytes`, or reads what the server says meanwhile: neither is to wait for the
@@ -117,7 +138,7 @@ impl Watch<'_> {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        std::future::poll_fn(|cx| {
+        let step = std::future::poll_fn(|cx| {
             if let Poll::Ready(written) = Pin::new(&mut *stream).poll_write(cx, bytes) {
                 return Poll::Ready(written.map(Step::Wrote));
             }
@@ -126,7 +147,34 @@ impl Watch<'_> {
             }
             inbox.poll_fill(cx, stream).map_ok(Step::Read)
         })
-        .await
+        .await?;
+        if matches!(step, Step::Read(_)) {
+            self.may_hand_on().await?;
+        }
+        Ok(step)
+    }
+
+    /// Waits until what was read may be handed on.
+    async fn may_hand_on(self) -> io::Result<()> {
+        if !self.standing.has(FENCED | VACANT) {
+            return Ok(());
+        }
+        match self.patience {
+            Some(patience) if !self.is_over(false) => Box::pin(self.is_primary_again(patience)).await,
+            _ if self.is_over(false) => Err(given_up()),
+            _ => Ok(()),
+        }
+    }
+
+    async fn is_primary_again(self, patience: Duration) -> io::Result<()> {
+        let decided = std::future::poll_fn(|cx| {
+            self.entry.register(cx);
+            if self.standing.has(FENCED) {
+                return Poll::Ready(Err(given_up()));
+            }
+            if self.standing.has(VACANT) { Poll::Pending } else { Poll::Ready(Ok(())) }
+        });
+        tokio::time::timeout(patience, decided).await.unwrap_or_else(|_| Err(given_up()))
     }
 }
 

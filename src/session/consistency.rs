@@ -27,6 +27,13 @@ pub(super) struct Seen {
 /// Writes of a request that are noted for other sessions when it is answered.
 pub(super) struct Noted([Option<Writing>; 2]);
 
+impl Noted {
+    /// Whether the request's answer acknowledges a write.
+    pub(super) fn commits(&self) -> bool {
+        self.0.iter().any(Option::is_some)
+    }
+}
+
 impl<P: Protocol> Session<P> {
     pub(super) fn consistency(&self, intent: &Intent, policy: &Policy) -> Consistency {
         intent.hints.consistency.or(self.state.own.now.consistency).unwrap_or(policy.consistency)

@@ -88,7 +88,7 @@ impl<P: Protocol> Session<P> {
                 Err(refusal) => return Box::pin(self.give_up(current, attempt, refusal)).await,
             };
             let noted = self.begin_writes(&current.intent, held.role == Role::Primary);
-            let result = self.exchange(&current, &mut held, &attempt).await;
+            let result = self.exchange(&current, &mut held, &attempt, &noted).await;
             match result {
                 Ok(reply) => {
                     self.learn(&current, &attempt, &reply, held, noted).await;
@@ -134,12 +134,17 @@ impl<P: Protocol> Session<P> {
         request: &Request<P::Wire>,
         held: &mut Held<P>,
         attempt: &Attempt,
+        noted: &Noted,
     ) -> Result<Reply, Fault> {
         let may_refuse = self.may_refuse(request, held.role, attempt);
         self.registered.entry.runs_at(held.cancel_target());
         held.set_busy(true);
         let pool = held.pool.clone();
         let entry = self.registered.entry.clone();
+        let mut watch = Watch::new(&pool.standing, &entry);
+        if noted.commits() || attempt.run.reason == Reason::Learned {
+            watch = watch.acknowledging(self.config.load().failover.hold);
+        }
         let terms = Terms {
             ahead: self.state.held_statements(),
             ahead_savepoints: self.state.held_savepoints(),
@@ -148,7 +153,7 @@ impl<P: Protocol> Session<P> {
             wants_id: self.wants_id(&request.intent, held.role),
             session: entry.id,
             forget_last: attempt.forget_last,
-            watch: Watch::new(&pool.standing, &entry),
+            watch,
         };
         let limit = self.config.load().limits.statement_timeout;
         let backend = held.backend();

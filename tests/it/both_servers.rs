@@ -22,6 +22,8 @@ both_databases!(
     a_replica_that_comes_back_ramps_up,
     a_failover_under_load_fails_no_read_and_does_no_write_twice,
     an_old_primary_that_comes_back_writable_gets_nothing,
+    a_write_is_acknowledged_once_its_server_has_the_role_again,
+    a_write_is_not_acknowledged_where_another_gets_the_role,
     without_a_primary_writes_are_refused_after_the_hold,
     reads_see_what_their_level_promises_while_a_replica_is_late,
     a_token_carries_a_write_to_another_proxy,
@@ -288,12 +290,54 @@ async fn an_old_primary_that_comes_back_writable_gets_nothing(engine: Engine) {
     assert_eq!(servers.on(1, &database, "SELECT count(*) FROM t"), "19");
 }
 
+/// A write that its server has done while nobody had the role; the answer is on its way.
+async fn write_without_a_primary(
+    servers: &Servers,
+    settings: &[&str],
+) -> (Proxy, JoinHandle<Result<String, String>>, JoinHandle<Result<String, String>>) {
+    let (proxy, database) = servers.proxy("CREATE TABLE t (x int PRIMARY KEY)", settings).await;
+    let mut first = servers.session(&proxy, &database).await.expect("it logs in");
+    let mut second = servers.session(&proxy, &database).await.expect("it logs in");
+    first.value("BEGIN").await;
+    first.value("INSERT INTO t VALUES (1)").await;
+    let write = tokio::spawn(async move { second.ask("INSERT INTO t VALUES (1)").await });
+    eventually("the second waits for the first", async || servers.has_waiter(0)).await;
+    servers.lock_monitor_out(0);
+    // What is logged behind the loss was found after it was made known to all.
+    let is_known = || proxy.log().split_once("lost=").is_some_and(|(_, then)| then.contains("probe failed"));
+    eventually("nobody has the role", async || is_known()).await;
+    let undo = tokio::spawn(async move { first.ask("ROLLBACK").await });
+    let count = "SELECT count(*) FROM t";
+    eventually("the second is done", async || servers.on(0, &database, count) == "1").await;
+    (proxy, write, undo)
+}
+
+async fn a_write_is_acknowledged_once_its_server_has_the_role_again(engine: Engine) {
+    let servers = Servers::own(engine);
+    let (proxy, write, undo) = write_without_a_primary(&servers, &[]).await;
+    assert!(!write.is_finished());
+    servers.let_monitor_in(0);
+    assert_eq!(write.await.expect("it does not panic"), Ok(String::new()));
+    assert_eq!(undo.await.expect("it does not panic"), Ok(String::new()));
+    drop(proxy);
+}
+
+async fn a_write_is_not_acknowledged_where_another_gets_the_role(engine: Engine) {
+    let servers = Servers::own(engine);
+    let (_proxy, write, _undo) = write_without_a_primary(&servers, &[]).await;
+    servers.promote(1, &[]);
+    let code = write.await.expect("it does not panic").expect_err("the new primary might not have it");
+    assert!(engine.says(Meaning::Lost, &code), "{code}");
+}
+
 async fn without_a_primary_writes_are_refused_after_the_hold(engine: Engine) {
     let servers = Servers::own(engine);
     let (proxy, database) = servers.proxy(TABLE, &["cluster.failover.hold = '400ms'"]).await;
     let mut session = servers.session(&proxy, &database).await.expect("it logs in");
     servers.stop(0, Stop::Kill);
-    proxy.wait_for_log("no primary").await;
+    // What is logged behind the loss was found after it was made known to all.
+    let is_known = || proxy.log().split_once("lost=").is_some_and(|(_, then)| then.contains("probe failed"));
+    eventually("nobody has the role", async || is_known()).await;
 
     let asked = Instant::now();
     let code = session.ask("INSERT INTO t VALUES (1)").await.expect_err("nobody takes it");

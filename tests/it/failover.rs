@@ -137,7 +137,8 @@ async fn fail_over(
     // What was on its way to the dead server is in doubt; whatever had not been sent goes through.
     let failed = failures(&writes);
     assert!(failed.iter().all(|code| *code == "08007"), "{failed:?}");
-    assert!(failed.len() <= SESSIONS, "{failed:?}");
+    // A session may send once more before the loss of its first connection has told of the others'.
+    assert!(failed.len() <= 2 * SESSIONS, "{failed:?}");
     let succeeded = writes
         .iter()
         .filter(|write| write.failed.is_none() && write.ended > killed + Duration::from_millis(200));

@@ -465,20 +465,19 @@ impl Sim {
         }
     }
 
-    /// The answer arrives. It is handed on unless its server is fenced or another has the role. One that
-    /// comes while nobody has it is handed on as well: the election that follows need not know of it.
+    /// The answer arrives. It is handed on once its server has the role, and never if another gets it
+    /// ([`crate::standing`]).
     fn answer(&mut self, session: usize) {
         let Some(Sent { node, done: Some(tx), .. }) = self.sessions[session].sent else { return };
         let snapshot = self.snapshot();
         let address = &snapshot.nodes[node].address;
-        if !self.servers[node].answers() || snapshot.forbids(address, Role::Primary) {
+        let has_the_role = snapshot.primary == Some(NodeId(node));
+        if !self.servers[node].answers() || !has_the_role || snapshot.forbids(address, Role::Primary) {
             return;
         }
         self.counts.writes += 1;
         let current = ProbeNumber(self.number);
-        if snapshot.primary == Some(NodeId(node)) {
-            self.reign.acknowledged.push((tx, current));
-        }
+        self.reign.acknowledged.push((tx, current));
         let floor = if is_told(session) {
             Floor::At(gtids(&tx.print(self.kind)))
         } else {

@@ -1,8 +1,8 @@
 //! One text of a scenario for PostgreSQL, MariaDB and MySQL.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use pointsman::demo::servers::{APP, Stop};
+use pointsman::demo::servers::{APP, MONITOR, Stop};
 
 use super::{Database, Proxy, cluster, mysql, mysql::Make};
 
@@ -186,6 +186,11 @@ impl Session {
     }
 }
 
+/// A statement that replicas do not hear of.
+fn local(sql: &str) -> String {
+    format!("SET sql_log_bin = 0; {sql}")
+}
+
 /// A cluster of its own whose servers can be stopped and promoted.
 pub enum Servers {
     Postgres(pointsman::demo::servers::PgCluster),
@@ -243,6 +248,71 @@ impl Servers {
         match self {
             Self::Postgres(cluster) => cluster.node(index).address(),
             Self::Mysql(cluster) => cluster.node(index).address(),
+        }
+    }
+
+    /// The server answers no probe any more, and everybody else as before.
+    pub fn lock_monitor_out(&self, index: usize) {
+        match self {
+            Self::Postgres(cluster) => {
+                let node = cluster.node(index);
+                let path = node.data().join("pg_hba.conf");
+                let hba = fs::read_to_string(&path).expect("it is readable");
+                fs::write(&path, format!("host all {} all reject\n{hba}", MONITOR.name)).expect("it is ours");
+                node.sql("postgres", "SELECT pg_reload_conf()").expect("it obeys");
+                let ends = format!(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}'",
+                    MONITOR.name
+                );
+                node.sql("postgres", &ends).expect("it obeys");
+            }
+            Self::Mysql(cluster) => {
+                let node = cluster.node(index);
+                node.sql("", &local(&format!("ALTER USER '{}'@'%' ACCOUNT LOCK", MONITOR.name)))
+                    .expect("it obeys");
+                let theirs =
+                    format!("SELECT id FROM information_schema.processlist WHERE user = '{}'", MONITOR.name);
+                for id in node.sql("", &theirs).expect("it answers").lines() {
+                    // One that has left by itself is no error here.
+                    let _ = node.sql("", &format!("KILL {id}"));
+                }
+            }
+        }
+    }
+
+    /// Ends [`Self::lock_monitor_out`].
+    pub fn let_monitor_in(&self, index: usize) {
+        match self {
+            Self::Postgres(cluster) => {
+                let node = cluster.node(index);
+                let path = node.data().join("pg_hba.conf");
+                let hba = fs::read_to_string(&path).expect("it is readable");
+                let (_, hba) = hba.split_once('\n').expect("the first line is ours");
+                fs::write(&path, hba).expect("it is ours");
+                node.sql("postgres", "SELECT pg_reload_conf()").expect("it obeys");
+            }
+            Self::Mysql(cluster) => {
+                let unlock = local(&format!("ALTER USER '{}'@'%' ACCOUNT UNLOCK", MONITOR.name));
+                cluster.node(index).sql("", &unlock).expect("it obeys");
+            }
+        }
+    }
+
+    /// Whether a statement waits for another's lock.
+    pub fn has_waiter(&self, index: usize) -> bool {
+        let ask = match self {
+            Self::Postgres(_) => "SELECT count(*) FROM pg_locks WHERE NOT granted",
+            Self::Mysql(_) => {
+                "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+            }
+        };
+        self.on(index, self.default_database(), ask) != "0"
+    }
+
+    fn default_database(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgres",
+            Self::Mysql(_) => "",
         }
     }
 
