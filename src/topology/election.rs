@@ -158,7 +158,7 @@ pub fn elect(nodes: &[Candidate<'_>], ballot: Ballot<'_>) -> Verdict {
     let last = ballot.incumbent.filter(|last| nodes.iter().any(|node| *node.address == last.address));
     let primary = match ballot.leader {
         Some(leader) => by_patroni(&known, &claimers, leader, ballot.incumbent, &mut fences),
-        None if ballot.incumbent.is_none() && nodes.iter().any(|node| !node.probed) => {
+        None if nodes.iter().any(|node| node.must_be_asked_first(ballot.incumbent)) => {
             Err(Nobody::NotAllProbed)
         }
         None => match ballot.engine {
@@ -176,6 +176,12 @@ pub fn elect(nodes: &[Candidate<'_>], ballot: Ballot<'_>) -> Verdict {
 impl Candidate<'_> {
     fn claims_primary(&self) -> bool {
         self.reachable && self.facts.is_some_and(|facts| facts.claim == Claim::Primary)
+    }
+
+    /// Whether nobody can be elected before it was asked: the one remembered over a restart of the proxy
+    /// may have the role still, and where nobody is remembered any may have it.
+    fn must_be_asked_first(&self, incumbent: Option<&Incumbent>) -> bool {
+        !self.probed && incumbent.is_none_or(|incumbent| incumbent.address == *self.address)
     }
 
     fn is_incumbent(&self, incumbent: Option<&Incumbent>) -> bool {
@@ -382,7 +388,10 @@ fn by_timeline(
             };
             beside_the_living(rival, incumbent, all, fences)?;
         }
-        let yielded = incumbent.is_some_and(|node| node.reachable && !node.claims_primary());
+        // A twin on the same timeline may be a copy of long ago: it is not the one that was yielded to
+        // unless it has what the incumbent wrote.
+        let has_all = last.written.as_ref().is_none_or(|written| rival.has(written));
+        let yielded = has_all && incumbent.is_some_and(|node| node.reachable && !node.claims_primary());
         if elected_on == Some(newest) && !rival.followed && !yielded {
             let primary = Arc::clone(&last.address);
             fences.push((rival.id, Fence::SameTimeline { timeline: newest, primary }));

@@ -169,3 +169,60 @@ proptest! {
         }
     }
 }
+
+/// A node that was asked, and answered.
+fn answering(facts: Facts) -> Drawn {
+    Drawn { reachable: true, facts: Some(facts), claimed: 1, answered: 2, followed: false, replayed: None }
+}
+
+fn ballot<'a>(engine: Engine, incumbent: &'a Incumbent, timelines: &'a Timelines) -> Ballot<'a> {
+    Ballot {
+        engine,
+        system: (engine == Engine::Postgres).then_some("1"),
+        incumbent: Some(incumbent),
+        leader: None,
+        timelines,
+        without_since: Some(Instant::now()),
+    }
+}
+
+#[test]
+fn nobody_is_elected_before_the_remembered_primary_was_asked() {
+    let (addresses, timelines) = (addresses(), Timelines::default());
+    let set = "11111111-1111-1111-1111-111111111111:1-3";
+    let drawn = [answering(my(Claim::Primary, 1, set)), answering(my(Claim::Primary, 2, set))];
+    let last = Incumbent {
+        address: Arc::clone(&addresses[0]),
+        timeline: None,
+        written: Some(gtids(set)),
+        server: None,
+    };
+    let mut nodes = candidates(&addresses, &drawn);
+    let asked = nodes[0].clone();
+    nodes[0] = Candidate { probed: false, reachable: false, facts: None, ..asked.clone() };
+
+    let verdict = elect(&nodes, ballot(Engine::Mysql, &last, &timelines));
+    assert_eq!(verdict.primary, Err(Nobody::NotAllProbed));
+
+    nodes[0] = asked;
+    let verdict = elect(&nodes, ballot(Engine::Mysql, &last, &timelines));
+    assert_eq!(verdict.primary, Ok(NodeId(0)));
+}
+
+#[test]
+fn a_twin_on_the_same_timeline_gets_the_role_of_a_yielding_primary_only_with_all_it_wrote() {
+    let (addresses, timelines) = (addresses(), Timelines::default());
+    let last = Incumbent {
+        address: Arc::clone(&addresses[0]),
+        timeline: Some(1),
+        written: Some(at(1, 100)),
+        server: None,
+    };
+    for (twin, elected) in [(99, None), (100, Some(NodeId(1)))] {
+        let drawn = [answering(pg(Claim::Replica, 1, 1, 100)), answering(pg(Claim::Primary, 2, 1, twin))];
+
+        let verdict = elect(&candidates(&addresses, &drawn), ballot(Engine::Postgres, &last, &timelines));
+
+        assert_eq!(verdict.primary.ok(), elected, "a twin at {twin}");
+    }
+}
