@@ -161,7 +161,12 @@ struct Pooled<P: Protocol> {
 impl<P: Protocol> Pooled<P> {
     /// A look at flags: whatever needs a round trip was done when the connection came back.
     fn is_usable(&mut self, now: Instant) -> bool {
-        self.expires.is_none_or(|expires| now < expires) && self.backend.is_fresh()
+        !self.is_expired(now) && self.backend.is_fresh()
+    }
+
+    /// Its lifetime is over.
+    fn is_expired(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|expires| now >= expires)
     }
 }
 
@@ -364,8 +369,14 @@ impl<P: Protocol> NodePool<P> {
         self.idle.iter().map(|shelf| shelf.0.lock().len()).sum()
     }
 
-    /// Closes connections that were idle for too long, but for `min_idle`.
+    /// Closes idle connections at the end of their lifetime, and those that were idle for too long,
+    /// but for `min_idle`.
     pub fn reap(&self, now: Instant) {
+        for shelf in &self.idle {
+            let expired: Vec<_> = shelf.0.lock().extract_if(.., |pooled| pooled.is_expired(now)).collect();
+            // Closed outside of the lock.
+            drop(expired);
+        }
         let Some(timeout) = self.limits.idle_timeout else { return };
         let mut spare = self.idle_count().saturating_sub(self.limits.min_idle);
         for shelf in &self.idle {

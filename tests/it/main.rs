@@ -44,6 +44,7 @@ mod outcome;
 mod packaging;
 mod patroni;
 mod pipelining;
+mod pools;
 mod postgres_wire;
 mod prepared;
 mod prometheus;
