@@ -219,6 +219,7 @@ pub(super) fn turned_away(failure: &LoginFailure) -> TurnedAway {
     let detail = match failure {
         LoginFailure::WrongPassword { .. } | LoginFailure::UnknownUser { .. } => format!("28P01: {failure}"),
         LoginFailure::Refused { sqlstate, .. } => format!("{sqlstate}: {failure}"),
+        LoginFailure::Uncertified { .. } => format!("28000: {failure}"),
         _ => failure.to_string(),
     };
     TurnedAway { fault: login_fault(failure), detail }
@@ -228,7 +229,7 @@ fn login_fault(failure: &LoginFailure) -> LoginFault {
     match failure {
         LoginFailure::Closed | LoginFailure::Io(_) => LoginFault::Closed,
         LoginFailure::Garbage(_) | LoginFailure::Refused { .. } => LoginFault::Protocol,
-        LoginFailure::Tls(_) => LoginFault::Tls,
+        LoginFailure::Tls(_) | LoginFailure::Uncertified { .. } => LoginFault::Tls,
         LoginFailure::WrongPassword { .. } => LoginFault::Password,
         LoginFailure::UnknownUser { .. } => LoginFault::UnknownUser,
         LoginFailure::Lookup { .. } => LoginFault::Unavailable,

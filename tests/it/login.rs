@@ -3,7 +3,7 @@
 use pointsman::demo::servers::{APP, Login};
 
 use crate::support::{
-    Session, Stage,
+    Session, Stage, client, eventually,
     proxy::login_error,
     wire::{Batch, Wire, first_columns, startup, untagged},
 };
@@ -36,6 +36,30 @@ async fn a_refused_login_is_logged_without_its_password() {
     stage.proxy.wait_for_log("28P01").await;
     assert!(!stage.proxy.log().contains("hunter2secret"));
     assert!(!stage.proxy.log().contains(APP.password));
+}
+
+#[tokio::test]
+async fn a_login_without_the_encryption_asked_for_is_counted_as_that() {
+    let mut stage = Stage::set("", &[]).await;
+    let dsn = stage.proxy.dsn(&stage.database.name);
+    let folder = tempfile::tempdir().expect("a folder");
+    let (certificate, key) = (folder.path().join("proxy.crt"), folder.path().join("proxy.key"));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("it can be made");
+    std::fs::write(&certificate, made.cert.pem()).expect("the folder is ours");
+    std::fs::write(&key, made.signing_key.serialize_pem()).expect("the folder is ours");
+
+    stage.proxy.reload(&[&format!(
+        "cluster.tls.client = {{ mode = 'require', certificate = '{}', key = '{}' }}",
+        certificate.display(),
+        key.display()
+    )]);
+
+    eventually("it is asked for", async || client::connect(&dsn).await.is_err()).await;
+    assert_eq!(login_error(&dsn).await, "28000");
+    let turned_away =
+        |result: &str| stage.proxy.metric("pointsman_logins_total", &[&format!("result=\"{result}\"")]);
+    assert!(turned_away("tls") >= 2.0, "{}", stage.proxy.log());
+    assert_eq!(turned_away("protocol"), 0.0, "{}", stage.proxy.log());
 }
 
 #[tokio::test]

@@ -488,7 +488,7 @@ pub static TABLES: &[Table] = &[
                 "mode",
                 unset("`prefer` with a certificate, else `disable`", "\"require\""),
                 "`disable`, `allow`, `prefer`, `require`, `verify-ca` or `verify-full`",
-                "`verify-ca` asks for a client certificate, `verify-full` for one whose common name is the user's. Without a certificate of its own the proxy can offer no encryption.",
+                "`verify-ca` asks for a client certificate as well as the password, `verify-full` for one whose common name is the user's: on PostgreSQL in place of the password (`cert` in pg_hba.conf), on MySQL beside it. Without a certificate of its own the proxy can offer no encryption.",
             ),
             key(
                 "certificate",

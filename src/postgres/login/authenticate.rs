@@ -30,11 +30,11 @@ impl Arrival {
     ) -> Result<Credentials, LoginFailure> {
         let mode = door.tls.mode();
         if mode.requires_tls() && !self.stream.is_tls() {
-            return Err(self.refuse("28000", "connection requires TLS (SSL)".into()).await);
+            return Err(self.uncertified("connection requires TLS (SSL)".into()).await);
         }
         if mode == Mode::VerifyFull && !self.certified_as(user) {
             let message = format!("certificate authentication failed for user \"{user}\"");
-            return Err(self.refuse("28000", message).await);
+            return Err(self.uncertified(message).await);
         }
         let proven = mode == Mode::VerifyFull || door.trust_loopback && self.peer.ip().is_loopback();
         let secret = match context.secret(user, database).await {
@@ -64,6 +64,13 @@ impl Arrival {
                 // Nobody has a preimage of the mock verifier's stored key.
                 Ok(_) => Err(self.wrong_password(user).await),
             },
+        }
+    }
+
+    async fn uncertified(&mut self, message: String) -> LoginFailure {
+        match self.refuse("28000", message).await {
+            LoginFailure::Refused { message, .. } => LoginFailure::Uncertified { message },
+            failure => failure,
         }
     }
 

@@ -104,6 +104,9 @@ pub enum LoginFailure {
     Refused { sqlstate: &'static str, message: String },
     #[error("TLS: {0}")]
     Tls(io::Error),
+    /// Not encrypted as it has to be, or another's certificate.
+    #[error("{message}")]
+    Uncertified { message: String },
     #[error("password authentication failed for user \"{user}\"")]
     WrongPassword { user: String },
     #[error("password authentication failed for user \"{user}\": there is no such user")]
@@ -121,7 +124,7 @@ impl LoginFailure {
             Self::Closed => "closed",
             Self::Garbage(_) => "garbage",
             Self::Refused { .. } => "refused",
-            Self::Tls(_) => "tls",
+            Self::Tls(_) | Self::Uncertified { .. } => "tls",
             Self::WrongPassword { .. } => "wrong_password",
             Self::UnknownUser { .. } => "unknown_user",
             Self::Lookup { .. } => "lookup",
