@@ -55,6 +55,13 @@ const ALLOWED: [u8; 5] = [0x01, 0x02, 0x03, 0x0e, 0x16];
 
 const HEADER: usize = 4;
 
+/// The first byte of an error.
+const ERROR: u8 = 0xff;
+
+/// What opensrv says to a wrong password, and what servers say.
+const NO_PASSWORD: u16 = 1698;
+const ACCESS_DENIED: u16 = 1045;
+
 /// Serves one connection to its end.
 ///
 /// # Errors
@@ -224,7 +231,18 @@ struct Writer {
 
 impl AsyncWrite for Writer {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(context, data)
+        let this = self.get_mut();
+        let inner = Pin::new(&mut this.inner);
+        match data {
+            // What follows a packet's header: opensrv writes that first.
+            [ERROR, low, high, rest @ ..]
+                if !this.turn.is_authenticated() && [*low, *high] == NO_PASSWORD.to_le_bytes() =>
+            {
+                let [low, high] = ACCESS_DENIED.to_le_bytes();
+                inner.poll_write(context, &[&[ERROR, low, high], rest].concat())
+            }
+            _ => inner.poll_write(context, data),
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
