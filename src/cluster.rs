@@ -19,6 +19,7 @@ use crate::{
     floors::SharedFloors,
     line::Line,
     metrics::{ClusterMetrics, Connections},
+    misspelt::Misspelt,
     operator::Operator,
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
@@ -57,6 +58,7 @@ pub struct Cluster<P: Protocol> {
     /// What `user` reads must not be behind of.
     user_floors: Mutex<HashMap<UserKey, Arc<SharedFloors>>>,
     pub split: Split,
+    pub misspelt: Misspelt,
 }
 
 /// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
@@ -282,6 +284,7 @@ impl<P: Protocol> Cluster<P> {
             slow_over: AtomicU64::new(u64::MAX),
             user_floors: Mutex::default(),
             split: Split::default(),
+            misspelt: Misspelt::default(),
         }
     }
 

@@ -15,6 +15,7 @@ pub mod line;
 pub mod listener;
 pub mod logging;
 pub mod metrics;
+pub mod misspelt;
 pub mod monitor;
 pub mod mysql;
 pub mod observe;

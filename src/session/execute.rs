@@ -21,7 +21,7 @@ use crate::{
     recent::Routed,
     refusal::{Refusal, RefusalKind},
     route::{Policy, Why},
-    sql::{Access, Effect, Intent, PinReason, Reason, effects::Discard, hints::Target},
+    sql::{Access, Effect, Hints, Intent, PinReason, Reason, effects::Discard, hints::Target},
     standing::Watch,
     topology::{NodeId, Role, board::Traffic},
 };
@@ -78,6 +78,9 @@ impl<P: Protocol> Session<P> {
             forget_last: false,
         };
         self.apply_hint(&request, &mut attempt.run);
+        if !request.intent.hints.unknown.is_empty() {
+            self.tell_of_misspelt_hints(&request.intent.hints);
+        }
         self.mind_new_names(&request.intent, &mut attempt.run);
         self.apply_last(&request.intent, &mut attempt);
         let mut request = Some(request);
@@ -116,6 +119,15 @@ impl<P: Protocol> Session<P> {
         {
             run.access = Access::Write;
             run.reason = Reason::Hint;
+        }
+    }
+
+    /// Once for each, however many sessions say it.
+    #[cold]
+    fn tell_of_misspelt_hints(&self, hints: &Hints) {
+        for item in hints.unknown.iter().filter_map(|item| self.cluster.misspelt.first(item)) {
+            let user = &self.registered.entry.user;
+            tracing::warn!(cluster = %self.cluster.name, %user, hint = ?item, "a hint is not understood: it does nothing");
         }
     }
 
@@ -239,6 +251,7 @@ impl<P: Protocol> Session<P> {
         self.known(held.address(), held.role).meter.statement(attempt.run.access, reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
+        self.route.note_misspelt(&request.intent.hints.unknown);
         self.log_if_slow(request, attempt, held.address(), now);
         self.cluster.recent.add(|| Routed {
             at: SystemTime::now(),

@@ -125,6 +125,8 @@ pub struct LastRoute {
     why: Option<Why>,
     reason: Option<Reason>,
     waited: Duration,
+    /// What its hints said that means nothing.
+    misspelt: Vec<Box<str>>,
 }
 
 impl LastRoute {
@@ -135,6 +137,12 @@ impl LastRoute {
         self.why = why;
         self.reason = Some(reason);
         self.waited = waited;
+    }
+
+    pub fn note_misspelt(&mut self, items: &[Box<str>]) {
+        if self.misspelt != items {
+            self.misspelt = items.to_vec();
+        }
     }
 
     fn describe(&self) -> String {
@@ -150,6 +158,9 @@ impl LastRoute {
             None => text.push_str(" choice=kept"),
         }
         let _ = write!(text, " waited={}us", self.waited.as_micros());
+        for item in &self.misspelt {
+            let _ = write!(text, " not_understood={item}");
+        }
         text
     }
 }

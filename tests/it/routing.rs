@@ -265,3 +265,21 @@ async fn a_replica_that_falls_behind_max_lag_gets_no_reads_until_it_has_caught_u
 
     eventually("it is taken back", async || reader.ports(WHERE, 30).await.contains(&lagging)).await;
 }
+
+#[tokio::test]
+async fn a_misspelt_hint_is_named_once_in_the_log_and_in_the_route() {
+    let stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+
+    for _ in 0..3 {
+        session.value("/* pointsman: primry, max_lag=soon */ SELECT 1").await;
+    }
+
+    let route = session.value("SHOW pointsman.route").await;
+    assert!(route.ends_with(" not_understood=primry not_understood=max_lag=soon"), "{route}");
+    stage.proxy.wait_for_log("hint=\"max_lag=soon\"").await;
+    assert_eq!(stage.proxy.log().matches("hint=\"primry\"").count(), 1, "{}", stage.proxy.log());
+    session.value("/* pointsman: replica */ SELECT 1").await;
+    let route = session.value("SHOW pointsman.route").await;
+    assert!(!route.contains("not_understood"), "{route}");
+}
