@@ -19,6 +19,7 @@ mod crowd;
 mod dashboard;
 mod doctor;
 mod drivers;
+mod exporters;
 mod failover;
 mod failover_basic;
 mod fencing;

@@ -56,15 +56,21 @@ impl Refused {
     }
 }
 
-/// Obeys one command.
+/// The clusters that SHOW is about on a connection to `database`: the one of that name, or all. An
+/// exporter made for PgBouncer needs one at a time: it knows pools by database and user alone.
+fn shown<'a>(control: &'a Control, database: &str) -> &'a [Arc<dyn Managed>] {
+    control.cluster(database).map_or(control.clusters(), std::slice::from_ref)
+}
+
+/// Obeys one command of somebody who is connected to `database`.
 ///
 /// # Errors
 /// Why it was not obeyed: nothing has changed then. Dropping the future of a PAUSE that still
 /// waits leaves the cluster paused; RESUME lifts that.
-pub async fn obey(control: &Control, text: &str) -> Result<Answer, Refused> {
+pub async fn obey(control: &Control, database: &str, text: &str) -> Result<Answer, Refused> {
     let command = command::parse(text).map_err(Refused::Syntax)?;
     match command {
-        Command::Show(show) => Ok(Answer::Table(show.answer(control))),
+        Command::Show(show) => Ok(Answer::Table(show.answer(control, shown(control, database)))),
         Command::Pause(name) => pause(&named(control, name.as_deref())?).await,
         Command::Resume(name) => resume(&named(control, name.as_deref())?),
         Command::Reload => control.reload().await.map(|()| Answer::Done("RELOAD")).map_err(Refused::Failed),

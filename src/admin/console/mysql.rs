@@ -70,7 +70,7 @@ pub async fn serve(socket: TcpStream, control: &Control) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let (reader, writer) = socket.into_split();
     let turn = Arc::new(Turn::default());
-    let shim = Shim { control: control.clone(), salt: salt(), turn: turn.clone() };
+    let shim = Shim { control: control.clone(), salt: salt(), turn: turn.clone(), database: String::new() };
     let reader = Reader { inner: reader, turn: turn.clone(), packet: Vec::new(), given: 0, early: 0 };
     let writer = Writer { inner: writer, turn: turn.clone() };
     let served = AsyncMysqlIntermediary::run_on(shim, reader, writer);
@@ -265,6 +265,8 @@ struct Shim {
     control: Control,
     salt: [u8; 20],
     turn: Arc<Turn>,
+    /// What the client named last.
+    database: String,
 }
 
 impl Shim {
@@ -312,8 +314,9 @@ impl<W: AsyncWrite + Send + Unpin> AsyncMysqlShim<W> for Shim {
         right
     }
 
-    async fn on_init<'a>(&'a mut self, _: &'a str, writer: InitWriter<'a, W>) -> io::Result<()> {
+    async fn on_init<'a>(&'a mut self, database: &'a str, writer: InitWriter<'a, W>) -> io::Result<()> {
         // Any name will do: there is no data.
+        database.clone_into(&mut self.database);
         writer.ok().await
     }
 
@@ -342,7 +345,7 @@ impl<W: AsyncWrite + Send + Unpin> AsyncMysqlShim<W> for Shim {
         if !self.turn.is_authenticated() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        match obey(&self.control, text).await {
+        match obey(&self.control, &self.database, text).await {
             Ok(Answer::Table(table)) => write(&table, writer).await,
             Ok(Answer::Done(_) | Answer::Empty) => writer.completed(OkResponse::default()).await,
             Err(refused) => {

@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use futures_util::{Sink, SinkExt, stream};
 use pgwire::{
     api::{
-        ClientInfo, ClientPortalStore, DefaultClient, METADATA_USER, NoopHandler, PgWireConnectionState,
-        Type,
+        ClientInfo, ClientPortalStore, DefaultClient, METADATA_DATABASE, METADATA_USER, NoopHandler,
+        PgWireConnectionState, Type,
         auth::{
             AuthSource, DefaultServerParameterProvider, LoginInfo, Password,
             sasl::{
@@ -203,14 +203,14 @@ struct Queries {
 
 #[async_trait]
 impl SimpleQueryHandler for Queries {
-    async fn do_query<C>(&self, _: &mut C, query: &str) -> PgWireResult<Vec<Response>>
+    async fn do_query<C>(&self, client: &mut C, query: &str) -> PgWireResult<Vec<Response>>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore,
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let answer = obey(&self.control, query).await.map_err(error)?;
+        let answer = obey(&self.control, database(client), query).await.map_err(error)?;
         Ok(vec![response(answer, &Format::UnifiedText)?])
     }
 }
@@ -258,16 +258,21 @@ impl ExtendedQueryHandler for Queries {
         })
     }
 
-    async fn do_query<C>(&self, _: &mut C, portal: &Portal<String>, _: usize) -> PgWireResult<Response>
+    async fn do_query<C>(&self, client: &mut C, portal: &Portal<String>, _: usize) -> PgWireResult<Response>
     where
         C: ClientInfo + ClientPortalStore + Sink<PgWireBackendMessage> + Unpin + Send + Sync,
         C::PortalStore: PortalStore<Statement = String>,
         C::Error: Debug,
         PgWireError: From<<C as Sink<PgWireBackendMessage>>::Error>,
     {
-        let answer = obey(&self.control, &portal.statement.statement).await.map_err(error)?;
+        let answer =
+            obey(&self.control, database(client), &portal.statement.statement).await.map_err(error)?;
         response(answer, &portal.result_column_format)
     }
+}
+
+fn database(client: &impl ClientInfo) -> &str {
+    client.metadata().get(METADATA_DATABASE).map_or("", String::as_str)
 }
 
 /// The columns that a command would answer with.

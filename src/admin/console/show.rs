@@ -132,21 +132,21 @@ impl Show {
         })
     }
 
-    /// The whole answer.
-    pub fn answer(self, control: &Control) -> Table {
+    /// The whole answer about `clusters`.
+    pub fn answer(self, control: &Control, clusters: &[Arc<dyn Managed>]) -> Table {
         let mut table = self.table();
         match self {
-            Self::Nodes => each(control, |cluster| nodes(cluster, &mut table)),
-            Self::Pools => each(control, |cluster| pools(cluster, &mut table)),
-            Self::Clients => each(control, |cluster| clients(cluster, &mut table)),
-            Self::Servers => each(control, |cluster| servers(cluster, &mut table)),
-            Self::Stats => each(control, |cluster| stats(cluster, &mut table)),
-            Self::StatsTotals => each(control, |cluster| stats_totals(cluster, &mut table)),
-            Self::Routes => each(control, |cluster| routes(cluster, &mut table)),
-            Self::Statements => each(control, |cluster| statements(cluster, &mut table)),
-            Self::Databases => each(control, |cluster| databases(cluster, &mut table)),
-            Self::Lists => lists(control, &mut table),
-            Self::Events => each(control, |cluster| events(cluster, &mut table)),
+            Self::Nodes => each(clusters, |cluster| nodes(cluster, &mut table)),
+            Self::Pools => each(clusters, |cluster| pools(cluster, &mut table)),
+            Self::Clients => each(clusters, |cluster| clients(cluster, &mut table)),
+            Self::Servers => each(clusters, |cluster| servers(cluster, &mut table)),
+            Self::Stats => each(clusters, |cluster| stats(cluster, &mut table)),
+            Self::StatsTotals => each(clusters, |cluster| stats_totals(cluster, &mut table)),
+            Self::Routes => each(clusters, |cluster| routes(cluster, &mut table)),
+            Self::Statements => each(clusters, |cluster| statements(cluster, &mut table)),
+            Self::Databases => each(clusters, |cluster| databases(cluster, &mut table)),
+            Self::Lists => lists(clusters, &mut table),
+            Self::Events => each(clusters, |cluster| events(cluster, &mut table)),
             Self::Config => {
                 for entry in control.config().entries() {
                     // As PgBouncer has it: without a restart.
@@ -161,8 +161,8 @@ impl Show {
     }
 }
 
-fn each(control: &Control, mut show: impl FnMut(&dyn Managed)) {
-    for cluster in control.clusters() {
+fn each(clusters: &[Arc<dyn Managed>], mut show: impl FnMut(&dyn Managed)) {
+    for cluster in clusters {
         show(&**cluster);
     }
 }
@@ -442,8 +442,7 @@ fn databases(cluster: &dyn Managed, table: &mut Table) {
     }
 }
 
-fn lists(control: &Control, table: &mut Table) {
-    let clusters = control.clusters();
+fn lists(clusters: &[Arc<dyn Managed>], table: &mut Table) {
     let clients: Vec<_> = clusters.iter().flat_map(|cluster| cluster.clients()).collect();
     let pools: Vec<_> = clusters.iter().flat_map(|cluster| cluster.pools()).collect();
     let waiting = clients.iter().filter(|entry| entry.waiting_seconds().is_some()).count();

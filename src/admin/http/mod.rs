@@ -237,7 +237,9 @@ async fn page() -> Response {
 /// `SHOW …` as JSON: an object per row.
 async fn table(State(door): State<Door>, Path(what): Path<String>) -> Response {
     match console::command::parse(&format!("SHOW {what}")) {
-        Ok(Command::Show(show)) => Json(rows(&show.answer(&door.control))).into_response(),
+        Ok(Command::Show(show)) => {
+            Json(rows(&show.answer(&door.control, door.control.clusters()))).into_response()
+        }
         _ => (StatusCode::NOT_FOUND, Json(json!({ "error": format!("there is no {what:?} here") })))
             .into_response(),
     }
@@ -260,7 +262,7 @@ fn rows(table: &Table) -> Value {
 /// The whole state at a glance.
 async fn status(State(door): State<Door>) -> Json<Value> {
     let control = &door.control;
-    let nodes = rows(&Show::Nodes.answer(control));
+    let nodes = rows(&Show::Nodes.answer(control, control.clusters()));
     let clusters: Vec<Value> = control
         .clusters()
         .iter()

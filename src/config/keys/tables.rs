@@ -75,7 +75,7 @@ pub static TABLES: &[Table] = &[
                 "postgres",
                 unset("closed", "\"127.0.0.1:6433\""),
                 "address",
-                "The console for psql. Any database name logs in.",
+                "The console for psql. Any database name logs in; that of a cluster limits SHOW to it.",
             ),
             key(
                 "mysql",
