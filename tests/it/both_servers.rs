@@ -147,8 +147,7 @@ async fn a_lagging_replica_gets_the_share_of_its_weight_and_at_max_lag_nothing(e
     const HALF: Duration = Duration::from_secs(4);
     let servers = Servers::own(engine);
     let settings = ["cluster.routing.lag_half_weight = '4s'", "cluster.routing.max_lag = '10s'"];
-    let (mut proxy, database) = servers.proxy(TABLE, &settings).await;
-    proxy.let_live_for(Duration::from_secs(300));
+    let (proxy, database) = servers.proxy(TABLE, &settings).await;
     let mut sessions = readers(&servers, &proxy, &database).await;
     let (lagging, port) = (servers.address(1), servers.port(1));
     let (share, _) = share_of(&mut sessions, &proxy, &lagging, port).await;

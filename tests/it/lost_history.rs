@@ -22,6 +22,10 @@ async fn detach(cluster: &PgCluster, replicas: &[usize]) {
         let streams = "SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'";
         let streams = || cluster.node(replica).sql("postgres", streams);
         eventually("the stream ends", async || streams().is_ok_and(|count| count == "0")).await;
+        let feeds =
+            format!("SELECT count(*) FROM pg_stat_replication WHERE application_name = 'node{replica}'");
+        let feeds = || cluster.node(0).sql("postgres", &feeds);
+        eventually("the primary feeds it no more", async || feeds().is_ok_and(|count| count == "0")).await;
     }
 }
 
@@ -78,6 +82,8 @@ async fn a_tables_floor_beyond_the_fork_counts_once_however_many_read_it() {
     detach(&cluster, &[1, 2]).await;
     writer.run(WRITE).await;
     assert_eq!(reader.value(NEWEST).await, "20000");
+    // Waits until the primary was seen at the write's position: only then that can be lost.
+    writer.value("SHOW pointsman.position").await;
 
     cluster.stop(0, Stop::Kill).expect("it dies with what nobody else has");
     cluster.promote(1).expect("a replica takes over");

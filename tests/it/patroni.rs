@@ -54,9 +54,7 @@ impl Shared {
         let discovery = format!("cluster.discovery = {{ patroni = [{}]{ca} }}", endpoints.join(", "));
         let settings =
             [discovery.as_str(), "cluster.routing.slow_start = '0s'", "cluster.failover.hold = '120s'"];
-        let mut proxy = Proxy::start_unready(&[], &settings);
-        proxy.let_live_for(PATIENCE * 4);
-        proxy
+        Proxy::start_unready(&[], &settings)
     }
 }
 

@@ -168,6 +168,17 @@ impl Tracked {
         }
     }
 
+    /// How far a replica has got, on the timeline that it had where it cannot tell: until it has heard
+    /// of another, what it replayed last is taken for the end of the old one.
+    pub(super) fn reached(&self) -> Option<Position> {
+        match (self.facts.as_ref()?.replayed.as_ref()?, self.timeline) {
+            (Position::Postgres { system, timeline: 0, lsn }, Some(timeline)) => {
+                Some(Position::Postgres { system: *system, timeline, lsn: *lsn })
+            }
+            (position, _) => Some(position.clone()),
+        }
+    }
+
     pub(super) fn candidate(&self, id: NodeId) -> Candidate<'_> {
         Candidate {
             id,

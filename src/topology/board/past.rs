@@ -95,9 +95,9 @@ impl Board {
         let Some(Sample { written: newest, .. }) = self.samples.back() else { return };
         let Some(primary) = newest.timeline() else { return };
         for node in self.nodes.iter_mut().filter(|node| node.is_replica() && node.fence.is_none()) {
-            let Some(position) = &node.position else { continue };
-            if self.history.timelines.lost(position, newest) {
-                let own = position.timeline().unwrap_or_default();
+            let Some(reached) = node.reached().filter(|_| node.position.is_some()) else { continue };
+            if self.history.timelines.lost(&reached, newest) {
+                let own = reached.timeline().unwrap_or_default();
                 node.set_fence(Some(&Fence::Diverged { own, primary }));
             }
         }

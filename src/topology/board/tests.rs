@@ -106,6 +106,19 @@ fn the_old_primary_is_fenced_until_it_is_a_replica() {
 }
 
 #[test]
+fn a_replica_whose_stream_ended_past_the_fork_serves_nothing_until_it_follows_the_primary() {
+    // c replays on after it was last asked while the stream told its timeline.
+    let mut world = three([90, 90]);
+    world.dies(0);
+    world.answers(1, pg(Primary, 2, 2, 130));
+    world.answers(2, pg(Replica, 3, 0, 999));
+    assert!(world.fence(2).contains("past the fork"), "{}", world.fence(2));
+
+    world.answers(2, pg(Replica, 3, 2, 999));
+    assert_eq!((world.node(2).state, world.fence(2)), (State::Up, String::new()));
+}
+
+#[test]
 fn a_primary_that_restarts_keeps_its_role() {
     let mut world = three([100, 100]);
     world.misses(0);
