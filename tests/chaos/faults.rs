@@ -28,8 +28,8 @@ pub struct Stage {
     pub primary: usize,
     /// What the sessions know of who that is.
     pub primaries: Arc<Primaries>,
-    /// Faults by name, and how often.
-    pub done: BTreeMap<&'static str, usize>,
+    /// Every fault, and when it began.
+    pub done: Vec<(Instant, &'static str)>,
     /// What servers that had lost the role had when they were stopped, and since when the proxy
     /// had another primary.
     pub fenced: Vec<(Rows, Instant)>,
@@ -55,12 +55,12 @@ impl Stage {
             2 => self.fail_over("cut the primary off", Loss::Partition, random),
             3 => self.fail_over("switch over", Loss::Switchover, random),
             4 => {
-                self.count("crash a replica");
+                self.begin("crash a replica");
                 self.restart(replica)?;
                 self.settle()
             }
             5 => {
-                self.count("crash a replica behind its former self");
+                self.begin("crash a replica behind its former self");
                 self.servers.delay_replay(replica, Duration::from_secs(60))?;
                 sleep(pause);
                 self.restart(replica)?;
@@ -69,32 +69,32 @@ impl Stage {
                 self.settle()
             }
             6 => {
-                self.count("freeze a replica");
+                self.begin("freeze a replica");
                 self.servers.freeze(replica);
                 sleep(pause * 2);
                 self.servers.thaw(replica);
                 Ok(())
             }
             7 => {
-                self.count("delay replay");
+                self.begin("delay replay");
                 self.servers.delay_replay(replica, Duration::from_millis(400))?;
                 sleep(pause * 2);
                 self.servers.delay_replay(replica, Duration::ZERO)?;
                 self.settle()
             }
             8 => {
-                self.count("pause replay");
+                self.begin("pause replay");
                 self.servers.pause_replay(replica)?;
                 sleep(pause);
                 self.servers.resume_replay(replica)
             }
             9 => {
-                self.count("break connections");
+                self.begin("break connections");
                 self.links[random.random_range(0..self.links.len())].cut();
                 Ok(())
             }
             10 => {
-                self.count("stall a link");
+                self.begin("stall a link");
                 let node = random.random_range(0..self.links.len());
                 self.links[node].stall();
                 sleep(pause);
@@ -102,19 +102,33 @@ impl Stage {
                 Ok(())
             }
             _ => {
-                self.count("terminate sessions");
+                self.begin("terminate sessions");
                 let node = random.random_range(0..self.links.len());
                 self.servers.end_sessions(node)
             }
         }
     }
 
-    fn count(&mut self, what: &'static str) {
-        *self.done.entry(what).or_default() += 1;
+    fn begin(&mut self, what: &'static str) {
+        self.done.push((Instant::now(), what));
+    }
+
+    /// The faults by name, and how often.
+    pub fn count(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts = BTreeMap::new();
+        for (_, name) in &self.done {
+            *counts.entry(*name).or_default() += 1;
+        }
+        counts
+    }
+
+    /// The last fault that had begun by then.
+    pub fn last_before(&self, when: Instant) -> Option<&'static str> {
+        self.done.iter().rfind(|(began, _)| *began < when).map(|(_, name)| *name)
     }
 
     fn fail_over(&mut self, name: &'static str, loss: Loss, random: &mut StdRng) -> Result<(), ServerError> {
-        self.count(name);
+        self.begin(name);
         let old = self.primary;
         match loss {
             Loss::Kill => self.servers.stop(old, Stop::Kill)?,
@@ -148,7 +162,7 @@ impl Stage {
         if alive {
             self.servers.release(old)?;
             if random.random_bool(0.5) {
-                self.count("write past the proxy");
+                self.begin("write past the proxy");
                 self.servers.write_past_the_proxy(old, OUTSIDER, OUTSIDE_ROWS)?;
             }
             sleep(Duration::from_millis(random.random_range(500..1_500)));

@@ -41,6 +41,13 @@ pub struct History {
     pub violations: Vec<String>,
 }
 
+/// A time without.
+#[derive(Clone, Copy, Debug)]
+pub struct Gap {
+    pub lasted: Duration,
+    pub ended: Instant,
+}
+
 /// How often each row was found in a server.
 pub type Rows = HashMap<(usize, u64), u64>;
 
@@ -84,7 +91,7 @@ impl History {
     }
 
     /// The longest time without an acknowledged write, and without an answered read.
-    pub fn gaps(&self) -> (Duration, Duration) {
+    pub fn gaps(&self) -> (Gap, Gap) {
         let written =
             self.writes.iter().filter(|write| write.outcome == Outcome::Done).map(|write| write.ended);
         (longest_gap(written.collect()), longest_gap(self.reads.clone()))
@@ -103,9 +110,10 @@ fn fault(outcome: Outcome, found: &[u64]) -> Option<&'static str> {
     }
 }
 
-fn longest_gap(mut times: Vec<Instant>) -> Duration {
+fn longest_gap(mut times: Vec<Instant>) -> Gap {
     times.sort_unstable();
-    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    let gaps = times.windows(2).map(|pair| Gap { lasted: pair[1] - pair[0], ended: pair[1] });
+    gaps.max_by_key(|gap| gap.lasted).unwrap_or(Gap { lasted: Duration::ZERO, ended: Instant::now() })
 }
 
 impl fmt::Display for History {
@@ -120,9 +128,7 @@ impl fmt::Display for History {
             self.reads.len()
         )?;
         let errors: Vec<String> = self.errors.iter().map(|(code, count)| format!("{code} {count}")).collect();
-        writeln!(f, "errors: {}", if errors.is_empty() { "none".into() } else { errors.join(", ") })?;
-        let (writes, reads) = self.gaps();
-        write!(f, "longest gap: writes {} ms, reads {} ms", writes.as_millis(), reads.as_millis())
+        write!(f, "errors: {}", if errors.is_empty() { "none".into() } else { errors.join(", ") })
     }
 }
 

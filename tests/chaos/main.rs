@@ -23,7 +23,7 @@ use std::{
 use clap::Parser;
 use client::Door;
 use faults::Stage;
-use history::History;
+use history::{Gap, History};
 use link::Link;
 use pointsman::demo::{
     Keeper, Port, Signal,
@@ -32,7 +32,7 @@ use pointsman::demo::{
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use servers::Engine;
-use sessions::{Level, Primaries, Session, Shared};
+use sessions::{Level, Primaries, Session, Shared, Work};
 use tempfile::TempDir;
 
 /// Runs clients and faults against real servers for a while and checks what the clients were told.
@@ -93,7 +93,7 @@ fn run(arguments: &Arguments, seed: u64) -> Result<Vec<String>, Fault> {
         proxy,
         primary: 0,
         primaries: primaries.clone(),
-        done: Default::default(),
+        done: Vec::new(),
         fenced: Vec::new(),
     };
     let shared = Arc::new(Shared {
@@ -131,7 +131,11 @@ fn clients(shared: Arc<Shared>, count: usize, seed: u64) -> History {
     runtime.expect("a runtime can be made").block_on(async {
         let levels = [Level::Session, Level::Global, Level::Monotonic];
         let tasks: Vec<_> = (0..count)
-            .map(|number| tokio::spawn(Session::new(number, levels[number % 3], shared.clone(), seed).run()))
+            .map(|number| {
+                let work = if number % 4 == 3 { Work::Reads } else { Work::WritesAndReads };
+                let session = Session::new(number, levels[number % 3], work, shared.clone(), seed);
+                tokio::spawn(session.run())
+            })
             .collect();
         let mut history = History::default();
         for task in tasks {
@@ -142,9 +146,11 @@ fn clients(shared: Arc<Shared>, count: usize, seed: u64) -> History {
 }
 
 fn report(stage: &Stage, history: &History) -> Result<Vec<String>, Fault> {
-    let faults: Vec<String> = stage.done.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    let faults: Vec<String> = stage.count().iter().map(|(name, count)| format!("{name} {count}")).collect();
     println!("faults: {}", faults.join(", "));
     println!("{history}");
+    let (writes, reads) = history.gaps();
+    println!("longest gap: writes {}, reads {}", describe(writes, stage), describe(reads, stage));
     let mut violations = history.check(&stage.servers.rows(stage.primary)?);
     for (rows, fenced) in &stage.fenced {
         violations.extend(history.on_fenced(rows, *fenced));
@@ -153,6 +159,11 @@ fn report(stage: &Stage, history: &History) -> Result<Vec<String>, Fault> {
         stage.proxy.keep_log();
     }
     Ok(violations)
+}
+
+/// How long a gap was, and what had been done to the servers last when it was over.
+fn describe(gap: Gap, stage: &Stage) -> String {
+    format!("{} ms ({})", gap.lasted.as_millis(), stage.last_before(gap.ended).unwrap_or("no fault"))
 }
 
 /// The real binary before the links.

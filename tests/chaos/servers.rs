@@ -64,8 +64,8 @@ pub trait Servers {
     /// Ends the connections of the clients, as an administrator would.
     fn end_sessions(&self, node: usize) -> Result<(), ServerError>;
 
-    /// Takes the role from a primary in good order: when it is stopped, a replica has all that it
-    /// acknowledged.
+    /// Takes the role from a primary in good order: it acknowledges nothing more, and a replica has
+    /// all that it has acknowledged.
     fn retire(&self, primary: usize) -> Result<(), ServerError>;
     /// The replica that has all that was acknowledged. None receives any more from `lost`.
     fn heir(&self, lost: usize) -> Result<usize, ServerError>;
@@ -76,7 +76,7 @@ pub trait Servers {
     fn release(&self, node: usize) -> Result<(), ServerError>;
     /// Somebody else writes rows of `session` to it, in a transaction each.
     fn write_past_the_proxy(&self, node: usize, session: usize, rows: u64) -> Result<(), ServerError>;
-    /// Makes a stopped former primary a replica.
+    /// Makes a former primary that is stopped, or retired, a replica.
     fn rejoin(&self, node: usize, primary: usize) -> Result<(), ServerError>;
     /// Waits until every replica is where the primary is now.
     fn settle(&self, primary: usize) -> Result<(), ServerError>;
