@@ -232,11 +232,11 @@ class Runner:
         return dict(os.environ, **{name: str(value) for name, value in names.items()})
 
 
-def run_cases(servers, runner, port, cases, where):
-    """Every case by every protocol; what they print, and how they end."""
+def run_cases(servers, runner, port, cases, protocols, where):
+    """Every case by each of the protocols; what they print, and how they end."""
     ends = {}
     servers.prepare()
-    for protocol in PROTOCOLS:
+    for protocol in protocols:
         for case in cases:
             servers.reset()
             stopped = servers.stopped_replica()
@@ -255,22 +255,24 @@ def main():
     options.add_argument("--build", type=pathlib.Path, required=True, help="folder of the built programs")
     options.add_argument("--suite", type=pathlib.Path, required=True, help="MariaDB's mysql-test")
     options.add_argument("--output", type=pathlib.Path, required=True)
+    options.add_argument("--protocol", choices=PROTOCOLS, action="append", help="default: both")
     options.add_argument("cases", nargs="*", help="default: those in tests/mtr/cases")
     options = options.parse_args()
     cases = options.cases or [line for line in (HERE / "cases").read_text().split("\n") if line and line[0] != "#"]
+    protocols = options.protocol or list(PROTOCOLS)
     options.output.mkdir(parents=True, exist_ok=True)
     counts = {}
 
     def directly():
         with Servers(options.build, options.suite) as servers:
             runner = Runner(options.suite, servers.vardir, options.output / "direct")
-            return run_cases(servers, runner, servers.port, cases, "directly")
+            return run_cases(servers, runner, servers.port, cases, protocols, "directly")
 
     def through():
         servers = Servers(options.build, options.suite)
         with servers, Proxy(options.build, options.output, cluster(servers)) as proxy:
             runner = Runner(options.suite, servers.vardir, options.output / "proxy")
-            ends = run_cases(servers, runner, proxy.port, cases, "through the proxy")
+            ends = run_cases(servers, runner, proxy.port, cases, protocols, "through the proxy")
             counts.update(proxy.statements())
             return ends, servers.place["nodes"]
 
