@@ -7,7 +7,7 @@ use std::sync::{
 
 use pointsman::{
     demo::{
-        mysql::MysqlCluster,
+        mysql::{MysqlCluster, MysqlNode},
         servers::{APP, Stop},
     },
     topology::GtidSet,
@@ -27,6 +27,7 @@ both_makes!(
     a_killed_replica_fails_no_reads_and_is_taken_back,
     a_promoted_replica_gets_the_writes_and_the_old_primary_none,
     an_old_primary_that_others_write_to_is_not_the_newer_one_for_that,
+    an_old_primary_that_has_more_does_not_take_the_role_back_from_an_idle_successor,
     reads_after_a_write_wait_for_no_replica_and_never_see_old_data,
     a_write_whose_answer_is_lost_is_never_sent_twice_whatever_was_said_of_the_next_transaction,
     a_first_write_whose_server_is_lost_is_sent_again_only_where_a_rollback_undoes_it,
@@ -160,11 +161,7 @@ async fn an_old_primary_that_others_write_to_is_not_the_newer_one_for_that(make:
     let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
     let proxy = mysql::proxy(&cluster, &[]).await;
     let old = cluster.node(0);
-    let probes = || old.statements().matches("UNIX_TIMESTAMP(SYSDATE(6))").count();
-    let asked_again = async || {
-        let before = probes();
-        eventually("it is asked again", async || probes() > before + 2).await;
-    };
+    let asked_again = async || asked_again(old).await;
     cluster.stop(0, Stop::Kill).expect("it dies");
     cluster.promote(1).expect("a replica takes over");
     cluster.follow(2, 1).expect("the other follows it");
@@ -192,6 +189,43 @@ async fn an_old_primary_that_others_write_to_is_not_the_newer_one_for_that(make:
         session.run(&format!("INSERT INTO t VALUES ({x})")).await;
         assert_eq!(session.value("SELECT MAX(x) FROM t").await, x.to_string());
     }
+}
+
+/// Hard case 8. All that the successor has is in its history, and more that nobody was told of by the
+/// proxy: for a claimer that never had the role that would be enough.
+async fn an_old_primary_that_has_more_does_not_take_the_role_back_from_an_idle_successor(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+    let proxy = mysql::proxy(&cluster, &[]).await;
+    let (old, successor) = (cluster.node(0), cluster.node(1));
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    cluster.promote(1).expect("a replica takes over");
+    cluster.follow(2, 1).expect("the other follows it");
+    proxy.wait_for_log("failover=true").await;
+
+    cluster.start_node(0).expect("it recovers");
+    proxy.wait_for_log("fenced").await;
+    old.sql(&schema, &"INSERT INTO t VALUES (-1);".repeat(100)).expect("it takes writes");
+    asked_again(old).await;
+    asked_again(successor).await;
+    let has_more =
+        cluster.has_all_of(0, 1).expect("they answer") && !cluster.has_all_of(1, 0).expect("they answer");
+    assert!(has_more, "its history contains the successor's");
+
+    let mut session = Session::open(proxy.port(), APP, &schema).await;
+    for x in 1..20 {
+        session.run(&format!("INSERT INTO t VALUES ({x})")).await;
+        assert_eq!(session.value("SELECT MAX(x) FROM t").await, x.to_string());
+    }
+    assert_eq!(old.sql(&schema, "SELECT MAX(x) FROM t").expect("it answers"), "-1", "it got a write");
+    assert_eq!(session.value("/* pointsman: primary */ SELECT @@port").await, successor.port().to_string());
+}
+
+/// Returns when a server has answered three more probes.
+async fn asked_again(node: &MysqlNode) {
+    let probes = || node.statements().matches("UNIX_TIMESTAMP(SYSDATE(6))").count();
+    let before = probes();
+    eventually("it is asked again", async || probes() > before + 2).await;
 }
 
 async fn reads_after_a_write_wait_for_no_replica_and_never_see_old_data(make: Make) {
