@@ -87,6 +87,7 @@ fn facts(engine: Engine, id: u64, round: u64) -> Facts {
         horizon: None,
         connections: None,
         server_id: None,
+        group: None,
         version: 0,
     }
 }

@@ -2,11 +2,18 @@
 //!
 //! Source: MySQL's manual, "The replication_group_members Table".
 
+use std::sync::Arc;
+
 use super::backend::{Backend, Row};
 use crate::protocol::Fault;
 
-const MEMBERS: &str =
-    "SELECT member_id, member_state, member_role FROM performance_schema.replication_group_members";
+const MEMBERS: &str = "\
+SELECT member_id, member_state, member_role, @@GLOBAL.group_replication_group_name \
+FROM performance_schema.replication_group_members";
+const NAME: &str = "SELECT @@GLOBAL.group_replication_group_name";
+
+/// What a server says of its group, and the group's name.
+pub(super) type Group = (Membership, Option<Arc<str>>);
 
 /// What a member says of its group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,13 +28,24 @@ pub(super) enum Membership {
 
 /// Asks a server whose Group Replication is active. Without SELECT on that table its role is told
 /// by `read_only` alone.
-pub(super) async fn ask(server: &mut Backend, uuid: &str) -> Result<Membership, Fault> {
+pub(super) async fn ask(server: &mut Backend, uuid: &str) -> Result<Group, Fault> {
     match server.query_all(MEMBERS).await {
-        Ok(members) => Ok(read(&members, uuid)),
+        Ok(members) => {
+            let membership = read(&members, uuid);
+            let name = members.first().filter(|_| membership != Membership::None);
+            Ok((membership, name.and_then(|row| name_in(row, 3))))
+        }
         // No privilege, or a version that has no roles.
-        Err(Fault::Refused(_)) => Ok(Membership::None),
+        Err(Fault::Refused(_)) => {
+            let named = server.query_all(NAME).await?;
+            Ok((Membership::None, named.first().and_then(|row| name_in(row, 0))))
+        }
         Err(fault) => Err(fault),
     }
+}
+
+fn name_in(row: &Row, column: usize) -> Option<Arc<str>> {
+    row.get(column)?.as_deref().map(Into::into)
 }
 
 /// Where every member takes writes, the online one with the lowest id is to have them all: every

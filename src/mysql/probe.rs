@@ -47,11 +47,12 @@ pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
         (false, _) => OLD_SOURCES,
     };
     let has_source = !server.query_all(sources).await.map_err(fault)?.is_empty();
-    let membership = match (text(row, 12), text(row, 9)) {
+    let (membership, group) = match (text(row, 12), text(row, 9)) {
         (Some("1"), Some(uuid)) => group::ask(server, uuid).await.map_err(fault)?,
-        _ => Membership::None,
+        _ => (Membership::None, None),
     };
     let mut facts = read(row, version, has_source, membership).ok_or(ProbeFault::Nonsense)?;
+    facts.group = group;
     facts.incarnation.started = server.shared.steady_start(&server.address, facts.incarnation.started);
     Ok(facts)
 }
@@ -92,9 +93,6 @@ fn read(row: &Row, version: u32, has_source: bool, membership: Membership) -> Op
     };
     let writers = writers.map(|writers| Arc::new(writers.with(&executed)));
     let is_replica = has_source || read_only || membership == Membership::Other;
-    // Seen on MySQL 9.7: where every member of a group takes writes, one lacked rows of a transaction
-    // that its GTIDs had. What such a member has executed vouches for no read.
-    let beside = membership == Membership::Other && !read_only;
     let tells = !is_replica || text(row, 11)? == "1";
     let position = |set: GtidSet| Some(Position::Mysql(Arc::new(set)));
     Some(Facts {
@@ -104,11 +102,12 @@ fn read(row: &Row, version: u32, has_source: bool, membership: Membership) -> Op
         written: if is_replica { None } else { position(written.clone()) },
         flushed: if is_replica { None } else { position(written) },
         shown: if tells { position(shown) } else { None },
-        replayed: if is_replica && !beside { position(executed) } else { None },
+        replayed: if is_replica { position(executed) } else { None },
         writers,
         horizon: None,
         connections: text(row, 2).and_then(|text| text.parse().ok()),
         server_id: text(row, 1).and_then(|text| text.parse().ok()),
+        group: None,
         version,
     })
 }
@@ -170,10 +169,9 @@ mod tests {
             let facts = read(&row(read_only, "0-1-5", ""), 101_119, has_source, membership)
                 .expect("it is well-formed");
             assert_eq!(facts.claim, claim);
-            let beside = membership == Membership::Other && read_only == "0";
             assert_eq!(
                 (facts.written.is_some(), facts.replayed.is_some()),
-                (claim == Claim::Primary, claim == Claim::Replica && !beside)
+                (claim == Claim::Primary, claim == Claim::Replica)
             );
         }
     }

@@ -125,6 +125,7 @@ fn read(row: &[Option<String>]) -> Option<Facts> {
         horizon: text(9).and_then(|text| text.parse().ok()),
         connections: text(7).and_then(|text| text.parse().ok()),
         server_id: None,
+        group: None,
         version: text(8)?.parse().ok()?,
     })
 }

@@ -46,6 +46,27 @@ pub enum GtidFault {
     Number,
 }
 
+/// By what a server numbers its own transactions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// MySQL's `server_uuid`.
+    pub uuid: Option<u128>,
+    /// In a group (Group Replication) its name: every member's commits are numbered by it.
+    pub group: Option<u128>,
+    /// MariaDB's `server_id`.
+    pub server_id: Option<u64>,
+}
+
+impl Origin {
+    fn has_uuid(self, uuid: u128) -> bool {
+        [self.uuid, self.group].contains(&Some(uuid))
+    }
+
+    fn has_id(self, server_id: u32) -> bool {
+        self.server_id == Some(server_id.into())
+    }
+}
+
 impl GtidSet {
     pub fn is_empty(&self) -> bool {
         self.sources.is_empty() && self.domains.is_empty()
@@ -53,18 +74,17 @@ impl GtidSet {
 
     /// Whether every transaction of `other` is in `self`.
     pub fn covers(&self, other: &GtidSet) -> bool {
-        self.covers_foreign(other, None, None)
+        self.covers_foreign(other, Origin::default())
     }
 
-    /// As [`Self::covers`], without looking at what the server `uuid` (MySQL) or `server_id`
-    /// (MariaDB) numbered itself.
-    pub(super) fn covers_foreign(&self, other: &GtidSet, uuid: Option<u128>, server_id: Option<u64>) -> bool {
-        other.sources.iter().filter(|(source, _)| Some(source.uuid) != uuid).all(|(source, wanted)| {
+    /// As [`Self::covers`], without looking at what `own` numbers.
+    pub(super) fn covers_foreign(&self, other: &GtidSet, own: Origin) -> bool {
+        other.sources.iter().filter(|(source, _)| !own.has_uuid(source.uuid)).all(|(source, wanted)| {
             self.intervals(source).is_some_and(|have| wanted.iter().all(|&want| contains(have, want)))
         }) && other
             .domains
             .iter()
-            .filter(|((_, server), _)| Some(u64::from(*server)) != server_id)
+            .filter(|((_, server), _)| !own.has_id(*server))
             .all(|((domain, _), want)| self.reached(*domain) >= *want)
     }
 
@@ -142,16 +162,15 @@ impl GtidSet {
         of_sources.chain(of_domains).fold(0, u64::saturating_add)
     }
 
-    /// Splits the set by who numbered its transactions: the server `uuid` (MySQL) or `server_id`
-    /// (MariaDB) first, all others second.
-    pub(super) fn split_by_origin(&self, uuid: Option<u128>, server_id: Option<u64>) -> (GtidSet, GtidSet) {
+    /// Splits the set by who numbered its transactions: `origin` first, all others second.
+    pub(super) fn split_by_origin(&self, origin: Origin) -> (GtidSet, GtidSet) {
         let (mut own, mut others) = (GtidSet::default(), GtidSet::default());
         for (source, have) in &self.sources {
-            let side = if Some(source.uuid) == uuid { &mut own } else { &mut others };
+            let side = if origin.has_uuid(source.uuid) { &mut own } else { &mut others };
             side.sources.push((source.clone(), have.clone()));
         }
         for (domain, server, sequence) in self.domains() {
-            let side = if Some(u64::from(server)) == server_id { &mut own } else { &mut others };
+            let side = if origin.has_id(server) { &mut own } else { &mut others };
             side.reach(domain, server, sequence);
         }
         (own, others)
@@ -159,7 +178,7 @@ impl GtidSet {
 
     /// What the server of this `server_uuid` (MySQL) or `server_id` (MariaDB) numbered.
     pub(super) fn numbered_by(&self, uuid: &str, server_id: Option<u64>) -> GtidSet {
-        self.split_by_origin(read_uuid(uuid).ok(), server_id).0
+        self.split_by_origin(Origin { uuid: read_uuid(uuid).ok(), group: None, server_id }).0
     }
 
     fn intervals(&self, source: &Source) -> Option<&Intervals> {

@@ -128,6 +128,8 @@ pub struct Facts {
     pub connections: Option<u32>,
     /// Duplicates of this among the nodes are refused (MySQL `server_id`).
     pub server_id: Option<u64>,
+    /// The name of its group, by which every member's commits are numbered (MySQL's Group Replication).
+    pub group: Option<Arc<str>>,
     /// PostgreSQL `server_version_num`; MySQL as 80036, 101106.
     pub version: u32,
 }

@@ -8,7 +8,8 @@ use std::{
 
 use super::{
     Facts, GtidSet, Incarnation, Lsn, Node, NodeId, Position, ProbeNumber, Role, State, Timelines, Writers,
-    gtid::read_uuid, writers::Place,
+    gtid::{Origin, read_uuid},
+    writers::Place,
 };
 use crate::route::Floor;
 
@@ -63,10 +64,8 @@ pub struct Fall {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ElectedSet {
     pub executed: Arc<GtidSet>,
-    /// `server_uuid`, by which it numbers its own transactions (MySQL).
-    pub uuid: Option<u128>,
-    /// `server_id`, the same for MariaDB.
-    pub server_id: Option<u64>,
+    /// By what it numbers its own transactions.
+    pub origin: Origin,
     /// MariaDB: who had written what, by its binary log.
     pub writers: Option<Arc<Writers>>,
 }
@@ -75,8 +74,11 @@ impl ElectedSet {
     pub(super) fn new(executed: Arc<GtidSet>, facts: &Facts) -> Self {
         Self {
             executed,
-            uuid: read_uuid(&facts.incarnation.system).ok(),
-            server_id: facts.server_id,
+            origin: Origin {
+                uuid: read_uuid(&facts.incarnation.system).ok(),
+                group: facts.group.as_deref().and_then(|name| read_uuid(name).ok()),
+                server_id: facts.server_id,
+            },
             writers: facts.writers.clone(),
         }
     }
@@ -84,20 +86,20 @@ impl ElectedSet {
     /// What there is of a floor: all that it numbered itself, which may be newer than the last probe,
     /// and what it has of the others'. `None`: nothing is lost.
     fn left_of(&self, floor: &GtidSet) -> Option<GtidSet> {
-        if self.executed.covers_foreign(floor, self.uuid, self.server_id) && self.writers.is_none() {
+        if self.executed.covers_foreign(floor, self.origin) && self.writers.is_none() {
             return None;
         }
         if let Some(writers) = &self.writers {
             let left = floor.with_domains(|reached| Some(self.reached(writers, reached)));
             return (left != *floor).then_some(left);
         }
-        let (own, foreign) = floor.split_by_origin(self.uuid, self.server_id);
+        let (own, foreign) = floor.split_by_origin(self.origin);
         Some(foreign.intersection(&self.executed).union(&own))
     }
 
     /// MariaDB: how far it has what a floor asks for of one server.
     fn reached(&self, writers: &Writers, reached: (u32, u32, u64)) -> u64 {
-        match writers.place(reached, self.server_id) {
+        match writers.place(reached, self.origin.server_id) {
             Place::Within => reached.2,
             Place::Beyond { last } => last,
             Place::Unknown => reached.2.min(self.executed.reached(reached.0)),
@@ -265,7 +267,7 @@ impl Snapshot {
     /// predecessor's.
     fn has_by_now(&self, elected: &ElectedSet, floor: &GtidSet) -> bool {
         self.samples.last().is_some_and(|sample| {
-            read_uuid(&sample.incarnation.system).ok() == elected.uuid
+            read_uuid(&sample.incarnation.system).ok() == elected.origin.uuid
                 && matches!(&sample.written, Position::Mysql(have) if have.covers(floor))
         })
     }

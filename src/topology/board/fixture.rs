@@ -54,6 +54,7 @@ pub(crate) fn pg(claim: Claim, started: i64, timeline: u32, lsn: u64) -> Facts {
         horizon: None,
         connections: None,
         server_id: None,
+        group: None,
         version: 150_000,
     }
 }
@@ -74,6 +75,7 @@ pub(crate) fn my(claim: Claim, number: u64, executed: &str) -> Facts {
         horizon: None,
         connections: None,
         server_id: Some(number),
+        group: None,
         version: 80_036,
     }
 }

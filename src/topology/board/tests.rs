@@ -564,6 +564,27 @@ mod mysql {
         world
     }
 
+    /// The write's GTID comes with its answer, before any probe has seen it; in a group it has the group's
+    /// name in place of the server's.
+    #[test]
+    fn what_the_primary_numbered_itself_is_lost_to_no_failover() {
+        for (name, numbered_by, lost) in [(None, U1, false), (None, U2, true), (Some(U2), U2, false)] {
+            let mut world = World::new(Mysql, 2);
+            let member = |facts: Facts| Facts { group: name.map(Into::into), ..facts };
+            world.answers(0, member(facts(Primary, 1, "U1:1-100,U2:1-7")));
+            world.answers(1, member(facts(Replica, 2, "U1:1-100,U2:1-7")));
+
+            let wrote = Floor::At(gtids(&format!("{numbered_by}:200")));
+            let snapshot = world.snapshot();
+            let resolved = snapshot.resolve(&wrote);
+            assert_eq!(
+                matches!(resolved, Resolved::Lost { .. }),
+                lost,
+                "{name:?} {numbered_by} {resolved:?}"
+            );
+        }
+    }
+
     #[test]
     fn lag_is_told_in_time_and_transactions() {
         let mut world = three();
