@@ -383,8 +383,15 @@ pub enum Answer<'a> {
     Done,
     /// As a server answers the end of a transaction that had failed.
     RolledBack,
-    /// One row of one text column.
-    Row { column: &'a str, value: &'a str },
+    /// One row of text columns.
+    Row(&'a [Column<'a>]),
+}
+
+/// A column of an answer's only row.
+#[derive(Clone, Copy, Debug)]
+pub struct Column<'a> {
+    pub name: &'a str,
+    pub value: &'a str,
 }
 
 /// An error that a server gave and the client has not seen.

@@ -3,10 +3,10 @@
 use super::{
     command::{Command, code},
     frontend::Frontend,
-    packet::{self, HEADER, capability as can, put_lenenc_bytes},
+    packet::{self, HEADER, capability as can, put_lenenc, put_lenenc_bytes},
 };
 use crate::{
-    protocol::{Answer, Fault, Request, Transaction},
+    protocol::{Answer, Column, Fault, Request, Transaction},
     sql::Effect,
 };
 
@@ -41,9 +41,9 @@ impl Frontend {
                 packet::put_err(&mut out, self.sequence, 1065, "42000", b"Query was empty");
             }
             Answer::Done | Answer::RolledBack => packet::put_ok(&mut out, self.sequence, status),
-            Answer::Row { column, value } => {
+            Answer::Row(columns) => {
                 let binary = request.wire.code == code::STMT_EXECUTE;
-                self.put_row(&mut out, column, value, binary, status);
+                self.put_row(&mut out, columns, binary, status);
             }
         }
         self.finish_answer(&out).await
@@ -55,43 +55,54 @@ impl Frontend {
         text.iter().any(|byte| !byte.is_ascii_whitespace() && *byte != b';')
     }
 
-    fn put_row(&self, out: &mut Vec<u8>, column: &str, value: &str, binary: bool, status: u16) {
+    fn put_row(&self, out: &mut Vec<u8>, columns: &[Column<'_>], binary: bool, status: u16) {
         let deprecates_eof = self.capabilities & can::DEPRECATE_EOF != 0;
-        packet::put(out, 1, |out| out.push(1));
-        packet::put(out, 2, |out| {
-            put_lenenc_bytes(out, b"def");
-            for text in ["", "", "", column, ""] {
-                put_lenenc_bytes(out, text.as_bytes());
-            }
-            if self.capabilities & can::EXTENDED_METADATA != 0 {
-                put_lenenc_bytes(out, b"");
-            }
-            out.push(12);
-            out.extend_from_slice(&UTF8.to_le_bytes());
-            out.extend_from_slice(&WIDTH.to_le_bytes());
-            out.extend_from_slice(&[VAR_STRING, 0, 0, 0, 0, 0]);
-        });
-        let mut sequence = 3;
-        if !deprecates_eof {
-            put_eof(out, sequence, status);
-            sequence += 1;
+        let mut sequence = self.sequence;
+        let mut next = || {
+            let this = sequence;
+            sequence = sequence.wrapping_add(1);
+            this
+        };
+        packet::put(out, next(), |out| put_lenenc(out, columns.len() as u64));
+        for column in columns {
+            packet::put(out, next(), |out| self.put_definition(out, column.name));
         }
-        packet::put(out, sequence, |out| {
+        if !deprecates_eof {
+            put_eof(out, next(), status);
+        }
+        packet::put(out, next(), |out| {
             if binary {
-                // A row's mark and an empty NULL bitmap.
-                out.extend_from_slice(&[0, 0]);
+                // A row's mark, and that nothing is NULL.
+                out.push(0);
+                out.resize(out.len() + (columns.len() + 9) / 8, 0);
             }
-            put_lenenc_bytes(out, value.as_bytes());
+            for column in columns {
+                put_lenenc_bytes(out, column.value.as_bytes());
+            }
         });
         if deprecates_eof {
-            packet::put(out, sequence + 1, |out| {
+            packet::put(out, next(), |out| {
                 out.extend_from_slice(&[packet::EOF, 0, 0]);
                 out.extend_from_slice(&status.to_le_bytes());
                 out.extend_from_slice(&[0, 0]);
             });
         } else {
-            put_eof(out, sequence + 1, status);
+            put_eof(out, next(), status);
         }
+    }
+
+    fn put_definition(&self, out: &mut Vec<u8>, column: &str) {
+        put_lenenc_bytes(out, b"def");
+        for text in ["", "", "", column, ""] {
+            put_lenenc_bytes(out, text.as_bytes());
+        }
+        if self.capabilities & can::EXTENDED_METADATA != 0 {
+            put_lenenc_bytes(out, b"");
+        }
+        out.push(12);
+        out.extend_from_slice(&UTF8.to_le_bytes());
+        out.extend_from_slice(&WIDTH.to_le_bytes());
+        out.extend_from_slice(&[VAR_STRING, 0, 0, 0, 0, 0]);
     }
 
     /// Answers a request with an error packet that is written already.

@@ -7,7 +7,7 @@ use super::{
     relay::Outcome,
 };
 use crate::{
-    protocol::{Answer, Fault, Request, Transaction},
+    protocol::{Answer, Column, Fault, Request, Transaction},
     sql::{Effect, Intent},
 };
 
@@ -28,7 +28,7 @@ impl Frontend {
                 self.answer_message(message, batch, &request.intent, answer, &mut out);
             }
         } else {
-            if matches!(answer, Answer::Row { .. }) {
+            if matches!(answer, Answer::Row(_)) {
                 put_description(&mut out, answer);
             }
             put_completion(&mut out, batch, &request.intent, answer);
@@ -105,30 +105,39 @@ impl Frontend {
     }
 }
 
+fn put_count(out: &mut Vec<u8>, columns: &[Column<'_>]) {
+    let count = u16::try_from(columns.len()).expect("SHOW names one");
+    out.extend_from_slice(&count.to_be_bytes());
+}
+
 fn put_description(out: &mut Vec<u8>, answer: Answer<'_>) {
-    let Answer::Row { column, .. } = answer else {
+    let Answer::Row(columns) = answer else {
         out.extend_from_slice(&frame::NO_DATA);
         return;
     };
     frame::put(out, b'T', |out| {
-        out.extend_from_slice(&1u16.to_be_bytes());
-        frame::put_cstring(out, column.as_bytes());
-        // No table and column; the type, of variable length, without modifier; as text.
-        out.extend_from_slice(&[0; 6]);
-        out.extend_from_slice(&TEXT_OID.to_be_bytes());
-        out.extend_from_slice(&(-1i16).to_be_bytes());
-        out.extend_from_slice(&(-1i32).to_be_bytes());
-        out.extend_from_slice(&[0; 2]);
+        put_count(out, columns);
+        for column in columns {
+            frame::put_cstring(out, column.name.as_bytes());
+            // No table and column; the type, of variable length, without modifier; as text.
+            out.extend_from_slice(&[0; 6]);
+            out.extend_from_slice(&TEXT_OID.to_be_bytes());
+            out.extend_from_slice(&(-1i16).to_be_bytes());
+            out.extend_from_slice(&(-1i32).to_be_bytes());
+            out.extend_from_slice(&[0; 2]);
+        }
     });
 }
 
 fn put_completion(out: &mut Vec<u8>, batch: &Batch, intent: &Intent, answer: Answer<'_>) {
-    if let Answer::Row { value, .. } = answer {
+    if let Answer::Row(columns) = answer {
         frame::put(out, b'D', |out| {
-            out.extend_from_slice(&1u16.to_be_bytes());
-            let length = u32::try_from(value.len()).expect("values of ours are short");
-            out.extend_from_slice(&length.to_be_bytes());
-            out.extend_from_slice(value.as_bytes());
+            put_count(out, columns);
+            for Column { value, .. } in columns {
+                let length = u32::try_from(value.len()).expect("values of ours are short");
+                out.extend_from_slice(&length.to_be_bytes());
+                out.extend_from_slice(value.as_bytes());
+            }
         });
     }
     if intent.statements == 0 {
@@ -136,7 +145,7 @@ fn put_completion(out: &mut Vec<u8>, batch: &Batch, intent: &Intent, answer: Ans
         return;
     }
     let tag = match answer {
-        Answer::Row { .. } => "SHOW",
+        Answer::Row(_) => "SHOW",
         Answer::RolledBack => "ROLLBACK",
         Answer::Done => command_tag(batch.text.as_deref().unwrap_or("")),
     };

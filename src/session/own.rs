@@ -4,12 +4,12 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use super::{Session, cancel::Call};
 use crate::{
-    protocol::{Answer, Fault, Frontend, Protocol, Request},
+    protocol::{Answer, Column, Fault, Frontend, Protocol, Request},
     refusal::{Refusal, RefusalKind},
     route::{Consistency, Floor, Why},
     sql::{
         Reason,
-        effects::{ProxyCommand, Scope},
+        effects::{ProxyCommand, Scope, Shown},
     },
 };
 
@@ -178,15 +178,13 @@ impl<P: Protocol> Session<P> {
             }
             ProxyCommand::Set { name, value, scope } => self.set_own(name, value, *scope).map(|()| None),
             ProxyCommand::Reset { name } => self.reset_own(name).map(|()| None),
-            ProxyCommand::Show { name } => self.show_own(name).await.map(|value| Some((name.clone(), value))),
+            ProxyCommand::Show { shown } => self.show_all(shown).await.map(Some),
         };
         match outcome {
             Ok(None) => self.frontend.answer(request, Answer::Done, transaction).await,
-            Ok(Some((name, value))) => {
-                let column = format!("pointsman.{name}");
-                self.frontend
-                    .answer(request, Answer::Row { column: &column, value: &value }, transaction)
-                    .await
+            Ok(Some(row)) => {
+                let row: Vec<_> = row.iter().map(|(name, value)| Column { name, value }).collect();
+                self.frontend.answer(request, Answer::Row(&row), transaction).await
             }
             Err(refusal) => self.refuse(request, refusal).await,
         }
@@ -232,6 +230,15 @@ impl<P: Protocol> Session<P> {
             return Ok(());
         }
         self.set_own(name, "default", Scope::Session)
+    }
+
+    /// Names and values of the columns.
+    async fn show_all<'a>(&mut self, shown: &'a [Shown]) -> Result<Vec<(&'a str, String)>, Refusal> {
+        let mut row = Vec::with_capacity(shown.len());
+        for shown in shown {
+            row.push((&*shown.column, self.show_own(&shown.name).await?));
+        }
+        Ok(row)
     }
 
     async fn show_own(&mut self, name: &str) -> Result<String, Refusal> {

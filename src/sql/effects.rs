@@ -176,9 +176,25 @@ pub enum PinReason {
 /// Names come without the prefix, values without their quotes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProxyCommand {
-    Set { name: Box<str>, value: Box<str>, scope: Scope },
-    Reset { name: Box<str> },
-    Show { name: Box<str> },
+    Set {
+        name: Box<str>,
+        value: Box<str>,
+        scope: Scope,
+    },
+    Reset {
+        name: Box<str>,
+    },
+    /// One at least: MySQL's SELECT names several.
+    Show {
+        shown: Box<[Shown]>,
+    },
+}
+
+/// A setting that is asked for, and what its column is to be called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    pub name: Box<str>,
+    pub column: Box<str>,
 }
 
 impl Effect {
@@ -251,7 +267,10 @@ impl Effect {
             Self::Kill { id, query_only: false } => format!("kill {id}"),
             Self::Proxy(ProxyCommand::Set { name, .. }) => format!("set pointsman.{name}"),
             Self::Proxy(ProxyCommand::Reset { name }) => format!("reset pointsman.{name}"),
-            Self::Proxy(ProxyCommand::Show { name }) => format!("show pointsman.{name}"),
+            Self::Proxy(ProxyCommand::Show { shown }) => {
+                let names: Vec<&str> = shown.iter().map(|shown| &*shown.name).collect();
+                format!("show pointsman.{}", names.join(", pointsman."))
+            }
         }
     }
 }

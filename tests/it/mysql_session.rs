@@ -596,6 +596,21 @@ async fn the_proxys_own_variables_are_answered_by_it(make: Make) {
     assert_eq!(session.value("SELECT @pointsman_consistency").await, "eventual");
     session.run("SELECT 1").await;
     assert!(session.value("SELECT @pointsman_route").await.contains("choice=replica"));
+    session.run("INSERT INTO t VALUES (1)").await;
+    let position = session.value("SELECT @pointsman_position").await;
+    let both = "SELECT @pointsman_position, @pointsman_consistency AS Level LIMIT 1";
+    let answer = session.query(both).await.expect("it is answered");
+    assert_eq!(answer.results, [[[Some(position), Some("eventual".to_owned())]]]);
+
+    let mut client = each_time_anew(&stage).await;
+    client.query_drop("SET @pointsman_max_lag = '2s'").await.expect("it is set");
+    let both = "SELECT @pointsman_consistency AS `The level`, @pointsman_max_lag";
+    let rows: [Vec<mysql_async::Row>; 2] =
+        [client.query(both).await.expect("as text"), client.exec(both, ()).await.expect("prepared")];
+    for row in rows.into_iter().map(|mut rows| rows.remove(0)) {
+        assert_eq!(row.columns_ref()[1].name_str(), "@pointsman_max_lag");
+        assert_eq!(mysql_async::from_row::<(String, String)>(row), ("session".to_owned(), "2s".to_owned()));
+    }
     assert_eq!(session.error("SET @pointsman_consistency = 'nonsense'").await, 1231);
     assert_eq!(session.error("").await, 1065);
 }

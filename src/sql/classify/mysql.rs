@@ -8,7 +8,7 @@ use super::{
 };
 use crate::sql::{
     Reason, connection_id,
-    effects::{Effect, Left, PinReason, ProxyCommand},
+    effects::{Effect, Left, PinReason, ProxyCommand, Shown},
     lexer::{
         Kind,
         tokens::{Phrase, Tokens},
@@ -34,7 +34,7 @@ fn judge_kind(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "start" if phrase.is(1, "transaction") => {
             transaction::command(phrase).unwrap_or_else(|| Verdict::write(Reason::Unparsed).apart())
         }
-        "select" if cx.depth == 0 => match shown_variable(phrase) {
+        "select" if cx.depth == 0 => match shown_variables(phrase) {
             Some(verdict) => verdict,
             None => select(phrase, cx),
         },
@@ -164,20 +164,26 @@ pub(super) fn system_variable(raw: &[u8]) -> String {
     name.rsplit('.').next().unwrap_or(name).to_owned()
 }
 
-/// `SELECT @pointsman_route`.
-fn shown_variable(phrase: &Phrase<'_>) -> Option<Verdict> {
-    if phrase.kind(1) != Some(Kind::UserVariable) {
-        return None;
+/// `SELECT @pointsman_route, @pointsman_position AS p LIMIT 1`.
+fn shown_variables(phrase: &Phrase<'_>) -> Option<Verdict> {
+    let (mut shown, mut at) = (Vec::new(), 1);
+    loop {
+        let name = mysql_set::proxy_variable(phrase.raw(at))?;
+        let renamed = phrase.is(at + 1, "as");
+        if renamed {
+            phrase.name(at + 2)?;
+            at += 2;
+        }
+        let column = String::from_utf8_lossy(phrase.raw(at));
+        shown.push(Shown { name, column: column.trim_matches('`').into() });
+        at += 1;
+        if !phrase.punct(at, b',') {
+            break;
+        }
+        at += 1;
     }
-    let alone = match phrase.len() {
-        2 => true,
-        4 if phrase.is(2, "limit") => true,
-        4 => phrase.is(2, "as") && phrase.name(3).is_some(),
-        5.. => phrase.is(2, "limit"),
-        _ => false,
-    };
-    let name = mysql_set::proxy_variable(phrase.raw(1)).filter(|_| alone)?;
-    Some(Verdict::session().with(Effect::Proxy(ProxyCommand::Show { name })))
+    let alone = phrase.ends_at(at) || phrase.is(at, "limit");
+    alone.then(|| Verdict::session().with(Effect::Proxy(ProxyCommand::Show { shown: shown.into() })))
 }
 
 fn show(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {

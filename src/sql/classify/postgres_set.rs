@@ -3,7 +3,7 @@
 use super::{calls::PRIMARY_SETTINGS, transaction, verdict::Verdict};
 use crate::sql::{
     Reason,
-    effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, TransactionModes},
+    effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, Shown, TransactionModes},
     lexer::{Kind, tokens::Phrase},
 };
 
@@ -220,8 +220,9 @@ pub(super) fn show(phrase: &Phrase<'_>) -> Verdict {
             || phrase.says(1, &["session", "authorization"]);
         return if known { Verdict::session() } else { Verdict::write(Reason::Unparsed) };
     }
-    if let Some(name) = name.strip_prefix(PROXY) {
-        return Verdict::session().with(Effect::Proxy(ProxyCommand::Show { name: name.into() }));
+    if let Some(own) = name.strip_prefix(PROXY) {
+        let shown = [Shown { name: own.into(), column: name.as_str().into() }].into();
+        return Verdict::session().with(Effect::Proxy(ProxyCommand::Show { shown }));
     }
     if PRIMARY_SETTINGS.contains(&name.as_str()) { Verdict::server() } else { Verdict::session() }
 }

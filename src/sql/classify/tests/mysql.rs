@@ -1,7 +1,7 @@
 //! MySQL and MariaDB statements.
 
 use super::{super::*, mysql, set};
-use crate::sql::effects::{Isolation, Left, ProxyCommand, Scope, TransactionModes};
+use crate::sql::effects::{Isolation, Left, ProxyCommand, Scope, Shown, TransactionModes};
 
 #[test]
 fn mysql_reads_go_to_a_replica() {
@@ -116,6 +116,10 @@ fn mysql_transaction_control_is_recognised_in_exact_forms_only() {
 
 #[test]
 fn mysql_settings_carry_the_statement_that_sets_them_again() {
+    let shown = |settings: &[(&str, &str)]| {
+        let shown = settings.iter().map(|&(name, column)| Shown { name: name.into(), column: column.into() });
+        Effect::Proxy(ProxyCommand::Show { shown: shown.collect() })
+    };
     let next = TransactionModes { isolation: Some(Isolation::Serializable), ..TransactionModes::default() };
     for (text, effects) in [
         ("SET autocommit=0", vec![set("autocommit", "0", "SET SESSION autocommit = 0")]),
@@ -165,7 +169,11 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
                 scope: Scope::Session,
             })],
         ),
-        ("SELECT @pointsman_route", vec![Effect::Proxy(ProxyCommand::Show { name: "route".into() })]),
+        ("SELECT @pointsman_route", vec![shown(&[("route", "@pointsman_route")])]),
+        (
+            "SELECT @Pointsman_Route, @pointsman_position AS `The place` LIMIT 1",
+            vec![shown(&[("route", "@Pointsman_Route"), ("position", "The place")])],
+        ),
     ] {
         let intent = mysql(text);
         assert_eq!(intent.effects, effects, "{text}");

@@ -1,7 +1,7 @@
 //! PostgreSQL statements.
 
 use super::{super::*, postgres, set};
-use crate::sql::effects::{Discard, Isolation, ProxyCommand, Scope, TransactionModes};
+use crate::sql::effects::{Discard, Isolation, ProxyCommand, Scope, Shown, TransactionModes};
 
 #[test]
 fn postgres_reads_go_to_a_replica() {
@@ -334,7 +334,12 @@ fn the_proxys_own_settings_are_answered_by_it() {
         ("SET LOCAL pointsman.consistency = 'global'", set("consistency", "global", Scope::Local)),
         ("SET LOCAL pointsman.max_lag TO DEFAULT", set("max_lag", "default", Scope::Local)),
         ("SELECT set_config('pointsman.max_lag', '1s', true)", set("max_lag", "1s", Scope::Local)),
-        ("SHOW pointsman.route", ProxyCommand::Show { name: "route".into() }),
+        (
+            "SHOW Pointsman.route",
+            ProxyCommand::Show {
+                shown: [Shown { name: "route".into(), column: "pointsman.route".into() }].into(),
+            },
+        ),
         ("RESET pointsman.max_lag", ProxyCommand::Reset { name: "max_lag".into() }),
         ("SET pointsman.max_lag TO DEFAULT", ProxyCommand::Reset { name: "max_lag".into() }),
     ] {
