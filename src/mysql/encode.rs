@@ -168,6 +168,20 @@ pub(super) async fn prepare_own(backend: &mut Backend, frontend: &Frontend, name
     Ok(())
 }
 
+/// Makes a name known that is only to be deallocated, or unknown. What stands under it does not
+/// matter then: the client's own statement may be one that can no longer be prepared.
+pub(super) async fn name_own(backend: &mut Backend, frontend: &Frontend, name: &str) -> Result<(), Fault> {
+    if !frontend.own.contains_key(name) {
+        return prepare_own(backend, frontend, name).await;
+    }
+    if !backend.own.contains_key(name) {
+        let statement = format!("PREPARE `{}` FROM 'DO 0'", name.replace('`', "``"));
+        backend.query_all(&statement).await?;
+        backend.own.insert(name.into(), xxh3_128(statement.as_bytes()));
+    }
+    Ok(())
+}
+
 /// Follows SQL PREPARE and DEALLOCATE.
 pub(super) fn learn_own(backend: &mut Backend, intent: &Intent, failed: bool) {
     for effect in &intent.effects {

@@ -33,6 +33,7 @@ both_makes!(
     what_pins_stays_with_its_session,
     a_dump_is_restored,
     a_name_means_the_statement_that_was_prepared_last,
+    a_statement_is_deallocated_wherever_also_when_its_table_is_gone,
     a_definition_is_shown_as_it_is,
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
@@ -344,6 +345,21 @@ async fn a_prepared_question_is_about_the_statement_before(make: Make) {
             // Who asks for the first time may come too late, and is told so.
             Err(error) => assert_eq!(round, 0, "{error}"),
         }
+    }
+}
+
+async fn a_statement_is_deallocated_wherever_also_when_its_table_is_gone(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    let names: Vec<String> = (0..20).map(|number| format!("s{number}")).collect();
+    for name in &names {
+        session.run(&format!("PREPARE {name} FROM 'SELECT * FROM t'")).await;
+    }
+    session.run("DROP TABLE t").await;
+    for name in &names {
+        session.run(&format!("DEALLOCATE PREPARE {name}")).await;
+        assert_eq!(session.error(&format!("EXECUTE {name}")).await, 1243);
+        assert_eq!(session.error(&format!("DEALLOCATE PREPARE {name}")).await, 1243);
     }
 }
 

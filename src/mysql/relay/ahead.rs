@@ -52,8 +52,14 @@ impl Relay<'_> {
             watched(self.terms.watch, self.backend.query_all(statement)).await?;
         }
         for effect in &request.intent.effects {
-            if let Effect::Execute { name } | Effect::Deallocate { name: Some(name) } = effect {
-                encode::prepare_own(self.backend, self.frontend, name).await?;
+            match effect {
+                Effect::Execute { name } => {
+                    encode::prepare_own(self.backend, self.frontend, name).await?;
+                }
+                Effect::Deallocate { name: Some(name) } => {
+                    encode::name_own(self.backend, self.frontend, name).await?;
+                }
+                _ => {}
             }
         }
         let foreign = self.backend.last_session != self.terms.session;
