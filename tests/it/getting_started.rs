@@ -178,6 +178,24 @@ async fn getting_started_with_postgres_is_right_word_for_word() {
     machine.succeeds(&format!("curl -fsS http://127.0.0.1:{}/ | grep -q Pointsman", machine.http.number()));
     let dsn = format!("host=127.0.0.1 port={listen} user=app password=app-secret dbname=shop");
     let session = client::Session::open(&dsn).await;
+
+    // Then without the users' passwords.
+    at_primary(&blocks(PAGE, "sql")[1]);
+    at_primary("CREATE ROLE late LOGIN PASSWORD 'late-secret'");
+    cluster.wait_until_caught_up(0).expect("they replay");
+    let toml = blocks(PAGE, "toml");
+    let without_users = toml[0].lines().filter(|line| !line.contains("app-secret"));
+    machine.write_file(&format!("{}\n{}", without_users.collect::<Vec<_>>().join("\n"), toml[1]));
+    signal(machine.proxy.as_ref().expect("it runs").id(), Signal::HangUp);
+    let late = |port: &str, database: &str| {
+        format!("host=127.0.0.1 port={port} user=late password=late-secret dbname={database}")
+    };
+    eventually("its verifier is asked for", async || client::connect(&late(&listen, "shop")).await.is_ok())
+        .await;
+    let primary = cluster.node(0).port().to_string();
+    let curious = client::Session::open(&late(&primary, "postgres")).await;
+    assert_eq!(curious.error("SELECT pointsman_users('app')").await, "42501", "only the monitor may ask");
+
     session.run("SELECT 1").await;
     cluster.stop(0, Stop::Kill).expect("it dies");
     assert_eq!(session.value("SELECT 1").await, "1", "reads never stop");
