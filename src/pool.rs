@@ -264,6 +264,10 @@ impl<P: Protocol> NodePool<P> {
 
     async fn open(&self) -> Result<Box<Pooled<P>>, ConnectFault> {
         let share = self.take_share().await?;
+        self.open_with(share).await
+    }
+
+    async fn open_with(&self, share: OwnedSemaphorePermit) -> Result<Box<Pooled<P>>, ConnectFault> {
         let identity = self.identity.load_full();
         let link = self.link.load_full();
         let backend = P::Backend::connect(&self.share.address, &link, &identity, self.role).await?;
@@ -290,6 +294,8 @@ impl<P: Protocol> NodePool<P> {
         if let Ok(permit) = self.share.permits.clone().try_acquire_owned() {
             return Ok(permit);
         }
+        // From here on another pool that gets one back gives it up.
+        let _starving = Count::up(&self.share.starving);
         let siblings: Vec<_> = self.siblings.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
         for sibling in siblings {
             if sibling.give_up_idle() || sibling.ask_back() {
@@ -317,6 +323,8 @@ impl<P: Protocol> NodePool<P> {
         if self.is_waited_for() {
             let place = here.0.lock().iter_mut().find_map(|pooled| pooled.place.take());
             drop(place);
+        } else if self.share.is_starved() {
+            self.give_up_idle();
         }
     }
 
@@ -390,10 +398,13 @@ impl<P: Protocol> NodePool<P> {
         }
     }
 
-    /// Opens connections up to `min_idle`.
+    /// Opens connections up to `min_idle`, as far as the node has some to spare: what is kept for later
+    /// is worth no other pool's connection, and no wait.
     pub async fn warm(&self) {
-        while self.status().total() < self.limits.min_idle.min(self.limits.size) {
-            match self.open().await {
+        let wanted = self.limits.min_idle.min(self.limits.size);
+        while self.status().total() < wanted && !self.share.is_starved() {
+            let Ok(share) = self.share.permits.clone().try_acquire_owned() else { return };
+            match self.open_with(share).await {
                 Ok(pooled) => self.put_back(pooled, Instant::now()),
                 Err(_) => return,
             }

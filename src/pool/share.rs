@@ -14,6 +14,8 @@ pub struct NodeShare {
     /// Permits that exist, taken ones included.
     limit: AtomicUsize,
     limit_known: AtomicBool,
+    /// Those who wait for a permit that some pool's connection has.
+    pub(super) starving: AtomicUsize,
 }
 
 /// Before a server has said how many connections it has.
@@ -26,7 +28,14 @@ impl NodeShare {
             permits: Arc::new(Semaphore::new(UNKNOWN_LIMIT)),
             limit: AtomicUsize::new(UNKNOWN_LIMIT),
             limit_known: AtomicBool::new(false),
+            starving: AtomicUsize::new(0),
         }
+    }
+
+    /// Whether somebody waits for a permit. Sequentially consistent, as is the counting: who waits has
+    /// either found what was put back before, or is found.
+    pub(super) fn is_starved(&self) -> bool {
+        self.starving.load(Ordering::SeqCst) > 0
     }
 
     /// Sets how many connections there may be. Connections beyond a lowered limit are not closed,

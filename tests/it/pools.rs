@@ -1,12 +1,18 @@
 //! How long server connections live.
 
-use crate::support::{Session, Stage, eventually};
+use std::time::{Duration, Instant};
+
+use crate::support::{Database, Session, Stage, eventually, soon};
 
 /// The processes on the primary that serve the user `app` in the test's database, oldest first.
 fn backends(stage: &Stage) -> String {
+    backends_at(&stage.database, 0)
+}
+
+fn backends_at(database: &Database<'_>, node: usize) -> String {
     let pids = "SELECT coalesce(string_agg(pid::text, ' ' ORDER BY backend_start), '') FROM pg_stat_activity
         WHERE datname = current_database() AND usename = 'app'";
-    stage.database.ask(0, pids)
+    database.ask(node, pids)
 }
 
 fn count(backends: &str) -> usize {
@@ -53,4 +59,77 @@ async fn an_idle_connection_is_replaced_at_the_end_of_its_lifetime() {
     })
     .await;
     assert_eq!(session.value("SELECT 'alive'").await, "alive");
+}
+
+#[tokio::test]
+async fn what_is_kept_for_the_next_burst_is_taken_from_no_other_pool() {
+    // One connection for two pools that want to keep one each.
+    let settings = ["cluster.pool.min_idle = 1", "cluster.pool.node_connections = 1"];
+    let stage = Stage::set("CREATE TABLE t (x int)", &settings).await;
+    let other = Database::with(stage.cluster, "CREATE TABLE t (x int)");
+    let sessions = [stage.session().await, stage.proxy.session(&other.name).await];
+    for session in &sessions {
+        session.run("UPDATE t SET x = 1").await;
+    }
+    let both = || format!("{}/{}", backends(&stage), backends_at(&other, 0));
+    eventually("one of them has it", async || count(&both().replace('/', " ")) == 1).await;
+
+    let (kept, watched) = (both(), Instant::now());
+    while watched.elapsed() < Duration::from_secs(3) {
+        assert_eq!(both(), kept, "nobody asked for it");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    for session in &sessions {
+        session.run("UPDATE t SET x = 2").await;
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_while_another_node_has_none_left_to_give() {
+    let settings = [
+        "cluster.pool.min_idle = 1",
+        "cluster.pool.idle_timeout = '500ms'",
+        "cluster.pool.node_connections = 3",
+    ];
+    let stage = Stage::set("CREATE TABLE t (x int)", &settings).await;
+    let other = Database::with(stage.cluster, "CREATE TABLE t (x int)");
+    let poor = stage.proxy.session(&other.name).await;
+    poor.run("UPDATE t SET x = 1").await;
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        let session = stage.session().await;
+        session.run("BEGIN; UPDATE t SET x = 1").await;
+        sessions.push(session);
+    }
+    eventually("the other pool has none at the primary", async || count(&backends_at(&other, 0)) == 0).await;
+
+    let node = stage.cluster.node(1).address();
+    let mut reads = Vec::new();
+    for _ in 0..3 {
+        let session = stage.session().await;
+        let read = format!("/* pointsman: node={node} */ SELECT pg_sleep(2)");
+        reads.push(tokio::spawn(async move { session.run(&read).await }));
+    }
+    eventually("three read at once", async || count(&backends_at(&stage.database, 1)) == 3).await;
+    for read in reads {
+        read.await.expect("it is answered");
+    }
+
+    eventually("one of them is left", async || count(&backends_at(&stage.database, 1)) == 1).await;
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_back_serves_whoever_waits_in_another_pool() {
+    let settings = ["cluster.pool.node_connections = 1", "cluster.pool.checkout_timeout = '60s'"];
+    let stage = Stage::set("CREATE TABLE t (x int)", &settings).await;
+    let other = Database::with(stage.cluster, "CREATE TABLE t (x int)");
+    let (first, second) = (stage.session().await, stage.proxy.session(&other.name).await);
+    first.run("BEGIN; UPDATE t SET x = 1").await;
+    let waiting = tokio::spawn(async move { second.run("UPDATE t SET x = 2").await });
+    eventually("it waits", async || stage.proxy.metric("pointsman_pool_waiters", &[]) == 1.0).await;
+
+    first.run("COMMIT").await;
+
+    soon("the other pool's turn", waiting).await.expect("it is answered");
 }

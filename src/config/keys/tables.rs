@@ -314,7 +314,7 @@ pub static TABLES: &[Table] = &[
                 "min_idle",
                 Default("0"),
                 "connections per pool, at most `size`",
-                "Kept open for the next burst.",
+                "Kept open for the next burst, as far as `node_connections` leaves room.",
             ),
             key(
                 "checkout_timeout",
