@@ -10,7 +10,8 @@ use pointsman::demo::{
 
 use crate::support::{Database, Proxy, Session, client::connect, cluster, eventually, link::Link};
 
-const TABLE: &str = "CREATE TABLE t (x int)";
+const TABLE: &str =
+    "CREATE TABLE t (x int); CREATE FUNCTION calm() RETURNS int IMMUTABLE AS 'SELECT 1' LANGUAGE sql";
 const OPEN: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND xact_start IS NOT NULL";
 
 /// The console for psql.
@@ -35,12 +36,19 @@ impl Console {
     }
 }
 
-/// A proxy that reaches node 0, the primary, over a link, and node 1.
-async fn behind_a_link(cluster: &PgCluster) -> (Proxy, Link) {
+/// A proxy that reaches node 0, the primary, over a link, and node 1. It knows the database's catalog:
+/// before, whatever is called may leave state behind, and pins its session.
+async fn behind_a_link(cluster: &PgCluster, database: &Database<'_>) -> (Proxy, Link) {
     let link = Link::to(&cluster.node(0).address());
     let nodes = [link.address(), cluster.node(1).address()];
     let proxy = Proxy::start_unready(&nodes, &["cluster.monitor.timeout = '200ms'"]);
-    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let replica = cluster.node(1).port();
+    proxy.wait_until_reads_use(&[replica]).await;
+    let from = "SELECT inet_server_port() + calm() - 1";
+    eventually("it knows what functions do", async || {
+        proxy.session(&database.name).await.value(from).await == replica.to_string()
+    })
+    .await;
     (proxy, link)
 }
 
@@ -57,7 +65,7 @@ async fn promote_beside(cluster: &PgCluster, proxy: &Proxy, link: &Link) {
 async fn a_transaction_open_on_the_old_primary_is_ended_when_another_takes_over() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, TABLE);
-    let (proxy, link) = behind_a_link(&cluster).await;
+    let (proxy, link) = behind_a_link(&cluster, &database).await;
     let session = proxy.session(&database.name).await;
     session.run("BEGIN").await;
     session.run("INSERT INTO t VALUES (1)").await;
@@ -76,7 +84,7 @@ async fn a_transaction_open_on_the_old_primary_is_ended_when_another_takes_over(
 async fn a_session_pinned_to_the_old_primary_is_ended() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, TABLE);
-    let (proxy, link) = behind_a_link(&cluster).await;
+    let (proxy, link) = behind_a_link(&cluster, &database).await;
     let pinned = proxy.session(&database.name).await;
     pinned.run("CREATE TEMP TABLE mine (x int)").await;
 
@@ -92,7 +100,7 @@ async fn a_session_pinned_to_the_old_primary_is_ended() {
 async fn a_commit_on_its_way_when_the_primary_is_replaced_is_in_doubt_and_one_not_sent_is_not_sent() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, TABLE);
-    let (proxy, link) = behind_a_link(&cluster).await;
+    let (proxy, link) = behind_a_link(&cluster, &database).await;
     let (sent, unsent) = (proxy.session(&database.name).await, proxy.session(&database.name).await);
     for (session, x) in [(&sent, 1), (&unsent, 2)] {
         session.run("BEGIN").await;
@@ -232,7 +240,7 @@ async fn a_caught_up_replica_promoted_beside_a_primary_that_nobody_writes_to_tak
 async fn a_new_timeline_is_seen_before_any_checkpoint_has_written_it_down() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, TABLE);
-    let (proxy, link) = behind_a_link(&cluster).await;
+    let (proxy, link) = behind_a_link(&cluster, &database).await;
     cluster.wait_until_caught_up(0).expect("replicas follow");
     let pid = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
     let pid = cluster.node(1).sql("postgres", pid).expect("it answers").parse().expect("a process");

@@ -33,8 +33,10 @@ pub async fn connect(dsn: &str) -> Result<Session, Error> {
         .await
         .unwrap_or_else(|_| panic!("the login hangs: {dsn}"))?;
     let connection = tokio::spawn(async move {
-        // Its error is also the error of the query under way.
-        let _ = connection.await;
+        // Its error is also that of the query under way, if there is one.
+        if let Err(error) = connection.await {
+            eprintln!("a client's connection has ended: {error:?}");
+        }
     });
     Ok(Session { client, connection })
 }
