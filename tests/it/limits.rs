@@ -1,6 +1,13 @@
 //! What bounds a session's statements in time, and what is said of slow ones.
 
-use crate::support::Stage;
+use pointsman::demo::servers::SUPERUSER;
+
+use crate::support::{
+    Session, Stage, eventually,
+    proxy::login_error,
+    soon,
+    wire::{Batch, Wire},
+};
 
 #[tokio::test]
 async fn a_statement_over_its_time_is_cancelled_and_its_session_lives_on() {
@@ -22,4 +29,55 @@ async fn a_slow_statement_is_logged_without_its_literals() {
     stage.proxy.wait_for_log("slow statement").await;
     assert!(!stage.proxy.log().contains("very-secret"));
     assert!(stage.proxy.log().contains("reason=\"read\""), "{}", stage.proxy.log());
+}
+
+/// The code with which the proxy ends a connection that says nothing more.
+async fn last_word(wire: &mut Wire) -> String {
+    soon("it is closed", wire.until_closed()).await.last().expect("it is told why").code()
+}
+
+#[tokio::test]
+async fn a_transaction_left_open_is_ended_and_rolled_back() {
+    let settings = ["cluster.limits.idle_transaction_timeout = '500ms'"];
+    let stage = Stage::set("CREATE TABLE t (x int)", &settings).await;
+    let idle = stage.session().await;
+    let (mut writing, mut held) = (stage.wire().await, stage.wire().await);
+
+    writing.ask(&Batch::new().query("BEGIN; INSERT INTO t VALUES (1)")).await;
+    // No server knows of this one yet.
+    held.ask(&Batch::new().query("BEGIN")).await;
+
+    assert_eq!(last_word(&mut writing).await, "57P05");
+    assert_eq!(last_word(&mut held).await, "57P05");
+    let open = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
+    eventually("the server has none open", async || stage.database.ask(0, open) == "0").await;
+    assert_eq!(idle.value("SELECT count(*) FROM t").await, "0", "who has none open stays");
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_for_too_long_is_sent_away() {
+    let stage = Stage::set("", &["cluster.limits.idle_client_timeout = '2s'"]).await;
+    let (mut idle, busy) = (stage.wire().await, stage.session().await);
+
+    // A statement that takes longer is no silence.
+    assert_eq!(busy.value("SELECT 'done' FROM pg_sleep(3)").await, "done");
+
+    assert_eq!(last_word(&mut idle).await, "57P05");
+}
+
+#[tokio::test]
+async fn a_user_has_no_more_clients_than_allowed_and_others_are_not_concerned() {
+    let users = "cluster.users = [{ name = 'app', password = 'app-pw' }, { name = 'postgres', password = 'postgres-pw' }]";
+    let stage = Stage::set("", &[users, "cluster.limits.clients_per_user = 2"]).await;
+    let dsn = stage.proxy.dsn(&stage.database.name);
+    // The stage's own session may not be gone yet.
+    let (first, _second) = (Session::retry(&dsn).await, Session::retry(&dsn).await);
+
+    assert_eq!(login_error(&dsn).await, "53300");
+
+    let other = Session::open(&stage.proxy.dsn_of(SUPERUSER, &stage.database.name)).await;
+    assert_eq!(other.value("SELECT current_user").await, SUPERUSER.name);
+    first.vanish();
+    Session::retry(&dsn).await;
 }
