@@ -1,7 +1,7 @@
 //! One cluster wired together: topology, pools, databases, sessions, and how they are configured.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -24,12 +24,12 @@ use crate::{
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
     recent::Recent,
-    route::Policy,
+    route::{Floor, Policy},
     session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
     split::Split,
     sql::{cache::Classifier, catalog::Catalog},
-    topology::{self, ProbeCounter, Snapshot, board::Traffic},
+    topology::{self, ProbeCounter, Resolved, Snapshot, board::Traffic},
 };
 
 /// Everything that the sessions of one cluster share.
@@ -57,6 +57,8 @@ pub struct Cluster<P: Protocol> {
     slow_over: AtomicU64,
     /// What `user` reads must not be behind of.
     user_floors: Mutex<HashMap<UserKey, Arc<SharedFloors>>>,
+    /// Accounts were changed, and not every node is known to have the change.
+    accounts: Mutex<Option<AccountsChanged>>,
     pub split: Split,
     pub misspelt: Misspelt,
 }
@@ -150,6 +152,14 @@ impl Topology {
     pub fn take_reports(&self) -> HashMap<Arc<str>, Traffic> {
         std::mem::take(&mut *self.reports.lock())
     }
+}
+
+/// A change of accounts on its way to the nodes.
+#[derive(Debug)]
+struct AccountsChanged {
+    floor: Floor,
+    /// Where the connections of before are replaced already. Bounded by the number of nodes.
+    done: HashSet<Arc<str>>,
 }
 
 /// One database of the cluster: its catalog, as last read.
@@ -283,6 +293,7 @@ impl<P: Protocol> Cluster<P> {
             recent: Recent::default(),
             slow_over: AtomicU64::new(u64::MAX),
             user_floors: Mutex::default(),
+            accounts: Mutex::default(),
             split: Split::default(),
             misspelt: Misspelt::default(),
         }
@@ -324,6 +335,7 @@ impl<P: Protocol> Cluster<P> {
     /// look again in their order. `roles`: a node's role or state has changed.
     pub fn publish(&self, snapshot: Snapshot, roles: bool) {
         let version = snapshot.version;
+        self.follow_accounts(&snapshot);
         self.topology.store(snapshot);
         if roles {
             self.apply_standings();
@@ -332,6 +344,46 @@ impl<P: Protocol> Cluster<P> {
         }
         self.line.wake(version);
         self.topology.changed.notify_waiters();
+    }
+
+    /// A statement on the node at `address` changed accounts; `floor` bounds it. MySQL's connections keep
+    /// global privileges, those on their schema and their roles as they were when they were opened: on
+    /// each node they are replaced as soon as it has the change. What a session keeps stays, as a
+    /// server's own sessions do.
+    pub fn accounts_changed(&self, address: &Arc<str>, floor: Floor) {
+        self.replace_connections(address);
+        let done = HashSet::from([address.clone()]);
+        *self.accounts.lock() = Some(AccountsChanged { floor, done });
+    }
+
+    /// Before the snapshot can tell anybody that a node has the change.
+    fn follow_accounts(&self, snapshot: &Snapshot) {
+        let mut accounts = self.accounts.lock();
+        let Some(AccountsChanged { floor, done }) = &mut *accounts else { return };
+        let resolved = snapshot.resolve(floor);
+        let has_it = |node: &topology::Node| match &resolved {
+            Resolved::Pending => false,
+            Resolved::At(position) => {
+                node.position.as_ref().is_some_and(|has| snapshot.covers(has, position) == Some(true))
+            }
+            Resolved::None | Resolved::Lost { .. } => true,
+        };
+        for node in snapshot.nodes.iter().filter(|node| has_it(node)) {
+            if done.insert(node.address.clone()) {
+                self.replace_connections(&node.address);
+            }
+        }
+        if snapshot.nodes.iter().all(|node| done.contains(&node.address)) {
+            *accounts = None;
+        }
+    }
+
+    /// Those in use end when they come back.
+    fn replace_connections(&self, address: &Arc<str>) {
+        tracing::debug!(cluster = %self.name, node = %address, "accounts were changed: its connections are replaced");
+        for (_, pools) in self.all_pools() {
+            pools.replace(|other, _| other == &**address);
+        }
     }
 
     fn apply_standings(&self) {

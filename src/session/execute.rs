@@ -240,6 +240,9 @@ impl<P: Protocol> Session<P> {
         }
         if wrote {
             self.wrote(&held, reply, noted);
+            if !reply.failed && request.intent.effects.contains(&Effect::Accounts) {
+                self.cluster.accounts_changed(held.address(), self.state.floor.clone());
+            }
         } else if self.is_monotonic_read(&request.intent, attempt, on_primary) {
             self.read(&held);
         }

@@ -88,6 +88,9 @@ pub enum Effect {
     /// Makes or changes something that only a fresh catalog tells from an ordinary table (a sequence, a
     /// view, a function, a new name): until it was read, reads that name tables use the primary.
     Redefines,
+    /// Changes accounts or what they may do, of which MySQL's connections keep a part as it was when they
+    /// were opened.
+    Accounts,
     /// `USE db`.
     UseDatabase(Box<str>),
     /// `KILL [QUERY|CONNECTION] id`: answered by the proxy, since ids are its own.
@@ -259,6 +262,7 @@ impl Effect {
             Self::Touches => "may leave state behind".into(),
             Self::Ddl => "changes the catalog".into(),
             Self::Redefines => "changes what a name stands for".into(),
+            Self::Accounts => "changes accounts".into(),
             Self::UseDatabase(name) => format!("use {name}"),
             Self::SetComputed { name } => format!("set {name}, computed"),
             Self::AsksConnectionId => "asks for the connection's number".into(),

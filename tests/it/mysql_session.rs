@@ -2,7 +2,7 @@
 
 use mysql_async::prelude::Queryable;
 use pointsman::{
-    demo::servers::APP,
+    demo::servers::{APP, Login},
     mysql::{
         command::code,
         packet::{self, capability as can},
@@ -14,7 +14,7 @@ use crate::{
     both_makes,
     support::{
         eventually,
-        mysql::{BASIC, Make, Session, Stage, WHERE},
+        mysql::{self, BASIC, Make, Refused, Session, Stage, WHERE},
     },
 };
 
@@ -34,6 +34,7 @@ both_makes!(
     a_dump_is_restored,
     a_name_means_the_statement_that_was_prepared_last,
     a_statement_is_deallocated_wherever_also_when_its_table_is_gone,
+    a_change_of_privileges_reaches_the_connections_that_pools_have,
     a_definition_is_shown_as_it_is,
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
@@ -360,6 +361,43 @@ async fn a_statement_is_deallocated_wherever_also_when_its_table_is_gone(make: M
         session.run(&format!("DEALLOCATE PREPARE {name}")).await;
         assert_eq!(session.error(&format!("EXECUTE {name}")).await, 1243);
         assert_eq!(session.error(&format!("DEALLOCATE PREPARE {name}")).await, 1243);
+    }
+}
+
+/// A server looks at global privileges, and those on the schema in use, when a connection is opened or
+/// says USE.
+async fn a_change_of_privileges_reaches_the_connections_that_pools_have(make: Make) {
+    const CLERK: Login = Login { name: "clerk", password: "clerk-pw" };
+    const CHIEF: Login = Login { name: "chief", password: "chief-pw" };
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT); INSERT INTO t VALUES (7)");
+    let create = |login: &Login| format!("CREATE USER {}@'%' IDENTIFIED BY '{}'", login.name, login.password);
+    for sql in [&create(&CLERK), &create(&CHIEF), "GRANT ALL ON *.* TO chief@'%' WITH GRANT OPTION"] {
+        cluster.node(0).sql("", sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    let user = |login: Login| format!("{{ name = '{}', password = '{}' }}", login.name, login.password);
+    let users = format!("cluster.users = [{}, {}, {}]", user(APP), user(CLERK), user(CHIEF));
+    let proxy = mysql::proxy(&cluster, &[&users]).await;
+    let mut chief = Session::open(proxy.port(), CHIEF, "").await;
+    let questions = [format!("SELECT x FROM {schema}.t"), format!("UPDATE {schema}.t SET x = 7")];
+    let refused = |answer: Result<_, Refused>| answer.err().map(|refused| refused.errno);
+
+    for (change, expected) in [
+        ("FLUSH PRIVILEGES", Some(1142)),
+        ("GRANT SELECT, UPDATE ON *.* TO clerk@'%'", None),
+        ("REVOKE SELECT, UPDATE ON *.* FROM clerk@'%'", Some(1142)),
+    ] {
+        chief.run(change).await;
+        let position = chief.value("SELECT @pointsman_position").await;
+        // A session may have kept a connection for what its last write left there.
+        let mut clerk = Session::open(proxy.port(), CLERK, "").await;
+        clerk.run(&format!("SET @pointsman_position = '{position}'")).await;
+        for _ in 0..20 {
+            for question in &questions {
+                assert_eq!(refused(clerk.query(question).await), expected, "{change}: {question}");
+            }
+        }
     }
 }
 

@@ -356,6 +356,10 @@ fn locks(phrase: &Phrase<'_>, leading: &str) -> Verdict {
         _ if phrase.contains(&["with", "read", "lock"]) || phrase.contains(&["for", "export"]) => {
             Verdict::write(Reason::Lock).with(Effect::Pin(PinReason::TableLock)).apart()
         }
+        // FLUSH PRIVILEGES, after changes of the tables behind them.
+        _ if phrase.contains(&["privileges"]) => {
+            Verdict::write(Reason::Command).with(Effect::Accounts).apart()
+        }
         _ => Verdict::write(Reason::Command).apart(),
     }
 }
@@ -375,6 +379,9 @@ fn evaluate(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
 fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
     let mut verdict = Verdict::write(Reason::Ddl).apart();
     match leading {
+        "drop" | "alter" | "rename" if phrase.is_any(1, &["user", "role"]) => {
+            verdict.effect(Effect::Accounts)
+        }
         "create" | "drop" | "alter" | "rename" | "truncate" => {
             verdict.effect(Effect::Ddl);
             if phrase.is_any(1, &["temporary"]) || phrase.says(1, &["or", "replace", "temporary"]) {
@@ -389,8 +396,8 @@ fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
                 verdict.effect(Effect::DrawsSequence);
             }
         }
-        "grant" | "revoke" | "analyze" | "check" | "checksum" | "optimize" | "repair" | "install"
-        | "uninstall" => {}
+        "grant" | "revoke" => verdict.effect(Effect::Accounts),
+        "analyze" | "check" | "checksum" | "optimize" | "repair" | "install" | "uninstall" => {}
         "change" | "start" | "stop" | "reset" | "purge" | "binlog" | "cache" | "clone" | "shutdown"
         | "restart" | "signal" | "resignal" | "help" | "backup" | "change_master" => {
             verdict.reason = Reason::Command

@@ -25,9 +25,10 @@ fn user_variable(raw: &[u8]) -> Option<String> {
 pub(super) fn set(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     match () {
         () if phrase.is(1, "statement") => set_statement(phrase, cx),
-        () if phrase.is_any(1, &["password", "default"]) || phrase.says(1, &["resource", "group"]) => {
-            Verdict::write(Reason::Ddl).apart()
+        () if phrase.is_any(1, &["password", "default"]) => {
+            Verdict::write(Reason::Ddl).with(Effect::Accounts).apart()
         }
+        () if phrase.says(1, &["resource", "group"]) => Verdict::write(Reason::Ddl).apart(),
         () if phrase.is(1, "transaction") => set_transaction(phrase, 2, None),
         () if phrase.is_any(1, &["session", "local"]) && phrase.is(2, "transaction") => {
             set_transaction(phrase, 3, Some("SESSION"))

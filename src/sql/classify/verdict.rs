@@ -144,7 +144,11 @@ impl Verdict {
         for effect in next.effects {
             // Said once is enough for what has no order.
             match effect {
-                Effect::DrawsSequence | Effect::Touches | Effect::Ddl | Effect::Redefines => {
+                Effect::DrawsSequence
+                | Effect::Touches
+                | Effect::Ddl
+                | Effect::Redefines
+                | Effect::Accounts => {
                     self.effect(effect);
                 }
                 effect => self.effects.push(effect),

@@ -182,6 +182,28 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
 }
 
 #[test]
+fn changes_of_accounts_are_told_from_other_definitions() {
+    for (text, effects) in [
+        ("GRANT SELECT ON *.* TO x", &[Effect::Accounts][..]),
+        ("REVOKE admin FROM x", &[Effect::Accounts]),
+        ("ALTER USER x ACCOUNT LOCK", &[Effect::Accounts]),
+        ("DROP ROLE x", &[Effect::Accounts]),
+        ("RENAME USER x TO y", &[Effect::Accounts]),
+        ("SET DEFAULT ROLE x FOR y", &[Effect::Accounts]),
+        ("SET PASSWORD FOR x = 'y'", &[Effect::Accounts]),
+        ("FLUSH PRIVILEGES", &[Effect::Accounts]),
+        ("GRANT SELECT ON *.* TO x; REVOKE INSERT ON *.* FROM x", &[Effect::Accounts]),
+        ("FLUSH TABLES", &[]),
+        // No connection is theirs yet.
+        ("CREATE USER x", &[Effect::Ddl]),
+        ("DROP TABLE user", &[Effect::Ddl]),
+    ] {
+        let intent = mysql(text);
+        assert_eq!((intent.access, &intent.effects[..]), (Access::Write, effects), "{text}");
+    }
+}
+
+#[test]
 fn mysql_state_that_cannot_be_carried_pins() {
     for (text, pin) in [
         ("SET sql_mode = f(@@sql_mode)", PinReason::Setting),
