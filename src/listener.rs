@@ -205,6 +205,9 @@ async fn enter<P: Protocol>(
     };
     let (number, secret_length) = (frontend.session_number(), frontend.cancel_key_length());
     let registered = cluster.sessions.enter(&identity.user, &identity.database, peer, number, secret_length);
+    if let Some(schema) = frontend.schema() {
+        registered.entry.set_schema(schema);
+    }
     // Until the catalog is known, every call of a function is a write that may leave state behind:
     // a session that began in that moment would be pinned by its first statement.
     let database = cluster.database(&identity.database);

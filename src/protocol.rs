@@ -66,6 +66,11 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// Length in bytes of the secret in this client's cancel key.
     fn cancel_key_length(&self) -> usize;
 
+    /// The database that a login named, where that is no part of who the client is.
+    fn schema(&self) -> Option<&str> {
+        None
+    }
+
     /// The number of its session, where the protocol tells the client before it logs in.
     fn session_number(&self) -> Option<u32> {
         None

@@ -89,6 +89,10 @@ impl protocol::Frontend<Mysql> for Frontend {
         0
     }
 
+    fn schema(&self) -> Option<&str> {
+        self.startup.as_ref()?.schema.as_deref()
+    }
+
     fn session_number(&self) -> Option<u32> {
         Some(self.number)
     }

@@ -77,7 +77,10 @@ pub struct Entry {
     /// What its client knows as the process (MySQL: connection) number.
     pub process: u32,
     pub user: Arc<str>,
+    /// As pools know it.
     pub database: Arc<str>,
+    /// What it works in, where pools are of all databases: for people to look at.
+    schema: Mutex<Option<Arc<str>>>,
     pub peer: String,
     pub since: SystemTime,
     calls: AtomicU8,
@@ -99,6 +102,15 @@ struct Running {
 }
 
 impl Entry {
+    pub fn set_schema(&self, name: &str) {
+        *self.schema.lock() = Some(name.into());
+    }
+
+    /// The database that it works in.
+    pub fn shown_database(&self) -> Arc<str> {
+        self.schema.lock().clone().unwrap_or_else(|| self.database.clone())
+    }
+
     /// Asks something of the session and wakes it.
     pub fn call(&self, call: Call) {
         self.calls.fetch_or(call as u8, Ordering::AcqRel);
@@ -244,6 +256,7 @@ impl Registry {
             process,
             user: user.clone(),
             database: database.clone(),
+            schema: Mutex::default(),
             peer,
             since: SystemTime::now(),
             calls: AtomicU8::new(0),

@@ -302,6 +302,7 @@ impl<P: Protocol> Session<P> {
         for effect in &request.intent.effects {
             match effect {
                 Effect::Redefines if !failed => self.database.redefined(),
+                Effect::UseDatabase(name) if !failed => self.registered.entry.set_schema(name),
                 Effect::Ddl if !failed => {
                     self.database.stale.store(true, Ordering::Relaxed);
                     self.cluster.topology.nudge.notify_one();

@@ -46,7 +46,26 @@ both_makes!(
     commands_of_every_kind_are_answered,
     a_file_of_the_clients_is_loaded_and_long_statements_pass,
     the_proxys_own_variables_are_answered_by_it,
+    the_console_shows_the_database_that_a_client_works_in,
 );
+
+async fn the_console_shows_the_database_that_a_client_works_in(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    let shown = || {
+        let clients: Vec<serde_json::Value> =
+            serde_json::from_str(&stage.proxy.http("/api/v1/clients")).expect("it is JSON");
+        clients.iter().map(|client| client["database"].as_str().expect("text").to_owned()).collect::<Vec<_>>()
+    };
+    session.run("SELECT 1").await;
+    eventually("the one that it logged in to", async || shown() == [stage.schema.clone()]).await;
+
+    session.run("USE information_schema").await;
+
+    assert_eq!(shown(), ["information_schema"]);
+    assert_eq!(session.error("USE no_such_database").await, 1049);
+    assert_eq!(shown(), ["information_schema"]);
+}
 
 async fn reads_use_replicas_and_writes_the_primary(make: Make) {
     let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;

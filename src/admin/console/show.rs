@@ -273,7 +273,7 @@ fn clients(cluster: &dyn Managed, table: &mut Table) {
         table.push(vec![
             cell("C"),
             cell(&entry.user),
-            cell(&entry.database),
+            cell(entry.shown_database()),
             cell(state(&entry)),
             host,
             port,
