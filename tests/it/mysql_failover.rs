@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use pointsman::{
@@ -18,13 +18,14 @@ use crate::{
     support::{
         PATIENCE, Proxy, eventually,
         link::Link,
-        mysql::{self, BASIC, Make, Session},
+        mysql::{self, BASIC, Make, Refused, Session},
     },
 };
 
 both_makes!(
     a_failover_with_semi_synchronous_replication_keeps_every_acknowledged_write,
     a_killed_replica_fails_no_reads_and_is_taken_back,
+    a_planned_switchover_refuses_no_autocommit_write_and_no_transaction_that_begins_after_it,
     a_promoted_replica_gets_the_writes_and_the_old_primary_none,
     an_old_primary_that_others_write_to_is_not_the_newer_one_for_that,
     an_old_primary_that_has_more_does_not_take_the_role_back_from_an_idle_successor,
@@ -107,6 +108,64 @@ async fn a_killed_replica_fails_no_reads_and_is_taken_back(make: Make) {
 
     let session = tokio::sync::Mutex::new(session);
     eventually("reads use it again", async || session.lock().await.port().await == lost).await;
+}
+
+/// As people do it: the old primary is made read-only, and lives on as a replica. A write that it
+/// acknowledges while nobody is known to have the role is in doubt.
+async fn a_planned_switchover_refuses_no_autocommit_write_and_no_transaction_that_begins_after_it(
+    make: Make,
+) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (writer INT, x INT)");
+    let proxy = mysql::proxy(&cluster, &[]).await;
+    let (written, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut writers = Vec::new();
+    for writer in 0..WRITERS {
+        let mut session = Session::open(proxy.port(), APP, &schema).await;
+        let (written, over) = (written.clone(), over.clone());
+        writers.push(tokio::spawn(async move {
+            let mut in_doubt = 0;
+            while !over.load(Ordering::Relaxed) {
+                let x = written.load(Ordering::Relaxed);
+                match session.query(&format!("INSERT INTO t VALUES ({writer}, {x})")).await {
+                    Ok(_) => drop(written.fetch_add(1, Ordering::Relaxed)),
+                    Err(refused) if refused.sqlstate == "08007" => in_doubt += 1,
+                    Err(refused) => return Err::<usize, Refused>(refused),
+                }
+            }
+            Ok(in_doubt)
+        }));
+    }
+    eventually("they write", async || written.load(Ordering::Relaxed) >= WRITES).await;
+    let mut late = Session::open(proxy.port(), APP, &schema).await;
+    late.run("BEGIN").await;
+
+    cluster.node(0).sql("", "SET GLOBAL read_only = 1").expect("it obeys");
+    let late = tokio::spawn(async move {
+        late.run("INSERT INTO t VALUES (-1, 0)").await;
+        late.run("COMMIT").await;
+    });
+    let cluster = tokio::task::spawn_blocking(move || {
+        cluster.wait_until_caught_up(0).expect("replicas follow");
+        cluster.promote(1).expect("a replica takes over");
+        cluster.follow(2, 1).expect("the other follows it");
+        cluster.follow(0, 1).expect("and the old one");
+        cluster
+    })
+    .await
+    .expect("no panic");
+    late.await.expect("it was held until there was a primary again");
+    let before = written.load(Ordering::Relaxed);
+    eventually("writes go on", async || written.load(Ordering::Relaxed) >= before + WRITES).await;
+    over.store(true, Ordering::Relaxed);
+
+    let mut in_doubt = 0;
+    for writer in writers {
+        in_doubt += writer.await.expect("writers do not panic").expect("no write was refused");
+    }
+    let rows = cluster.node(1).sql(&schema, "SELECT COUNT(*) FROM t").expect("it answers");
+    let (rows, done) = (rows.parse::<usize>().expect("a number"), written.load(Ordering::Relaxed) + 1);
+    assert!((done..=done + in_doubt).contains(&rows), "{rows} rows of {done} and {in_doubt} in doubt");
 }
 
 async fn a_promoted_replica_gets_the_writes_and_the_old_primary_none(make: Make) {

@@ -336,8 +336,14 @@ impl Relay<'_> {
 
     /// Whether, and why, this error is kept from the client for another attempt.
     fn refusal_cause(&self, class: ErrorClass) -> Option<RefusedCause> {
-        // A write that a stopping server ended may have been committed: it is not sent again.
-        if self.passage.has_begun() || self.decided || self.terms.may_refuse != MayRefuse::Any {
+        let may = match self.terms.may_refuse {
+            MayRefuse::Any => true,
+            // A write that a stopping server ended may have been committed: it is not sent again. One that
+            // a server refused which was made read-only has had no effect.
+            MayRefuse::Stopping => class == ErrorClass::Writes,
+            MayRefuse::Replan | MayRefuse::No => false,
+        };
+        if self.passage.has_begun() || self.decided || !may {
             return None;
         }
         match class {
