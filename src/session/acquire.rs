@@ -397,10 +397,11 @@ impl<P: Protocol> Session<P> {
             }
             None => Box::pin(self.wait_for_pool(node, asked, attempt, hold)).await?,
         };
-        // The pool may have been made anew while the topology changed: whoever fences it finds it
-        // from now on, or has published before.
+        // The pool may have been made anew while the topology changed: whoever changes its standing
+        // finds it from now on, or has published before.
         let topology = &self.cluster.topology;
-        if !topology.is_current(snapshot) && topology.load().forbids(held.address(), held.role) {
+        if !topology.is_current(snapshot) && !topology.load().allows(held.address(), held.role) {
+            held.release(Fate::Reuse, Instant::now());
             return Err(TakeFault::LookAgain);
         }
         if held.is_new() && self.relies_on_position(intent, snapshot, &attempt.policy) {

@@ -23,7 +23,7 @@ use crate::{
 
 /// How long a stopping server may take to be seen as stopped before its 57P01 is taken to have
 /// been meant for the client.
-const STOP_SEEN_WITHIN: Duration = Duration::from_secs(1);
+const STOP_SEEN_WITHIN: Duration = Duration::from_secs(5);
 
 impl<P: Protocol> Session<P> {
     /// Decides what a failed attempt means. `again` gets the request back for another one.

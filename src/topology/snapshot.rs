@@ -163,6 +163,12 @@ impl Snapshot {
         self.find(address).is_some_and(barred) || (role == Role::Primary && demoted())
     }
 
+    /// Whether something new may be sent to a node in a role.
+    pub fn allows(&self, address: &str, role: Role) -> bool {
+        let vacant = role == Role::Primary && self.primary.is_none();
+        !vacant && !self.forbids(address, role)
+    }
+
     /// The newest position known of any primary.
     pub fn newest(&self) -> Option<&Position> {
         self.samples.last().map(|sample| &sample.written)
