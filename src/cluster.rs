@@ -392,9 +392,10 @@ impl<P: Protocol> Cluster<P> {
         for (_, pools) in self.all_pools() {
             pools.fence(|address, role| snapshot.forbids(address, role));
             for ((address, role), pool) in pools.all() {
-                let down = |node: &topology::Node| matches!(node.state, topology::State::Down);
-                pool.standing.set_down(snapshot.find(&address).is_some_and(down));
-                pool.standing.set_vacant(vacant && role == topology::Role::Primary);
+                let node = snapshot.find(&address);
+                pool.standing.set_down(node.is_some_and(|node| node.state == topology::State::Down));
+                let open = vacant && role == topology::Role::Primary;
+                pool.standing.set_vacant(open && node.is_some_and(|node| node.may_write));
             }
         }
     }

@@ -4,7 +4,8 @@
 //! falls for good and whoever waits for an answer there is woken: nothing that arrives afterwards
 //! is handed on (hard case 1). A node that comes back gets a new pool. While it is open who has the
 //! primary's role, what would tell a client that its write is committed waits: the server that is
-//! elected may not have it.
+//! elected may not have it. Not so where the last primary has stopped, or has become a replica: what
+//! it still says is from before that, as in any planned switchover.
 
 use std::{
     future::Future,
@@ -47,7 +48,8 @@ impl Standing {
         self.set(DOWN, down);
     }
 
-    /// Nobody has the primary's role for now, or somebody has it again.
+    /// Nobody has the primary's role for now and the server may be taking writes still, or somebody has
+    /// it again.
     pub fn set_vacant(&self, vacant: bool) {
         self.set(VACANT, vacant);
     }

@@ -28,6 +28,7 @@ fn cluster(replicas: usize) -> Snapshot {
         fresh_as_of: (id > 0).then_some(taken),
         weight: 1.0,
         no_load_balance: false,
+        may_write: true,
         load: Arc::new(Load::default()),
         since: taken,
     };

@@ -198,6 +198,9 @@ pub struct Node {
     pub weight: f64,
     /// Patroni's `noloadbalance`.
     pub no_load_balance: bool,
+    /// Whether it may be taking writes, whoever has the role: it has not stopped, as far as anybody can
+    /// tell, and does not call itself a replica.
+    pub may_write: bool,
     pub load: Arc<Load>,
     /// Since when it is in this state.
     pub since: Instant,

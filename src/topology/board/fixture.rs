@@ -126,7 +126,11 @@ impl World {
     }
 
     pub(crate) fn misses(&mut self, node: usize) {
-        self.probe(node, Err(ProbeFault::Unreachable));
+        self.fails(node, ProbeFault::Unreachable);
+    }
+
+    pub(crate) fn fails(&mut self, node: usize, fault: ProbeFault) {
+        self.probe(node, Err(fault));
     }
 
     /// As many misses as make it down.

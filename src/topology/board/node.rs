@@ -199,6 +199,13 @@ impl Tracked {
         self.facts.as_ref().is_some_and(|facts| facts.claim == Claim::Replica)
     }
 
+    /// One that refuses connections or says that it is stopping takes no more writes; silence tells
+    /// nothing.
+    pub(super) fn may_write(&self) -> bool {
+        let has_stopped = matches!(self.health.fault, Some(ProbeFault::Unreachable | ProbeFault::NotReady));
+        !has_stopped && !self.is_replica()
+    }
+
     pub(super) fn timeline(&self) -> Option<u32> {
         self.timeline
     }

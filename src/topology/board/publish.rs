@@ -75,6 +75,7 @@ impl Board {
             fresh_as_of: reading.fresh_as_of,
             weight: node.weight(role, lag, now, &self.settings),
             no_load_balance: node.config.no_load_balance,
+            may_write: node.may_write(),
             load: Arc::clone(&node.load),
             since: node.since,
         }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::{fixture::*, *};
 use crate::{
     route::Floor,
-    topology::{Claim::*, Engine::*, Position, ProbeNumber, Resolved, Role, State},
+    topology::{Claim::*, Engine::*, Position, ProbeFault, ProbeNumber, Resolved, Role, State},
 };
 
 /// `a` is primary on timeline 1 at 100, the others are replicas at the given positions.
@@ -116,6 +116,23 @@ fn a_replica_whose_stream_ended_past_the_fork_serves_nothing_until_it_follows_th
 
     world.answers(2, pg(Replica, 3, 2, 999));
     assert_eq!((world.node(2).state, world.fence(2)), (State::Up, String::new()));
+}
+
+#[test]
+fn what_has_stopped_or_yielded_takes_no_more_writes_and_what_is_silent_may() {
+    let mut world = three([100, 100]);
+    world.dies(0);
+    assert_eq!((world.primary(), world.node(0).may_write), (None, false));
+
+    let mut world = three([100, 100]);
+    (0..3).for_each(|_| world.fails(0, ProbeFault::TimedOut));
+    assert_eq!((world.primary(), world.node(0).may_write), (None, true));
+
+    let mut world = three([100, 100]);
+    world.answers(1, pg(Primary, 2, 2, 130));
+    assert_eq!((world.primary(), world.node(0).may_write), (None, true), "it is being asked");
+    world.answers(0, pg(Replica, 1, 1, 100));
+    assert!(!world.node(0).may_write);
 }
 
 #[test]
