@@ -389,14 +389,18 @@ impl<P: Protocol> Cluster<P> {
     fn apply_standings(&self) {
         let snapshot = self.topology.load_full();
         let vacant = snapshot.primary().is_none();
-        for (_, pools) in self.all_pools() {
-            pools.fence(|address, role| snapshot.forbids(address, role));
-            for ((address, role), pool) in pools.all() {
-                let node = snapshot.find(&address);
-                pool.standing.set_down(node.is_some_and(|node| node.state == topology::State::Down));
-                let open = vacant && role == topology::Role::Primary;
-                pool.standing.set_vacant(open && node.is_some_and(|node| node.may_write));
+        for pool in self.shares.alive() {
+            let (address, role) = (&*pool.share.address, pool.role());
+            let node = snapshot.find(address);
+            if snapshot.forbids(address, role) {
+                pool.standing.fence();
             }
+            pool.standing.set_down(node.is_some_and(|node| node.state == topology::State::Down));
+            let open = vacant && role == topology::Role::Primary;
+            pool.standing.set_vacant(open && node.is_some_and(|node| node.may_write));
+        }
+        for (_, pools) in self.all_pools() {
+            pools.replace(|address, role| snapshot.forbids(address, role));
         }
     }
 

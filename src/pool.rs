@@ -262,6 +262,10 @@ impl<P: Protocol> NodePool<P> {
         None
     }
 
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
     async fn open(&self) -> Result<Box<Pooled<P>>, ConnectFault> {
         let share = self.take_share().await?;
         self.open_with(share).await

@@ -1,6 +1,10 @@
 //! The pools of one user and database, and what all pools of a cluster share.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+    time::Instant,
+};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -48,6 +52,15 @@ impl<P: Protocol> Shares<P> {
 
     pub fn share(&self, address: &Arc<str>) -> Arc<NodeShare> {
         self.entry(address).0
+    }
+
+    /// Every pool that somebody has a connection of, with those that were replaced since.
+    pub fn alive(&self) -> Vec<Arc<NodePool<P>>> {
+        let siblings: Vec<_> = self.nodes.lock().values().map(|(_, siblings)| siblings.clone()).collect();
+        siblings
+            .iter()
+            .flat_map(|siblings| siblings.lock().iter().filter_map(Weak::upgrade).collect::<Vec<_>>())
+            .collect()
     }
 
     fn entry(&self, address: &Arc<str>) -> SharedNode<P> {
@@ -98,16 +111,6 @@ impl<P: Protocol> Pools<P> {
 
     pub fn all(&self) -> Vec<(NodeKey, Arc<NodePool<P>>)> {
         self.nodes.load().iter().map(|(key, pool)| (key.clone(), pool.clone())).collect()
-    }
-
-    /// As [`Self::replace`], and nothing more is sent or handed on on connections in use either.
-    pub fn fence(&self, fenced: impl Fn(&str, Role) -> bool) {
-        for ((address, role), pool) in self.nodes.load().iter() {
-            if fenced(address, *role) {
-                pool.standing.fence();
-            }
-        }
-        self.replace(fenced);
     }
 
     /// Replaces the pools that `stale` picks: connections in use end when they come back.

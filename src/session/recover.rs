@@ -49,7 +49,7 @@ impl<P: Protocol> Session<P> {
         request: Request<P::Wire>,
         attempt: &mut Attempt,
         refused: Refused,
-        held: Held<P>,
+        mut held: Held<P>,
         again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
@@ -73,7 +73,10 @@ impl<P: Protocol> Session<P> {
                     self.kept = Some(held);
                     self.note_last_kept(&request.intent);
                 } else {
-                    held.release(Fate::Reuse, Instant::now());
+                    // What was begun ahead of the statement is open there.
+                    let backend = held.backend();
+                    let clean = backend.is_clean() && backend.transaction() == Transaction::Idle;
+                    held.release(if clean { Fate::Reuse } else { Fate::Reset }, Instant::now());
                 }
                 elsewhere
             }

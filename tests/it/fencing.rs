@@ -98,13 +98,27 @@ async fn a_session_pinned_to_the_old_primary_is_ended() {
 
 #[tokio::test]
 async fn a_commit_on_its_way_when_the_primary_is_replaced_is_in_doubt_and_one_not_sent_is_not_sent() {
+    commits_end_when_the_primary_is_replaced(&[]).await;
+}
+
+/// What is open then is of pools that are not used any more.
+#[tokio::test]
+async fn a_commit_on_its_way_is_in_doubt_also_after_a_reload_has_replaced_the_pools() {
+    commits_end_when_the_primary_is_replaced(&["cluster.pool.size = 7"]).await;
+}
+
+async fn commits_end_when_the_primary_is_replaced(reloaded: &[&str]) {
     let cluster = cluster::own();
     let database = Database::with(&cluster, TABLE);
-    let (proxy, link) = behind_a_link(&cluster, &database).await;
+    let (mut proxy, link) = behind_a_link(&cluster, &database).await;
     let (sent, unsent) = (proxy.session(&database.name).await, proxy.session(&database.name).await);
     for (session, x) in [(&sent, 1), (&unsent, 2)] {
         session.run("BEGIN").await;
         session.run(&format!("INSERT INTO t VALUES ({x})")).await;
+    }
+    if !reloaded.is_empty() {
+        proxy.reload(reloaded);
+        proxy.wait_for_log("reloaded").await;
     }
     cluster.wait_until_caught_up(0).expect("replicas follow");
 
