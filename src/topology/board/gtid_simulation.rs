@@ -466,7 +466,8 @@ impl Sim {
     }
 
     /// The answer arrives. It is handed on once its server has the role, and never if another gets it
-    /// ([`crate::standing`]).
+    /// ([`crate::standing`]). What a server says that has become a replica is not modelled: it is from
+    /// before that, and whoever made it one waits for replicas or not.
     fn answer(&mut self, session: usize) {
         let Some(Sent { node, done: Some(tx), .. }) = self.sessions[session].sent else { return };
         let snapshot = self.snapshot();
