@@ -158,12 +158,11 @@ impl Watch<'_> {
 
     /// Waits until what was read may be handed on.
     async fn may_hand_on(self) -> io::Result<()> {
-        if !self.standing.has(FENCED | VACANT) {
-            return Ok(());
+        if self.is_over(false) {
+            return Err(given_up());
         }
         match self.patience {
-            Some(patience) if !self.is_over(false) => Box::pin(self.is_primary_again(patience)).await,
-            _ if self.is_over(false) => Err(given_up()),
+            Some(patience) if self.standing.has(VACANT) => Box::pin(self.is_primary_again(patience)).await,
             _ => Ok(()),
         }
     }
@@ -171,7 +170,7 @@ impl Watch<'_> {
     async fn is_primary_again(self, patience: Duration) -> io::Result<()> {
         let decided = std::future::poll_fn(|cx| {
             self.entry.register(cx);
-            if self.standing.has(FENCED) {
+            if self.is_over(false) {
                 return Poll::Ready(Err(given_up()));
             }
             if self.standing.has(VACANT) { Poll::Pending } else { Poll::Ready(Ok(())) }

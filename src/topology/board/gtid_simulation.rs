@@ -472,8 +472,7 @@ impl Sim {
         let Some(Sent { node, done: Some(tx), .. }) = self.sessions[session].sent else { return };
         let snapshot = self.snapshot();
         let address = &snapshot.nodes[node].address;
-        let has_the_role = snapshot.primary == Some(NodeId(node));
-        if !self.servers[node].answers() || !has_the_role || snapshot.forbids(address, Role::Primary) {
+        if !self.servers[node].answers() || !snapshot.allows(address, Role::Primary) {
             return;
         }
         self.counts.writes += 1;

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use pointsman::demo::servers::{APP, MONITOR, Stop};
+use pointsman::demo::servers::{APP, MONITOR, PgNode, Stop};
 
 use super::{Database, Proxy, cluster, mysql, mysql::Make};
 
@@ -186,6 +186,14 @@ impl Session {
     }
 }
 
+/// Changes who may log in to a server.
+fn rewrite_hba(node: &PgNode, change: impl FnOnce(&str) -> String) {
+    let path = node.data().join("pg_hba.conf");
+    let hba = fs::read_to_string(&path).expect("it is readable");
+    fs::write(&path, change(&hba)).expect("it is ours");
+    node.reload();
+}
+
 /// A statement that replicas do not hear of.
 fn local(sql: &str) -> String {
     format!("SET sql_log_bin = 0; {sql}")
@@ -256,10 +264,7 @@ impl Servers {
         match self {
             Self::Postgres(cluster) => {
                 let node = cluster.node(index);
-                let path = node.data().join("pg_hba.conf");
-                let hba = fs::read_to_string(&path).expect("it is readable");
-                fs::write(&path, format!("host all {} all reject\n{hba}", MONITOR.name)).expect("it is ours");
-                node.sql("postgres", "SELECT pg_reload_conf()").expect("it obeys");
+                rewrite_hba(node, |hba| format!("host all {} all reject\n{hba}", MONITOR.name));
                 let ends = format!(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}'",
                     MONITOR.name
@@ -284,12 +289,8 @@ impl Servers {
     pub fn let_monitor_in(&self, index: usize) {
         match self {
             Self::Postgres(cluster) => {
-                let node = cluster.node(index);
-                let path = node.data().join("pg_hba.conf");
-                let hba = fs::read_to_string(&path).expect("it is readable");
-                let (_, hba) = hba.split_once('\n').expect("the first line is ours");
-                fs::write(&path, hba).expect("it is ours");
-                node.sql("postgres", "SELECT pg_reload_conf()").expect("it obeys");
+                let without = |hba: &str| hba.split_once('\n').expect("the first line is ours").1.to_owned();
+                rewrite_hba(cluster.node(index), without);
             }
             Self::Mysql(cluster) => {
                 let unlock = local(&format!("ALTER USER '{}'@'%' ACCOUNT UNLOCK", MONITOR.name));
