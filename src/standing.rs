@@ -38,10 +38,6 @@ impl Standing {
         self.0.fetch_or(FENCED, Ordering::AcqRel);
     }
 
-    pub fn is_fenced(&self) -> bool {
-        self.has(FENCED)
-    }
-
     /// The node does not answer probes, or does again: a request that another node could answer
     /// need not wait for it.
     pub fn set_down(&self, down: bool) {
