@@ -386,7 +386,7 @@ fn by_timeline(
                 (Some(replayed), Some(written)) => ballot.timelines.covers(replayed, written) == Some(true),
                 _ => false,
             };
-            beside_the_living(rival, incumbent, all, fences)?;
+            beside_the_living(rival, incumbent, all, ballot.without_since, fences)?;
         }
         // A twin on the same timeline may be a copy of long ago: it is not the one that was yielded to
         // unless it has what the incumbent wrote.
@@ -403,15 +403,19 @@ fn by_timeline(
 
 /// A rival that turned from replica to primary beside a living incumbent takes over only if the
 /// incumbent, asked after the rival's claim was seen, has nothing that the rival lacks. Until the
-/// incumbent has answered or is down nobody gets writes; that takes a few fast probes.
+/// incumbent has answered or is down nobody gets writes; that takes a few fast probes. A question from
+/// before that tells nothing: the rival may have been away meanwhile, and the incumbent have had the
+/// role once more.
 fn beside_the_living(
     rival: &Candidate<'_>,
     incumbent: &Candidate<'_>,
     has_all: bool,
+    without_since: Option<Instant>,
     fences: &mut Vec<(NodeId, Fence)>,
 ) -> Result<(), Nobody> {
     let names = (Arc::clone(incumbent.address), Arc::clone(rival.address));
-    if !rival.claimed.is_some_and(|claimed| incumbent.was_asked_after(claimed)) {
+    let asked_after = |then: Option<Instant>| then.is_some_and(|then| incumbent.was_asked_after(then));
+    if !asked_after(rival.claimed) || !asked_after(without_since) {
         return Err(Nobody::Undecided { incumbent: names.0, rival: names.1 });
     }
     if has_all {
@@ -469,7 +473,7 @@ fn challenge(
         // go back would undo somebody's promotion.
         let has_more = || !rival.deposed && has_all && rival.has_more_than(incumbent);
         if rival.followed {
-            beside_the_living(rival, incumbent, has_all, fences)?;
+            beside_the_living(rival, incumbent, has_all, without_since, fences)?;
             winner = rival;
         } else if has_more() {
             // What the incumbent acknowledged behind its last answer is not known: it gets nothing more,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::Board;
-use crate::topology::{Lsn, Role, State, election::Nobody};
+use crate::topology::{Position, Role, State, election::Nobody};
 
 /// Events kept for a monitor that does not fetch them; the oldest go first.
 pub const MAX_EVENTS: usize = 1024;
@@ -31,7 +31,7 @@ pub enum Event {
     /// A node answers as another incarnation.
     Restarted { address: Arc<str> },
     /// The primary came back with less than it had acknowledged.
-    PositionFell { address: Arc<str>, from: Lsn, to: Lsn },
+    PositionFell { address: Arc<str>, from: Position, to: Position },
 }
 
 /// What an operator wants to count.

@@ -9,8 +9,11 @@ use super::{fixture::*, simulated::*, *};
 use crate::{
     route::Floor,
     sql::Access,
-    topology::{ProbeFault, ProbeNumber, Resolved, Role, Snapshot, State, Writers},
+    topology::{Position, ProbeFault, ProbeNumber, Resolved, Role, Snapshot, State, Writers},
 };
+
+/// No server's identity.
+const NOBODY: u64 = 0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -75,7 +78,21 @@ struct Pending {
     number: ProbeNumber,
     sent: Instant,
     /// `None`: it looks at the server when it is heard.
-    outcome: Option<Result<Facts, ProbeFault>>,
+    outcome: Option<Result<Answer, ProbeFault>>,
+}
+
+/// What a server says, and what it was when it said so.
+#[derive(Debug)]
+struct Answer {
+    facts: Facts,
+    seen: Seen,
+}
+
+/// A server as the board knows it: by its last answer, and it may be another by now.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    identity: u64,
+    executed: Vec<Tx>,
 }
 
 #[derive(Debug)]
@@ -85,6 +102,7 @@ struct Sim {
     servers: Vec<Server>,
     sessions: Vec<Session>,
     pending: Vec<Option<Pending>>,
+    seen: [Seen; NODES],
     now: Instant,
     number: u64,
     starts: i64,
@@ -216,6 +234,23 @@ impl Tx {
             Kind::MariaDb => format!("{}-{}-{}", self.domain, self.server, self.sequence),
         }
     }
+
+    /// Whether a floor asks for it. MariaDB's positions cover another's number, too.
+    fn is_in(self, floor: &Position, kind: Kind) -> bool {
+        match kind {
+            Kind::Mysql => floor.covers(&gtids(&self.print(kind))) == Some(true),
+            Kind::MariaDb => {
+                let writers: Writers = floor.to_string().parse().expect("a floor");
+                writers.have(&self.print(kind).parse().expect("a transaction"))
+            }
+        }
+    }
+}
+
+impl Seen {
+    fn has(&self, tx: &Tx) -> bool {
+        self.executed.contains(tx)
+    }
 }
 
 impl Server {
@@ -303,6 +338,7 @@ impl Sim {
             servers: vec![server(1, Claim::Primary), server(2, Claim::Replica), server(3, Claim::Replica)],
             sessions: vec![Session::default(); SESSIONS],
             pending: (0..NODES).map(|_| None).collect(),
+            seen: std::array::from_fn(|_| Seen::default()),
             now,
             number: 0,
             starts: 1,
@@ -388,12 +424,15 @@ impl Sim {
         self.pending[node] = Some(Pending { number: ProbeNumber(self.number), sent: self.now, outcome });
     }
 
-    fn probe(&self, node: usize) -> Result<Facts, ProbeFault> {
+    fn probe(&self, node: usize) -> Result<Answer, ProbeFault> {
         let server = &self.servers[node];
         match (server.cut, server.alive, server.frozen) {
             (true, _, _) | (_, true, true) => Err(ProbeFault::TimedOut),
             (_, false, _) => Err(ProbeFault::Unreachable),
-            _ => Ok(self.facts(node)),
+            _ => {
+                let seen = Seen { identity: server.identity, executed: server.executed().to_vec() };
+                Ok(Answer { facts: self.facts(node), seen })
+            }
         }
     }
 
@@ -401,6 +440,15 @@ impl Sim {
         let Some(Pending { number, sent, outcome }) = self.pending[node].take() else { return };
         let outcome = outcome.unwrap_or_else(|| self.probe(node));
         self.now += ms(1);
+        let outcome = outcome.map(|Answer { facts, seen }| {
+            let before = std::mem::replace(&mut self.seen[node], seen);
+            let now = &self.seen[node];
+            if self.elected == Some((node, now.identity)) && !before.executed.iter().all(|tx| now.has(tx)) {
+                // Set up anew with less, as itself: what it lacks is lost, as if another had been elected.
+                self.elected = Some((node, NOBODY));
+            }
+            facts
+        });
         if let Ok(facts) = &outcome {
             match facts.claim {
                 Claim::Replica => self.reign.followed[node] = true,
@@ -523,8 +571,7 @@ impl Sim {
             Resolved::At(position) => self.sessions[session].floor = Some(Floor::At(position.into_owned())),
             Resolved::Lost { left } => {
                 self.counts.lost += 1;
-                let kept = |tx: &Tx| left.covers(&gtids(&tx.print(self.kind))) == Some(true);
-                self.sessions[session].written.retain(kept);
+                self.sessions[session].written.retain(|tx| tx.is_in(&left, self.kind));
                 self.sessions[session].lost.clear();
                 self.sessions[session].floor = Some(Floor::At(left));
             }
@@ -676,13 +723,8 @@ impl Sim {
         let snapshot = self.snapshot();
         check_nodes(&snapshot);
         self.drop_answers(&snapshot);
-        if let Some(primary) = snapshot.primary() {
-            let system = primary.incarnation.clone().expect("nobody is elected unheard").system;
-            let identity = match self.kind {
-                Kind::Mysql => u64::from_str_radix(&system[..8], 16),
-                Kind::MariaDb => system.parse(),
-            };
-            self.follow_election(primary.id.0, identity.expect("as it was printed"));
+        if let Some(primary) = snapshot.primary {
+            self.follow_election(primary.0);
         }
         if let Some((node, identity)) = self.elected {
             let server = &self.servers[node];
@@ -712,8 +754,9 @@ impl Sim {
 
     /// Somebody has the role: if another had it before, nothing that was acknowledged and seen there
     /// is given up without need.
-    fn follow_election(&mut self, node: usize, identity: u64) {
-        let now = (node, identity);
+    fn follow_election(&mut self, node: usize) {
+        let new = &self.seen[node];
+        let now = (node, new.identity);
         if self.elected == Some(now) {
             return;
         }
@@ -731,17 +774,17 @@ impl Sim {
             let given_up = !lives && (self.reign.followed[node] || self.has_yielded(before, node));
             for (tx, _) in seen.filter(|(tx, _)| self.official.contains(tx)) {
                 assert!(
-                    self.servers[node].has(tx) || given_up,
+                    new.has(tx) || given_up,
                     "{node} took over from {before} without {tx:?}, lives: {lives}"
                 );
             }
         }
-        let new = &self.servers[node];
         for session in &mut self.sessions {
             let (kept, lost): (Vec<Tx>, Vec<Tx>) = session.written.iter().partition(|tx| new.has(tx));
             session.written = kept;
             session.lost.extend(lost);
         }
+        self.official.clone_from(&new.executed);
         self.elected = Some(now);
         let is_replica =
             |node: usize| self.board.nodes[node].is_replica() && self.board.nodes[node].health.usable();
@@ -751,7 +794,7 @@ impl Sim {
     /// Whether a former primary was made a replica of the new one by somebody, as far as it is known.
     fn has_yielded(&self, before: usize, node: usize) -> bool {
         let is_replica = self.board.nodes[before].is_replica();
-        let (before, node) = (self.servers[before].executed(), &self.servers[node]);
+        let (before, node) = (&self.seen[before].executed, &self.seen[node]);
         let follows = |tx: &Tx| tx.server == node.identity;
         is_replica && (before.iter().all(|tx| node.has(tx)) || before.iter().any(follows))
     }

@@ -53,7 +53,7 @@ impl Board {
         if self.samples.back().is_some_and(|last| answer.number <= last.number) {
             return;
         }
-        self.note_fall(&written);
+        self.note_fall(&written, &facts);
         self.samples_shared = None;
         match self.samples.back_mut() {
             // What a floor between the two would resolve to is the same.
@@ -70,23 +70,29 @@ impl Board {
         }
     }
 
-    /// A primary that restarted with less than it had said before: what lies between is lost.
-    fn note_fall(&mut self, written: &Position) {
+    /// A primary that restarted with less than it had said before: what lies between is lost. In MySQL
+    /// and MariaDB it numbers anew from there, so that of its own numbers it can't be told.
+    fn note_fall(&mut self, written: &Position, facts: &Facts) {
         let Some(last) = self.samples.back() else { return };
-        let (
-            Position::Postgres { timeline, lsn: from, .. },
-            Position::Postgres { timeline: now_on, lsn: to, .. },
-        ) = (&last.written, written)
-        else {
-            return;
-        };
-        if timeline == now_on && to < from {
-            let fall = Fall { timeline: *timeline, from: *from, to: *to };
-            Arc::make_mut(&mut self.history).fall = Some(fall);
-            let address =
-                self.primary.map(|id| Arc::clone(&self.nodes[id.0].config.address)).unwrap_or_default();
-            self.push_event(Event::PositionFell { address, from: fall.from, to: fall.to });
+        match (&last.written, written) {
+            (
+                Position::Postgres { timeline, lsn: from, .. },
+                Position::Postgres { timeline: now_on, lsn: to, .. },
+            ) if timeline == now_on && to < from => {
+                let fall = Fall { timeline: *timeline, from: *from, to: *to };
+                Arc::make_mut(&mut self.history).fall = Some(fall);
+            }
+            (Position::Mysql(from), Position::Mysql(to))
+                if last.incarnation.system == facts.incarnation.system && !to.covers(from) =>
+            {
+                let elected = ElectedSet::new(Arc::clone(to), facts);
+                Arc::make_mut(&mut self.history).elected = Some(elected);
+            }
+            _ => return,
         }
+        let address = self.primary.map(|id| Arc::clone(&self.nodes[id.0].config.address)).unwrap_or_default();
+        let (from, to) = (last.written.clone(), written.clone());
+        self.push_event(Event::PositionFell { address, from, to });
     }
 
     /// Fences replicas that replayed what the primary's history does not have.

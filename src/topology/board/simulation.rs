@@ -55,6 +55,8 @@ struct Pending {
     number: ProbeNumber,
     sent: Instant,
     outcome: Result<Facts, ProbeFault>,
+    /// What the server had of its WAL when it answered.
+    seen: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -71,6 +73,8 @@ struct Sim {
     servers: Vec<Server>,
     sessions: Vec<Session>,
     pending: Vec<Option<Pending>>,
+    /// What each server had by its last answer: all that the board knows it by.
+    seen: [Vec<u64>; NODES],
     now: Instant,
     number: u64,
     /// When each probe's answer was heard.
@@ -213,6 +217,7 @@ impl Sim {
             servers: vec![server(Claim::Primary), server(Claim::Replica), server(Claim::Replica)],
             sessions: vec![Session::default(); SESSIONS],
             pending: (0..NODES).map(|_| None).collect(),
+            seen: std::array::from_fn(|_| Vec::new()),
             now,
             number: 0,
             heard: HashMap::new(),
@@ -348,14 +353,19 @@ impl Sim {
             (true, false) => Ok(self.facts(node)),
         };
         let sent = self.now;
-        self.pending[node] = Some(Pending { number: ProbeNumber(self.number), sent, outcome });
+        let seen = self.servers[node].wal[..self.servers[node].visible].to_vec();
+        self.pending[node] = Some(Pending { number: ProbeNumber(self.number), sent, outcome, seen });
     }
 
     fn hear(&mut self, node: usize) {
-        let Some(Pending { number, sent, outcome }) = self.pending[node].take() else { return };
+        let Some(Pending { number, sent, outcome, seen }) = self.pending[node].take() else { return };
         self.now += ms(1);
+        if outcome.is_ok() {
+            self.seen[node] = seen;
+        }
         self.heard.insert(number, self.now);
         self.board.observe(NodeId(node), Probe { number, sent, answered: self.now, outcome });
+        self.check();
     }
 
     fn snapshot(&mut self) -> Snapshot {
@@ -570,7 +580,8 @@ impl Sim {
         }
         if self.elected != Some((primary.id.0, timeline)) {
             // What it lacks is lost, also where somebody who has it is elected later.
-            let wal = &self.servers[primary.id.0].wal;
+            self.official.clone_from(&self.seen[primary.id.0]);
+            let wal = &self.official;
             self.sessions
                 .iter_mut()
                 .for_each(|session| session.written.retain(|record| wal.contains(record)));

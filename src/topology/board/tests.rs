@@ -192,6 +192,27 @@ fn a_promoted_replica_that_had_everything_takes_over_from_a_living_primary() {
 }
 
 #[test]
+fn an_answer_asked_for_before_the_primary_had_the_role_once_more_does_not_decide() {
+    let mut world = three([100, 100]);
+    world.answers(1, pg(Primary, 2, 2, 130));
+    assert_eq!(world.primary(), None);
+    world.pass(1);
+    let (number, sent) = (ProbeNumber(world.current().0 + 1), world.now);
+    world.dies(1);
+    assert_eq!(world.primary(), Some(0), "and takes writes");
+
+    world.answers(1, pg(Primary, 2, 2, 130));
+    let answered = world.now + ms(1);
+    world.board.observe(NodeId(0), Probe { number, sent, answered, outcome: Ok(pg(Primary, 1, 1, 100)) });
+    world.pass(1);
+    assert_eq!(world.primary(), None, "what it acknowledged meanwhile is not in that answer");
+
+    world.answers(0, pg(Primary, 1, 1, 150));
+    assert_eq!(world.primary(), None);
+    assert!(world.board.nobody().is_some_and(|why| why.to_string().contains("stop one of them")));
+}
+
+#[test]
 fn a_promoted_replica_takes_over_once_the_primary_is_down() {
     let mut world = three([60, 100]);
     world.misses(0);
@@ -600,6 +621,27 @@ mod mysql {
                 "{name:?} {numbered_by} {resolved:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_primary_that_comes_back_with_less_has_lost_what_others_numbered() {
+        let mut world = World::new(Mysql, 2);
+        world.answers(0, facts(Primary, 1, "U1:1-100,U2:1-7"));
+        world.answers(1, facts(Replica, 2, "U1:1-100,U2:1-5"));
+        world.dies(0);
+        let restarted = Facts {
+            incarnation: Incarnation { started: 9, system: U1.into() },
+            ..facts(Primary, 1, "U1:1-90,U2:1-5")
+        };
+        world.answers(0, restarted);
+
+        let at = |text: &str| gtids(&text.replace("U1", U1).replace("U2", U2));
+        let snapshot = world.snapshot();
+        let (lost, kept) = (Floor::At(at("U2:6-7")), Floor::At(at("U2:4,U1:95")));
+        assert_eq!(snapshot.resolve(&lost), Resolved::Lost { left: gtids("") });
+        assert_eq!(snapshot.resolve(&kept), Resolved::At(Cow::Owned(at("U2:4,U1:95"))));
+        let fell = |event: &Event| matches!(event, Event::PositionFell { .. });
+        assert!(world.board.take_events().iter().any(fell));
     }
 
     #[test]
