@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, io, sync::Arc, time::Instant};
 
+use smallvec::SmallVec;
 use tokio::io::AsyncWriteExt;
 
 use super::{
@@ -189,7 +190,9 @@ impl Frontend {
 
     /// Reads the command at the front; `None`: it is dealt with.
     async fn request(&mut self, code: u8) -> Result<Option<Request<Command>>, Fault> {
-        let argument = command::argument(&self.inbox.data()[..self.unconsumed]).into_owned();
+        // Of an execution it is a few bytes.
+        let argument: SmallVec<[u8; 64]> =
+            SmallVec::from_slice(&command::argument(&self.inbox.data()[..self.unconsumed]));
         match code {
             code::QUERY => self.query(&argument).await,
             code::STMT_PREPARE => self.prepare(&argument).await,
@@ -219,7 +222,7 @@ impl Frontend {
                 Ok(None)
             }
             code::INIT_DB => {
-                let Ok(schema) = String::from_utf8(argument) else { return Err(malformed()) };
+                let Ok(schema) = String::from_utf8(argument.into_vec()) else { return Err(malformed()) };
                 let effects = vec![Effect::UseDatabase(schema.into())];
                 Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
             }
@@ -579,7 +582,11 @@ impl Frontend {
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        self.stream.write_all(bytes).await.map_err(Fault::Client)?;
+        let written = self.stream.write_now(bytes).map_err(Fault::Client)?;
+        if written == bytes.len() {
+            return Ok(());
+        }
+        self.stream.write_all(&bytes[written..]).await.map_err(Fault::Client)?;
         if self.stream.is_buffered() {
             self.stream.flush().await.map_err(Fault::Client)?;
         }

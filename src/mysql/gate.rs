@@ -71,6 +71,7 @@ pub const FLAVOURS: u64 = can::FOUND_ROWS
 /// What logins go by. Built anew at each reload.
 pub struct Gate {
     tls: tls::ClientTls,
+    trust_loopback: bool,
     users: HashMap<Arc<str>, Secret>,
     /// Asks servers for verifiers of users that the file does not list.
     source: Option<Arc<dyn VerifierSource>>,
@@ -200,11 +201,11 @@ impl Gate {
     /// Lets nobody in.
     pub(super) fn detached() -> Self {
         let (tls, shared) = (tls::ClientTls::disabled(), Arc::default());
-        Self { tls, users: HashMap::new(), source: None, shared }
+        Self { tls, trust_loopback: false, users: HashMap::new(), source: None, shared }
     }
 
     pub(super) fn house(&self) -> House<'_> {
-        House { tls: &self.tls, vault: &self.shared.vault }
+        House { tls: &self.tls, vault: &self.shared.vault, trust_loopback: self.trust_loopback }
     }
 
     pub(super) async fn secret(&self, user: &str) -> Secret {
@@ -292,12 +293,8 @@ fn cannot(message: &str) -> ConnectFault {
 
 /// What opens servers for a user of the configuration.
 fn credentials(password: Option<&config::Secret>) -> Credentials {
-    match password.map(config::Secret::expose) {
-        Some(password) if !password.is_empty() => {
-            Credentials::Plain(Arc::new(Zeroizing::new(password.to_owned())))
-        }
-        _ => Credentials::None,
-    }
+    let own = |password: &config::Secret| Arc::new(Zeroizing::new(password.expose().to_owned()));
+    password.map_or(Credentials::None, |password| Credentials::of(&own(password)))
 }
 
 /// What a cluster is made of, from its configuration.
@@ -317,7 +314,13 @@ pub fn parts(
         .filter_map(|user| Some((user.name.clone(), Secret::parse(user.password.as_ref()?.expose()))))
         .collect();
     Ok(Parts {
-        gate: Gate { tls: client, users, source, shared: shared.clone() },
+        gate: Gate {
+            tls: client,
+            trust_loopback: config.auth.trust_loopback,
+            users,
+            source,
+            shared: shared.clone(),
+        },
         link: Link {
             tls: server,
             prepared_statements: config.pool.prepared_statements,

@@ -21,7 +21,7 @@ mod relay;
 mod settings;
 mod welcome;
 
-use std::{io, sync::Arc, task::Poll};
+use std::{io, sync::Arc};
 
 use tokio::net::TcpStream;
 
@@ -204,9 +204,11 @@ impl protocol::Backend<Mysql> for Backend {
         if self.closed || self.busy || self.touched || self.open_transaction() != Transaction::Idle {
             return false;
         }
-        // Polls the reactor's own note of readiness: a system call only when something has come.
+        if !self.inbox.is_empty() || self.stream.is_silent() {
+            return self.inbox.is_empty();
+        }
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        self.inbox.is_empty() && matches!(self.inbox.poll_fill(&mut context, &mut self.stream), Poll::Pending)
+        self.inbox.poll_fill(&mut context, &mut self.stream).is_pending()
     }
 
     fn transaction(&self) -> Transaction {

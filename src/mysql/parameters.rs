@@ -5,6 +5,8 @@
 //! Source: `parse_query_bind_params` and `get_ps_param_len` in MySQL's `protocol_classic.cc`. What is
 //! read here otherwise than there could pass a write off as a read: what is not sure is refused.
 
+use smallvec::SmallVec;
+
 use super::packet::{lenenc, lenenc_bytes, u16_le};
 
 /// As many attributes as the server takes.
@@ -114,12 +116,12 @@ impl Binding {
 
     /// What has to follow the flag, once it is set, so that the server takes the values for
     /// `types`. `None`: it knows them, or will not take them.
-    pub fn missing(&self, types: &[u8]) -> Option<Vec<u8>> {
+    pub fn missing(&self, types: &[u8]) -> Option<SmallVec<[u8; 32]>> {
         if self.types.is_some() || self.has_attributes || types.is_empty() {
             return None;
         }
         if !self.named {
-            return Some(types.to_vec());
+            return Some(SmallVec::from_slice(types));
         }
         // Each without a name.
         Some(types.chunks(2).flat_map(|kind| kind.iter().copied().chain([0])).collect())
@@ -197,13 +199,13 @@ mod tests {
 
         let left_out = b"\x01\0\0\0\x08\x01\0\0\0\x02\x00\x00v";
         let named = Binding::of_execute(left_out, 2, true).expect("it is well-formed");
-        assert_eq!(named.missing(&[3, 0, 8, 0]), Some(vec![3, 0, 0, 8, 0, 0]));
+        assert_eq!(named.missing(&[3, 0, 8, 0]).as_deref(), Some(&[3, 0, 0, 8, 0, 0][..]));
         assert_eq!(named.missing(&[]), None);
         // The server does not take attributes whose types it is not told.
         let named = Binding::of_execute(left_out, 1, true).expect("it is well-formed");
         assert_eq!(named.missing(&[3, 0]), None);
         let plain = Binding::of_execute(&left_out[..11], 2, false).expect("it is well-formed");
-        assert_eq!(plain.missing(&[3, 0, 8, 0]), Some(vec![3, 0, 8, 0]));
+        assert_eq!(plain.missing(&[3, 0, 8, 0]).as_deref(), Some(&[3, 0, 8, 0][..]));
     }
 
     #[test]
@@ -217,6 +219,6 @@ mod tests {
         let left_out = b"\x01\0\0\0\x40\x00\x00row";
         let bound = Binding::of_bulk(left_out, 2).expect("it is well-formed");
         assert_eq!((bound.flag_at, bound.flag, bound.types_at), (4, 128, 6));
-        assert_eq!(bound.missing(&[3, 0, 8, 0]), Some(vec![3, 0, 8, 0]));
+        assert_eq!(bound.missing(&[3, 0, 8, 0]).as_deref(), Some(&[3, 0, 8, 0][..]));
     }
 }

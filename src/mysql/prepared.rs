@@ -1,7 +1,8 @@
 //! Prepared statements: the client's by ids of our own, a server connection's by the server's.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
+use foldhash::{HashMap, HashMapExt};
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::sql::Intent;

@@ -475,7 +475,11 @@ impl Frontend {
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        self.stream.write_all(bytes).await.map_err(Fault::Client)?;
+        let written = self.stream.write_now(bytes).map_err(Fault::Client)?;
+        if written == bytes.len() {
+            return Ok(());
+        }
+        self.stream.write_all(&bytes[written..]).await.map_err(Fault::Client)?;
         if self.stream.is_tls() {
             self.stream.flush().await.map_err(Fault::Client)?;
         }

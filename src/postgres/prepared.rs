@@ -1,10 +1,8 @@
 //! Prepared statements: what a client has prepared, and what a server connection has of it.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::VecDeque, sync::Arc};
 
+use foldhash::{HashMap, HashMapExt};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 use super::frame;

@@ -252,10 +252,11 @@ impl<P: Protocol> Session<P> {
             self.count_read(reason == Reason::Transaction);
         }
         self.known(held.address(), held.role).meter.statement(attempt.run.access, reason);
-        self.cluster.metrics.answered(attempt.run.access, attempt.waited, now.duration_since(attempt.began));
+        let took = now.duration_since(attempt.began);
+        self.cluster.metrics.answered(attempt.run.access, attempt.waited, took);
         self.route.note(held.address(), attempt.why, reason, attempt.waited);
         self.route.note_misspelt(&request.intent.hints.unknown);
-        self.log_if_slow(request, attempt, held.address(), now);
+        self.log_if_slow(request, attempt, held.address(), took);
         self.cluster.recent.add(|| Routed {
             at: SystemTime::now(),
             fingerprint: request.intent.fingerprint,
@@ -264,7 +265,7 @@ impl<P: Protocol> Session<P> {
             reason,
             why: attempt.why,
             waited: attempt.waited,
-            took: now.duration_since(attempt.began),
+            took,
         });
         self.note_previous(&request.intent, held.role);
         if !reply.failed && request.intent.effects.contains(&Effect::Discard(Discard::All)) {
@@ -280,8 +281,7 @@ impl<P: Protocol> Session<P> {
 
     /// One line for a statement that took longer than `log.statements_over`: by its fingerprint,
     /// never with its literals.
-    fn log_if_slow(&self, request: &Request<P::Wire>, attempt: &Attempt, node: &str, now: Instant) {
-        let took = now.duration_since(attempt.began);
+    fn log_if_slow(&self, request: &Request<P::Wire>, attempt: &Attempt, node: &str, took: Duration) {
         if self.cluster.is_slow(took) {
             tracing::warn!(
                 cluster = %self.cluster.name,

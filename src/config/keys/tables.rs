@@ -399,7 +399,7 @@ pub static TABLES: &[Table] = &[
                 "write_functions",
                 Default("[]"),
                 "list of names",
-                "Functions that write although the catalog does not say so.",
+                "Functions that write although the catalog does not say so. Their calls pin as well, unless the name stands in `clean_functions` too.",
             ),
             key(
                 "clean_functions",

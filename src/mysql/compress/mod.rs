@@ -107,6 +107,18 @@ impl Wire {
         }
     }
 
+    /// As [`Stream::write_now`]; what is compressed is gathered first.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    #[inline]
+    pub fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Bare(stream) => stream.write_now(bytes),
+            Self::Compressed(_) => Ok(0),
+        }
+    }
+
     /// Whether what was written waits for a flush.
     #[inline]
     pub fn is_buffered(&self) -> bool {

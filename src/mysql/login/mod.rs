@@ -35,6 +35,13 @@ pub enum Credentials {
     NativeHash(Arc<Zeroizing<[u8; 20]>>),
 }
 
+impl Credentials {
+    /// The empty password is none.
+    pub fn of(password: &Arc<Zeroizing<String>>) -> Self {
+        if password.is_empty() { Self::None } else { Self::Plain(password.clone()) }
+    }
+}
+
 /// Reads the next packet of the connection phase; it stays in the inbox until it is consumed.
 ///
 /// # Errors

@@ -92,6 +92,10 @@ impl Relay<'_> {
     /// the other for ever.
     async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
+        // An error is met again below.
+        let written = self.backend.stream.write_now(bytes).unwrap_or_default();
+        self.sent |= written > 0;
+        bytes = &bytes[written..];
         while !bytes.is_empty() {
             let backend = &mut *self.backend;
             match watch.write(bytes, &mut backend.inbox, &mut backend.stream).await {
