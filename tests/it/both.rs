@@ -1,5 +1,6 @@
 //! What the engine promises, on PostgreSQL, MariaDB and MySQL from one text.
 
+use pointsman::demo::servers::{APP, Login};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -33,6 +34,8 @@ both_databases!(
     bytes_of_no_protocol_disturb_nobody,
     a_statement_over_its_time_is_cancelled,
     clients_above_the_limit_are_told_so,
+    whoever_is_trusted_proves_nothing,
+    the_configurations_word_on_functions_counts,
 );
 
 const TABLE: &str = "CREATE TABLE t (x int)";
@@ -300,4 +303,68 @@ async fn clients_above_the_limit_are_told_so(engine: Engine) {
     let Err(code) = stage.log_in().await else { panic!("it got in") };
     assert!(engine.says(Meaning::TooMany, &code), "{code}");
     assert_eq!(sessions[2].value("SELECT 1").await, "1");
+}
+
+async fn whoever_is_trusted_proves_nothing(engine: Engine) {
+    let wrong = Login { password: "wrong", ..APP };
+    let nothing = Login { password: "", ..APP };
+    let stage = Stage::set(engine, TABLE, &[]).await;
+    assert!(stage.log_in_as(wrong).await.is_err());
+
+    let stage = Stage::set(engine, TABLE, &["cluster.auth.trust_loopback = true"]).await;
+    for login in [APP, wrong, nothing] {
+        let mut session = stage.log_in_as(login).await.expect("it comes from this machine");
+        assert!(stage.is_replica(session.port().await));
+        session.value("INSERT INTO t VALUES (1)").await;
+    }
+    // The proxy trusts, the servers do not.
+    let stranger = Login { name: "nobody_knows", password: "" };
+    let entered = match stage.log_in_as(stranger).await {
+        Ok(mut session) => session.ask("SELECT 1").await.is_ok(),
+        Err(_) => false,
+    };
+    assert!(!entered);
+}
+
+async fn the_configurations_word_on_functions_counts(engine: Engine) {
+    let (head, tail, fills) = match engine {
+        Engine::Postgres => (
+            "RETURNS int LANGUAGE sql STABLE AS",
+            "'SELECT inet_server_port()'",
+            "RETURNS int LANGUAGE plpgsql AS
+             'BEGIN PERFORM set_config(''work_mem'', ''1MB'', false); RETURN 1; END'",
+        ),
+        _ => (
+            "RETURNS int READS SQL DATA",
+            "RETURN @@port",
+            "RETURNS int NO SQL BEGIN SET @filled = 1; RETURN 1; END",
+        ),
+    };
+    let functions = format!(
+        "CREATE FUNCTION looks() {head} {tail}; CREATE FUNCTION stamps() {head} {tail};
+         CREATE FUNCTION fills() {fills}; CREATE FUNCTION tidies() {fills}"
+    );
+    let settings = [
+        "cluster.routing.write_functions = ['stamps']",
+        "cluster.routing.clean_functions = ['tidies', 'stamps']",
+    ];
+    let stage = Stage::set(engine, &functions, &settings).await;
+    let on_replica = async |call: &str| {
+        let port = stage.session().await.value(&format!("SELECT {call}")).await;
+        stage.is_replica(port.parse().expect("a port"))
+    };
+    eventually("the catalog says that it reads", async || on_replica("looks()").await).await;
+    for _ in 0..10 {
+        assert!(!on_replica("stamps()").await);
+    }
+
+    let pins = || stage.proxy().metric("pointsman_pins_total", &["reason=\"function\""]);
+    let before = pins();
+    let mut session = stage.session().await;
+    for call in ["stamps()", "tidies()"] {
+        session.value(&format!("SELECT {call}")).await;
+        assert_eq!(pins(), before, "{call}");
+    }
+    session.value("SELECT fills()").await;
+    assert_eq!(pins(), before + 1.0);
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use pointsman::demo::servers::{APP, MONITOR, PgNode, Stop};
+use pointsman::demo::servers::{APP, Login, MONITOR, PgNode, Stop};
 
 use super::{Database, Proxy, cluster, mysql, mysql::Make};
 
@@ -82,9 +82,14 @@ impl Stage {
 
     /// A login; errs with the database's code.
     pub async fn log_in(&self) -> Result<Session, String> {
+        self.log_in_as(APP).await
+    }
+
+    /// The same for another user, or by another password.
+    pub async fn log_in_as(&self, login: Login) -> Result<Session, String> {
         match self {
-            Self::Postgres { proxy, database, .. } => log_in_to_postgres(proxy, database).await,
-            Self::Mysql(stage) => log_in_to_mysql(&stage.proxy, &stage.schema).await,
+            Self::Postgres { proxy, database, .. } => log_in_to_postgres(proxy, login, database).await,
+            Self::Mysql(stage) => log_in_to_mysql(&stage.proxy, login, &stage.schema).await,
         }
     }
 
@@ -127,13 +132,13 @@ impl Stage {
     }
 }
 
-async fn log_in_to_postgres(proxy: &Proxy, database: &str) -> Result<Session, String> {
-    let session = super::client::connect(&proxy.dsn(database)).await;
+async fn log_in_to_postgres(proxy: &Proxy, login: Login, database: &str) -> Result<Session, String> {
+    let session = super::client::connect(&proxy.dsn_of(login, database)).await;
     session.map(Session::Postgres).map_err(|error| super::code(&error))
 }
 
-async fn log_in_to_mysql(proxy: &Proxy, schema: &str) -> Result<Session, String> {
-    let session = mysql::Session::connect(proxy.port(), APP, schema, mysql::BASIC).await;
+async fn log_in_to_mysql(proxy: &Proxy, login: Login, schema: &str) -> Result<Session, String> {
+    let session = mysql::Session::connect(proxy.port(), login, schema, mysql::BASIC).await;
     session.map(|session| Session::Mysql(Box::new(session))).map_err(|error| error.errno.to_string())
 }
 
@@ -238,8 +243,8 @@ impl Servers {
     /// Errs with the database's code.
     pub async fn session(&self, proxy: &Proxy, database: &str) -> Result<Session, String> {
         match self {
-            Self::Postgres(_) => log_in_to_postgres(proxy, database).await,
-            Self::Mysql(_) => log_in_to_mysql(proxy, database).await,
+            Self::Postgres(_) => log_in_to_postgres(proxy, APP, database).await,
+            Self::Mysql(_) => log_in_to_mysql(proxy, APP, database).await,
         }
     }
 

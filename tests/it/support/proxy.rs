@@ -81,7 +81,7 @@ impl Proxy {
 
     pub fn dsn_of(&self, login: Login, database: &str) -> String {
         format!(
-            "host=127.0.0.1 port={} user={} password={} dbname={database}",
+            "host=127.0.0.1 port={} user={} password='{}' dbname={database}",
             self.port(),
             login.name,
             login.password
