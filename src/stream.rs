@@ -225,14 +225,55 @@ mod tests {
         Builder::new_current_thread().enable_all().build().expect("the system has room for an epoll")
     }
 
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (ours, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_for_silence_takes_nothing_away() {
+        let (ours, mut theirs) = pair().await;
+        let mut ours = Stream::Plain(ours);
+        assert!(ours.is_silent());
+        theirs.write_all(b"x").await.unwrap();
+        ours.socket().unwrap().readable().await.unwrap();
+        assert!(!ours.is_silent() && !ours.is_silent());
+        let mut text = [0; 8];
+        assert_eq!(ours.read(&mut text).await.unwrap(), 1);
+        assert!(ours.is_silent());
+        drop(theirs);
+        ours.socket().unwrap().readable().await.unwrap();
+        assert!(!ours.is_silent(), "the end of the stream is something to be read");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_at_once_is_left() {
+        let (ours, mut theirs) = pair().await;
+        let ours = Stream::Plain(ours);
+        ours.socket().unwrap().writable().await.unwrap();
+        let flight = vec![7; 1 << 20];
+        let mut written = 0;
+        loop {
+            match ours.write_now(&flight).unwrap() {
+                0 => break,
+                count => written += count,
+            }
+        }
+        assert!(written > 0);
+        let mut received = vec![0; written];
+        theirs.read_exact(&mut received).await.unwrap();
+        drop(theirs);
+        assert!(received.iter().all(|byte| *byte == 7));
+    }
+
     #[test]
     fn a_plain_socket_moves_to_another_runtime_with_its_options() {
         let (first, second) = (runtime(), runtime());
         let (mut ours, mut theirs) = first.block_on(async {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (ours, theirs) = pair().await;
             configure(&ours).unwrap();
-            (Stream::Plain(ours), listener.accept().await.unwrap().0)
+            (Stream::Plain(ours), theirs)
         });
         first.block_on(theirs.write_all(b"before")).unwrap();
 
