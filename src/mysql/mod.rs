@@ -204,11 +204,12 @@ impl protocol::Backend<Mysql> for Backend {
         if self.closed || self.busy || self.touched || self.open_transaction() != Transaction::Idle {
             return false;
         }
-        if !self.inbox.is_empty() || self.stream.is_silent() {
-            return self.inbox.is_empty();
+        if !self.inbox.is_empty() {
+            return false;
         }
+        // A read tells what the socket's silence does not: within TLS, or once something has come.
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        self.inbox.poll_fill(&mut context, &mut self.stream).is_pending()
+        self.stream.is_silent() || self.inbox.poll_fill(&mut context, &mut self.stream).is_pending()
     }
 
     fn transaction(&self) -> Transaction {

@@ -208,6 +208,7 @@ impl protocol::Backend<Postgres> for Backend {
         if self.stream.is_silent() {
             return self.inbox.is_empty();
         }
+        // Within TLS, or something has come: a read tells.
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         match self.inbox.poll_fill(&mut context, &mut self.stream) {
             Poll::Pending => self.inbox.is_empty(),
