@@ -112,6 +112,10 @@ impl<'a> Relay<'a> {
         if self.stale_plan {
             self.retire_stale(request);
         }
+        if matches!(answered, Err(Fault::Refused(_))) && self.backend.skipping {
+            // The unit has no Sync yet: until one comes the server would skip the next attempt, too.
+            Box::pin(self.backend.sync_quietly()).await?;
+        }
         answered?;
         self.finish(request)
     }

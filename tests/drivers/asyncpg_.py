@@ -84,12 +84,14 @@ async def pool():
 async def stale_plans():
     db = await asyncpg.connect(**LOGIN)
     other = await asyncpg.connect(**LOGIN)
-    await db.execute("CREATE TABLE d (a int)")
-    await db.execute("INSERT INTO d VALUES (1)")
-    equal([tuple(row) for row in await db.fetch("SELECT * FROM d")], [(1,)])
-    await other.execute("ALTER TABLE d ADD b text DEFAULT 'b'")
-    # asyncpg decodes by the description it has kept: it must be told, and then asks again by itself.
-    equal([tuple(row) for row in await db.fetch("SELECT * FROM d")], [(1, "b")])
+    for table, hint in (("d", ""), ("e", "/* pointsman: primary */ ")):
+        query = f"{hint}SELECT * FROM {table}"
+        await db.execute(f"CREATE TABLE {table} (a int)")
+        await db.execute(f"INSERT INTO {table} VALUES (1)")
+        equal([tuple(row) for row in await db.fetch(query)], [(1,)])
+        await other.execute(f"ALTER TABLE {table} ADD b text DEFAULT 'b'")
+        # asyncpg decodes by the description it has kept: it must be told, and then asks again by itself.
+        equal([tuple(row) for row in await db.fetch(query)], [(1, "b")])
     await db.close()
     await other.close()
 
