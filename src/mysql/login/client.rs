@@ -377,40 +377,22 @@ impl Door<'_> {
         nonce: &[u8],
         proof: &[u8],
     ) -> Result<Option<Credentials>, LoginFailure> {
-        let waits = plugin == CACHING_SHA2 && !proof.is_empty();
-        if self.house.trust_loopback && self.peer.is_loopback() {
-            if waits {
-                self.tell_of_success().await?;
-            }
-            return Ok(Some(secret.unproven(user, self.house.vault)));
-        }
-        match self.prove_quickly(user, secret, plugin, nonce, proof).await? {
-            None if waits => self.prove_fully(user, secret, nonce).await,
-            credentials => Ok(credentials),
-        }
-    }
-
-    /// caching_sha2_password's clients wait for a word on their proof ahead of the OK.
-    async fn tell_of_success(&mut self) -> Result<(), LoginFailure> {
-        self.send(|out| out.extend_from_slice(&[packet::MORE_DATA, FAST_AUTH_SUCCESS])).await
-    }
-
-    async fn prove_quickly(
-        &mut self,
-        user: &str,
-        secret: &Secret,
-        plugin: &str,
-        nonce: &[u8],
-        proof: &[u8],
-    ) -> Result<Option<Credentials>, LoginFailure> {
-        // What was proved before opens servers, and the fast path.
-        let known = match secret {
-            Secret::Hashed { text, .. } => self.house.vault.password(user, text).map(Secret::Plain),
-            _ => None,
+        let credentials = if self.house.trust_loopback && self.peer.is_loopback() {
+            Some(secret.unproven(user, self.house.vault))
+        } else {
+            // What was proved before opens servers, and the fast path.
+            let known = match secret {
+                Secret::Hashed { text, .. } => self.house.vault.password(user, text).map(Secret::Plain),
+                _ => None,
+            };
+            check(known.as_ref().unwrap_or(secret), plugin, nonce, proof)
         };
-        let credentials = check(known.as_ref().unwrap_or(secret), plugin, nonce, proof);
-        if credentials.is_some() && plugin == CACHING_SHA2 && !proof.is_empty() {
-            self.tell_of_success().await?;
+        // caching_sha2_password's clients wait for a word on their proof ahead of the OK.
+        if plugin == CACHING_SHA2 && !proof.is_empty() {
+            if credentials.is_none() {
+                return self.prove_fully(user, secret, nonce).await;
+            }
+            self.send(|out| out.extend_from_slice(&[packet::MORE_DATA, FAST_AUTH_SUCCESS])).await?;
         }
         Ok(credentials)
     }
