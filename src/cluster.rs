@@ -63,8 +63,8 @@ pub struct Cluster<P: Protocol> {
     pub misspelt: Misspelt,
 }
 
-/// How long after a write the nodes are probed at `fast_interval`: the primary for the write's
-/// position, the replicas until they have replayed it.
+/// How long the nodes are probed at `fast_interval` for whoever wants a position: the primary for that
+/// of a write, the replicas until they have replayed it.
 const WANTED_FOR: Duration = Duration::from_millis(200);
 
 /// User and database.
@@ -126,7 +126,7 @@ impl Topology {
         self.version.store(version, Ordering::SeqCst);
     }
 
-    /// A session wrote: its next read wants positions measured from now on.
+    /// A read waits for positions measured from now on, or is likely to come.
     pub fn want_position(&self) {
         let now = self.started.elapsed().as_micros() as u64;
         let before = self.wanted.swap(now, Ordering::AcqRel);

@@ -17,7 +17,7 @@ use crate::{
     route::{self, Consistency, Floor, Question},
     runtime::Places,
     session::{
-        After, OwnSettings, Renewed, Session,
+        After, OwnSettings, Session,
         cancel::{CancelKey, Registered},
         check_token,
     },
@@ -117,32 +117,35 @@ async fn admit<P: Protocol>(socket: TcpStream, cluster: Arc<Cluster<P>>, places:
 }
 
 /// Serves a session to its end, or for as long as it stays on this worker.
-async fn live<P: Protocol>(session: Session<P>, counted: Counted<P>, places: Arc<Places>) {
-    let mut session = Some(session);
-    while let Some(current) = session {
-        session = match current.run().await {
-            After::Over => None,
-            After::Renewed(renewed) => Box::pin(renew(*renewed, &counted.0)).await,
-            After::Moves { session, to } => {
+async fn live<P: Protocol>(mut session: Box<Session<P>>, counted: Counted<P>, places: Arc<Places>) {
+    loop {
+        match session.run().await {
+            After::Over => return,
+            After::Renewed(identity) => {
+                let renewed = Box::pin(renew(session.into_client(), identity, &counted.0)).await;
+                let Some(next) = renewed else { return };
+                session = next;
+            }
+            After::Moves(to) => {
                 places.at(to).spawn(arrive(session, counted, places.clone()));
                 return;
             }
-        };
+        }
     }
 }
 
 /// A session goes on here.
 async fn arrive<P: Protocol>(mut session: Box<Session<P>>, counted: Counted<P>, places: Arc<Places>) {
     if session.adopt().is_ok() {
-        begin(*session, counted, places);
+        begin(session, counted, places);
     }
 }
 
-fn begin<P: Protocol>(session: Session<P>, counted: Counted<P>, places: Arc<Places>) {
+fn begin<P: Protocol>(session: Box<Session<P>>, counted: Counted<P>, places: Arc<Places>) {
     tokio::spawn(live(session, counted, places));
 }
 
-async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Option<Session<P>> {
+async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Option<Box<Session<P>>> {
     let peer = stream::peer_of(&socket).map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string());
     let timeout = cluster.config.load().limits.login_timeout;
     let gate = cluster.gate.load_full();
@@ -177,9 +180,13 @@ async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Op
 }
 
 /// A session for a client that has become another user.
-async fn renew<P: Protocol>(renewed: Renewed<P>, cluster: &Arc<Cluster<P>>) -> Option<Session<P>> {
+async fn renew<P: Protocol>(
+    (frontend, peer): (P::Frontend, String),
+    identity: Identity<P>,
+    cluster: &Arc<Cluster<P>>,
+) -> Option<Box<Session<P>>> {
     let timeout = cluster.config.load().limits.login_timeout;
-    let entering = enter(renewed.frontend, renewed.identity, renewed.peer, cluster);
+    let entering = enter(frontend, identity, peer, cluster);
     let result = tokio::time::timeout(timeout, entering).await.unwrap_or(Err(LoginFault::TimedOut));
     cluster.metrics.login(result.as_ref().map_or_else(|fault| fault.label(), |_| "ok"));
     result.ok().flatten()
@@ -191,7 +198,7 @@ async fn enter<P: Protocol>(
     identity: Identity<P>,
     peer: String,
     cluster: &Arc<Cluster<P>>,
-) -> Result<Option<Session<P>>, LoginFault> {
+) -> Result<Option<Box<Session<P>>>, LoginFault> {
     if let Some(refusal) = over_limit(cluster, &identity.user) {
         frontend.farewell(&refusal).await;
         return Err(LoginFault::Forbidden);
@@ -215,7 +222,7 @@ async fn enter<P: Protocol>(
     let _ = tokio::time::timeout(patience, database.loaded()).await;
     let context = ReaderContext { classifier: cluster.classifier.load_full(), database };
     let welcomed = welcome(&mut frontend, &identity, &registered, context, cluster).await?;
-    let mut session = Session::new(frontend, cluster.clone(), &identity, registered);
+    let mut session = Box::new(Session::new(frontend, cluster.clone(), &identity, registered));
     session.start(&welcomed, own, adopted);
     Ok(Some(session))
 }

@@ -26,14 +26,15 @@ pub struct Passage {
 }
 
 impl Passage {
-    /// `spare`: a buffer to use again, from [`Self::into_spare`].
+    /// `spare`: a buffer to use again, from [`Self::take_spare`].
     pub fn new(mut spare: Vec<u8>) -> Self {
         spare.clear();
         Self { gathered: spare, ..Self::default() }
     }
 
-    pub fn into_spare(self) -> Vec<u8> {
-        worth_keeping(self.gathered)
+    /// The buffer, for the next answer.
+    pub fn take_spare(&mut self) -> Vec<u8> {
+        worth_keeping(std::mem::take(&mut self.gathered))
     }
 
     /// What has arrived and was not looked at.
@@ -200,7 +201,7 @@ mod tests {
         passage.pass(&inbox, 2, true);
         passage.settle(&mut inbox);
 
-        let mut next = Passage::new(passage.into_spare());
+        let mut next = Passage::new(passage.take_spare());
         assert_eq!(text(next.ready(&inbox)), "");
         assert!(!next.has_begun());
     }

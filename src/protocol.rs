@@ -101,7 +101,7 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// Answers a request that no server has to see, and consumes it.
     fn answer(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         answer: Answer<'_>,
         transaction: Transaction,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
@@ -109,7 +109,7 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// Answers a request with an error of the proxy's own, and consumes it.
     fn refuse(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         refusal: &Refusal,
         transaction: Transaction,
     ) -> impl Future<Output = Result<(), Fault>> + Send;
@@ -117,7 +117,7 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
     /// Hands over an error that a server gave and that was kept back, and consumes the request.
     fn deliver(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         refused: Refused,
         transaction: Transaction,
     ) -> impl Future<Output = Result<(), Fault>> + Send;

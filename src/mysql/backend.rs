@@ -68,6 +68,9 @@ pub struct Backend {
 /// One row of text columns.
 pub(crate) type Row = Vec<Option<String>>;
 
+/// Gets a row's payload and its number of columns; `None` for one that makes no sense, or is too much.
+type TakeRow<'a> = dyn FnMut(&[u8], u64) -> Option<()> + Send + 'a;
+
 impl Backend {
     pub(super) fn new(
         connected: Connected,
@@ -273,8 +276,33 @@ impl Backend {
         self.command(code::QUERY, sql.as_bytes()).await
     }
 
+    /// How many rows answer one statement of ours, whatever is in them.
+    ///
+    /// # Errors
+    /// As [`Self::query_all`].
+    pub(super) async fn count_rows(&mut self, sql: &str) -> Result<usize, Fault> {
+        let mut count = 0;
+        let mut take = |_: &[u8], _| {
+            count += 1;
+            Some(())
+        };
+        self.ask(code::QUERY, sql.as_bytes(), &mut take).await?;
+        Ok(count)
+    }
+
     /// Sends a command of ours and gathers its answer.
     pub(super) async fn command(&mut self, code: u8, argument: &[u8]) -> Result<Vec<Row>, Fault> {
+        let mut rows = Vec::new();
+        let mut take = |row: &[u8], columns| {
+            rows.push(parse_row(row, columns)?);
+            (rows.len() <= MOST_OWN_ROWS).then_some(())
+        };
+        self.ask(code, argument, &mut take).await?;
+        Ok(rows)
+    }
+
+    /// Sends a command of ours and hands its rows, with their number of columns, to `take`.
+    async fn ask(&mut self, code: u8, argument: &[u8], take: &mut TakeRow<'_>) -> Result<(), Fault> {
         let mut out = Vec::with_capacity(HEADER + 1 + argument.len());
         if code == code::QUERY && self.capabilities & can::QUERY_ATTRIBUTES != 0 {
             packet::put_command(&mut out, code, &[NO_ATTRIBUTES, argument].concat());
@@ -284,14 +312,13 @@ impl Backend {
         self.busy = true;
         self.stream.write_all(&out).await.map_err(lost)?;
         self.stream.flush().await.map_err(lost)?;
-        let rows = self.collect().await?;
+        self.collect(take).await?;
         self.busy = false;
-        Ok(rows)
+        Ok(())
     }
 
     /// Reads the answers to one command of ours.
-    async fn collect(&mut self) -> Result<Vec<Row>, Fault> {
-        let mut rows = Vec::new();
+    async fn collect(&mut self, take: &mut TakeRow<'_>) -> Result<(), Fault> {
         loop {
             let first = self.payload().await?;
             match first.first() {
@@ -300,31 +327,27 @@ impl Backend {
                 Some(&packet::EOF) => self.end_rows(&first)?,
                 _ => {
                     let (columns, _) = lenenc(&first).ok_or_else(garbage)?;
-                    self.read_rows(columns, &mut rows).await?;
+                    self.read_rows(columns, take).await?;
                 }
             }
             if self.status & status::MORE_RESULTS == 0 {
-                return Ok(rows);
+                return Ok(());
             }
         }
     }
 
-    async fn read_rows(&mut self, columns: u64, rows: &mut Vec<Row>) -> Result<(), Fault> {
+    async fn read_rows(&mut self, columns: u64, take: &mut TakeRow<'_>) -> Result<(), Fault> {
         let definitions = columns + u64::from(!self.deprecates_eof());
         for _ in 0..definitions {
-            self.payload().await?;
+            self.skip_packet().await?;
         }
         loop {
             let row = self.payload().await?;
             match row.first() {
                 Some(&packet::ERR) => return Err(self.refused(&row)),
                 Some(&packet::EOF) => return self.end_rows(&row),
-                _ => {}
+                _ => take(&row, columns).ok_or_else(garbage)?,
             }
-            if rows.len() >= MOST_OWN_ROWS {
-                return Err(garbage());
-            }
-            rows.push(parse_row(&row, columns).ok_or_else(garbage)?);
         }
     }
 
@@ -351,6 +374,20 @@ impl Backend {
 
     /// Takes the next packet of an answer to us.
     pub(super) async fn payload(&mut self) -> Result<Vec<u8>, Fault> {
+        let header = self.whole_packet().await?;
+        let payload = self.inbox.data()[HEADER..header.total()].to_vec();
+        self.inbox.consume(header.total());
+        Ok(payload)
+    }
+
+    pub(super) async fn skip_packet(&mut self) -> Result<(), Fault> {
+        let header = self.whole_packet().await?;
+        self.inbox.consume(header.total());
+        Ok(())
+    }
+
+    /// Waits until all of the next packet has come.
+    async fn whole_packet(&mut self) -> Result<packet::Header, Fault> {
         loop {
             if let Some((header, payload)) = packet::payload(self.inbox.data()) {
                 if header.length == MAX_PAYLOAD {
@@ -360,9 +397,7 @@ impl Backend {
                     self.inbox.consume(header.total());
                     continue;
                 }
-                let payload = payload.to_vec();
-                self.inbox.consume(header.total());
-                return Ok(payload);
+                return Ok(header);
             }
             if self.inbox.fill(&mut self.stream).await.map_err(lost)? == 0 {
                 return Err(lost(io::ErrorKind::UnexpectedEof.into()));

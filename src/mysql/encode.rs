@@ -218,7 +218,7 @@ impl Backend {
         let ends = u32::from(!self.deprecates_eof());
         for count in [columns, parameters].into_iter().filter(|count| *count > 0) {
             for _ in 0..u32::from(count) + ends {
-                self.payload().await?;
+                self.skip_packet().await?;
             }
         }
         self.busy = false;

@@ -240,7 +240,8 @@ impl Frontend {
                 let effects = vec![Effect::Kill { id: u64::from(id), query_only: false }];
                 Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
             }
-            code::CHANGE_USER => self.change_user(&argument).await.map(Some),
+            // Boxed: a login is large, and every idle client has room for what comes next.
+            code::CHANGE_USER => Box::pin(self.change_user(&argument)).await.map(Some),
             code::BINLOG_DUMP | code::TABLE_DUMP | code::REGISTER_SLAVE | code::BINLOG_DUMP_GTID => {
                 let text = "the proxy passes on no binary log: replicate from a server itself";
                 self.reject(RefusalKind::Unsupported, text.to_owned()).await?;

@@ -119,16 +119,16 @@ impl protocol::Frontend<Mysql> for Frontend {
 
     async fn answer(
         &mut self,
-        request: Request<Command>,
+        request: &Request<Command>,
         answer: Answer<'_>,
         transaction: Transaction,
     ) -> Result<(), Fault> {
-        self.answer_here(&request, answer, transaction).await
+        self.answer_here(request, answer, transaction).await
     }
 
     async fn refuse(
         &mut self,
-        _request: Request<Command>,
+        _request: &Request<Command>,
         refusal: &Refusal,
         transaction: Transaction,
     ) -> Result<(), Fault> {
@@ -140,7 +140,7 @@ impl protocol::Frontend<Mysql> for Frontend {
 
     async fn deliver(
         &mut self,
-        request: Request<Command>,
+        request: &Request<Command>,
         refused: Refused,
         transaction: Transaction,
     ) -> Result<(), Fault> {

@@ -46,7 +46,7 @@ pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
         (false, 80022..) => MYSQL_SOURCES,
         (false, _) => OLD_SOURCES,
     };
-    let has_source = !server.query_all(sources).await.map_err(fault)?.is_empty();
+    let has_source = server.count_rows(sources).await.map_err(fault)? > 0;
     let (membership, group) = match (text(row, 12), text(row, 9)) {
         (Some("1"), Some(uuid)) => group::ask(server, uuid).await.map_err(fault)?,
         _ => (Membership::None, None),

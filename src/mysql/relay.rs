@@ -115,7 +115,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Sends the request, relays the answer, and says how it ended.
-    pub(super) async fn run(mut self, request: &Request<Command>) -> Result<Reply, Fault> {
+    pub(super) async fn run(&mut self, request: &Request<Command>) -> Result<Reply, Fault> {
         if self.terms.watch.is_over(false) {
             return Err(standing::unsent());
         }
@@ -198,9 +198,9 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    fn finish(self, request: &Request<Command>) -> Result<Reply, Fault> {
-        let Self { backend, frontend, passage, .. } = self;
-        backend.gathered = passage.into_spare();
+    fn finish(&mut self, request: &Request<Command>) -> Result<Reply, Fault> {
+        let Self { backend, frontend, .. } = self;
+        backend.gathered = self.passage.take_spare();
         let command = &request.wire;
         frontend.learn(request, self.failed);
         if command.code == code::SET_OPTION && !self.failed {
@@ -227,7 +227,7 @@ impl<'a> Relay<'a> {
             transaction,
             failed: self.failed,
             warned: self.warned || self.failed,
-            wrote: self.wrote,
+            wrote: self.wrote.take(),
             lost: false,
         })
     }

@@ -121,16 +121,16 @@ impl protocol::Frontend<Postgres> for Frontend {
 
     async fn answer(
         &mut self,
-        request: Request<Box<Batch>>,
+        request: &Request<Box<Batch>>,
         answer: Answer<'_>,
         transaction: Transaction,
     ) -> Result<(), Fault> {
-        self.answer_here(&request, answer, transaction).await
+        self.answer_here(request, answer, transaction).await
     }
 
     async fn refuse(
         &mut self,
-        request: Request<Box<Batch>>,
+        request: &Request<Box<Batch>>,
         refusal: &Refusal,
         transaction: Transaction,
     ) -> Result<(), Fault> {
@@ -141,7 +141,7 @@ impl protocol::Frontend<Postgres> for Frontend {
 
     async fn deliver(
         &mut self,
-        request: Request<Box<Batch>>,
+        request: &Request<Box<Batch>>,
         refused: Refused,
         transaction: Transaction,
     ) -> Result<(), Fault> {

@@ -87,7 +87,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Sends the request, relays the answer, and says how it ended.
-    pub(super) async fn run(mut self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
+    pub(super) async fn run(&mut self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
         if self.terms.watch.is_over(false) {
             return Err(unsent());
         }
@@ -215,10 +215,10 @@ impl<'a> Relay<'a> {
         matches!(self.backend.transaction, Transaction::Open | Transaction::Failed) || self.began
     }
 
-    fn finish(self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
+    fn finish(&mut self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
         let open = self.in_transaction();
-        let Self { backend, frontend, terms, passage, .. } = self;
-        backend.gathered = passage.into_spare();
+        let Self { backend, frontend, terms, .. } = self;
+        backend.gathered = self.passage.take_spare();
         for carried in [&mut backend.carried, &mut frontend.carried] {
             carried.learn_ahead(terms.ahead_savepoints);
         }

@@ -33,6 +33,16 @@ enum TakeFault {
     Refusal(Box<Refusal>),
 }
 
+/// What the kept connection is to an attempt.
+enum Fit<P: Protocol> {
+    Serves(Held<P>),
+    /// Another one serves it; this one is kept for later.
+    Stays(Held<P>),
+    /// What a pipeline has read there is answered; the rest of it writes (hard case 13).
+    EndsUnit(Held<P>),
+    Gone,
+}
+
 /// Whether a new connection is to the server that probes measure.
 enum Vouched {
     Yes,
@@ -67,12 +77,14 @@ impl<P: Protocol> Session<P> {
             return self.checkout(request, attempt).await;
         }
         if let Some(kept) = self.kept.take() {
-            match Box::pin(self.fit(kept, request, attempt)).await? {
-                Ok(held) => {
+            match self.fit(kept, request, attempt)? {
+                Fit::Serves(held) => {
                     attempt.kept = true;
                     return Ok(held);
                 }
-                Err(kept) => self.kept = kept,
+                Fit::Stays(kept) => self.kept = Some(kept),
+                Fit::EndsUnit(kept) => Box::pin(self.end_unit(kept)).await,
+                Fit::Gone => {}
             }
         }
         self.checkout(request, attempt).await
@@ -100,19 +112,22 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// Whether the kept connection serves this attempt. `Err(Some)`: it is kept for later.
-    async fn fit(
+    /// Whether the kept connection serves this attempt.
+    ///
+    /// # Errors
+    /// When what was open or kept there is lost.
+    fn fit(
         &mut self,
         mut kept: Held<P>,
         request: &Request<P::Wire>,
         attempt: &Attempt,
-    ) -> Result<Result<Held<P>, Option<Held<P>>>, Refusal> {
+    ) -> Result<Fit<P>, Refusal> {
         if self.is_kept_softly() && !kept.backend().is_fresh() {
             // Its server has ended it: nothing but the values of before is lost.
             self.lose_previous(&kept);
-            return Ok(Err(None));
+            return Ok(Fit::Gone);
         }
-        let snapshot = self.snapshot();
+        let snapshot = self.cluster.topology.load();
         let draining = |node: &Node| matches!(node.state, State::Draining);
         // Draining waits for transactions, not for what a session keeps between them.
         let drained = self.state.transaction == Transaction::Idle
@@ -120,13 +135,13 @@ impl<P: Protocol> Session<P> {
         if drained || snapshot.forbids(kept.address(), kept.role) {
             if self.state.is_reading() {
                 self.state.begin_again();
-                return Ok(Err(None));
+                return Ok(Fit::Gone);
             }
             self.lose_previous(&kept);
             drop(kept);
             if self.state.transaction == Transaction::Idle && !self.state.is_pinned() {
                 // Kept softly: nothing is lost but what a next statement may ask for.
-                return Ok(Err(None));
+                return Ok(Fit::Gone);
             }
             return Err(self.lose_kept(Some(&request.intent)));
         }
@@ -139,17 +154,13 @@ impl<P: Protocol> Session<P> {
                 self.state.begin_again();
                 // Nobody waits for what was read to end.
                 tokio::spawn(end_reading(kept));
-                return Ok(Err(None));
+                return Ok(Fit::Gone);
             }
-            return Ok(Ok(kept));
+            return Ok(Fit::Serves(kept));
         }
-        match self.state.transaction {
+        Ok(match self.state.transaction {
             Transaction::Unit if kept.role != Role::Primary && attempt.run.access == Access::Write => {
-                // What this pipeline read is answered; the rest of it writes (hard case 13).
-                let ended = kept.backend().finish_unit().await;
-                kept.release(if ended.is_ok() { Fate::Reuse } else { Fate::Close }, Instant::now());
-                self.state.transaction = Transaction::Idle;
-                Ok(Err(None))
+                Fit::EndsUnit(kept)
             }
             Transaction::Idle
                 if attempt.run.access == Access::Read
@@ -158,14 +169,20 @@ impl<P: Protocol> Session<P> {
                     // Its session would keep two connections, and has room for one.
                     && !self.frontend.goes_on(request) =>
             {
-                Ok(Err(Some(kept)))
+                Fit::Stays(kept)
             }
             Transaction::Idle if kept.role != Role::Primary && attempt.run.access == Access::Write => {
                 kept.release(Fate::Reset, Instant::now());
-                Ok(Err(None))
+                Fit::Gone
             }
-            _ => Ok(Ok(kept)),
-        }
+            _ => Fit::Serves(kept),
+        })
+    }
+
+    async fn end_unit(&mut self, mut kept: Held<P>) {
+        let ended = kept.backend().finish_unit().await;
+        kept.release(if ended.is_ok() { Fate::Reuse } else { Fate::Close }, Instant::now());
+        self.state.transaction = Transaction::Idle;
     }
 
     /// Whether the replica that a transaction reads from may still serve its reads: others may have
@@ -253,6 +270,7 @@ impl<P: Protocol> Session<P> {
                         None => hold.insert(Hold::begin(&cluster, nowhere)?),
                     };
                     hold.nowhere = nowhere;
+                    cluster.topology.want_position();
                     // A node that failed this attempt may be back when the topology has changed.
                     attempt.exclude.clear();
                     let until = hold.until;
@@ -320,6 +338,7 @@ impl<P: Protocol> Session<P> {
         let now = if attempt.waited.is_zero() && !attempt.again { attempt.began } else { Instant::now() };
         let consistency = self.consistency(intent, &attempt.policy);
         self.renew_floors(snapshot);
+        self.reads |= attempt.run.access == Access::Read;
         if attempt.run.access == Access::Read && self.seen.is_some() {
             self.settle_seen(snapshot);
             if consistency != Consistency::Monotonic || intent.hints.target.is_some() {
@@ -363,6 +382,7 @@ impl<P: Protocol> Session<P> {
     fn chosen(&self, attempt: &mut Attempt, choice: Choice) -> NodeId {
         if choice.why == Why::Floor {
             self.cluster.metrics.causal_fallbacks.inc();
+            self.cluster.topology.want_position();
         }
         attempt.why = Some(choice.why);
         choice.node

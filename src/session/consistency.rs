@@ -141,7 +141,11 @@ impl<P: Protocol> Session<P> {
             writing.end(&floor, current);
         }
         self.state.floor.raise(&floor, current);
-        self.cluster.topology.want_position();
+        // Who writes again without a read in between, as in transactions, waits for no position; a read
+        // that comes after all asks for one itself.
+        if std::mem::take(&mut self.reads) {
+            self.cluster.topology.want_position();
+        }
     }
 
     /// Bounds what a read may have seen, where that matters.

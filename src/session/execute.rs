@@ -60,7 +60,7 @@ pub(super) enum Next {
 impl<P: Protocol> Session<P> {
     pub(super) async fn execute(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         run: Run,
         began: Instant,
     ) -> Result<(), Fault> {
@@ -77,37 +77,31 @@ impl<P: Protocol> Session<P> {
             kept: false,
             forget_last: false,
         };
-        self.apply_hint(&request, &mut attempt.run);
+        self.apply_hint(request, &mut attempt.run);
         if !request.intent.hints.unknown.is_empty() {
             self.tell_of_misspelt_hints(&request.intent.hints);
         }
         self.mind_new_names(&request.intent, &mut attempt.run);
         self.apply_last(&request.intent, &mut attempt);
-        let mut request = Some(request);
         for _ in 0..MAX_ATTEMPTS {
-            let current = request.take().expect("put back after every attempt that is followed by another");
-            let mut held = match self.acquire(&current, &mut attempt).await {
+            let mut held = match self.acquire(request, &mut attempt).await {
                 Ok(held) => held,
-                Err(refusal) => return Box::pin(self.give_up(current, attempt, refusal)).await,
+                Err(refusal) => return Box::pin(self.give_up(request, attempt, refusal)).await,
             };
-            let noted = self.begin_writes(&current.intent, held.role == Role::Primary);
-            let result = self.exchange(&current, &mut held, &attempt, &noted).await;
-            match result {
+            let noted = self.begin_writes(&request.intent, held.role == Role::Primary);
+            match self.exchange(request, &mut held, &attempt, &noted).await {
                 Ok(reply) => {
-                    self.learn(&current, &attempt, &reply, held, noted).await;
+                    self.learn(request, &attempt, &reply, held, noted).await;
                     return Ok(());
                 }
-                Err(fault) => {
-                    match Box::pin(self.recover(current, &mut attempt, fault, held, &mut request)).await {
-                        Next::Again => attempt.again = true,
-                        Next::Over(result) => return result,
-                    }
-                }
+                Err(fault) => match Box::pin(self.recover(request, &mut attempt, fault, held)).await {
+                    Next::Again => attempt.again = true,
+                    Next::Over(result) => return result,
+                },
             }
         }
-        let current = request.take().expect("put back by the last attempt");
         let refusal = Refusal::new(RefusalKind::ServerLost, "no server could answer the statement");
-        Box::pin(self.give_up(current, attempt, refusal)).await
+        Box::pin(self.give_up(request, attempt, refusal)).await
     }
 
     /// `/* pointsman: primary */` outranks what the statement is; `replica` cannot make a write a

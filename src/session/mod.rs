@@ -77,6 +77,8 @@ pub struct Session<P: Protocol> {
     seen: Option<consistency::Seen>,
     /// The causal token that the client gave.
     adopted: Floor,
+    /// A read was routed since the last write.
+    reads: bool,
     /// What `user` reads must not be behind of.
     user_floors: Arc<SharedFloors>,
     tally: Tally,
@@ -94,19 +96,9 @@ struct Known<P: Protocol> {
 pub enum After<P: Protocol> {
     Over,
     /// Its client has become another user.
-    Renewed(Box<Renewed<P>>),
-    /// It goes on on another worker, which adopts it.
-    Moves {
-        session: Box<Session<P>>,
-        to: usize,
-    },
-}
-
-/// A client that has become another user.
-pub struct Renewed<P: Protocol> {
-    pub frontend: P::Frontend,
-    pub identity: Identity<P>,
-    pub peer: String,
+    Renewed(Identity<P>),
+    /// It goes on on the worker of this number, which adopts it.
+    Moves(usize),
 }
 
 /// How a session came to its end.
@@ -161,6 +153,7 @@ impl<P: Protocol> Session<P> {
             last_words: None,
             seen: None,
             adopted: Floor::None,
+            reads: true,
             user_floors: cluster.user_floors(identity),
             tally: Tally::default(),
             config: Cache::new(cluster.config.clone()),
@@ -180,7 +173,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Serves the client until it leaves or has to, becomes another user, or goes on elsewhere.
-    pub async fn run(mut self) -> After<P> {
+    pub async fn run(&mut self) -> After<P> {
         loop {
             let request = match self.wait().await {
                 Event::Request(Ok(Some(request))) => request,
@@ -201,13 +194,13 @@ impl<P: Protocol> Session<P> {
                 }
             };
             if let Some(identity) = self.frontend.new_identity() {
-                return After::Renewed(Box::new(self.renew(identity)));
+                return After::Renewed(identity);
             }
-            if let Err(end) = self.serve(request).await {
+            if let Err(end) = self.serve(&request).await {
                 return self.leave(end);
             }
             if let Some(to) = runtime::departure(|| self.is_movable()) {
-                return After::Moves { session: Box::new(self), to };
+                return After::Moves(to);
             }
         }
     }
@@ -391,7 +384,7 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    async fn broken(mut self, fault: Fault) -> After<P> {
+    async fn broken(&mut self, fault: Fault) -> After<P> {
         if let Fault::Protocol(refusal) = fault {
             self.cluster.metrics.error("protocol");
             tracing::info!(peer = %self.registered.entry.peer, %refusal.message, "client broke the protocol");
@@ -400,19 +393,20 @@ impl<P: Protocol> Session<P> {
         self.leave(End::Broken)
     }
 
-    /// The client goes on as somebody else, with nothing of what this session was.
-    fn renew(mut self, identity: Identity<P>) -> Renewed<P> {
+    /// The client, to go on as somebody else with nothing of what this session was, and where it comes
+    /// from.
+    pub fn into_client(mut self: Box<Self>) -> (P::Frontend, String) {
         self.release_aside();
         if let Some(held) = self.kept.take() {
             self.lose_previous(&held);
             held.release(Fate::Reset, Instant::now());
         }
         let peer = self.registered.entry.peer.clone();
-        Renewed { frontend: self.frontend, identity, peer }
+        (self.frontend, peer)
     }
 
     /// Gives back what the session holds.
-    fn leave(mut self, end: End) -> After<P> {
+    fn leave(&mut self, end: End) -> After<P> {
         tracing::trace!(peer = %self.registered.entry.peer, ?end, "a session ends");
         self.tell_of_reads();
         self.release_aside();
@@ -431,7 +425,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Answers one request.
-    async fn serve(&mut self, request: Request<P::Wire>) -> Result<(), End> {
+    async fn serve(&mut self, request: &Request<P::Wire>) -> Result<(), End> {
         let began = Instant::now();
         let was_open = !self.is_between_transactions();
         // A cancel request that came between two statements was for none of them.
@@ -439,7 +433,7 @@ impl<P: Protocol> Session<P> {
         if self.state.is_holding() || self.state.implicit {
             self.state.transaction_reads = self.cluster.config.load().routing.transaction_reads;
         }
-        let step = self.state.plan(&request.intent, self.frontend.text(&request));
+        let step = self.state.plan(&request.intent, self.frontend.text(request));
         if !matches!(step, Step::Run(_)) {
             self.forget_last();
         }
@@ -476,7 +470,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Answers what no server has to see.
-    async fn answer(&mut self, request: Request<P::Wire>, own: Own) -> Result<(), Fault> {
+    async fn answer(&mut self, request: &Request<P::Wire>, own: Own) -> Result<(), Fault> {
         match own {
             Own::Done => self.frontend.answer(request, Answer::Done, self.state.transaction).await,
             Own::Proxy(command) => self.obey(request, command).await,

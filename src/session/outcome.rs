@@ -101,7 +101,7 @@ impl<P: Protocol> Session<P> {
     /// Answers the COMMIT by what became of it, as soon as somebody can tell.
     pub(super) async fn settle_commit(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         attempt: &Attempt,
         commit: LostCommit,
     ) -> Next {
@@ -168,7 +168,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// The client gets the answer that was lost.
-    async fn confirm(&mut self, request: Request<P::Wire>, attempt: &Attempt, held: Held<P>) -> Next {
+    async fn confirm(&mut self, request: &Request<P::Wire>, attempt: &Attempt, held: Held<P>) -> Next {
         let noted = self.begin_writes(&request.intent, true);
         let reply =
             Reply { transaction: Transaction::Idle, failed: false, wrote: None, lost: false, warned: false };

@@ -168,7 +168,7 @@ impl LastRoute {
 impl<P: Protocol> Session<P> {
     pub(super) async fn obey(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         command: ProxyCommand,
     ) -> Result<(), Fault> {
         let transaction = self.state.transaction;
@@ -193,7 +193,7 @@ impl<P: Protocol> Session<P> {
     /// `KILL`: session numbers are the proxy's own, so it is the proxy that ends sessions.
     pub(super) async fn kill(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         id: u64,
         query_only: bool,
     ) -> Result<(), Fault> {

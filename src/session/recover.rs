@@ -26,19 +26,18 @@ use crate::{
 const STOP_SEEN_WITHIN: Duration = Duration::from_secs(5);
 
 impl<P: Protocol> Session<P> {
-    /// Decides what a failed attempt means. `again` gets the request back for another one.
+    /// Decides what a failed attempt means.
     pub(super) async fn recover(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         attempt: &mut Attempt,
         fault: Fault,
         held: Held<P>,
-        again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         match fault {
-            Fault::Refused(refused) => self.refused(request, attempt, refused, held, again).await,
+            Fault::Refused(refused) => self.refused(request, attempt, refused, held).await,
             Fault::Server { sent, forwarded, error } => {
-                self.server_lost(request, attempt, Loss { sent, forwarded, error }, held, again).await
+                self.server_lost(request, attempt, Loss { sent, forwarded, error }, held).await
             }
             other => Next::Over(Err(other)),
         }
@@ -46,11 +45,10 @@ impl<P: Protocol> Session<P> {
 
     async fn refused(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         attempt: &mut Attempt,
         refused: Refused,
         mut held: Held<P>,
-        again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
         self.lose_previous(&held);
@@ -97,7 +95,7 @@ impl<P: Protocol> Session<P> {
                 attempt.resent = true;
             }
             RefusedCause::Writes => {
-                let text = self.frontend.raw_text(&request).to_vec();
+                let text = self.frontend.raw_text(request).to_vec();
                 self.cluster.classifier.load().learn(self.database.id(), &text, Instant::now());
                 self.reroute(attempt, "writes", Reason::Learned);
             }
@@ -107,7 +105,6 @@ impl<P: Protocol> Session<P> {
             RefusedCause::Replan => self.cluster.metrics.retry("replan"),
         }
         attempt.refused = Some(refused);
-        *again = Some(request);
         Next::Again
     }
 
@@ -199,11 +196,10 @@ impl<P: Protocol> Session<P> {
     /// The connection broke, or its server may no longer be used.
     async fn server_lost(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         attempt: &mut Attempt,
         loss: Loss,
         mut held: Held<P>,
-        again: &mut Option<Request<P::Wire>>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
         let commit = self.lost_commit(&request, &mut held);
@@ -227,7 +223,6 @@ impl<P: Protocol> Session<P> {
             if attempt.run.access == Access::Read {
                 attempt.exclude.push(node);
             }
-            *again = Some(request);
             return Next::Again;
         }
         if open && !pin_lost && is_rollback(intent) && loss.forwarded == Forwarded::Nothing {
@@ -288,7 +283,7 @@ impl<P: Protocol> Session<P> {
     /// No node could answer: the client gets a server's own error if there was one.
     pub(super) async fn give_up(
         &mut self,
-        request: Request<P::Wire>,
+        request: &Request<P::Wire>,
         attempt: Attempt,
         refusal: Refusal,
     ) -> Result<(), Fault> {
@@ -307,7 +302,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Answers with an error of the proxy's own.
-    pub(super) async fn refuse(&mut self, request: Request<P::Wire>, refusal: Refusal) -> Result<(), Fault> {
+    pub(super) async fn refuse(&mut self, request: &Request<P::Wire>, refusal: Refusal) -> Result<(), Fault> {
         self.cluster.metrics.error(refusal.kind.label());
         tracing::info!(
             cluster = %self.cluster.name,
