@@ -395,7 +395,7 @@ impl<P: Protocol> Session<P> {
 
     /// The client, to go on as somebody else with nothing of what this session was, and where it comes
     /// from.
-    pub fn into_client(mut self: Box<Self>) -> (P::Frontend, String) {
+    pub fn into_client(mut self) -> (P::Frontend, String) {
         self.release_aside();
         if let Some(held) = self.kept.take() {
             self.lose_previous(&held);

@@ -202,7 +202,7 @@ impl<P: Protocol> Session<P> {
         mut held: Held<P>,
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
-        let commit = self.lost_commit(&request, &mut held);
+        let commit = self.lost_commit(request, &mut held);
         self.lose_previous(&held);
         drop(held);
         self.cluster.topology.report(&address, Traffic::Broken);
