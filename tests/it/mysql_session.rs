@@ -596,15 +596,24 @@ async fn a_reset_gives_up_the_connection_that_an_insert_had_kept(make: Make) {
 /// autocommit off is what PyMySQL and mysql-connector begin with (hard case 20).
 async fn a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch(make: Make) {
     let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
-    let mut session = stage.session().await;
-    session.run("SET autocommit = 0").await;
-    for _ in 0..250 {
-        assert_eq!(session.port().await, stage.primary_port());
-        session.run("COMMIT").await;
-    }
+    let session = tokio::sync::Mutex::new(stage.session().await);
+    session.lock().await.run("SET autocommit = 0").await;
+    let read = async || {
+        let mut session = session.lock().await;
+        for _ in 0..250 {
+            assert_eq!(session.port().await, stage.primary_port());
+            session.run("COMMIT").await;
+        }
+    };
     let told = || stage.proxy.log().matches("most reads of this user run on the primary").count();
+    // The stage was waited for with any number of reads that stood alone.
+    eventually("it is said", async || {
+        read().await;
+        told() > 0
+    })
+    .await;
+    read().await;
     assert_eq!(told(), 1, "it is said once");
-    let session = tokio::sync::Mutex::new(session);
     session.lock().await.run("SET autocommit = 1").await;
     eventually("autocommit reads use replicas", async || stage.is_replica(session.lock().await.port().await))
         .await;

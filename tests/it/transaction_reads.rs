@@ -2,7 +2,7 @@
 
 use pointsman::demo::servers::Stop;
 
-use crate::support::{Database, Proxy, Session, Stage, cluster, link::Link, mysql};
+use crate::support::{Database, Proxy, Session, Stage, cluster, eventually, link::Link, mysql};
 
 const TABLE: &str = "CREATE TABLE t (x int)";
 const REPLICA: &str = "cluster.routing.transaction_reads = 'replica'";
@@ -180,12 +180,21 @@ async fn a_rollback_whose_server_is_lost_has_succeeded() {
 async fn a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch() {
     let stage = Stage::set(TABLE, &[]).await;
     let session = stage.session().await;
-    for _ in 0..250 {
-        session.run("BEGIN").await;
-        session.run("SELECT count(*) FROM t").await;
-        session.run("COMMIT").await;
-    }
+    let read = async || {
+        for _ in 0..250 {
+            session.run("BEGIN").await;
+            session.run("SELECT count(*) FROM t").await;
+            session.run("COMMIT").await;
+        }
+    };
     let told = || stage.proxy.log().matches("most reads of this user run on the primary").count();
+    // The stage was waited for with any number of reads that stood alone.
+    eventually("it is said", async || {
+        read().await;
+        told() > 0
+    })
+    .await;
+    read().await;
     assert_eq!(told(), 1, "it is said once");
     assert!(stage.proxy.log().contains("autocommit=True"));
 }
