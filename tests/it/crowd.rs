@@ -9,7 +9,7 @@ use crate::support::{Stage, eventually, soon};
 const IDLE: usize = 5_000;
 const BUSY: usize = 64;
 /// What 5,000 sessions may take in a build without optimisation, buffers given back.
-const BYTES_PER_IDLE_CLIENT: u64 = 16 * 1024;
+const BYTES_PER_IDLE_CLIENT: u64 = 10 * 1024;
 
 #[tokio::test]
 async fn five_thousand_idle_clients_and_sixty_four_busy_ones_share_twenty_connections() {
