@@ -148,6 +148,17 @@ impl Inbox {
         !self.is_empty() || self.fill(stream).await.is_ok_and(|count| count > 0)
     }
 
+    /// Resolves when the stream has ended or failed; what comes until then is kept. One that brings `bound`
+    /// bytes is not read further, and does not end.
+    pub async fn ended<S: AsyncRead + Unpin>(&mut self, stream: &mut S, bound: usize) {
+        while self.len() < bound {
+            if !self.fill(stream).await.is_ok_and(|count| count > 0) {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Reads once from `stream`; see [`Self::poll_fill`]. Dropping the future loses nothing.
     ///
     /// # Errors

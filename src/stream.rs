@@ -10,7 +10,7 @@ use std::{
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::TlsStream;
@@ -81,20 +81,6 @@ impl Stream {
         peer_of(self.socket().ok_or_else(not_connected)?)
     }
 
-    /// Writes what can be written at once: 0 where nothing can, and where TLS stands between. The rest is
-    /// for [`AsyncWrite`]; most flights leave none, and this is half the work.
-    ///
-    /// # Errors
-    /// Those of the socket.
-    #[inline]
-    pub fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        let Self::Plain(socket) = self else { return Ok(0) };
-        match socket.try_write(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            written => written,
-        }
-    }
-
     /// Whether the reactor has noted nothing to be read; `false` where only a read tells. No system call.
     #[inline]
     pub fn is_silent(&self) -> bool {
@@ -148,6 +134,51 @@ impl Home {
             self.0 = here;
         }
         Ok(())
+    }
+}
+
+/// Where flights of bytes go out, whatever lies between here and the socket.
+pub trait Outlet: AsyncWrite + Unpin {
+    /// Writes what can be written at once: 0 where nothing can, and where TLS or compression stands between.
+    /// The rest is for [`AsyncWrite`]; most flights leave none, and this is half the work.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    fn write_now(&self, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Whether what was written waits for a flush.
+    fn is_buffered(&self) -> bool;
+}
+
+/// Sends all of `bytes`.
+///
+/// # Errors
+/// Those of the socket.
+pub async fn send(outlet: &mut impl Outlet, bytes: &[u8]) -> io::Result<()> {
+    let written = outlet.write_now(bytes)?;
+    if written == bytes.len() {
+        return Ok(());
+    }
+    outlet.write_all(&bytes[written..]).await?;
+    if outlet.is_buffered() {
+        outlet.flush().await?;
+    }
+    Ok(())
+}
+
+impl Outlet for Stream {
+    #[inline]
+    fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        let Self::Plain(socket) = self else { return Ok(0) };
+        match socket.try_write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            written => written,
+        }
+    }
+
+    #[inline]
+    fn is_buffered(&self) -> bool {
+        self.is_tls()
     }
 }
 

@@ -4,7 +4,6 @@
 use std::{collections::HashMap, io, sync::Arc, time::Instant};
 
 use smallvec::SmallVec;
-use tokio::io::AsyncWriteExt;
 
 use super::{
     command::{self, Command, Cut, GATHERED, Tail, code},
@@ -24,7 +23,7 @@ use crate::{
         self, Access, Dialect, Effect, Intent, LexModes, Reason, connection_id,
         effects::{Discard, PinReason},
     },
-    stream::Stream,
+    stream::{self, Stream},
 };
 
 /// ER_STMT_HAS_NO_OPEN_CURSOR.
@@ -583,28 +582,12 @@ impl Frontend {
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        let written = self.stream.write_now(bytes).map_err(Fault::Client)?;
-        if written == bytes.len() {
-            return Ok(());
-        }
-        self.stream.write_all(&bytes[written..]).await.map_err(Fault::Client)?;
-        if self.stream.is_buffered() {
-            self.stream.flush().await.map_err(Fault::Client)?;
-        }
-        Ok(())
+        stream::send(&mut self.stream, bytes).await.map_err(Fault::Client)
     }
 
     /// Resolves when the client has closed its side; what it sends is kept, up to a bound.
     pub(super) async fn closed(&mut self) {
-        loop {
-            if self.inbox.len() >= GATHERED {
-                std::future::pending::<()>().await;
-            }
-            match self.inbox.fill(&mut self.stream).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
-        }
+        self.inbox.ended(&mut self.stream, GATHERED).await;
     }
 }
 

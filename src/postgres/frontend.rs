@@ -4,7 +4,6 @@
 use std::{io, sync::Arc, time::Instant};
 
 use smallvec::SmallVec;
-use tokio::io::AsyncWriteExt;
 
 use super::{
     batch::{self, Batch, Cut, End, Kind, Message, Subject},
@@ -20,7 +19,7 @@ use crate::{
     inbox::Inbox,
     protocol::{Fault, ReaderContext, Request, Transaction},
     sql::{Access, Effect, Intent, LexModes, effects::Discard},
-    stream::Stream,
+    stream::{self, Stream},
 };
 
 /// A client that has logged in.
@@ -475,28 +474,12 @@ impl Frontend {
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        let written = self.stream.write_now(bytes).map_err(Fault::Client)?;
-        if written == bytes.len() {
-            return Ok(());
-        }
-        self.stream.write_all(&bytes[written..]).await.map_err(Fault::Client)?;
-        if self.stream.is_tls() {
-            self.stream.flush().await.map_err(Fault::Client)?;
-        }
-        Ok(())
+        stream::send(&mut self.stream, bytes).await.map_err(Fault::Client)
     }
 
     /// Resolves when the client has closed its side; what it sends is kept, up to a bound.
     pub(super) async fn closed(&mut self) {
-        loop {
-            if self.inbox.len() >= batch::GATHERED {
-                std::future::pending::<()>().await;
-            }
-            match self.inbox.fill(&mut self.stream).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
-        }
+        self.inbox.ended(&mut self.stream, batch::GATHERED).await;
     }
 }
 

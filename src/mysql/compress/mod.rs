@@ -25,7 +25,7 @@ pub use self::codec::{Algorithm, ZstdLevel};
 use super::packet;
 use crate::{
     inbox::{self, Inbox},
-    stream::Stream,
+    stream::{Outlet, Stream},
 };
 
 /// Bytes of a frame's header.
@@ -107,27 +107,6 @@ impl Wire {
         }
     }
 
-    /// As [`Stream::write_now`]; what is compressed is gathered first.
-    ///
-    /// # Errors
-    /// Those of the socket.
-    #[inline]
-    pub fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::Bare(stream) => stream.write_now(bytes),
-            Self::Compressed(_) => Ok(0),
-        }
-    }
-
-    /// Whether what was written waits for a flush.
-    #[inline]
-    pub fn is_buffered(&self) -> bool {
-        match self {
-            Self::Bare(stream) => stream.is_tls(),
-            Self::Compressed(_) => true,
-        }
-    }
-
     /// Whether the sequence numbers of packets mean nothing: frames have their own.
     pub fn is_compressed(&self) -> bool {
         matches!(self, Self::Compressed(_))
@@ -138,6 +117,24 @@ impl Wire {
     pub fn begin_answer(&mut self, more: bool) {
         if let Self::Compressed(compressed) = self {
             compressed.begin_answer(more);
+        }
+    }
+}
+
+impl Outlet for Wire {
+    #[inline]
+    fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Bare(stream) => stream.write_now(bytes),
+            Self::Compressed(_) => Ok(0),
+        }
+    }
+
+    #[inline]
+    fn is_buffered(&self) -> bool {
+        match self {
+            Self::Bare(stream) => stream.is_buffered(),
+            Self::Compressed(_) => true,
         }
     }
 }

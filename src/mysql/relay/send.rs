@@ -15,6 +15,7 @@ use crate::{
     },
     protocol::{Fault, Request},
     standing::Step,
+    stream::Outlet,
 };
 
 impl Relay<'_> {
@@ -88,8 +89,7 @@ impl Relay<'_> {
         }
     }
 
-    /// Writes to the server; reads and hands on what it says meanwhile, so that neither waits for
-    /// the other for ever.
+    /// Writes to the server; reads what it says meanwhile, so that neither waits for the other for ever.
     async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
         // An error is met again below.
@@ -110,7 +110,7 @@ impl Relay<'_> {
                 Err(error) => return Err(self.server_lost(error)),
             }
         }
-        if self.backend.stream.is_tls() {
+        if self.backend.stream.is_buffered() {
             let flushed = self.backend.stream.flush().await;
             flushed.map_err(|error| self.server_lost(error))?;
         }

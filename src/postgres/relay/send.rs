@@ -17,6 +17,7 @@ use crate::{
     protocol::{Fault, Request},
     sql::{Effect, PinReason},
     standing::Step,
+    stream::Outlet,
 };
 
 impl Relay<'_> {
@@ -150,7 +151,7 @@ impl Relay<'_> {
                 Err(error) => return Box::pin(self.last_words(error)).await,
             }
         }
-        if self.backend.stream.is_tls() {
+        if self.backend.stream.is_buffered() {
             let flushed = self.backend.stream.flush().await;
             flushed.map_err(|error| self.server_lost(error))?;
         }
