@@ -1,0 +1,158 @@
+//! Commands about prepared statements, whose ids are ours.
+
+use std::sync::Arc;
+
+use super::{Frontend, malformed};
+use crate::{
+    mysql::{
+        command::{Command, code},
+        packet::{self, capability as can, u32_le},
+        parameters::Binding,
+        prepared::{self, NEWEST, Statement},
+    },
+    protocol::{Fault, Request},
+    refusal::RefusalKind,
+    sql::{self, Access, Effect, Intent, Reason, effects::PinReason},
+};
+
+/// ER_STMT_HAS_NO_OPEN_CURSOR.
+const NO_CURSOR: u16 = 1421;
+
+/// Flags of COM_STMT_EXECUTE that ask for a cursor; one of the others tells that attributes follow.
+const CURSOR_TYPES: u8 = 7;
+
+impl Frontend {
+    pub(super) async fn prepare(&mut self, text: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        self.statements.begin();
+        if self.statements.is_full() {
+            let message = format!("Can't create more than {} prepared statements", prepared::MAX_STATEMENTS);
+            self.reject(RefusalKind::DuplicateStatement, message).await?;
+            return Ok(None);
+        }
+        let intent = self.classify(text);
+        let rewritten = self.rewritten(&intent, text);
+        let text = rewritten.as_deref().unwrap_or(text);
+        let settings = self.carried.now();
+        let schema = settings.schema.clone();
+        let modes = settings.statement_of("sql_mode");
+        let key = match sql::shows_definition(text, self.modes) {
+            false => Statement::key_of(text, schema.as_deref(), modes),
+            true => self.statements.key_of_its_own(self.number),
+        };
+        let mut wire = self.command(code::STMT_PREPARE);
+        let later = intent.effects.iter().filter_map(|effect| match effect {
+            Effect::NeedsLast(left) => Some(Effect::AsksLater(*left)),
+            _ => None,
+        });
+        let bare = Intent { effects: later.collect(), plain: false, ..Intent::clone(&intent) };
+        // The number of its parameters comes with the answer.
+        let statement = Statement { text: text.into(), schema, key, intent, parameters: 0 };
+        wire.rewritten = rewritten;
+        wire.statement = Some((0, Arc::new(statement)));
+        Ok(Some(Request { intent: self.closing_cursor(Arc::new(bare)), wire }))
+    }
+
+    /// In the server's words, which name the function that was given the id.
+    async fn unknown_statement(&mut self, id: u32, by: &str) -> Result<Option<Request<Command>>, Fault> {
+        let message = format!("Unknown prepared statement handler ({id}) given to {by}");
+        self.reject(RefusalKind::UnknownStatement, message).await?;
+        Ok(None)
+    }
+
+    /// The id that a COM_STMT_… begins with, and what follows it.
+    pub(super) fn statement_id<'a>(&self, argument: &'a [u8]) -> Option<(u32, &'a [u8])> {
+        let (id, rest) = u32_le(argument)?;
+        match self.statements.newest() {
+            Some(newest) if id == NEWEST && self.capabilities & can::STMT_BULK_OPERATIONS != 0 => {
+                Some((newest, rest))
+            }
+            _ => Some((id, rest)),
+        }
+    }
+
+    pub(super) async fn execute(&mut self, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        let Some((id, &[flags, ..])) = self.statement_id(argument) else { return Err(malformed()) };
+        let named = self.sends_attributes();
+        let wire = self.command(code::STMT_EXECUTE);
+        let Some(handle) = self.statements.get_mut(id) else {
+            return self.unknown_statement(id, "mysqld_stmt_execute").await;
+        };
+        let binding = Binding::of_execute(argument, handle.statement.parameters, named);
+        Ok(self.executed(id, wire, binding, flags & CURSOR_TYPES != 0))
+    }
+
+    /// Many executions in one; only of statements that write, says the server.
+    pub(super) async fn bulk_execute(&mut self, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        let Some((id, _)) = self.statement_id(argument) else { return Err(malformed()) };
+        let wire = self.command(code::STMT_BULK_EXECUTE);
+        let Some(handle) = self.statements.get_mut(id) else {
+            return self.unknown_statement(id, "mysqld_stmt_execute").await;
+        };
+        let binding = Binding::of_bulk(argument, handle.statement.parameters);
+        Ok(self.executed(id, wire, binding, false))
+    }
+
+    /// An execution of a statement that is there.
+    fn executed(
+        &mut self,
+        id: u32,
+        mut wire: Command,
+        binding: Option<Binding>,
+        opens_cursor: bool,
+    ) -> Option<Request<Command>> {
+        let handle = self.statements.get_mut(id)?;
+        let statement = handle.statement.clone();
+        if let Some(types) = binding.and_then(|binding| binding.types) {
+            handle.types = types;
+        }
+        handle.cursor |= opens_cursor;
+        let mut intent = statement.intent.clone();
+        if !intent.effects.is_empty() {
+            intent = self.behind(intent);
+            wire.text =
+                std::str::from_utf8(&statement.text).ok().filter(|_| intent.statements == 1).map(Into::into);
+        }
+        if opens_cursor && intent.access == Access::Read {
+            let mut kept = Intent::clone(&intent);
+            (kept.access, kept.reason) = (Access::Write, Reason::State);
+            kept.effects.push(Effect::Pin(PinReason::Cursor));
+            intent = Arc::new(kept);
+        }
+        wire.statement = Some((id, statement));
+        Some(Request { intent: self.closing_cursor(intent), wire })
+    }
+
+    pub(super) async fn of_statement(
+        &mut self,
+        code: u8,
+        argument: &[u8],
+    ) -> Result<Option<Request<Command>>, Fault> {
+        let Some((id, _)) = self.statement_id(argument) else { return Err(malformed()) };
+        let mut wire = self.command(code);
+        let Some(handle) = self.statements.get_mut(id) else {
+            let by = if code == code::STMT_RESET { "mysqld_stmt_reset" } else { "mysqld_stmt_fetch" };
+            return self.unknown_statement(id, by).await;
+        };
+        let statement = handle.statement.clone();
+        let had_cursor =
+            if code == code::STMT_RESET { std::mem::take(&mut handle.cursor) } else { handle.cursor };
+        self.statements.forget_long_data(id);
+        if !had_cursor {
+            if code == code::STMT_FETCH {
+                self.consume();
+                let mut out = Vec::new();
+                let message = format!("The statement ({id}) has no open cursor");
+                packet::put_err(&mut out, 1, NO_CURSOR, "HY000", message.as_bytes());
+                self.write(&out).await?;
+            } else {
+                self.consume();
+                self.tell_done().await?;
+            }
+            return Ok(None);
+        }
+        self.cursor_closed |= code == code::STMT_RESET;
+        wire.statement = Some((id, statement));
+        let intent = Intent { access: Access::Write, reason: Reason::State, ..Intent::of_session(1) };
+        Ok(Some(Request { intent: self.closing_cursor(Arc::new(intent)), wire }))
+    }
+}
