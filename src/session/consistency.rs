@@ -10,7 +10,7 @@ use crate::{
     protocol::{Protocol, Reply},
     refusal::{Refusal, RefusalKind},
     route::{Consistency, Floor, Policy},
-    sql::{Access, Dialect, Intent, hints::Target},
+    sql::{Access, Dialect, Effect, Intent, effects::ProxyCommand, hints::Target},
     topology::{Incarnation, Node, Position, PositionFault, ProbeNumber, Resolved, Role, Snapshot},
 };
 
@@ -220,6 +220,19 @@ impl<P: Protocol> Session<P> {
         };
         self.adopted = floors::higher(std::mem::take(&mut self.adopted), Floor::At(position), &snapshot);
         Ok(())
+    }
+
+    /// Adopts tokens that were set among other statements. A server has obeyed those already: what is no
+    /// token changes nothing.
+    pub(super) async fn adopt_tokens_among(&mut self, intent: &Intent) {
+        for effect in &intent.effects {
+            if let Effect::Proxy(ProxyCommand::Set { name, value, .. }) = effect
+                && &**name == "position"
+                && let Err(refusal) = self.adopt_token(value).await
+            {
+                tracing::debug!(cluster = %self.cluster.name, why = %refusal.message, "a token is not adopted");
+            }
+        }
     }
 
     fn patience(&self) -> Duration {

@@ -231,6 +231,9 @@ impl<P: Protocol> Session<P> {
         let wrote = self.state.learn(&request.intent, reply.transaction, reply.failed, on_primary);
         if !request.intent.effects.is_empty() {
             self.learn_effects(request, reply.failed, pinned_before);
+            if !reply.failed && request.intent.statements > 1 {
+                Box::pin(self.adopt_tokens_among(&request.intent)).await;
+            }
         }
         if wrote {
             self.wrote(&held, reply, noted);

@@ -482,6 +482,10 @@ impl<P: Protocol> Session<P> {
                 None => self.refuse(request, lost_transaction()).await,
             },
             Own::Aborted => self.refuse(request, aborted_transaction()).await,
+            Own::Among(what) => {
+                let text = format!("{what} has to be sent by itself: no server could answer it");
+                self.refuse(request, Refusal::new(RefusalKind::Unsupported, text)).await
+            }
             Own::Kill { id, query_only } => self.kill(request, id, query_only).await,
         }
     }

@@ -102,6 +102,8 @@ pub enum Own {
     Lost,
     /// It was told before, and has not ended the transaction yet.
     Aborted,
+    /// What only the proxy can answer stands among other statements: it says what.
+    Among(&'static str),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,12 +125,42 @@ impl State {
 
     /// Decides on a request; `statement` is its text when it is a single one sent by itself.
     pub fn plan(&mut self, intent: &Intent, text: Option<&str>) -> Step {
-        if let [Effect::Proxy(command)] = &intent.effects[..] {
-            return Step::Answer(Own::Proxy(command.clone()));
+        if intent.effects.is_empty() {
+            return self.plan_for_servers(intent, text);
         }
-        if let [Effect::Kill { id, query_only }] = intent.effects[..] {
-            return Step::Answer(Own::Kill { id, query_only });
+        match &intent.effects[..] {
+            [Effect::Proxy(command)] if intent.statements == 1 => {
+                return Step::Answer(Own::Proxy(command.clone()));
+            }
+            [Effect::Kill { id, query_only }] if intent.statements == 1 => {
+                return Step::Answer(Own::Kill { id: *id, query_only: *query_only });
+            }
+            effects => {
+                if let Some(what) = effects.iter().find_map(only_the_proxy_can) {
+                    return Step::Answer(Own::Among(what));
+                }
+            }
         }
+        let sets_own = intent.effects.iter().any(|effect| matches!(effect, Effect::Proxy(_)));
+        let step = self.plan_for_servers(intent, text);
+        if sets_own { self.with_newest_data(step) } else { step }
+    }
+
+    /// Where settings of the proxy's own stand among other statements, those behind them go by what was
+    /// set: the primary satisfies all.
+    fn with_newest_data(&self, step: Step) -> Step {
+        match step {
+            Step::Run(run)
+                if run.access == Access::Read
+                    && (!run.in_transaction || self.transaction == Transaction::Unit) =>
+            {
+                Step::Run(Run { access: Access::Write, reason: Reason::State, ..run })
+            }
+            other => other,
+        }
+    }
+
+    fn plan_for_servers(&mut self, intent: &Intent, text: Option<&str>) -> Step {
         self.deferred = false;
         if let Some(lost) = self.lost {
             return self.plan_lost(intent, lost);
@@ -430,6 +462,15 @@ impl State {
         self.pins = 0;
         self.temporary = Tables::default();
         self.held_cursors.clear();
+    }
+}
+
+/// What no server can answer in the proxy's place.
+fn only_the_proxy_can(effect: &Effect) -> Option<&'static str> {
+    match effect {
+        Effect::Proxy(ProxyCommand::Show { .. }) => Some("a question to the proxy"),
+        Effect::Kill { .. } => Some("KILL"),
+        _ => None,
     }
 }
 

@@ -28,6 +28,8 @@ both_databases!(
     an_error_in_a_transaction_costs_no_temporary_table,
     a_savepoint_undoes_what_came_behind_it,
     the_route_of_the_last_statement_is_told,
+    a_setting_of_the_proxys_own_takes_nothing_from_its_string,
+    a_token_that_comes_with_a_read_counts,
     a_reload_applies_to_clients_that_stay,
     a_faulty_file_changes_nothing,
     a_draining_proxy_lets_transactions_end,
@@ -211,6 +213,40 @@ async fn the_route_of_the_last_statement_is_told(engine: Engine) {
     session.value("INSERT INTO t VALUES (1)").await;
     let route = session.get("route").await;
     assert!(route.contains(&stage.addresses()[0]) && route.contains("write"), "{route}");
+}
+
+async fn a_setting_of_the_proxys_own_takes_nothing_from_its_string(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &["cluster.routing.consistency = 'eventual'"]).await;
+    let mut session = stage.session().await;
+    session.value("INSERT INTO t VALUES (1)").await;
+    let sets = session.setting("consistency", "global");
+    for string in [format!("{sets}; DELETE FROM t WHERE x = 1"), format!("DELETE FROM t WHERE x = 2; {sets}")] {
+        session.value("INSERT INTO t VALUES (2)").await;
+        session.set("consistency", "eventual").await;
+        session.value(&string).await;
+        assert_eq!(session.get("consistency").await, "global", "{string}");
+    }
+    assert_eq!(stage.ask_primary("SELECT count(*) FROM t WHERE x = 1"), "0");
+    assert_eq!(stage.ask_primary("SELECT count(*) FROM t WHERE x = 2"), "0");
+
+    // A string whose reads may stand behind the setting is asked of the server that has all.
+    let mut other = stage.session().await;
+    other.value(&format!("{sets}; SELECT count(*) FROM t")).await;
+    assert!(other.get("route").await.contains(&stage.addresses()[0]));
+
+    // What only the proxy can answer is not answered by half.
+    let asks = session.question("route");
+    assert!(session.ask(&format!("{asks}; INSERT INTO t VALUES (3)")).await.is_err());
+    assert_eq!(stage.ask_primary("SELECT count(*) FROM t"), "0");
+}
+
+async fn a_token_that_comes_with_a_read_counts(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &[]).await;
+    let (mut writer, mut reader) = (stage.session().await, stage.session().await);
+    writer.value("INSERT INTO t VALUES (1)").await;
+    let sets = reader.setting("position", &writer.get("position").await);
+    reader.value(&format!("{sets}; SELECT 1")).await;
+    assert_eq!(reader.get("position").await, writer.get("position").await);
 }
 
 async fn a_reload_applies_to_clients_that_stay(engine: Engine) {

@@ -168,22 +168,30 @@ impl Session {
         self.ask(sql).await.unwrap_or_else(|code| panic!("{sql}: {code}"))
     }
 
-    /// Changes one of the proxy's own settings.
-    pub async fn set(&mut self, name: &str, value: &str) {
-        let sql = match self {
+    /// The text that changes one of the proxy's own settings.
+    pub fn setting(&self, name: &str, value: &str) -> String {
+        match self {
             Self::Postgres(_) => format!("SET pointsman.{name} = '{value}'"),
             Self::Mysql(_) => format!("SET @pointsman_{name} = '{value}'"),
-        };
-        self.value(&sql).await;
+        }
+    }
+
+    /// The text that asks for one.
+    pub fn question(&self, name: &str) -> String {
+        match self {
+            Self::Postgres(_) => format!("SHOW pointsman.{name}"),
+            Self::Mysql(_) => format!("SELECT @pointsman_{name}"),
+        }
+    }
+
+    /// Changes one of the proxy's own settings.
+    pub async fn set(&mut self, name: &str, value: &str) {
+        self.value(&self.setting(name, value)).await;
     }
 
     /// Reads one of the proxy's own settings.
     pub async fn get(&mut self, name: &str) -> String {
-        let sql = match self {
-            Self::Postgres(_) => format!("SHOW pointsman.{name}"),
-            Self::Mysql(_) => format!("SELECT @pointsman_{name}"),
-        };
-        self.value(&sql).await
+        self.value(&self.question(name)).await
     }
 
     pub async fn port(&mut self) -> u16 {
