@@ -36,6 +36,9 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Shortest time between two readings of one catalog, however much DDL passes through.
 const CATALOG_SPACING: Duration = Duration::from_millis(100);
 
+/// How long after an attempt to read a catalog that failed comes the next.
+const CATALOG_RETRY: Duration = Duration::from_secs(1);
+
 /// One cluster's monitor: a task per node, one that publishes, one that looks after the rest.
 struct Monitor<P: Protocol> {
     cluster: Arc<Cluster<P>>,
@@ -400,27 +403,37 @@ async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
 /// Reads the catalogs of databases that have clients: at the first login, after DDL that passed
 /// through, and every `catalog_refresh`.
 async fn catalogs<P: Protocol>(cluster: Arc<Cluster<P>>) {
-    let mut read: HashMap<Arc<str>, Instant> = HashMap::new();
+    let mut read: HashMap<Arc<str>, Reading> = HashMap::new();
     let mut tick = tokio::time::interval(CATALOG_SPACING);
     loop {
         tick.tick().await;
         let refresh = cluster.config.load().monitor.catalog_refresh;
         for database in cluster.databases() {
-            let age = read.get(&database.name).map(Instant::elapsed);
-            let due = match (age, refresh) {
-                (None, _) => true,
-                (Some(age), Some(refresh)) => age >= refresh,
-                (Some(_), None) => false,
-            };
+            let due = read.get(&database.name).is_none_or(|last| last.is_due(refresh));
             let redefinitions = database.redefinitions();
-            if database.stale.swap(false, Ordering::AcqRel) || due {
-                if !read_catalog(&cluster, &database).await {
-                    database.stale.store(age.is_none(), Ordering::Release);
-                }
+            if !database.stale.swap(false, Ordering::AcqRel) && !due {
+                continue;
+            }
+            let succeeded = read_catalog(&cluster, &database).await;
+            // Where nobody has ever been able to read it, nobody waits for it.
+            if succeeded || database.readings() == 0 {
                 database.knows(redefinitions);
             }
-            read.insert(database.name.clone(), Instant::now());
+            read.insert(database.name.clone(), Reading { at: Instant::now(), succeeded });
         }
+    }
+}
+
+/// The last attempt to read a catalog.
+struct Reading {
+    at: Instant,
+    succeeded: bool,
+}
+
+impl Reading {
+    fn is_due(&self, refresh: Option<Duration>) -> bool {
+        let after = if self.succeeded { refresh } else { Some(CATALOG_RETRY) };
+        after.is_some_and(|after| self.at.elapsed() >= after)
     }
 }
 

@@ -79,6 +79,26 @@ async fn a_function_made_through_the_proxy_is_known_at_once() {
 }
 
 #[tokio::test]
+async fn a_function_made_past_the_proxy_is_known_with_the_next_reading() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &["cluster.monitor.catalog_refresh = '200ms'"]).await;
+    for number in 0..3 {
+        stage.database.ask(
+            0,
+            &format!(
+                "CREATE FUNCTION past{number}() RETURNS int STABLE LANGUAGE sql AS 'SELECT inet_server_port()'"
+            ),
+        );
+
+        eventually("the catalog is read again", async || {
+            // A session that has called what nobody knows keeps its connection.
+            let port = stage.session().await.value(&format!("SELECT past{number}()")).await;
+            port != cluster::shared().node(0).port().to_string()
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn one_sessions_serializable_default_teaches_nothing_about_others() {
     let stage = Stage::set("", &[]).await;
     let (strict, other) = (stage.session().await, stage.session().await);
