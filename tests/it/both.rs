@@ -220,7 +220,8 @@ async fn a_setting_of_the_proxys_own_takes_nothing_from_its_string(engine: Engin
     let mut session = stage.session().await;
     session.value("INSERT INTO t VALUES (1)").await;
     let sets = session.setting("consistency", "global");
-    for string in [format!("{sets}; DELETE FROM t WHERE x = 1"), format!("DELETE FROM t WHERE x = 2; {sets}")] {
+    for string in [format!("{sets}; DELETE FROM t WHERE x = 1"), format!("DELETE FROM t WHERE x = 2; {sets}")]
+    {
         session.value("INSERT INTO t VALUES (2)").await;
         session.set("consistency", "eventual").await;
         session.value(&string).await;
