@@ -186,8 +186,19 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
     /// Ends whatever is open and forgets all session state.
     fn reset(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
 
+    /// Hands on the answers to a pipeline's earlier parts that have not come yet. Returns whether the
+    /// pipeline has failed: the server skips the rest of it.
+    ///
+    /// # Errors
+    /// Of the connections.
+    fn settle_unit(
+        &mut self,
+        frontend: &mut P::Frontend,
+        terms: &Terms<'_>,
+    ) -> impl Future<Output = Result<bool, Fault>> + Send;
+
     /// Ends a pipeline, or a transaction that has only read, that goes on elsewhere; the client
-    /// sees nothing of it.
+    /// sees nothing of it. What was asked before has been answered.
     fn finish_unit(&mut self) -> impl Future<Output = Result<(), Fault>> + Send;
 
     /// One empty round trip.

@@ -228,8 +228,12 @@ impl protocol::Backend<Mysql> for Backend {
         self.clean().await
     }
 
-    async fn finish_unit(&mut self) -> Result<(), Fault> {
+    async fn settle_unit(&mut self, _: &mut Frontend, _: &Terms<'_>) -> Result<bool, Fault> {
         // There are no pipelines that share a transaction.
+        Ok(false)
+    }
+
+    async fn finish_unit(&mut self) -> Result<(), Fault> {
         if self.open_transaction() == Transaction::Idle {
             return Ok(());
         }

@@ -286,7 +286,7 @@ impl Backend {
     }
 
     /// Ends a pipeline that is continued on another connection: its Sync, and all that comes up to
-    /// the ReadyForQuery, of which the client sees nothing.
+    /// the ReadyForQuery, of which the client sees nothing. What it was to see has come.
     pub(super) async fn sync_quietly(&mut self) -> Result<(), Fault> {
         self.expect.clear();
         self.stream.write_all(&frame::SYNC).await.map_err(lost)?;

@@ -129,6 +129,22 @@ pub fn cut(data: &[u8]) -> Result<Cut, Refusal> {
     }
 }
 
+/// Where, in the part of a unit that goes on, the first statement of its own begins: what stands before
+/// is about what earlier parts have bound, on the connection they went to.
+pub fn behind_earlier_portals(part: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    while let Some(header) = frame::header(&part[at..]) {
+        if matches!(header.tag, b'P' | b'B') {
+            return (at > 0).then_some(at);
+        }
+        if header.length < HEADER || at + header.length > part.len() {
+            return None;
+        }
+        at += header.length;
+    }
+    None
+}
+
 /// The last message has begun to arrive.
 fn partial(data: &[u8], at: usize, header: frame::Header) -> Cut {
     let limit = if header.tag == b'P' { LONGEST_PARSE } else { GATHERED };

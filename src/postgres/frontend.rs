@@ -45,6 +45,8 @@ pub struct Frontend {
     pub(super) origins: Origins,
     /// A request was refused in mid-unit: what comes before its Sync is dropped.
     pub(super) skip_to_sync: bool,
+    /// The current request is a part of a unit that goes on.
+    amid_unit: bool,
 }
 
 /// How many portals of one transaction are followed; those of further ones count as writes.
@@ -73,6 +75,7 @@ impl Frontend {
             startup: Some(Box::new(startup)),
             origins,
             skip_to_sync: false,
+            amid_unit: false,
         }
     }
 
@@ -97,6 +100,8 @@ impl Frontend {
                             self.skip_unit(length, end).await?;
                             continue;
                         }
+                        let (length, end) = self.without_next_statement(kind, length, end);
+                        self.amid_unit = kind == Kind::Extended && end != End::Whole;
                         return Ok(Some(self.request(kind, length, end)));
                     }
                 }
@@ -107,12 +112,24 @@ impl Frontend {
         }
     }
 
+    /// Of a unit that goes on, what belongs to earlier parts is a part of its own: what follows may have
+    /// to run elsewhere.
+    fn without_next_statement(&self, kind: Kind, length: usize, end: End) -> (usize, End) {
+        if !self.amid_unit || kind != Kind::Extended {
+            return (length, end);
+        }
+        match batch::behind_earlier_portals(&self.inbox.data()[..length.min(self.inbox.len())]) {
+            Some(before) => (before, End::More { tail: 0 }),
+            None => (length, end),
+        }
+    }
+
     /// Drops a part of a unit that has failed; its Sync is answered.
     async fn skip_unit(&mut self, length: usize, end: End) -> Result<(), Fault> {
         self.inbox.consume(length);
         match end {
             End::Whole => {
-                self.skip_to_sync = false;
+                (self.skip_to_sync, self.amid_unit) = (false, false);
                 self.write(&frame::READY_IDLE).await
             }
             End::More { tail } => {

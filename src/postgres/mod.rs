@@ -233,6 +233,13 @@ impl protocol::Backend<Postgres> for Backend {
         self.clean().await
     }
 
+    async fn settle_unit(&mut self, frontend: &mut Frontend, terms: &Terms<'_>) -> Result<bool, Fault> {
+        if !self.expect.is_empty() {
+            Relay::new(self, frontend, terms).settle_unit().await?;
+        }
+        Ok(self.skipping)
+    }
+
     async fn finish_unit(&mut self) -> Result<(), Fault> {
         self.sync_quietly().await?;
         if self.transaction != Transaction::Idle {

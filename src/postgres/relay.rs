@@ -15,6 +15,7 @@ use super::{
     backend::Backend,
     batch::Batch,
     encode::{self, Expect},
+    frame,
     frontend::{Frontend, eof},
 };
 use crate::{
@@ -66,6 +67,7 @@ enum Scan {
 
 impl<'a> Relay<'a> {
     pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>) -> Self {
+        let backend_skips = backend.skipping;
         Self {
             passage: Passage::new(std::mem::take(&mut backend.gathered)),
             backend,
@@ -76,7 +78,8 @@ impl<'a> Relay<'a> {
             noticed: false,
             // What became of a COMMIT can still be answered while nothing but notices has come.
             released: matches!(terms.may_refuse, MayRefuse::No | MayRefuse::Replan) && !terms.wants_id,
-            failed: false,
+            // In a unit that has failed nothing is run any more.
+            failed: backend_skips,
             rolled_back: false,
             setting_failed: false,
             refused: None,
@@ -118,6 +121,14 @@ impl<'a> Relay<'a> {
         }
         answered?;
         self.finish(request)
+    }
+
+    /// Hands on what is due of the parts of a unit that were sent.
+    pub(super) async fn settle_unit(&mut self) -> Result<(), Fault> {
+        self.send(&frame::FLUSH).await?;
+        self.relay_answers().await?;
+        self.backend.gathered = self.passage.take_spare();
+        Ok(())
     }
 
     /// Whether all that the client waits for has come, and only the answer to a Sync of ours is due.

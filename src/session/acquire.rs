@@ -17,7 +17,10 @@ use crate::{
     cluster::Cluster,
     line::{Line, Ticket},
     pool::{CheckoutFault, Fate, Held, NodePool},
-    protocol::{Backend, ConnectFault, Frontend, Protocol, Refused, RefusedCause, Request, Transaction},
+    protocol::{
+        Backend, ConnectFault, Frontend, MayRefuse, Protocol, Refused, RefusedCause, Request, Terms,
+        Transaction,
+    },
     refusal::{Refusal, RefusalKind},
     route::{self, Choice, Consistency, Floor, Nowhere, Policy, Question, Why},
     sql::{Access, Intent, hints::Target},
@@ -83,7 +86,12 @@ impl<P: Protocol> Session<P> {
                     return Ok(held);
                 }
                 Fit::Stays(kept) => self.kept = Some(kept),
-                Fit::EndsUnit(kept) => Box::pin(self.end_unit(kept)).await,
+                Fit::EndsUnit(kept) => {
+                    if let Some(failed) = Box::pin(self.end_unit(kept, &request.intent)).await? {
+                        attempt.kept = true;
+                        return Ok(failed);
+                    }
+                }
                 Fit::Gone => {}
             }
         }
@@ -179,10 +187,36 @@ impl<P: Protocol> Session<P> {
         })
     }
 
-    async fn end_unit(&mut self, mut kept: Held<P>) {
+    /// Ends a pipeline that has only read. Its connection comes back where it has failed: nothing of the
+    /// rest may run.
+    ///
+    /// # Errors
+    /// When an answer that is due was lost.
+    async fn end_unit(&mut self, mut kept: Held<P>, intent: &Intent) -> Result<Option<Held<P>>, Refusal> {
+        let pool = kept.pool.clone();
+        let entry = self.registered.entry.clone();
+        let terms = Terms {
+            ahead: &[],
+            ahead_savepoints: &[],
+            ahead_sets_modes: false,
+            may_refuse: MayRefuse::No,
+            wants_id: false,
+            session: entry.id,
+            forget_last: false,
+            watch: Watch::new(&pool.standing, &entry),
+        };
+        match kept.backend().settle_unit(&mut self.frontend, &terms).await {
+            Ok(true) => return Ok(Some(kept)),
+            Ok(false) => {}
+            Err(_) => {
+                drop(kept);
+                return Err(self.lose_kept(Some(intent)));
+            }
+        }
         let ended = kept.backend().finish_unit().await;
         kept.release(if ended.is_ok() { Fate::Reuse } else { Fate::Close }, Instant::now());
         self.state.transaction = Transaction::Idle;
+        Ok(None)
     }
 
     /// Whether the replica that a transaction reads from may still serve its reads: others may have

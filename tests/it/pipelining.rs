@@ -238,6 +238,67 @@ async fn every_order_of_messages_is_answered_byte_for_byte_as_by_the_server() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
+/// Units that are longer than what is gathered, so that they are passed on in parts.
+fn long_units() -> Vec<(&'static str, Batch)> {
+    let (value, large) = ("x".repeat(3000), "y".repeat(100_000));
+    let reads = |batch: Batch, count: usize| {
+        (0..count).fold(batch, |batch, number| {
+            batch.run(&format!("SELECT {number}, length($1)"), &[value.as_str()])
+        })
+    };
+    let insert = "INSERT INTO t VALUES (1) RETURNING 1000";
+    vec![
+        ("reads, then a write", reads(Batch::new(), 40).run(insert, &[]).run("SELECT 2000", &[]).sync()),
+        (
+            "an error, reads, then a write",
+            reads(Batch::new().run("SELECT 1/0", &[]), 30).run(insert, &[]).sync(),
+        ),
+        (
+            "reads, an error, then a write",
+            reads(Batch::new(), 40).run("SELECT 1/0", &[]).run(insert, &[]).sync(),
+        ),
+        (
+            "a long value, then a write",
+            Batch::new().run("SELECT length($1)", &[&large]).run(insert, &[]).sync(),
+        ),
+        (
+            "a portal of a part before, then a write",
+            Batch::new()
+                .parse("", "SELECT length($1)")
+                .bind("", "", &[&large])
+                .describe_portal("")
+                .execute("", 0)
+                .run(insert, &[])
+                .run("SELECT count(*) FROM t", &[])
+                .sync(),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn long_units_that_come_to_write_are_answered_as_by_the_server() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    for (name, unit) in long_units() {
+        stage.database.ask(0, "TRUNCATE t");
+        let direct = Wire::login(stage.primary_port(), APP, &stage.database.name).await;
+        let direct = answers(direct, &unit, 1).await;
+        let written = stage.database.ask(0, "SELECT count(*) FROM t");
+        stage.database.ask(0, "TRUNCATE t");
+        let mut wire = stage.wire().await;
+        wire.send(&unit).await;
+
+        let proxied = wire.until_ready().await;
+
+        assert_eq!(
+            (tags(&proxied), first_columns(&proxied)),
+            (tags(&direct), first_columns(&direct)),
+            "{name}"
+        );
+        assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), written, "{name}");
+        assert_eq!(first_columns(&wire.ask(&Batch::new().query("SELECT 7")).await), ["7"], "{name}");
+    }
+}
+
 #[tokio::test]
 async fn flush_brings_answers_before_the_sync() {
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
