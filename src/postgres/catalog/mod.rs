@@ -1,0 +1,130 @@
+//! What a database's own catalog says of functions and relations.
+
+mod bodies;
+mod queries;
+
+use std::collections::HashMap;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use self::{
+    bodies::Bodies,
+    queries::{FUNCTIONS, RELATIONS, RELATIVES, VOLATILE_OPERATORS},
+};
+use super::backend::{Backend, Row};
+use crate::{
+    protocol::Fault,
+    sql::catalog::{Catalog, Link, Relation, UserFunction},
+};
+
+/// Reads the catalog in four round trips.
+pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
+    let functions = server.query_all(FUNCTIONS).await?;
+    let relations = server.query_all(RELATIONS).await?;
+    let relatives = server.query_all(RELATIVES).await?;
+    let operators = server.query_all(VOLATILE_OPERATORS).await?;
+    let mut catalog = Catalog { loaded: true, ..Catalog::default() };
+    let bodies = Bodies::read(&functions);
+    for row in &functions {
+        read_function(row, &bodies, &mut catalog);
+    }
+    read_relations(&relations, &bodies, &mut catalog);
+    let links: Vec<Link<'_>> = relatives.iter().filter_map(read_link).collect();
+    catalog.relate(&links);
+    catalog.writing_operators =
+        operators.first().and_then(|row| text(row, 0)).is_some_and(|count| count != "0");
+    catalog.version = version(&[&functions, &relations, &relatives, &operators]);
+    Ok(catalog)
+}
+
+fn text(row: &Row, column: usize) -> Option<&str> {
+    row.get(column)?.as_deref()
+}
+
+fn is_true(row: &Row, column: usize) -> bool {
+    text(row, column) == Some("t")
+}
+
+/// A number that changes when anything that was read changes.
+fn version(results: &[&Vec<Row>]) -> u64 {
+    let mut hasher = Xxh3::new();
+    for value in results.iter().flat_map(|rows| rows.iter()).flatten() {
+        let bytes = value.as_deref().unwrap_or("\0");
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes.as_bytes());
+    }
+    hasher.digest()
+}
+
+fn read_function(row: &Row, bodies: &Bodies<'_>, catalog: &mut Catalog) {
+    let (Some(name), Some(oid), false) = (text(row, 0), text(row, 5), is_true(row, 4)) else { return };
+    let entry =
+        catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
+    entry.writes |= bodies.writes.contains(oid);
+    entry.touches |= bodies.touches.contains(oid);
+}
+
+fn read_relations(rows: &[Row], bodies: &Bodies<'_>, catalog: &mut Catalog) {
+    // What a view's relations do on reading, the view does: found by going over them until
+    // nothing changes.
+    let mut by_oid: HashMap<&str, Relation> = HashMap::new();
+    for row in rows {
+        if let Some(oid) = text(row, 9) {
+            by_oid.insert(oid, read_relation(row, bodies));
+        }
+    }
+    loop {
+        let mut changed = false;
+        for row in rows {
+            let (Some(oid), Some(below), true) = (text(row, 9), text(row, 10), text(row, 1) != Some("m"))
+            else {
+                continue;
+            };
+            let below: Vec<_> = below.split(',').filter_map(|oid| by_oid.get(oid)).collect();
+            let writes = below.iter().any(|relation| relation.writes_on_read);
+            let primary = below.iter().any(|relation| relation.primary_only);
+            let relation = by_oid.get_mut(oid).expect("every row was read above");
+            changed |= (writes && !relation.writes_on_read) || (primary && !relation.primary_only);
+            relation.writes_on_read |= writes;
+            relation.primary_only |= primary;
+        }
+        if !changed {
+            break;
+        }
+    }
+    for row in rows {
+        let (Some(name), Some(oid)) = (text(row, 0), text(row, 9)) else { continue };
+        merge(catalog.relations.entry(name.into()).or_default(), &by_oid[oid]);
+    }
+}
+
+fn read_relation(row: &Row, bodies: &Bodies<'_>) -> Relation {
+    let kind = text(row, 1).unwrap_or("");
+    let unlogged = text(row, 2) == Some("u");
+    let security = is_true(row, 3);
+    let code = is_true(row, 4) || is_true(row, 5);
+    Relation {
+        primary_only: unlogged || matches!(kind, "f" | "S"),
+        writes_on_read: Bodies::any(&bodies.writes, text(row, 6)),
+        reads_all: kind == "v" || security,
+        writes_all: code || matches!(kind, "v" | "f") || security,
+        touches: Bodies::any(&bodies.touches, text(row, 7))
+            || Bodies::any(&bodies.touches, text(row, 6))
+            || is_true(row, 8),
+        irrevocable: false,
+        relatives: Vec::new(),
+    }
+}
+
+/// All relations of one name count together.
+fn merge(into: &mut Relation, from: &Relation) {
+    into.primary_only |= from.primary_only;
+    into.writes_on_read |= from.writes_on_read;
+    into.reads_all |= from.reads_all;
+    into.writes_all |= from.writes_all;
+    into.touches |= from.touches;
+}
+
+fn read_link(row: &Row) -> Option<Link<'_>> {
+    Some(Link { from: text(row, 0)?, to: text(row, 1)?, contains: is_true(row, 2) })
+}

@@ -1,0 +1,66 @@
+//! What a server is asked for its catalog.
+
+/// Functions of users and extensions. A trigger function is never called by name.
+///
+/// `plain`: written in SQL or PL/pgSQL, so that its body can be read.
+pub(super) const FUNCTIONS: &str = "\
+SELECT p.proname, p.provolatile = 'v', l.lanname IN ('sql', 'plpgsql'), p.prosrc, \
+ p.prorettype = 'pg_catalog.trigger'::pg_catalog.regtype OR p.prorettype = 'pg_catalog.event_trigger'::pg_catalog.regtype, \
+ p.oid::text \
+FROM pg_catalog.pg_proc p \
+JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
+WHERE p.oid >= 16384 AND p.prokind <> 'a' \
+ORDER BY p.oid";
+
+/// Relations that are more than an ordinary table: kind, persistence, row security, user triggers,
+/// rules, and the functions their views, policies, triggers, defaults and rules depend on.
+pub(super) const RELATIONS: &str = "\
+SELECT c.relname, c.relkind, c.relpersistence, c.relrowsecurity, \
+ EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal), \
+ EXISTS (SELECT FROM pg_catalog.pg_rewrite r WHERE r.ev_class = c.oid AND r.rulename <> '_RETURN'), \
+ (SELECT string_agg(DISTINCT d.refobjid::text, ',') FROM ( \
+   SELECT d.refobjid FROM pg_catalog.pg_rewrite r \
+     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid \
+     WHERE r.ev_class = c.oid AND d.refclassid = 'pg_catalog.pg_proc'::regclass \
+   UNION SELECT d.refobjid FROM pg_catalog.pg_policy p \
+     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_policy'::regclass AND d.objid = p.oid \
+     WHERE p.polrelid = c.oid AND d.refclassid = 'pg_catalog.pg_proc'::regclass \
+   UNION SELECT o.oprcode FROM pg_catalog.pg_rewrite r \
+     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid \
+     JOIN pg_catalog.pg_operator o ON o.oid = d.refobjid \
+     WHERE r.ev_class = c.oid AND d.refclassid = 'pg_catalog.pg_operator'::regclass) d), \
+ (SELECT string_agg(DISTINCT f.oid::text, ',') FROM ( \
+   SELECT t.tgfoid AS oid FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal \
+   UNION SELECT d.refobjid FROM pg_catalog.pg_attrdef a \
+     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = a.oid \
+     WHERE a.adrelid = c.oid AND d.refclassid = 'pg_catalog.pg_proc'::regclass \
+   UNION SELECT d.refobjid FROM pg_catalog.pg_constraint k \
+     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = k.oid \
+     WHERE k.conrelid = c.oid AND d.refclassid = 'pg_catalog.pg_proc'::regclass) f), \
+ EXISTS (SELECT FROM pg_catalog.pg_attrdef a WHERE a.adrelid = c.oid \
+   AND pg_catalog.pg_get_expr(a.adbin, a.adrelid) ~* '(currval|lastval)'), \
+ c.oid::text, \
+ (SELECT string_agg(DISTINCT d.refobjid::text, ',') FROM pg_catalog.pg_rewrite r \
+   JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid \
+   WHERE r.ev_class = c.oid AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid <> c.oid) \
+FROM pg_catalog.pg_class c \
+WHERE c.oid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't' \
+ AND (c.relkind IN ('v', 'f', 'S') OR c.relpersistence = 'u' OR c.relrowsecurity OR c.relhastriggers OR c.relhasrules \
+  OR EXISTS (SELECT FROM pg_catalog.pg_attrdef a WHERE a.adrelid = c.oid)) \
+ORDER BY c.oid";
+
+/// Tables that a write of one also changes: partitions and inheritance both ways, and the
+/// referencing side of foreign keys with an action.
+pub(super) const RELATIVES: &str = "\
+SELECT p.relname, c.relname, true FROM pg_catalog.pg_inherits i \
+ JOIN pg_catalog.pg_class p ON p.oid = i.inhparent JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid \
+ WHERE p.relkind IN ('r', 'p', 'f') \
+UNION SELECT p.relname, c.relname, false FROM pg_catalog.pg_constraint k \
+ JOIN pg_catalog.pg_class p ON p.oid = k.confrelid JOIN pg_catalog.pg_class c ON c.oid = k.conrelid \
+ WHERE k.contype = 'f' AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd')) \
+ORDER BY 1, 2";
+
+/// Operators over functions of users that write: whatever uses them does.
+pub(super) const VOLATILE_OPERATORS: &str = "\
+SELECT count(*) FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_proc p ON p.oid = o.oprcode \
+WHERE o.oid >= 16384 AND p.provolatile = 'v'";
