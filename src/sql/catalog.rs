@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::functions::Builtin;
+
 /// The catalog of one database, read on a server and published whole.
 ///
 /// Keys are bare folded names: a name counts as writing if any function of that name, in any
@@ -35,6 +37,8 @@ pub struct Relation {
     pub primary_only: bool,
     /// A view or policy over a function that writes, or a column type whose operators do.
     pub writes_on_read: bool,
+    /// What the server's own functions and views do that a view or policy reads: a read of it does the same.
+    pub calls: Vec<Builtin>,
     /// A view, or a table with row-level security: a read touches more than its name.
     pub reads_all: bool,
     /// User triggers, rules, a view or a foreign table: a write touches more than its name.
@@ -50,6 +54,19 @@ pub struct Relation {
 
 /// Relatives that are kept of one relation; with more of them a write counts as touching everything.
 pub const MAX_RELATIVES: usize = 64;
+
+impl Relation {
+    /// A read of it does what those do. Returns whether that was news.
+    pub fn call(&mut self, calls: &[Builtin]) -> bool {
+        let known = self.calls.len();
+        for call in calls {
+            if !self.calls.contains(call) {
+                self.calls.push(*call);
+            }
+        }
+        self.calls.len() > known
+    }
+}
 
 /// A write to one relation that changes another.
 #[derive(Clone, Copy, Debug)]

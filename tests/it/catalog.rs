@@ -63,6 +63,42 @@ async fn writes_hidden_behind_views_operators_casts_and_attributes_run_on_the_pr
 }
 
 #[tokio::test]
+async fn a_view_over_the_servers_own_functions_and_views_is_asked_as_they_are() {
+    let stage = Stage::set(
+        "CREATE VIEW recovering AS SELECT pg_is_in_recovery() AS x, inet_server_port() AS port;
+         CREATE VIEW beyond AS SELECT x FROM recovering;
+         CREATE VIEW readonly AS SELECT setting FROM pg_settings WHERE name = 'transaction_read_only';
+         CREATE VIEW asks AS SELECT current_setting('transaction_read_only');
+         CREATE VIEW busy AS SELECT inet_server_port() FROM pg_stat_activity;
+         CREATE VIEW held AS SELECT pg_try_advisory_lock(5);
+         CREATE VIEW mine AS SELECT current_setting('app.tenant', true) AS t, now(), inet_server_port() AS port",
+        &[],
+    )
+    .await;
+    let (session, other) = (stage.session().await, stage.session().await);
+    let primary = stage.primary_port().to_string();
+
+    for _ in 0..8 {
+        for (sql, answer) in [
+            ("SELECT x FROM recovering", "f"),
+            ("SELECT x FROM beyond", "f"),
+            ("SELECT * FROM readonly", "off"),
+            ("SELECT * FROM asks", "off"),
+            ("SELECT * FROM busy", primary.as_str()),
+            ("SELECT * FROM held", "t"),
+        ] {
+            assert_eq!(session.value(sql).await, answer, "{sql}");
+        }
+        assert_eq!(other.value("SELECT * FROM held").await, "f", "a lock is one session's");
+    }
+    // What only computes, or asks for a setting of the session's own, any server answers.
+    let reader = stage.session().await;
+    for _ in 0..8 {
+        assert!(stage.is_replica(reader.value("SELECT port FROM mine").await.parse().expect("a port")));
+    }
+}
+
+#[tokio::test]
 async fn a_function_made_through_the_proxy_is_known_at_once() {
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
     let session = stage.session().await;

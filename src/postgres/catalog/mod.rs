@@ -1,6 +1,7 @@
 //! What a database's own catalog says of functions and relations.
 
 mod bodies;
+mod builtins;
 mod queries;
 
 use std::collections::HashMap;
@@ -9,7 +10,8 @@ use xxhash_rust::xxh3::Xxh3;
 
 use self::{
     bodies::Bodies,
-    queries::{FUNCTIONS, RELATIONS, RELATIVES, VOLATILE_OPERATORS},
+    builtins::Builtins,
+    queries::{BUILTINS, FUNCTIONS, RELATIONS, RELATIVES, VOLATILE_OPERATORS},
 };
 use super::backend::{Backend, Row};
 use crate::{
@@ -17,10 +19,11 @@ use crate::{
     sql::catalog::{Catalog, Link, Relation, UserFunction},
 };
 
-/// Reads the catalog in four round trips.
+/// Reads the catalog in five round trips.
 pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let functions = server.query_all(FUNCTIONS).await?;
     let relations = server.query_all(RELATIONS).await?;
+    let builtins = server.query_all(BUILTINS).await?;
     let relatives = server.query_all(RELATIVES).await?;
     let operators = server.query_all(VOLATILE_OPERATORS).await?;
     let mut catalog = Catalog { loaded: true, ..Catalog::default() };
@@ -28,12 +31,12 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     for row in &functions {
         read_function(row, &bodies, &mut catalog);
     }
-    read_relations(&relations, &bodies, &mut catalog);
+    read_relations(&relations, &bodies, &Builtins::read(&builtins), &mut catalog);
     let links: Vec<Link<'_>> = relatives.iter().filter_map(read_link).collect();
     catalog.relate(&links);
     catalog.writing_operators =
         operators.first().and_then(|row| text(row, 0)).is_some_and(|count| count != "0");
-    catalog.version = version(&[&functions, &relations, &relatives, &operators]);
+    catalog.version = version(&[&functions, &relations, &builtins, &relatives, &operators]);
     Ok(catalog)
 }
 
@@ -64,42 +67,47 @@ fn read_function(row: &Row, bodies: &Bodies<'_>, catalog: &mut Catalog) {
     entry.touches |= bodies.touches.contains(oid);
 }
 
-fn read_relations(rows: &[Row], bodies: &Bodies<'_>, catalog: &mut Catalog) {
+fn read_relations(rows: &[Row], bodies: &Bodies<'_>, builtins: &Builtins<'_>, catalog: &mut Catalog) {
     // What a view's relations do on reading, the view does: found by going over them until
     // nothing changes.
     let mut by_oid: HashMap<&str, Relation> = HashMap::new();
     for row in rows {
-        if let Some(oid) = text(row, 9) {
-            by_oid.insert(oid, read_relation(row, bodies));
+        if let Some(oid) = text(row, 8) {
+            by_oid.insert(oid, read_relation(row, bodies, builtins));
         }
     }
     loop {
         let mut changed = false;
         for row in rows {
-            let (Some(oid), Some(below), true) = (text(row, 9), text(row, 10), text(row, 1) != Some("m"))
+            let (Some(oid), Some(below), true) = (text(row, 8), text(row, 9), text(row, 1) != Some("m"))
             else {
                 continue;
             };
             let below: Vec<_> = below.split(',').filter_map(|oid| by_oid.get(oid)).collect();
             let writes = below.iter().any(|relation| relation.writes_on_read);
             let primary = below.iter().any(|relation| relation.primary_only);
+            let calls: Vec<_> = below.iter().flat_map(|relation| relation.calls.iter().copied()).collect();
             let relation = by_oid.get_mut(oid).expect("every row was read above");
             changed |= (writes && !relation.writes_on_read) || (primary && !relation.primary_only);
             relation.writes_on_read |= writes;
             relation.primary_only |= primary;
+            changed |= relation.call(&calls);
         }
         if !changed {
             break;
         }
     }
     for row in rows {
-        let (Some(name), Some(oid)) = (text(row, 0), text(row, 9)) else { continue };
+        let (Some(name), Some(oid)) = (text(row, 0), text(row, 8)) else { continue };
         merge(catalog.relations.entry(name.into()).or_default(), &by_oid[oid]);
     }
 }
 
-fn read_relation(row: &Row, bodies: &Bodies<'_>) -> Relation {
+fn read_relation(row: &Row, bodies: &Bodies<'_>, builtins: &Builtins<'_>) -> Relation {
     let kind = text(row, 1).unwrap_or("");
+    let oid = text(row, 8).unwrap_or("");
+    // What a materialized view calls ran when it was filled.
+    let calls = builtins.reads.get(oid).filter(|_| kind != "m").cloned().unwrap_or_default();
     let unlogged = text(row, 2) == Some("u");
     let security = is_true(row, 3);
     let code = is_true(row, 4) || is_true(row, 5);
@@ -110,7 +118,8 @@ fn read_relation(row: &Row, bodies: &Bodies<'_>) -> Relation {
         writes_all: code || matches!(kind, "v" | "f") || security,
         touches: Bodies::any(&bodies.touches, text(row, 7))
             || Bodies::any(&bodies.touches, text(row, 6))
-            || is_true(row, 8),
+            || builtins.touches.contains(oid),
+        calls,
         irrevocable: false,
         relatives: Vec::new(),
     }
@@ -123,6 +132,7 @@ fn merge(into: &mut Relation, from: &Relation) {
     into.reads_all |= from.reads_all;
     into.writes_all |= from.writes_all;
     into.touches |= from.touches;
+    into.call(&from.calls);
 }
 
 fn read_link(row: &Row) -> Option<Link<'_>> {

@@ -13,7 +13,7 @@ WHERE p.oid >= 16384 AND p.prokind <> 'a' \
 ORDER BY p.oid";
 
 /// Relations that are more than an ordinary table: kind, persistence, row security, user triggers,
-/// rules, and the functions their views, policies, triggers, defaults and rules depend on.
+/// rules, and the users' functions that their views, policies, triggers, defaults and rules depend on.
 pub(super) const RELATIONS: &str = "\
 SELECT c.relname, c.relkind, c.relpersistence, c.relrowsecurity, \
  EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal), \
@@ -37,8 +37,6 @@ SELECT c.relname, c.relkind, c.relpersistence, c.relrowsecurity, \
    UNION SELECT d.refobjid FROM pg_catalog.pg_constraint k \
      JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_constraint'::regclass AND d.objid = k.oid \
      WHERE k.conrelid = c.oid AND d.refclassid = 'pg_catalog.pg_proc'::regclass) f), \
- EXISTS (SELECT FROM pg_catalog.pg_attrdef a WHERE a.adrelid = c.oid \
-   AND pg_catalog.pg_get_expr(a.adbin, a.adrelid) ~* '(currval|lastval)'), \
  c.oid::text, \
  (SELECT string_agg(DISTINCT d.refobjid::text, ',') FROM pg_catalog.pg_rewrite r \
    JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::regclass AND d.objid = r.oid \
@@ -46,8 +44,38 @@ SELECT c.relname, c.relkind, c.relpersistence, c.relrowsecurity, \
 FROM pg_catalog.pg_class c \
 WHERE c.oid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't' \
  AND (c.relkind IN ('v', 'f', 'S') OR c.relpersistence = 'u' OR c.relrowsecurity OR c.relhastriggers OR c.relhasrules \
-  OR EXISTS (SELECT FROM pg_catalog.pg_attrdef a WHERE a.adrelid = c.oid)) \
+  OR c.relchecks > 0 OR EXISTS (SELECT FROM pg_catalog.pg_attrdef a WHERE a.adrelid = c.oid)) \
 ORDER BY c.oid";
+
+/// The server's own functions and views that expressions of relations name: an owner, `r` where reading it
+/// evaluates the expression and `w` where writing does, the name, and whether that is a function and a
+/// volatile one. The immutable ones compute and are left out.
+///
+/// `pg_depend` tells nothing of what initdb made; the expressions' trees do, and reading them takes no
+/// lock on what they name, as writing them out again would. `current_setting` (2077 and 3294) is in it
+/// only where it may ask for `transaction_read_only` or its default, whose letters stand there as numbers.
+pub(super) const BUILTINS: &str = "\
+WITH tree (owner, kind, tree) AS ( \
+  SELECT r.ev_class, CASE r.rulename WHEN '_RETURN' THEN 'r' ELSE 'w' END, r.ev_action::text || r.ev_qual::text \
+    FROM pg_catalog.pg_rewrite r WHERE r.ev_class >= 16384 \
+  UNION ALL SELECT p.polrelid, 'r', concat(p.polqual::text, p.polwithcheck::text) FROM pg_catalog.pg_policy p \
+  UNION ALL SELECT a.adrelid, 'w', a.adbin::text FROM pg_catalog.pg_attrdef a \
+  UNION ALL SELECT k.conrelid, 'w', k.conbin::text FROM pg_catalog.pg_constraint k \
+    WHERE k.conrelid >= 16384 AND k.conbin IS NOT NULL \
+  UNION ALL SELECT t.tgrelid, 'w', t.tgqual::text FROM pg_catalog.pg_trigger t WHERE t.tgqual IS NOT NULL), \
+part (owner, kind, word, oid, asks) AS ( \
+  SELECT DISTINCT t.owner, t.kind, w.word, split_part(p.part, ' ', 1), \
+    left(p.part, 5) IN ('2077 ', '3294 ') AND (split_part(p.part, ':args (', 2) NOT LIKE '{CONST%' \
+      OR strpos(p.part, '116 114 97 110 115 97 99 116 105 111 110 95 114 101 97 100 95 111 110 108 121') > 0 \
+      OR strpos(p.part, '105 110 95 104 111 116 95 115 116 97 110 100 98 121') > 0) \
+  FROM tree t, (VALUES ('funcid '), ('relid ')) w (word), unnest(string_to_array(t.tree, w.word)) p (part)) \
+SELECT part.owner::text, part.kind, f.proname, true, f.provolatile = 'v' \
+FROM part JOIN pg_catalog.pg_proc f ON part.word = 'funcid ' AND f.oid::text = part.oid \
+WHERE f.oid < 16384 AND f.provolatile <> 'i' AND (f.proname <> 'current_setting' OR part.asks) \
+UNION SELECT part.owner::text, part.kind, c.relname, false, true \
+FROM part JOIN pg_catalog.pg_class c ON part.word = 'relid ' AND c.oid::text = part.oid \
+WHERE c.oid < 16384 AND c.relkind = 'v' AND c.relnamespace = 'pg_catalog'::regnamespace \
+ORDER BY 1, 2, 3, 4";
 
 /// Tables that a write of one also changes: partitions and inheritance both ways, and the
 /// referencing side of foreign keys with an action.

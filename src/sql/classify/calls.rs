@@ -83,12 +83,25 @@ pub(super) fn unknown_code(verdict: &mut Verdict) {
 }
 
 fn weigh_builtin(verdict: &mut Verdict, known: Builtin, call: &Call, phrase: &Phrase<'_>) {
+    match known {
+        // Until the end of the transaction, not for as long as the session lasts.
+        Builtin::SetConfig if call.ends_in_true => {
+            verdict.plain = false;
+            verdict.raise(Reason::State);
+        }
+        Builtin::CurrentSetting if !asks_for_primary(phrase) => verdict.plain = false,
+        known => weigh_known(verdict, known),
+    }
+}
+
+/// What a function of the server's own does, with arguments that are not known to make it harmless.
+pub(super) fn weigh_known(verdict: &mut Verdict, known: Builtin) {
     verdict.plain &= known == Builtin::Pure;
     match known {
         Builtin::Pure => {}
         Builtin::ReadsAll => verdict.tables = Touched::All,
         Builtin::Writes => verdict.raise(Reason::Function),
-        Builtin::Server => verdict.raise(Reason::Server),
+        Builtin::Server | Builtin::CurrentSetting => verdict.raise(Reason::Server),
         Builtin::State => verdict.raise(Reason::State),
         Builtin::Draws => {
             verdict.raise(Reason::State);
@@ -120,15 +133,7 @@ fn weigh_builtin(verdict: &mut Verdict, known: Builtin, call: &Call, phrase: &Ph
         }
         Builtin::SetConfig => {
             verdict.raise(Reason::State);
-            // Until the end of the transaction, or for as long as the session lasts.
-            if !call.ends_in_true {
-                verdict.pin(PinReason::Setting);
-            }
-        }
-        Builtin::CurrentSetting => {
-            if asks_for_primary(phrase) {
-                verdict.raise(Reason::Server);
-            }
+            verdict.pin(PinReason::Setting);
         }
         Builtin::ShowsPrepared => {
             verdict.raise(Reason::State);

@@ -15,6 +15,7 @@ mod survey;
 mod transaction;
 mod verdict;
 
+pub use self::relations::system_view;
 use self::verdict::Verdict;
 use super::{
     Access, Dialect, Hints, Intent, LexModes, Reason,

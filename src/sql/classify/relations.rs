@@ -1,11 +1,11 @@
 //! Relations that a statement names, judged by the catalog.
 
 use super::{
-    Cx,
+    Cx, calls,
     survey::Named,
     verdict::{Touched, Verdict},
 };
-use crate::sql::{Dialect, Reason, effects::Effect, lexer::tokens::Phrase};
+use crate::sql::{Dialect, Reason, effects::Effect, functions::Builtin, lexer::tokens::Phrase};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
@@ -16,12 +16,7 @@ pub(super) enum Use {
 pub(super) fn weigh(verdict: &mut Verdict, relation: &Named, how: Use, cx: &Cx<'_>) {
     verdict.tables.add(&relation.name);
     match system_relation(relation, cx.dialect) {
-        Some(System::Server) => verdict.raise(Reason::Server),
-        Some(System::Prepared) => {
-            verdict.raise(Reason::State);
-            verdict.effect(Effect::ShowsPrepared);
-        }
-        Some(System::Session) => verdict.raise(Reason::State),
+        Some(System::Shows(state)) => calls::weigh_known(verdict, state),
         Some(System::Sequence) => verdict.raise(Reason::Relation),
         None => {}
     }
@@ -39,6 +34,9 @@ pub(super) fn weigh(verdict: &mut Verdict, relation: &Named, how: Use, cx: &Cx<'
         verdict.plain = false;
         verdict.effect(Effect::DrawsSequence);
         verdict.effect(Effect::Touches);
+    }
+    for call in &known.calls {
+        calls::weigh_known(verdict, *call);
     }
     let everything = if how == Use::Write { known.writes_all || known.reads_all } else { known.reads_all };
     if everything {
@@ -70,12 +68,9 @@ pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'
 }
 
 enum System {
-    /// State of one server.
-    Server,
-    /// Names of prepared statements or portals.
-    Prepared,
-    /// State of one server session.
-    Session,
+    /// What a function shows as well: the state of one server ([`Builtin::Server`]), its session's
+    /// ([`Builtin::State`]), names of prepared statements or portals ([`Builtin::ShowsPrepared`]).
+    Shows(Builtin),
     Sequence,
 }
 
@@ -83,7 +78,7 @@ fn system_relation(relation: &Named, dialect: Dialect) -> Option<System> {
     let schema = relation.schema.as_deref();
     match dialect {
         Dialect::Postgres => match schema {
-            Some(schema) if schema.starts_with("pg_temp") => Some(System::Session),
+            Some(schema) if schema.starts_with("pg_temp") => Some(System::Shows(Builtin::State)),
             Some("information_schema") => None,
             Some(schema) if schema != "pg_catalog" => extension_relation(&relation.name),
             _ => postgres_relation(&relation.name),
@@ -92,9 +87,17 @@ fn system_relation(relation: &Named, dialect: Dialect) -> Option<System> {
     }
 }
 
+/// What the server's own view of this name shows beyond what replicas have as well.
+pub fn system_view(name: &str) -> Option<Builtin> {
+    postgres_relation(name).map(|system| match system {
+        System::Shows(state) => state,
+        System::Sequence => Builtin::Server,
+    })
+}
+
 fn postgres_relation(name: &str) -> Option<System> {
     match name {
-        "pg_prepared_statements" | "pg_cursors" => Some(System::Prepared),
+        "pg_prepared_statements" | "pg_cursors" => Some(System::Shows(Builtin::ShowsPrepared)),
         "pg_sequences" => Some(System::Sequence),
         "pg_locks"
         | "pg_prepared_xacts"
@@ -109,7 +112,7 @@ fn postgres_relation(name: &str) -> Option<System> {
         | "pg_config"
         | "pg_aios"
         | "pg_wait_events"
-        | "pg_dsm_registry_allocations" => Some(System::Server),
+        | "pg_dsm_registry_allocations" => Some(System::Shows(Builtin::Server)),
         _ => extension_relation(name),
     }
 }
@@ -118,23 +121,23 @@ fn postgres_relation(name: &str) -> Option<System> {
 fn extension_relation(name: &str) -> Option<System> {
     let of_server =
         name.starts_with("pg_stat_") || name.starts_with("pg_statio_") || name == "pg_buffercache";
-    of_server.then_some(System::Server)
+    of_server.then_some(System::Shows(Builtin::Server))
 }
 
 fn mysql_relation(schema: Option<&str>, name: &str) -> Option<System> {
     match schema {
-        Some("performance_schema" | "sys") => Some(System::Server),
+        Some("performance_schema" | "sys") => Some(System::Shows(Builtin::Server)),
         Some("information_schema") => {
             let of_server = name.starts_with("innodb_")
                 || name.starts_with("global_")
                 || name.starts_with("session_")
                 || matches!(name, "processlist" | "profiling" | "optimizer_trace" | "system_variables")
                 || matches!(name, "metadata_lock_info" | "user_statistics" | "client_statistics" | "events");
-            of_server.then_some(System::Server)
+            of_server.then_some(System::Shows(Builtin::Server))
         }
         Some("mysql") => {
             let of_server = name.starts_with("slave_") || name.starts_with("gtid_") || name.ends_with("_log");
-            of_server.then_some(System::Server)
+            of_server.then_some(System::Shows(Builtin::Server))
         }
         _ => None,
     }

@@ -4,6 +4,7 @@ use super::{super::*, loaded, mysql, postgres_in};
 use crate::sql::{
     Tables,
     catalog::{Relation, UserFunction},
+    functions::Builtin,
 };
 
 fn catalog() -> Catalog {
@@ -24,6 +25,9 @@ fn catalog() -> Catalog {
         ("v", Relation { writes_on_read: true, reads_all: true, ..plain.clone() }),
         ("simple_view", Relation { reads_all: true, writes_all: true, ..plain.clone() }),
         ("triggered", Relation { writes_all: true, touches: true, ..plain.clone() }),
+        ("asks_server", Relation { calls: vec![Builtin::Server], reads_all: true, ..plain.clone() }),
+        ("shows_last", Relation { calls: vec![Builtin::Previous], reads_all: true, ..plain.clone() }),
+        ("sets", Relation { calls: vec![Builtin::SetConfig], reads_all: true, ..plain.clone() }),
         ("parent", Relation { relatives: vec!["child".into()], ..plain }),
     ] {
         catalog.relations.insert(name.into(), relation);
@@ -102,6 +106,24 @@ fn relations_that_need_the_primary_are_known() {
         ),
     ] {
         assert_eq!(postgres_in(text, &catalog()).access, access, "{text}");
+    }
+}
+
+#[test]
+fn a_view_does_what_it_calls() {
+    for (text, reason, effects) in [
+        ("SELECT * FROM asks_server", Reason::Server, vec![]),
+        ("SELECT * FROM shows_last", Reason::State, vec![Effect::NeedsPrevious]),
+        ("SELECT * FROM t JOIN sets ON true", Reason::State, vec![Effect::Pin(PinReason::Setting)]),
+        (
+            "INSERT INTO t SELECT 1 FROM sets",
+            Reason::Dml,
+            vec![Effect::DrawsSequence, Effect::Pin(PinReason::Setting)],
+        ),
+    ] {
+        let intent = postgres_in(text, &catalog());
+        assert_eq!((intent.access, intent.reason), (Access::Write, reason), "{text}");
+        assert_eq!(intent.effects, effects, "{text}");
     }
 }
 
