@@ -154,7 +154,7 @@ pub struct BatchWriter<'a> {
     pub server: &'a mut ServerStatements,
     pub expect: &'a mut VecDeque<Expect>,
     pub out: &'a mut Vec<u8>,
-    /// Of the session's search_path and role.
+    /// Of those settings of the session that a Parse depends on.
     pub plan_key: u64,
     /// The batch's bytes.
     pub data: &'a [u8],
@@ -172,7 +172,7 @@ impl BatchWriter<'_> {
                 self.expect_plain(message);
             }
             if let Subject::Unnamed(key) = message.subject {
-                self.note_unnamed(message.tag, key);
+                self.note_unnamed(message.tag, self.planned(key));
             }
         }
         rewritten
@@ -183,12 +183,17 @@ impl BatchWriter<'_> {
         batch.messages.iter().any(|message| match &message.subject {
             Subject::Plain => false,
             Subject::Unnamed(key) if matches!(message.tag, b'P' | b'C') => {
-                has = *key;
+                has = self.planned(*key);
                 false
             }
-            Subject::Unnamed(key) => has != *key,
+            Subject::Unnamed(key) => has != self.planned(*key),
             Subject::Named(_) | Subject::CloseNamed | Subject::Duplicate(_) => true,
         })
+    }
+
+    /// The key of a statement that is prepared under the session's settings.
+    fn planned(&self, key: Option<u128>) -> Option<u128> {
+        key.map(|key| key ^ u128::from(self.plan_key))
     }
 
     /// Follows what the server's unnamed statement becomes.
@@ -224,7 +229,7 @@ impl BatchWriter<'_> {
                 self.expect_plain(message);
             }
             Subject::Unnamed(key) => {
-                if !matches!(message.tag, b'P' | b'C') && self.server.unnamed != *key {
+                if !matches!(message.tag, b'P' | b'C') && self.server.unnamed != self.planned(*key) {
                     self.repair_unnamed(*key, batch, frontend);
                 }
                 self.copy(message);
@@ -258,7 +263,7 @@ impl BatchWriter<'_> {
             }
             None => put_close(b"", self.out, self.expect),
         }
-        self.server.unnamed = key;
+        self.server.unnamed = self.planned(key);
     }
 
     /// Parse, Bind or Describe of a named statement: by the name it has on this server.

@@ -18,7 +18,10 @@ use super::{
 use crate::{
     inbox::Inbox,
     protocol::{Fault, ReaderContext, Request, Transaction},
-    sql::{Access, Effect, Intent, LexModes, effects::Discard},
+    sql::{
+        Access, Effect, Intent, LexModes,
+        effects::{Discard, ProxyCommand},
+    },
     stream::{self, Stream},
 };
 
@@ -375,7 +378,10 @@ impl Frontend {
         if let Some(Resolved::Named(taken)) = self.statements.resolve(name) {
             return Subject::Duplicate(taken.clone());
         }
-        let statement = self.origins.intern(definition, intent);
+        let statement = match shape_of_answer(&intent) {
+            Some(shape) => self.origins.intern(&shape, &[&shape, &definition[text.len()..]].concat(), intent),
+            None => self.origins.intern(text, definition, intent),
+        };
         self.statements.expect(name, Some(statement.clone()));
         Subject::Named(statement)
     }
@@ -425,8 +431,15 @@ impl Frontend {
         let (classifier, database) = (&reader.classifier, reader.database.id());
         let (modes, origins) = (self.modes, &self.origins);
         self.statements.renew(classifier.generation(&catalog), |text, statement| {
+            if shape_of_answer(&statement.intent).is_some() {
+                // Its text is not what the client has prepared.
+                return Arc::new(statement.with(&statement.body, statement.intent.clone()));
+            }
             let intent = classifier.intent(database, &catalog, modes, text, Instant::now);
-            origins.intern(&statement.body, intent)
+            match statement.is_shared() {
+                true => origins.intern(text, &statement.body, intent),
+                false => Arc::new(statement.with(&statement.body, intent)),
+            }
         });
     }
 
@@ -504,6 +517,15 @@ impl Frontend {
 fn has_values(bind: &[u8]) -> bool {
     let formats = bind.first_chunk().map_or(0, |count| usize::from(u16::from_be_bytes(*count)));
     bind.get(2 + 2 * formats..4 + 2 * formats).is_some_and(|count| count != [0, 0])
+}
+
+/// A statement that a server describes as the proxy describes its own answer to a question, which is asked
+/// of a server when it is only prepared.
+fn shape_of_answer(intent: &Intent) -> Option<Vec<u8>> {
+    let [Effect::Proxy(ProxyCommand::Show { shown })] = &intent.effects[..] else { return None };
+    let column = |name: &str| format!("''::text AS \"{}\"", name.replace('"', "\"\""));
+    let columns: Vec<String> = shown.iter().map(|shown| column(&shown.column)).collect();
+    Some(format!("SELECT {}", columns.join(", ")).into_bytes())
 }
 
 /// The text of one statement with effects, for what has to be sent again by itself.

@@ -155,8 +155,11 @@ impl Origins {
         greetings.insert(self.key(settings), greeting.clone());
     }
 
-    /// One copy of a statement for all sessions that prepare it.
-    pub(super) fn intern(&self, body: &[u8], intent: Arc<Intent>) -> Arc<Statement> {
+    /// One copy of a statement for all sessions that prepare it; `text`: of its `body`.
+    pub(super) fn intern(&self, text: &[u8], body: &[u8], intent: Arc<Intent>) -> Arc<Statement> {
+        if Statement::reads_clock(text) {
+            return Arc::new(Statement::alone(body, intent));
+        }
         let key = Statement::key_of(body, Origin::Parse);
         let mut interned = self.shared.interned.lock();
         if let Some(found) = interned.get(&key).and_then(Weak::upgrade)

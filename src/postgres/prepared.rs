@@ -1,6 +1,12 @@
 //! Prepared statements: what a client has prepared, and what a server connection has of it.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use foldhash::{HashMap, HashMapExt};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
@@ -15,8 +21,10 @@ pub struct Statement {
     /// whole `PREPARE` statement.
     pub body: Box<[u8]>,
     pub origin: Origin,
-    /// Hash of `body`.
+    /// Hash of `body`, and of `alone`.
     pub key: u128,
+    /// Not 0 for a statement that no other session shares.
+    alone: u64,
     /// Of the statement behind it.
     pub intent: Arc<Intent>,
 }
@@ -31,7 +39,43 @@ pub enum Origin {
 
 impl Statement {
     pub fn new(body: &[u8], origin: Origin, intent: Arc<Intent>) -> Self {
-        Self { body: body.into(), origin, key: Self::key_of(body, origin), intent }
+        Self { body: body.into(), origin, key: Self::key_of(body, origin), alone: 0, intent }
+    }
+
+    /// One that no other session shares.
+    pub fn alone(body: &[u8], intent: Arc<Intent>) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self::alone_as(LAST.fetch_add(1, Ordering::Relaxed) + 1, body, intent)
+    }
+
+    fn alone_as(alone: u64, body: &[u8], intent: Arc<Intent>) -> Self {
+        // Seeds of their own, beside those of the shared.
+        let key = xxh3_128_with_seed(body, alone.wrapping_mul(2) + Origin::Parse as u64 + 2);
+        Self { body: body.into(), origin: Origin::Parse, key, alone, intent }
+    }
+
+    /// Whether a text holds a time that the server reads off its clock once, when it prepares the statement
+    /// (`'now'`, `'today'`): another session's would be of another time.
+    pub fn reads_clock(text: &[u8]) -> bool {
+        const WORDS: [&[u8]; 4] = [b"now", b"today", b"tomorrow", b"yesterday"];
+        text.split(|byte| *byte == b'\'').skip(1).any(|behind_quote| {
+            let behind_quote = behind_quote.trim_ascii_start();
+            WORDS.iter().any(|word| {
+                behind_quote.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word))
+            })
+        })
+    }
+
+    /// The same, of another intent or with types: as much alone as this one.
+    pub fn with(&self, body: &[u8], intent: Arc<Intent>) -> Self {
+        match self.alone {
+            0 => Self::new(body, self.origin, intent),
+            alone => Self::alone_as(alone, body, intent),
+        }
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.alone == 0
     }
 
     /// Equal for equal definitions.
@@ -223,7 +267,7 @@ impl ClientStatements {
         if !Statement::is_whole_parse(&body) {
             return None;
         }
-        *statement = Arc::new(Statement::new(&body, Origin::Parse, statement.intent.clone()));
+        *statement = Arc::new(statement.with(&body, statement.intent.clone()));
         Some(statement.key)
     }
 

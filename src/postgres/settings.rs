@@ -24,7 +24,7 @@ pub struct Settings {
 
 #[derive(Clone, Debug)]
 struct Value {
-    /// As text, for what depends on it (search_path and role key prepared statements).
+    /// As text, for what depends on it: some key prepared statements.
     value: Box<str>,
     /// Sets it, ready to be sent.
     statement: Box<str>,
@@ -34,6 +34,25 @@ struct Value {
 /// they cannot ride in the same implicit transaction as the statement they are meant for.
 const NEXT_TRANSACTION: [&str; 3] =
     ["default_transaction_deferrable", "default_transaction_isolation", "default_transaction_read_only"];
+
+/// What a Parse depends on besides its text: the names in it, and how its literals are read. PostgreSQL
+/// makes values of them at once, so that a statement prepared for one session holds that session's time
+/// zone.
+const READ_BY_PARSE: [&str; 13] = [
+    "array_nulls",
+    "backslash_quote",
+    "client_encoding",
+    "datestyle",
+    "intervalstyle",
+    "lc_monetary",
+    "role",
+    "search_path",
+    "session_authorization",
+    "standard_conforming_strings",
+    "timezone",
+    "transform_null_equals",
+    "xmloption",
+];
 
 /// Set after all others, in this order, and reset before: they take rights away.
 const IDENTITY: [&str; 2] = ["session_authorization", "role"];
@@ -89,7 +108,7 @@ impl Settings {
         self.hash
     }
 
-    /// What prepared statements depend on besides their text: search_path and role.
+    /// Of what prepared statements depend on besides their text.
     pub fn plan_key(&self) -> u64 {
         self.plan_key
     }
@@ -152,7 +171,7 @@ fn reset(name: &str) -> Box<str> {
 fn plan_key(values: &BTreeMap<Box<str>, Value>) -> u64 {
     let mut hasher = Xxh3::new();
     let mut any = false;
-    for name in ["role", "search_path", "session_authorization"] {
+    for name in READ_BY_PARSE {
         if let Some(Value { value, .. }) = values.get(name) {
             hasher.update(name.as_bytes());
             hasher.update(value.as_bytes());

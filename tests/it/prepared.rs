@@ -35,6 +35,68 @@ async fn a_prepared_statement_is_routed_afresh_at_every_execution() {
 }
 
 #[tokio::test]
+async fn a_prepared_statements_literals_are_read_as_its_own_session_reads_them() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let differing = [
+        ("TimeZone", ["UTC", "Asia/Karachi"], "SELECT '2020-06-01 12:00'::timestamptz AT TIME ZONE 'UTC'"),
+        ("DateStyle", ["ISO, MDY", "ISO, DMY"], "SELECT '01/02/2020'::date - '2020-01-01'::date"),
+        ("standard_conforming_strings", ["on", "off"], r"SELECT length('a\\b')"),
+        ("transform_null_equals", ["on", "off"], "SELECT (null::int = null)::text"),
+    ];
+    for (setting, values, sql) in differing {
+        for name in ["", "s"] {
+            let mut answers = Vec::new();
+            for port in [stage.primary_port(), stage.proxy.port()] {
+                let mut wires = Vec::new();
+                for value in values {
+                    let mut wire = Wire::login(port, APP, &stage.database.name).await;
+                    wire.ask(&Batch::new().query(&format!("SET {setting} = '{value}'"))).await;
+                    wire.ask(&Batch::new().parse(name, sql).sync()).await;
+                    wires.push(wire);
+                }
+                for wire in &mut wires {
+                    let answer = wire.ask(&Batch::new().bind("", name, &[]).execute("", 0).sync()).await;
+                    answers.push(first_columns(&answer));
+                }
+            }
+            assert_eq!(answers[..2], answers[2..], "{setting} {name:?}");
+            assert_ne!(answers[0], answers[1], "{setting} makes no difference to the server");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_time_that_is_read_off_the_clock_is_not_another_sessions() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let sql = "SELECT 'now'::timestamptz < $1::timestamptz";
+    let mut first = stage.wire().await;
+    first.ask(&Batch::new().parse("s", sql).sync()).await;
+    first.ask(&Batch::new().bind("", "s", &["2020-01-01"]).execute("", 0).sync()).await;
+    let between = first_columns(&first.ask(&Batch::new().query("SELECT clock_timestamp()")).await).remove(0);
+
+    let mut second = stage.wire().await;
+    second.ask(&Batch::new().parse("s", sql).sync()).await;
+    let answer = second.ask(&Batch::new().bind("", "s", &[&between]).execute("", 0).sync()).await;
+
+    assert_eq!(first_columns(&answer), ["f"]);
+}
+
+#[tokio::test]
+async fn a_question_to_the_proxy_can_be_prepared() {
+    let stage = Stage::set("", &[]).await;
+    let mut wire = stage.wire().await;
+    wire.ask(&Batch::new().query("SELECT 1")).await;
+
+    let described =
+        wire.ask(&Batch::new().parse("s", "SHOW pointsman.route").describe_statement("s").sync()).await;
+    let answer = wire.ask(&Batch::new().bind("", "s", &[]).execute("", 0).sync()).await;
+
+    assert_eq!(tags(&described), "1tTZ");
+    assert_eq!(tags(&answer), "2DCZ");
+    assert!(first_columns(&answer)[0].contains("choice="), "{answer:?}");
+}
+
+#[tokio::test]
 async fn two_clients_use_one_name_for_different_statements() {
     let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
     let (mut one, mut other) = (stage.wire().await, stage.wire().await);
