@@ -102,15 +102,19 @@ impl OwnSettings {
     fn set(&mut self, name: &str, value: &str, startup: Self) -> Result<(), Refusal> {
         let value = value.trim().trim_matches('\'');
         match (name, value) {
-            ("consistency", "default") => self.consistency = startup.consistency,
-            ("consistency", _) => {
-                self.consistency = Some(parse_consistency(value).ok_or_else(|| invalid(name, value))?);
+            ("consistency", value) if value.eq_ignore_ascii_case("default") => {
+                self.consistency = startup.consistency
             }
-            ("max_lag", "default") => self.max_lag = startup.max_lag,
+            ("consistency", _) => {
+                let consistency = parse_consistency(&value.to_ascii_lowercase());
+                self.consistency = Some(consistency.ok_or_else(|| invalid(name, value))?);
+            }
+            ("max_lag", value) if value.eq_ignore_ascii_case("default") => self.max_lag = startup.max_lag,
             ("max_lag", "0" | "") => self.max_lag = None,
             ("max_lag", _) => {
                 let lag = humantime::parse_duration(value).map_err(|_| invalid(name, value))?;
-                self.max_lag = Some(lag);
+                // In any unit no time at all turns it off.
+                self.max_lag = Some(lag).filter(|lag| !lag.is_zero());
             }
             _ => return Err(unknown(name)),
         }

@@ -10,6 +10,22 @@ use pointsman::demo::servers::APP;
 const ONE_CONNECTION: &[&str] = &["cluster.pool.size = 1", "cluster.routing.consistency = 'eventual'"];
 
 #[tokio::test]
+async fn a_value_with_a_backslash_stays_what_it_was() {
+    let stage = Stage::set("", &["cluster.pool.size = 2"]).await;
+    let (session, other) = (stage.session().await, stage.session().await);
+    session.run("SET standard_conforming_strings = off").await;
+    session.run(r"SET app.x = 'a\\b'").await;
+    session.run("SET standard_conforming_strings = on").await;
+    let mut values = std::collections::BTreeSet::new();
+    for _ in 0..10 {
+        values.insert(session.value("SHOW app.x").await);
+        other.run("SET app.x = 'of another'").await;
+    }
+
+    assert_eq!(values.into_iter().collect::<Vec<_>>(), [r"a\b"]);
+}
+
+#[tokio::test]
 async fn settings_follow_the_session_to_whatever_server_comes_next() {
     let stage = Stage::set("CREATE SCHEMA s", ONE_CONNECTION).await;
     let (one, other) = (stage.session().await, stage.session().await);

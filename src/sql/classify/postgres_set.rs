@@ -61,10 +61,11 @@ fn assignment(phrase: &Phrase<'_>, scope: Scope, at: usize) -> Option<Verdict> {
     if is_default && scope == Scope::Session {
         return Some(Verdict::session().with(Effect::Reset { name: name.into() }));
     }
-    if !is_literal(&value) {
+    let source = phrase.from(at).source_text()?;
+    if !is_literal(&value) || source.contains('\\') {
+        // What a backslash means depends on a setting, which may be another when it is set again.
         return None;
     }
-    let source = phrase.from(at).source_text()?;
     let word = if scope == Scope::Local { "LOCAL" } else { "SESSION" };
     Some(Verdict::session().with(Effect::Set {
         name: name.into(),
@@ -274,6 +275,9 @@ fn set_config_item(item: &Phrase<'_>, verdict: &mut Verdict) -> Option<()> {
         return Some(());
     }
     let call = item.range(at + 1..closing + 1).source_text()?;
+    if call.contains('\\') {
+        return None;
+    }
     verdict.effect(Effect::Set {
         name: name.into(),
         value: value.source_text()?.into(),
