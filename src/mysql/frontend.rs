@@ -60,6 +60,8 @@ pub struct Frontend {
     pub(super) tail: Option<Tail>,
     /// As the server's status flag.
     pub(super) autocommit: bool,
+    /// The server's status flags that tell how strings are to be written.
+    pub(super) lexing: u16,
     /// The transaction as the client was told last, for what is answered without asking.
     pub(super) told: Transaction,
     /// The transaction that is open is READ ONLY.
@@ -106,6 +108,7 @@ impl Frontend {
             unconsumed: 0,
             tail: None,
             autocommit: true,
+            lexing: 0,
             told: Transaction::Idle,
             read_only: false,
             next_read_only: None,
@@ -362,7 +365,7 @@ impl Frontend {
             (_, false) => status::IN_TRANSACTION,
             (_, true) => status::IN_TRANSACTION | status::IN_READ_ONLY_TRANSACTION,
         };
-        autocommit | open
+        autocommit | open | self.lexing
     }
 
     /// OK to a command that no server sees.

@@ -74,8 +74,14 @@ pub mod status {
     pub const MORE_RESULTS: u16 = 1 << 3;
     pub const CURSOR_EXISTS: u16 = 1 << 6;
     pub const LAST_ROW_SENT: u16 = 1 << 7;
+    /// A backslash in a string is one: clients escape quotes by doubling them.
+    pub const NO_BACKSLASH_ESCAPES: u16 = 1 << 9;
     pub const IN_READ_ONLY_TRANSACTION: u16 = 1 << 13;
     pub const SESSION_STATE_CHANGED: u16 = 1 << 14;
+    /// MariaDB's alone: `"` begins a name.
+    pub const ANSI_QUOTES: u16 = 1 << 15;
+    /// How clients have to write strings.
+    pub const LEXING: u16 = NO_BACKSLASH_ESCAPES | ANSI_QUOTES;
 }
 
 /// What stands at the front of a packet.

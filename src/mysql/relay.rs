@@ -215,6 +215,7 @@ impl<'a> Relay<'a> {
         backend.learn(&request.intent, self.failed, frontend.carried.now());
         encode::learn_own(backend, &request.intent, self.failed);
         frontend.autocommit = backend.status & status::AUTOCOMMIT != 0;
+        frontend.lexing = backend.status & status::LEXING;
         frontend.read_only = backend.status & status::IN_READ_ONLY_TRANSACTION != 0;
         frontend.consume();
         if !self.failed && request.intent.effects.contains(&Effect::Leave) {

@@ -9,7 +9,7 @@ use super::{
     backend::Backend,
     compress::{Algorithm, Wire},
     frontend::{Frontend, Startup},
-    packet::{self, HEADER, capability as can},
+    packet::{self, HEADER, capability as can, status},
     settings::{Carried, NAMES, Settings},
 };
 use crate::{
@@ -79,6 +79,9 @@ impl Frontend {
         self.reader = Some(context);
         self.note_sql_mode(&greeting.sql_mode);
         self.autocommit = greeting.autocommit;
+        let modes = self.modes;
+        self.lexing = if modes.standard_strings { status::NO_BACKSLASH_ESCAPES } else { 0 }
+            | if modes.ansi_quotes && greeting.mariadb { status::ANSI_QUOTES } else { 0 };
         let startup = self.startup.take();
         if let Some(startup) = &startup {
             let first = self.first_settings(startup, greeting.mariadb);

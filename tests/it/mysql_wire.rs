@@ -626,6 +626,28 @@ async fn other_commands_are_answered_as_by_the_server() {
     .await;
 }
 
+/// Drivers escape the quotes in their parameters by the flags of the answer before.
+#[tokio::test]
+async fn answers_of_the_proxys_own_tell_how_strings_are_to_be_written() {
+    strings_are_told_to_be_written_as_the_server_tells(&Stage::set(TABLE, &[]).await).await;
+}
+
+async fn strings_are_told_to_be_written_as_the_server_tells(stage: &Stage) {
+    let in_mode = |mode: &str| {
+        let mut script = queries(&[&format!("SET SESSION sql_mode = {mode}"), "BEGIN", "SAVEPOINT a"]);
+        script.push((code::PING, vec![]));
+        script.extend(queries(&["COMMIT", "SELECT x FROM t FORCE INDEX (x)", "START TRANSACTION READ ONLY"]));
+        script.extend(queries(&["SELECT x FROM t FORCE INDEX (x)", "ROLLBACK", "SET TRANSACTION READ ONLY"]));
+        script.extend([prepare("SELECT 1"), of_statement(code::STMT_RESET, 1, &[])]);
+        script.extend([(code::RESET_CONNECTION, vec![]), (code::PING, vec![])]);
+        script.extend(queries(&["BEGIN", "COMMIT"]));
+        script
+    };
+    let modes =
+        ["'NO_BACKSLASH_ESCAPES'", "'ANSI'", "\"ANSI_QUOTES,NO_BACKSLASH_ESCAPES\"", "1048576", "DEFAULT"];
+    same(stage, modes.iter().map(|mode| (*mode, in_mode(mode))).collect()).await;
+}
+
 /// `MYSQL_TYPE_STRING`.
 const STRING: [u8; 2] = [254, 0];
 
@@ -830,6 +852,12 @@ async fn reports_of_progress_reach_those_who_understand_them() {
 
 mod on_mysql9 {
     use super::*;
+
+    #[tokio::test]
+    async fn answers_of_the_proxys_own_tell_how_strings_are_to_be_written() {
+        let table = "CREATE TABLE t (x INT, UNIQUE (x)); INSERT INTO t VALUES (1), (2), (3)";
+        strings_are_told_to_be_written_as_the_server_tells(&Stage::on(Make::Mysql9, table, &[]).await).await;
+    }
 
     #[tokio::test]
     async fn query_attributes_reach_the_server_that_answers() {
