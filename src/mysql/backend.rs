@@ -165,10 +165,10 @@ impl Backend {
             return Box::pin(self.bring(wanted)).await;
         }
         // A step that fails leaves the connection in between: only a reset tells where.
-        self.touched = true;
+        let touched = std::mem::replace(&mut self.touched, true);
         self.take(&steps).await?;
         self.carried = wanted.clone();
-        self.touched = false;
+        self.touched = touched;
         Ok(())
     }
 

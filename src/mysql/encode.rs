@@ -1,7 +1,8 @@
 //! One request → what is sent to this server connection for it.
 
+use std::sync::Arc;
+
 use tokio::io::AsyncWriteExt;
-use xxhash_rust::xxh3::xxh3_128;
 
 use super::{
     backend::{Backend, garbage, lost},
@@ -10,6 +11,7 @@ use super::{
     packet::{self, HEADER, MAX_PAYLOAD, u16_le, u32_le},
     parameters::Binding,
     prepared::Statement,
+    settings::Settings,
 };
 use crate::{
     protocol::Fault,
@@ -121,26 +123,26 @@ fn malformed() -> Fault {
     Fault::Protocol(Refusal::fatal(RefusalKind::Protocol, "Malformed communication packet"))
 }
 
-/// Prepares a statement on this connection, in the schema in which the client prepared it.
+/// Prepares a statement on this connection, by the settings by which the client prepared it.
 pub(super) async fn prepare(backend: &mut Backend, statement: &Statement) -> Result<(), Fault> {
     if backend.statements.get(statement.key).is_some() {
         return Ok(());
     }
-    let current = backend.carried.schema.clone();
-    let elsewhere = statement.schema.as_deref().filter(|schema| Some(*schema) != current.as_deref());
-    if let Some(schema) = elsewhere {
-        backend.select_schema(schema).await?;
+    let now = read_as(backend, &statement.settings).await?;
+    let id = backend.prepare(&statement.text).await?;
+    entered(backend, statement.key, id);
+    backend.bring(&now).await
+}
+
+/// Lets the connection read text as it was when `then` held; returns what it has to be brought back to.
+async fn read_as(backend: &mut Backend, then: &Settings) -> Result<Arc<Settings>, Fault> {
+    let now = backend.carried.clone();
+    if now.reading() != then.reading() {
+        // Where there was no schema, there is one now: DATABASE() is not what others would be told.
+        backend.touched |= then.schema.is_none() && now.schema.is_some();
+        backend.bring(&Arc::new(now.reading_as(then))).await?;
     }
-    let prepared = backend.prepare(&statement.text).await;
-    if elsewhere.is_some() {
-        match &current {
-            Some(schema) => backend.select_schema(schema).await?,
-            // It had none and now has one.
-            None => backend.touched = true,
-        }
-    }
-    entered(backend, statement.key, prepared?);
-    Ok(())
+    Ok(now)
 }
 
 /// Enters a server's id; the statement it takes the place of is closed with the next command.
@@ -153,12 +155,12 @@ pub(super) fn entered(backend: &mut Backend, key: u128, id: u32) {
 /// Makes a statement of SQL PREPARE known under the client's name for it.
 pub(super) async fn prepare_own(backend: &mut Backend, frontend: &Frontend, name: &str) -> Result<(), Fault> {
     match frontend.own.get(name) {
-        Some((statement, _)) => {
-            let hash = xxh3_128(statement.as_bytes());
-            if backend.own.get(name) != Some(&hash) {
-                backend.query_all(statement).await?;
-                backend.own.insert(name.into(), hash);
-            }
+        Some(own) if backend.own.get(name) == Some(&own.key) => {}
+        Some(own) => {
+            let now = read_as(backend, &own.settings).await?;
+            backend.query_all(&own.statement).await?;
+            backend.own.insert(name.into(), own.key);
+            backend.bring(&now).await?;
         }
         None if backend.own.remove(name).is_some() => {
             backend.query_all(&format!("DEALLOCATE PREPARE `{}`", name.replace('`', "``"))).await?;
@@ -177,21 +179,25 @@ pub(super) async fn name_own(backend: &mut Backend, frontend: &Frontend, name: &
     if !backend.own.contains_key(name) {
         let statement = format!("PREPARE `{}` FROM 'DO 0'", name.replace('`', "``"));
         backend.query_all(&statement).await?;
-        backend.own.insert(name.into(), xxh3_128(statement.as_bytes()));
+        backend.own.insert(name.into(), NOBODYS);
     }
     Ok(())
 }
 
-/// Follows SQL PREPARE and DEALLOCATE.
-pub(super) fn learn_own(backend: &mut Backend, intent: &Intent, failed: bool) {
+/// In the place of a key: a name is taken by a statement that no session has.
+const NOBODYS: u128 = 0;
+
+/// Follows SQL PREPARE and DEALLOCATE, which the client's end has followed.
+pub(super) fn learn_own(backend: &mut Backend, frontend: &Frontend, intent: &Intent, failed: bool) {
     for effect in &intent.effects {
         if let Some(name) = effect.replaced_name() {
             backend.own.remove(name);
         }
-        if let Effect::Prepare { name, statement, .. } = effect
+        if let Effect::Prepare { name, .. } = effect
             && !failed
         {
-            backend.own.insert(name.clone(), xxh3_128(statement.as_bytes()));
+            let key = frontend.own.get(name).map_or(NOBODYS, |own| own.key);
+            backend.own.insert(name.clone(), key);
         }
     }
 }

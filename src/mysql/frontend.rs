@@ -14,7 +14,7 @@ use super::{
     login::{self, client::Login, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
     parameters,
-    prepared::ClientStatements,
+    prepared::{ClientStatements, OwnStatement},
     settings::{Carried, NAMES},
 };
 use crate::{
@@ -41,8 +41,8 @@ pub struct Frontend {
     nonce: [u8; NONCE],
     pub(super) user: Arc<str>,
     pub(super) statements: ClientStatements,
-    /// SQL PREPARE: by name, the statement that prepares it and what executing it does.
-    pub(super) own: HashMap<Box<str>, (Box<str>, Arc<Intent>)>,
+    /// SQL PREPARE, by name.
+    pub(super) own: HashMap<Box<str>, OwnStatement>,
     pub(super) carried: Carried,
     pub(super) modes: LexModes,
     /// What a reset goes back to.
@@ -338,7 +338,7 @@ impl Frontend {
             };
         };
         let mut behind = match self.own.get(name) {
-            Some((_, inner)) => Intent::clone(inner),
+            Some(own) => Intent::clone(&own.inner),
             // Nobody knows it: the primary says so.
             None => Intent { access: Access::Write, reason: Reason::State, ..Intent::clone(&intent) },
         };
@@ -403,12 +403,15 @@ impl Frontend {
         if failed {
             return;
         }
-        self.carried.learn(&request.intent.effects);
         for effect in &request.intent.effects {
+            // A statement is prepared by what stands before it.
+            self.carried.learn(std::slice::from_ref(effect));
             match effect {
                 Effect::Set { name, value, .. } => self.note_setting(name, value),
                 Effect::Prepare { name, statement, inner } if self.own.len() < MAX_OWN_STATEMENTS => {
-                    self.own.insert(name.clone(), (statement.clone(), Arc::new(Intent::clone(inner))));
+                    let settings = self.carried.now().clone();
+                    let own = OwnStatement::new(statement.clone(), Intent::clone(inner), settings);
+                    self.own.insert(name.clone(), own);
                 }
                 Effect::Discard(Discard::All) => {
                     self.statements.clear();

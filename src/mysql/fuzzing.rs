@@ -120,7 +120,7 @@ fn commands_with(data: &[u8], capabilities: u64) {
             let parameters = statement.text.iter().filter(|byte| **byte == b'?').count();
             let id = frontend.statements.enter(Arc::new(Statement {
                 text: statement.text.clone(),
-                schema: None,
+                settings: Arc::default(),
                 key: statement.key,
                 intent: statement.intent.clone(),
                 parameters: u16::try_from(parameters).unwrap_or(u16::MAX),

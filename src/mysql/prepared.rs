@@ -5,6 +5,7 @@ use std::sync::Arc;
 use foldhash::{HashMap, HashMapExt};
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::settings::Settings;
 use crate::sql::Intent;
 
 /// Most statements of one client: MySQL's default of `max_prepared_stmt_count`.
@@ -22,23 +23,37 @@ pub const MAX_LONG_DATA: usize = 64 * 1024 * 1024;
 #[derive(Debug)]
 pub struct Statement {
     pub text: Box<[u8]>,
-    /// Names in it were looked up in this schema.
-    pub schema: Option<Box<str>>,
-    /// By text, schema and the settings that parsing depends on.
+    /// By which its text was read, and in whose schema names in it were looked up.
+    pub settings: Arc<Settings>,
+    /// By text and the settings that its meaning depends on.
     pub key: u128,
     pub intent: Arc<Intent>,
     pub parameters: u16,
 }
 
 impl Statement {
-    pub fn key_of(text: &[u8], schema: Option<&str>, modes: Option<&str>) -> u128 {
-        let mut bytes = Vec::with_capacity(text.len() + 64);
-        for part in [schema.unwrap_or("\0").as_bytes(), modes.unwrap_or_default().as_bytes()] {
-            bytes.extend_from_slice(part);
-            bytes.push(0);
-        }
-        bytes.extend_from_slice(text);
-        xxh3_128(&bytes)
+    pub fn key_of(text: &[u8], settings: &Settings) -> u128 {
+        xxh3_128(&[&settings.reading().to_le_bytes(), text].concat())
+    }
+}
+
+/// What a client has given a name by SQL PREPARE.
+#[derive(Debug)]
+pub struct OwnStatement {
+    /// The statement that prepares it.
+    pub statement: Box<str>,
+    /// What executing it does.
+    pub inner: Arc<Intent>,
+    /// As [`Statement::settings`].
+    pub settings: Arc<Settings>,
+    /// As [`Statement::key`].
+    pub key: u128,
+}
+
+impl OwnStatement {
+    pub fn new(statement: Box<str>, inner: Intent, settings: Arc<Settings>) -> Self {
+        let key = Statement::key_of(statement.as_bytes(), &settings);
+        Self { statement, inner: Arc::new(inner), settings, key }
     }
 }
 
@@ -190,8 +205,13 @@ mod tests {
     #[test]
     fn the_newest_statement_is_the_one_prepared_last_if_that_succeeded() {
         let intent = Arc::new(Intent::of_session(1));
-        let statement =
-            Arc::new(Statement { text: Box::default(), schema: None, key: 1, intent, parameters: 0 });
+        let statement = Arc::new(Statement {
+            text: Box::default(),
+            settings: Arc::default(),
+            key: 1,
+            intent,
+            parameters: 0,
+        });
         let mut statements = ClientStatements::default();
         assert_eq!(statements.newest(), None);
         for _ in 0..2 {

@@ -213,7 +213,7 @@ impl<'a> Relay<'a> {
             frontend.statements.forget_long_data(*id);
         }
         backend.learn(&request.intent, self.failed, frontend.carried.now());
-        encode::learn_own(backend, &request.intent, self.failed);
+        encode::learn_own(backend, frontend, &request.intent, self.failed);
         frontend.autocommit = backend.status & status::AUTOCOMMIT != 0;
         frontend.lexing = backend.status & status::LEXING;
         frontend.read_only = backend.status & status::IN_READ_ONLY_TRANSACTION != 0;

@@ -20,6 +20,7 @@ pub struct Settings {
     /// The statements that set variables, by the variable's name; user variables with their `@`.
     values: BTreeMap<Box<str>, Box<str>>,
     hash: u128,
+    reading: u128,
 }
 
 /// How a connection is brought from one set of settings to another.
@@ -66,27 +67,32 @@ impl Settings {
         Self { multi_statements: on, ..self.clone() }.hashed()
     }
 
-    fn hashed(mut self) -> Self {
-        let mut hasher = Xxh3::new();
-        let mut part = |bytes: &[u8]| {
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
+    /// These settings, but text is read as it was when `then` held. A schema is never given up.
+    pub fn reading_as(&self, then: &Self) -> Self {
+        let of = |settings: &Self, reading: bool| {
+            let values = settings.values.clone().into_iter();
+            values.filter(move |(name, _)| decides_reading(name) == reading)
         };
-        part(&[u8::from(self.multi_statements), u8::from(self.schema.is_some())]);
-        part(self.schema.as_deref().unwrap_or_default().as_bytes());
-        for (name, statement) in &self.values {
-            part(name.as_bytes());
-            part(statement.as_bytes());
-        }
-        let empty = self.values.is_empty() && self.schema.is_none() && !self.multi_statements;
-        // 0 is the empty set's.
-        self.hash = if empty { 0 } else { hasher.digest128() | 1 };
+        let values = of(self, false).chain(of(then, true)).collect();
+        let schema = then.schema.clone().or_else(|| self.schema.clone());
+        Self { values, schema, ..self.clone() }.hashed()
+    }
+
+    fn hashed(mut self) -> Self {
+        let reading = self.values.iter().filter(|(name, _)| decides_reading(name));
+        self.reading = hash_of(false, self.schema.as_deref(), reading);
+        self.hash = hash_of(self.multi_statements, self.schema.as_deref(), self.values.iter());
         self
     }
 
     /// Equal for equal settings.
     pub fn hash(&self) -> u128 {
         self.hash
+    }
+
+    /// Equal where a text means the same statement.
+    pub fn reading(&self) -> u128 {
+        self.reading
     }
 
     pub fn statement_of(&self, name: &str) -> Option<&str> {
@@ -133,6 +139,51 @@ impl Settings {
             (self.multi_statements != had.multi_statements).then_some(self.multi_statements);
         steps
     }
+}
+
+/// 0 for no settings at all.
+fn hash_of<'a>(
+    multi_statements: bool,
+    schema: Option<&str>,
+    values: impl Iterator<Item = (&'a Box<str>, &'a Box<str>)>,
+) -> u128 {
+    let mut hasher = Xxh3::new();
+    let mut empty = !multi_statements && schema.is_none();
+    let mut part = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes);
+    };
+    part(&[u8::from(multi_statements), u8::from(schema.is_some())]);
+    part(schema.unwrap_or_default().as_bytes());
+    for (name, statement) in values {
+        empty = false;
+        part(name.as_bytes());
+        part(statement.as_bytes());
+    }
+    if empty { 0 } else { hasher.digest128() | 1 }
+}
+
+/// Whether what a prepared statement does may depend on the variable's value at the time when it was
+/// prepared: of character sets and `sql_mode` the parser knows, but also `time_zone`, `lc_time_names`,
+/// `default_week_format` and others are looked at just once. Unknown ones count: that costs sharing only.
+/// Those that do not are also those that must not change in an open transaction.
+fn decides_reading(name: &str) -> bool {
+    const NEVER: [&str; 9] = [
+        "autocommit",
+        "completion_type",
+        "foreign_key_checks",
+        "max_execution_time",
+        "max_statement_time",
+        "pseudo_slave_mode",
+        "sql_log_bin",
+        "sql_safe_updates",
+        "unique_checks",
+    ];
+    const PREFIXES: [&str; 5] = ["@", "binlog_", "gtid_", "session_track_", "transaction_"];
+    let never = NEVER.contains(&name)
+        || name.ends_with("_timeout")
+        || PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    !never
 }
 
 /// Whether its statement is `SET assignment`, which can stand beside others.
@@ -232,6 +283,45 @@ mod tests {
         );
         assert_eq!(steps.schema.as_deref(), Some("shop"));
         assert_eq!(wanted.steps_from(&wanted, false), Steps::default());
+    }
+
+    #[test]
+    fn a_text_means_the_same_under_settings_that_do_not_concern_it() {
+        let plain = Settings::default().with_schema(Some("shop"));
+        for (name, same) in [
+            ("@a", true),
+            ("wait_timeout", true),
+            ("transaction_isolation", true),
+            ("autocommit", true),
+            ("sql_mode", false),
+            (NAMES, false),
+            ("character_set_connection", false),
+            ("time_zone", false),
+            ("something_new", false),
+        ] {
+            let other = plain.with(name, "SET …");
+            assert_eq!(plain.reading() == other.reading(), same, "{name}");
+            assert_ne!(plain.hash(), other.hash(), "{name}");
+        }
+        assert_ne!(plain.reading(), plain.with_schema(Some("depot")).reading());
+        assert_eq!(plain.reading(), plain.with_multi_statements(true).reading());
+        assert_eq!(Settings::default().with("@a", "SET @a = 1").reading(), Settings::default().reading());
+    }
+
+    #[test]
+    fn text_can_be_read_as_before_without_giving_up_what_was_set_since() {
+        let then =
+            Settings::default().with_schema(Some("shop")).with("sql_mode", "SET SESSION sql_mode = ''");
+        let now = Settings::default()
+            .with_schema(Some("depot"))
+            .with("time_zone", "SET SESSION time_zone = '+01:00'")
+            .with("@a", "SET @a = 1");
+
+        let reading = now.reading_as(&then);
+
+        assert_eq!(reading.reading(), then.reading());
+        assert_eq!(reading, then.with("@a", "SET @a = 1"));
+        assert_eq!(now.reading_as(&Settings::default()).schema.as_deref(), Some("depot"));
     }
 
     #[test]

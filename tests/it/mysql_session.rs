@@ -14,7 +14,7 @@ use crate::{
     both_makes,
     support::{
         eventually,
-        mysql::{self, BASIC, Make, Refused, Session, Stage, WHERE},
+        mysql::{self, BASIC, Make, Refused, Session, Stage, WHERE, create_schema},
     },
 };
 
@@ -33,6 +33,8 @@ both_makes!(
     what_pins_stays_with_its_session,
     a_dump_is_restored,
     a_name_means_the_statement_that_was_prepared_last,
+    a_prepared_statement_names_the_tables_of_its_own_sessions_schema,
+    a_prepared_statement_is_read_by_its_own_sessions_settings,
     a_statement_is_deallocated_wherever_also_when_its_table_is_gone,
     a_change_of_privileges_reaches_the_connections_that_pools_have,
     a_definition_is_shown_as_it_is,
@@ -338,8 +340,100 @@ async fn a_name_means_the_statement_that_was_prepared_last(make: Make) {
     assert_eq!(session.value("/* pointsman: primary */ SELECT COUNT(*) FROM t").await, "3");
 }
 
+/// One connection to each server, for all sessions.
+const ONE: &[&str] = &["cluster.pool.size = 1"];
+
+async fn a_prepared_statement_names_the_tables_of_its_own_sessions_schema(make: Make) {
+    const TABLE: &str = "CREATE TABLE t (x INT)";
+    let stage = Stage::on(make, TABLE, ONE).await;
+    let other_schema = create_schema(stage.cluster, TABLE);
+    let mut session = stage.session().await;
+    let mut other = Session::open(stage.proxy.port(), APP, &other_schema).await;
+
+    for (session, value) in [(&mut session, 1), (&mut other, 2)] {
+        session.run("PREPARE s FROM 'INSERT INTO t VALUES (?)'").await;
+        session.run(&format!("SET @v = {value}")).await;
+    }
+    for _ in 0..3 {
+        session.run("EXECUTE s USING @v").await;
+        other.run("EXECUTE s USING @v").await;
+    }
+    // A schema that is chosen later is not the statement's.
+    session.run(&format!("USE {other_schema}")).await;
+    for _ in 0..3 {
+        session.run("EXECUTE s USING @v").await;
+        assert_eq!(session.value("SELECT DATABASE() FROM t FOR UPDATE").await, other_schema);
+        other.run("EXECUTE s USING @v").await;
+    }
+
+    let asked = "/* pointsman: primary */ SELECT GROUP_CONCAT(x) FROM";
+    assert_eq!(other.value(&format!("{asked} {}.t", stage.schema)).await, "1,1,1,1,1,1");
+    assert_eq!(other.value(&format!("{asked} {other_schema}.t")).await, "2,2,2,2,2,2");
+}
+
+async fn a_prepared_statement_is_read_by_its_own_sessions_settings(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT); INSERT INTO t VALUES (7)", ONE).await;
+    let settings = [
+        ("SET NAMES utf8mb4", "SET NAMES latin1", "SELECT CONCAT(CHAR_LENGTH('é'))", ["1", "2"]),
+        (
+            "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci",
+            "SET collation_connection = utf8mb4_bin",
+            "SELECT CONCAT('a' = 'A')",
+            ["1", "0"],
+        ),
+        ("SET sql_mode = ''", "SET sql_mode = 'ANSI_QUOTES'", r#"SELECT CONCAT("x") FROM t"#, ["x", "7"]),
+        (
+            "SET default_week_format = 0",
+            "SET default_week_format = 3",
+            "SELECT CONCAT(WEEK('2008-01-01'))",
+            ["0", "1"],
+        ),
+    ];
+    for (first, second, text, meant) in settings {
+        let (mut binary, mut sql) = (Vec::new(), Vec::new());
+        let prepare = format!("PREPARE s FROM '{}'", text.replace('\'', "''"));
+        for setting in [first, second] {
+            let mut session = client(&stage, 32).await;
+            session.query_drop(setting).await.expect("it sets");
+            let statement = session.prep(text).await.expect("it prepares");
+            binary.push((session, statement));
+            let mut session = stage.session().await;
+            let mut direct = Session::open(stage.primary_port(), APP, &stage.schema).await;
+            for session in [&mut session, &mut direct] {
+                session.run(setting).await;
+                session.run(&prepare).await;
+            }
+            // MySQL converts such a text once more than it should.
+            sql.push((session, direct.value("EXECUTE s").await));
+        }
+        for _ in 0..6 {
+            for ((session, statement), meant) in binary.iter_mut().zip(meant) {
+                let found: Option<String> = session.exec_first(&*statement, ()).await.expect("it executes");
+                assert_eq!(found.as_deref(), Some(meant), "{text} behind {first}, {second}");
+            }
+            for (session, meant) in &mut sql {
+                assert_eq!(session.value("EXECUTE s").await, *meant, "{text} behind {first}, {second}");
+            }
+        }
+    }
+
+    let mut session = stage.session().await;
+    session.run("SET NAMES utf8mb4").await;
+    session.run("PREPARE s FROM 'SELECT CHAR_LENGTH(''é''), @@character_set_client'").await;
+    session.run("SET NAMES latin1").await;
+    for _ in 0..6 {
+        let row = session.run("EXECUTE s").await.results[0][0].clone();
+        assert_eq!(row, [Some("1".into()), Some("latin1".into())]);
+    }
+}
+
 /// A client that prepares every statement before it executes it.
 async fn each_time_anew(stage: &Stage) -> mysql_async::Conn {
+    client(stage, 0).await
+}
+
+/// A client that keeps prepared statements.
+async fn client(stage: &Stage, kept: usize) -> mysql_async::Conn {
     let options = mysql_async::OptsBuilder::default()
         .ip_or_hostname("127.0.0.1")
         .tcp_port(stage.proxy.port())
@@ -347,7 +441,7 @@ async fn each_time_anew(stage: &Stage) -> mysql_async::Conn {
         .pass(Some(APP.password))
         .db_name(Some(stage.schema.clone()))
         .prefer_socket(false)
-        .stmt_cache_size(0);
+        .stmt_cache_size(kept);
     mysql_async::Conn::new(options).await.expect("a login")
 }
 

@@ -32,11 +32,9 @@ impl Frontend {
         let intent = self.classify(text);
         let rewritten = self.rewritten(&intent, text);
         let text = rewritten.as_deref().unwrap_or(text);
-        let settings = self.carried.now();
-        let schema = settings.schema.clone();
-        let modes = settings.statement_of("sql_mode");
+        let settings = self.carried.now().clone();
         let key = match sql::shows_definition(text, self.modes) {
-            false => Statement::key_of(text, schema.as_deref(), modes),
+            false => Statement::key_of(text, &settings),
             true => self.statements.key_of_its_own(self.number),
         };
         let mut wire = self.command(code::STMT_PREPARE);
@@ -46,7 +44,7 @@ impl Frontend {
         });
         let bare = Intent { effects: later.collect(), plain: false, ..Intent::clone(&intent) };
         // The number of its parameters comes with the answer.
-        let statement = Statement { text: text.into(), schema, key, intent, parameters: 0 };
+        let statement = Statement { text: text.into(), settings, key, intent, parameters: 0 };
         wire.rewritten = rewritten;
         wire.statement = Some((0, Arc::new(statement)));
         Ok(Some(Request { intent: self.closing_cursor(Arc::new(bare)), wire }))

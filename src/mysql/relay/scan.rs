@@ -131,7 +131,7 @@ impl Relay<'_> {
                 self.pass(header);
             } else {
                 self.error(header);
-                encode::learn_own(self.backend, &request.intent, true);
+                encode::learn_own(self.backend, self.frontend, &request.intent, true);
             }
             return Ok(false);
         }
@@ -314,7 +314,7 @@ impl Relay<'_> {
         };
         let statement = Arc::new(Statement {
             text: statement.text.clone(),
-            schema: statement.schema.clone(),
+            settings: statement.settings.clone(),
             key: statement.key,
             intent: statement.intent.clone(),
             parameters,
