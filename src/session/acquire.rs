@@ -103,7 +103,10 @@ impl<P: Protocol> Session<P> {
         let cluster = self.cluster.clone();
         let entry = self.registered.entry.clone();
         let pause = &cluster.operator.pause;
-        let hold = Hold::begin(&cluster, Nowhere::NoPrimary)?;
+        let hold = Hold::begin(&cluster, Nowhere::NoPrimary).map_err(|_| {
+            let text = "the cluster is paused, and as many statements wait as failover.hold_limit allows";
+            Refusal::new(RefusalKind::NoPrimary, text)
+        })?;
         loop {
             entry.set_activity(Activity::Idle);
             let resumed = pause.resumed.notified();
@@ -342,6 +345,9 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Waits for `event` as long as the client does, and until a deadline: then `None`.
+    ///
+    /// # Errors
+    /// When the client has gone or has cancelled, and when `limits.statement_timeout` is over.
     pub(super) async fn patiently<T>(
         &mut self,
         until: Instant,
@@ -349,9 +355,16 @@ impl<P: Protocol> Session<P> {
     ) -> Result<Option<T>, Refusal> {
         let entry = self.registered.entry.clone();
         entry.set_waiting(true);
+        let deadline = self.deadline.filter(|deadline| *deadline < until);
         let result = tokio::select! {
             happened = event => Ok(Some(happened)),
-            () = tokio::time::sleep_until(until.into()) => Ok(None),
+            () = tokio::time::sleep_until(deadline.unwrap_or(until).into()) => match deadline {
+                None => Ok(None),
+                Some(_) => {
+                    let text = "canceling statement due to statement timeout";
+                    Err(Refusal::new(RefusalKind::Cancelled, text))
+                }
+            },
             () = self.frontend.gone() => Err(Refusal::fatal(RefusalKind::Cancelled, "the client has gone")),
             () = entry.called(&[Call::Cancel, Call::Kill]) => {
                 entry.take(Call::Cancel);
@@ -624,7 +637,8 @@ impl<'a> Hold<'a> {
         let gauge = &cluster.metrics.held;
         gauge.inc();
         let hold = Self { until: Instant::now() + wait, nowhere, ticket: None, place: None, gauge };
-        if cluster.line.len() >= config.failover.hold_limit {
+        // Those that wait for a RESUME have no place in the line.
+        if usize::try_from(gauge.get()).is_ok_and(|held| held > config.failover.hold_limit) {
             return Err(hold.refusal(&cluster.topology.load()));
         }
         Ok(hold)

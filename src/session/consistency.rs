@@ -46,6 +46,10 @@ impl<P: Protocol> Session<P> {
         consistency: Consistency,
         snapshot: &Snapshot,
     ) -> Cow<'_, Floor> {
+        if matches!(intent.effects[..], [Effect::Commit { .. } | Effect::Rollback { .. }]) {
+            // It shows no data.
+            return Cow::Owned(Floor::None);
+        }
         let own = match consistency {
             Consistency::Eventual => return Cow::Owned(Floor::None),
             Consistency::Session | Consistency::Monotonic => Cow::Borrowed(&self.state.floor),

@@ -64,6 +64,7 @@ impl<P: Protocol> Session<P> {
         run: Run,
         began: Instant,
     ) -> Result<(), Fault> {
+        self.deadline = self.config.load().limits.statement_timeout.map(|limit| began + limit);
         let mut attempt = Attempt {
             run,
             policy: **self.cluster.policy.load(),
@@ -161,12 +162,11 @@ impl<P: Protocol> Session<P> {
             forget_last: attempt.forget_last,
             watch,
         };
-        let limit = self.config.load().limits.statement_timeout;
         let backend = held.backend();
-        let result = match limit {
+        let result = match self.deadline {
             None => backend.exchange(request, &mut self.frontend, &terms).await,
-            Some(limit) => {
-                let left = limit.saturating_sub(attempt.began.elapsed());
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
                 let exchange = backend.exchange(request, &mut self.frontend, &terms);
                 Box::pin(limited(exchange, left, &self.cluster, &entry)).await
             }

@@ -79,6 +79,8 @@ pub struct Session<P: Protocol> {
     adopted: Floor,
     /// A read was routed since the last write.
     reads: bool,
+    /// When the statement at hand has taken too long, its waiting included.
+    deadline: Option<Instant>,
     /// What `user` reads must not be behind of.
     user_floors: Arc<SharedFloors>,
     tally: Tally,
@@ -154,6 +156,7 @@ impl<P: Protocol> Session<P> {
             seen: None,
             adopted: Floor::None,
             reads: true,
+            deadline: None,
             user_floors: cluster.user_floors(identity),
             tally: Tally::default(),
             config: Cache::new(cluster.config.clone()),

@@ -191,6 +191,12 @@ impl State {
                 self.hold(*modes, text, false);
                 Step::Answer(Own::Done)
             }
+            ([Effect::Commit { chain: false } | Effect::Rollback { chain: false }], _)
+                if intent.statements == 1 =>
+            {
+                // There is nothing to end, which any server can say.
+                Step::Run(Run { access: Access::Read, ..self.run_idle(intent) })
+            }
             _ if self.implicit && intent.reason != Reason::Session => Step::Run(self.plan_implicit(intent)),
             _ => Step::Run(self.run_idle(intent)),
         }

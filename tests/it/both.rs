@@ -35,6 +35,7 @@ both_databases!(
     a_draining_proxy_lets_transactions_end,
     bytes_of_no_protocol_disturb_nobody,
     a_statement_over_its_time_is_cancelled,
+    a_statement_over_its_time_is_cancelled_while_it_waits,
     clients_above_the_limit_are_told_so,
     whoever_is_trusted_proves_nothing,
     the_configurations_word_on_functions_counts,
@@ -325,6 +326,21 @@ async fn a_statement_over_its_time_is_cancelled(engine: Engine) {
     let code = session.ask("SELECT x FROM t WHERE $sleep").await.expect_err("it takes too long");
     assert!(engine.says(Meaning::Cancelled, &code), "{code}");
     assert_eq!(session.value("SELECT 7").await, "7");
+}
+
+async fn a_statement_over_its_time_is_cancelled_while_it_waits(engine: Engine) {
+    let settings = ["cluster.limits.statement_timeout = '300ms'", "cluster.pool.size = 1"];
+    let stage = Stage::set(engine, TABLE, &settings).await;
+    let (mut holder, mut waiter) = (stage.session().await, stage.session().await);
+    holder.value("BEGIN").await;
+    holder.value("INSERT INTO t VALUES (1)").await;
+
+    let code = waiter.ask("INSERT INTO t VALUES (2)").await.expect_err("the connection is in use");
+
+    assert!(engine.says(Meaning::Cancelled, &code), "{code}");
+    holder.value("COMMIT").await;
+    waiter.value("INSERT INTO t VALUES (3)").await;
+    assert_eq!(stage.ask_primary("SELECT count(*) FROM t"), "2");
 }
 
 async fn clients_above_the_limit_are_told_so(engine: Engine) {

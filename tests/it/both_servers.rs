@@ -25,6 +25,7 @@ both_databases!(
     a_write_is_acknowledged_once_its_server_has_the_role_again,
     a_write_is_not_acknowledged_where_another_gets_the_role,
     without_a_primary_writes_are_refused_after_the_hold,
+    to_end_no_transaction_takes_no_primary,
     reads_see_what_their_level_promises_while_a_replica_is_late,
     a_token_carries_a_write_to_another_proxy,
 );
@@ -344,6 +345,19 @@ async fn without_a_primary_writes_are_refused_after_the_hold(engine: Engine) {
     assert!(engine.says(Meaning::NoPrimary, &code), "{code}");
     assert!(asked.elapsed() >= Duration::from_millis(400), "it waited {:?}", asked.elapsed());
     assert_ne!(session.port().await, servers.port(0));
+}
+
+async fn to_end_no_transaction_takes_no_primary(engine: Engine) {
+    let servers = Servers::own(engine);
+    let (proxy, database) = servers.proxy(TABLE, &["cluster.failover.hold = '1s'"]).await;
+    let mut session = servers.session(&proxy, &database).await.expect("it logs in");
+    session.value("INSERT INTO t VALUES (1)").await;
+    servers.stop(0, Stop::Kill);
+    // Connection pools of drivers say it whenever a connection comes back.
+    for sql in ["ROLLBACK", "COMMIT", "ROLLBACK"] {
+        assert_eq!(session.ask(sql).await, Ok(String::new()), "{sql}");
+    }
+    assert!(session.ask("INSERT INTO t VALUES (2)").await.is_err());
 }
 
 async fn reads_see_what_their_level_promises_while_a_replica_is_late(engine: Engine) {
