@@ -48,7 +48,10 @@ fn cluster(engine: Engine) -> Snapshot {
         for id in 0..3 {
             let outcome = Ok(facts(engine, id, round));
             let number = ProbeNumber(round * 3 + id + 1);
-            board.observe(NodeId(id as usize), Probe { number, sent: now, answered: now, outcome });
+            board.observe(
+                NodeId(id as usize),
+                Probe { number, sent: now, answered: now, outcome, detail: None },
+            );
         }
         now += Duration::from_millis(25);
     }
@@ -163,7 +166,10 @@ fn publish(bencher: divan::Bencher<'_, '_>) {
         round += 1;
         let now = start + Duration::from_millis(round);
         let outcome = Ok(facts(Engine::Postgres, 0, round));
-        board.observe(NodeId(0), Probe { number: ProbeNumber(round), sent: now, answered: now, outcome });
+        board.observe(
+            NodeId(0),
+            Probe { number: ProbeNumber(round), sent: now, answered: now, outcome, detail: None },
+        );
         board.snapshot(now)
     });
 }

@@ -490,7 +490,10 @@ impl<P: Protocol> Cluster<P> {
         self.policy.store(Arc::new(config.routing.policy(&config.monitor)));
         self.gate.store(Arc::new(parts.gate));
         self.link.store(Arc::new(parts.link));
-        self.monitor_identity.store(Arc::new(parts.monitor_identity));
+        // The monitor keeps its connections where they would be the same again.
+        if !before.monitor.logs_in_as(&config.monitor) || before.tls.server != config.tls.server {
+            self.monitor_identity.store(Arc::new(parts.monitor_identity));
+        }
         if before.routing.functions != config.routing.functions {
             self.classifier.store(Arc::new(Classifier::new(
                 P::DIALECT,

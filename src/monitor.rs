@@ -33,6 +33,9 @@ const SHARE_OF_CONNECTIONS: f64 = 0.8;
 /// How often idle connections and gauges are looked after.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
+/// How many different failures of one node are logged between two of its answers.
+const MAX_SAID: usize = 8;
+
 /// Shortest time between two readings of one catalog, however much DDL passes through.
 const CATALOG_SPACING: Duration = Duration::from_millis(100);
 
@@ -289,14 +292,17 @@ async fn watch<P: Protocol>(monitor: Arc<Monitor<P>>, address: Arc<str>) {
 struct Door<P: Protocol> {
     identity: Arc<Identity<P>>,
     connection: Option<P::Backend>,
-    /// That of the last answer on this connection.
-    incarnation: Option<Incarnation>,
+    /// What the bound of the node's connections was reckoned from: the server that said how many it
+    /// has, and `pool.node_connections`.
+    bound: Option<(Incarnation, Option<usize>)>,
     logins: Logins<P::Backend>,
+    /// What was logged of failures since the last answer; [`MAX_SAID`] at most.
+    said: Vec<Arc<str>>,
 }
 
 impl<P: Protocol> Door<P> {
     fn closed(identity: Arc<Identity<P>>) -> Self {
-        Self { identity, connection: None, incarnation: None, logins: Logins::new() }
+        Self { identity, connection: None, bound: None, logins: Logins::new(), said: Vec::new() }
     }
 
     /// The kept connection, or a new one.
@@ -305,22 +311,82 @@ impl<P: Protocol> Door<P> {
         cluster: &Arc<Cluster<P>>,
         address: &Arc<str>,
         timeout: Duration,
-    ) -> Result<&mut P::Backend, ProbeFault> {
+    ) -> Result<&mut P::Backend, Missed> {
         let identity = cluster.monitor_identity.load_full();
+        let mut before = None;
         if !Arc::ptr_eq(&self.identity, &identity) {
-            *self = Self::closed(identity);
+            before = self.connection.take();
+            (self.identity, self.logins) = (identity, Logins::new());
         }
         let backend = match self.connection.take() {
             Some(kept) => kept,
-            None => {
-                let login = login(cluster, address, &self.identity);
-                let opened = self.logins.wait(login, Instant::now(), timeout * logins::PATIENCE);
-                let opened = tokio::time::timeout(timeout, opened).await.map_err(|_| ProbeFault::TimedOut)?;
-                self.incarnation = None;
-                opened.map_err(probe_fault)?
-            }
+            None => match (self.log_in(cluster, address, timeout).await, before) {
+                (Ok(opened), _) => opened,
+                (Err(missed), None) => return Err(missed),
+                // A slip in the file is no reason to lose sight of a server.
+                (Err(missed), Some(before)) => {
+                    let why = missed.said();
+                    tracing::warn!(cluster = %cluster.name, node = %address, %why,
+                        "the monitor cannot log in anew and keeps its connection of before");
+                    self.logins = Logins::new();
+                    before
+                }
+            },
         };
         Ok(self.connection.insert(backend))
+    }
+
+    async fn log_in(
+        &mut self,
+        cluster: &Arc<Cluster<P>>,
+        address: &Arc<str>,
+        timeout: Duration,
+    ) -> Result<P::Backend, Missed> {
+        let login = login(cluster, address, &self.identity);
+        let opened = self.logins.wait(login, Instant::now(), timeout * logins::PATIENCE);
+        tokio::time::timeout(timeout, opened).await.map_err(|_| ProbeFault::TimedOut)?.map_err(Missed::from)
+    }
+
+    /// Whether `why` was not logged since the last answer.
+    fn is_new(&mut self, why: &Arc<str>) -> bool {
+        let new = !self.said.contains(why) && self.said.len() < MAX_SAID;
+        if new {
+            self.said.push(why.clone());
+        }
+        new
+    }
+}
+
+/// A probe that failed, and how in the server's or the system's words.
+struct Missed {
+    fault: ProbeFault,
+    detail: Option<Arc<str>>,
+}
+
+impl Missed {
+    fn said(&self) -> Arc<str> {
+        self.detail.clone().unwrap_or_else(|| self.fault.label().into())
+    }
+}
+
+impl From<ProbeFault> for Missed {
+    fn from(fault: ProbeFault) -> Self {
+        Self { fault, detail: None }
+    }
+}
+
+impl From<ConnectFault> for Missed {
+    fn from(fault: ConnectFault) -> Self {
+        // A server's text is foreign: it must not begin a line of its own.
+        let text: String = fault.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let detail = Some(text.into());
+        let fault = match fault {
+            ConnectFault::Unreachable(_) => ProbeFault::Unreachable,
+            ConnectFault::NotReady => ProbeFault::NotReady,
+            ConnectFault::TooMany => ProbeFault::Full,
+            ConnectFault::Refused { .. } => ProbeFault::Refused,
+        };
+        Self { fault, detail }
     }
 }
 
@@ -344,24 +410,33 @@ async fn probe<P: Protocol>(monitor: &Monitor<P>, address: &Arc<str>, door: &mut
         Ok(backend) => {
             // What counts is when the question is asked, not when the connection was begun.
             sent = Instant::now();
-            tokio::time::timeout(timeout, backend.probe()).await.unwrap_or(Err(ProbeFault::TimedOut))
+            let asked = tokio::time::timeout(timeout, backend.probe()).await;
+            asked.unwrap_or(Err(ProbeFault::TimedOut)).map_err(Missed::from)
         }
-        Err(fault) => Err(fault),
+        Err(missed) => Err(missed),
     };
     match &outcome {
         Ok(facts) => {
-            if door.incarnation.as_ref() != Some(&facts.incarnation) {
-                door.incarnation = Some(facts.incarnation.clone());
-                set_node_limit(cluster, address, facts.connections);
+            door.said.clear();
+            let configured = cluster.config.load().pool.node_connections;
+            let bound = Some((facts.incarnation.clone(), configured));
+            if door.bound != bound {
+                door.bound = bound;
+                set_node_limit(cluster, address, configured, facts.connections);
             }
         }
-        Err(fault) => {
-            tracing::debug!(cluster = %cluster.name, node = %address, ?fault, "probe failed");
+        Err(missed) => {
+            let why = missed.said();
+            if door.is_new(&why) {
+                tracing::warn!(cluster = %cluster.name, node = %address, %why, "a probe failed");
+            }
             cluster.metrics.probe_failed(address);
             door.connection = None;
         }
     }
-    monitor.observe(address, Probe { number, sent, answered: Instant::now(), outcome });
+    let detail = outcome.as_ref().err().and_then(|missed| missed.detail.clone());
+    let outcome = outcome.map_err(|missed| missed.fault);
+    monitor.observe(address, Probe { number, sent, answered: Instant::now(), outcome, detail });
 }
 
 /// How many of the connections that a server has for ordinary users all pools together may take.
@@ -369,19 +444,15 @@ pub fn share_of_connections(available: u32) -> usize {
     (f64::from(available) * SHARE_OF_CONNECTIONS) as usize
 }
 
-fn set_node_limit<P: Protocol>(cluster: &Cluster<P>, address: &Arc<str>, available: Option<u32>) {
-    let configured = cluster.config.load().pool.node_connections;
+fn set_node_limit<P: Protocol>(
+    cluster: &Cluster<P>,
+    address: &Arc<str>,
+    configured: Option<usize>,
+    available: Option<u32>,
+) {
     let limit = configured.or_else(|| available.map(share_of_connections));
     if let Some(limit) = limit {
         cluster.shares.share(address).set_limit(limit);
-    }
-}
-
-fn probe_fault(fault: ConnectFault) -> ProbeFault {
-    match fault {
-        ConnectFault::Unreachable(_) => ProbeFault::Unreachable,
-        ConnectFault::NotReady => ProbeFault::NotReady,
-        ConnectFault::TooMany | ConnectFault::Refused { .. } => ProbeFault::Refused,
     }
 }
 

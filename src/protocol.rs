@@ -4,7 +4,7 @@
 //! a socket is behind a trait. A method earns its place by a caller in the engine and a real body
 //! in every protocol.
 
-use std::{future::Future, io, sync::Arc};
+use std::{fmt, future::Future, io, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
@@ -470,6 +470,34 @@ pub enum ConnectFault {
     TooMany,
     /// It refused this user or database: `raw` is its error as its protocol has it.
     Refused { raw: Vec<u8>, code: [u8; 5] },
+}
+
+impl fmt::Display for ConnectFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable(error) => write!(f, "cannot be reached: {error}"),
+            Self::NotReady => {
+                f.write_str("is starting or stopping, or takes no connections (hot_standby = off?)")
+            }
+            Self::TooMany => f.write_str("has no connection left to give"),
+            Self::Refused { raw, code } => {
+                let (said, code) = (String::from_utf8_lossy(message(raw)), String::from_utf8_lossy(code));
+                write!(f, "{said} ({code})")
+            }
+        }
+    }
+}
+
+/// The text of a server's error, in either protocol.
+fn message(raw: &[u8]) -> &[u8] {
+    /// Of an ERR packet: header, marker, number, `#` and SQLSTATE.
+    const BEFORE_MESSAGE: usize = 4 + 1 + 2 + 6;
+    if raw.first() == Some(&b'E') {
+        // An ErrorResponse: fields of a letter and a text; M is the message.
+        let fields = raw.get(5..).unwrap_or_default().split(|byte| *byte == 0);
+        return fields.filter_map(|field| field.strip_prefix(b"M")).next().unwrap_or_default();
+    }
+    raw.get(BEFORE_MESSAGE..).unwrap_or_default()
 }
 
 /// Why a client did not get in. It has been told what it should know.

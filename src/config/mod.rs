@@ -184,6 +184,13 @@ pub struct Monitor {
     pub catalog_refresh: Option<Duration>,
 }
 
+impl Monitor {
+    /// Whether both open the same connections.
+    pub fn logs_in_as(&self, other: &Self) -> bool {
+        (&self.user, &self.password, &self.database) == (&other.user, &other.password, &other.database)
+    }
+}
+
 /// Where verifiers of users that the file does not list come from.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Auth {

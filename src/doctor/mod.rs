@@ -22,7 +22,7 @@ use crate::{
     config::{self, Config, Engine, Members, SecretForm},
     discovery::Patroni,
     postgres,
-    protocol::{Backend, ConnectFault, Protocol},
+    protocol::{Backend, Protocol},
     topology::Role,
 };
 
@@ -185,35 +185,9 @@ fn mysql_parts(cluster: &config::Cluster) -> Result<Parts<crate::mysql::Mysql>, 
 async fn open<P: Protocol>(parts: &Parts<P>, address: &str) -> Result<P::Backend, String> {
     let connecting = P::Backend::connect(address, &parts.link, &parts.monitor_identity, Role::Unknown);
     match tokio::time::timeout(PATIENCE, connecting).await {
-        Ok(connected) => connected.map_err(said),
+        Ok(connected) => connected.map_err(|fault| fault.to_string()),
         Err(_) => Err(format!("no answer within {PATIENCE:?}")),
     }
-}
-
-/// A server's refusal in words.
-fn said(fault: ConnectFault) -> String {
-    match fault {
-        ConnectFault::Unreachable(error) => format!("cannot be reached: {error}"),
-        ConnectFault::NotReady => {
-            "is starting or stopping, or takes no connections (hot_standby = off?)".to_owned()
-        }
-        ConnectFault::TooMany => "has no connection left to give".to_owned(),
-        ConnectFault::Refused { raw, code } => {
-            format!("{} ({})", String::from_utf8_lossy(message(&raw)), String::from_utf8_lossy(&code))
-        }
-    }
-}
-
-/// The text of a server's error, in either protocol.
-fn message(raw: &[u8]) -> &[u8] {
-    /// Of an ERR packet: header, marker, number, `#` and SQLSTATE.
-    const BEFORE_MESSAGE: usize = 4 + 1 + 2 + 6;
-    if raw.first() == Some(&b'E') {
-        // An ErrorResponse: fields of a letter and a text; M is the message.
-        let fields = raw.get(5..).unwrap_or_default().split(|byte| *byte == 0);
-        return fields.filter_map(|field| field.strip_prefix(b"M")).next().unwrap_or_default();
-    }
-    raw.get(BEFORE_MESSAGE..).unwrap_or_default()
 }
 
 /// `check --connect`: whether every server can be reached as the monitor and as each user whose

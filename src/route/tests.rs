@@ -29,6 +29,7 @@ fn cluster(replicas: usize) -> Snapshot {
         weight: 1.0,
         no_load_balance: false,
         may_write: true,
+        trouble: None,
         load: Arc::new(Load::default()),
         since: taken,
     };

@@ -32,7 +32,7 @@ use self::{
     past::replayable,
 };
 use super::{
-    Claim, Engine, Facts, History, Incarnation, NodeId, Probe, Sample, Writers,
+    Claim, Engine, Facts, History, Incarnation, NodeId, Probe, ProbeFault, Sample, Writers,
     election::{self, Ballot, Candidate, Incumbent, Nobody},
     health::{self, Signal},
     lag::LagClock,
@@ -43,6 +43,9 @@ use super::{
 pub const SAMPLES: usize = 512;
 /// Traffic's reports may bring a probe forward, but no closer to the one before than this.
 const AT_ONCE_SPACING: Duration = Duration::from_millis(5);
+
+/// Bounds the pauses between probes that a server refuses; `monitor.interval` is the other bound.
+const MAX_DOUBLINGS: u32 = 16;
 
 /// One node as configured or discovered.
 #[derive(Clone, Debug, PartialEq)]
@@ -282,22 +285,26 @@ impl Board {
 
     /// When the next probe of a node is due: `interval` after the last one was sent, `fast_interval`
     /// while there is no primary, the node is suspect or `urgent` (somebody waits for a position),
-    /// at once after traffic had trouble with it. A node that was never probed, and one that does
-    /// not exist, is due now.
+    /// at once after traffic had trouble with it. One that refuses the monitor is asked less and
+    /// less often, down to `interval`: it has enough to do. A node that was never probed, and one
+    /// that does not exist, is due now.
     pub fn probe_due(&self, id: NodeId, now: Instant, urgent: bool) -> Instant {
         let Some(node) = self.nodes.get(id.0) else { return now };
         let Some(asked) = node.asked else { return now };
-        if node.health.trouble.is_some_and(|trouble| asked <= trouble) {
+        let troubled = node.health.trouble.is_some_and(|trouble| asked <= trouble);
+        if troubled && node.health.fault.is_none() {
             return (asked + AT_ONCE_SPACING.min(self.settings.fast_interval)).max(now);
         }
         let suspect = node.health.status == health::Status::Suspect;
         let fast = urgent || suspect || self.primary.is_none();
-        let pause = if fast {
-            self.settings.fast_interval.min(self.settings.interval)
-        } else {
-            self.settings.interval
-        };
+        let pause = if fast { self.fast_pause(&node.health) } else { self.settings.interval };
         (asked + pause).max(now)
+    }
+
+    fn fast_pause(&self, health: &health::Health) -> Duration {
+        let refused = health.fault.is_some_and(ProbeFault::is_answer);
+        let doublings = if refused { health.unanswered.min(MAX_DOUBLINGS) } else { 0 };
+        self.settings.fast_interval.saturating_mul(1 << doublings).min(self.settings.interval)
     }
 
     /// Why there is no primary.

@@ -36,8 +36,11 @@ pub struct Health {
     pub benched_until: Option<Instant>,
     /// When traffic last had trouble with it; a probe sent later clears the suspicion.
     pub trouble: Option<Instant>,
-    /// The fault of the last probe that failed, while it is not up.
+    /// The fault of the last probe, if it failed.
     pub fault: Option<ProbeFault>,
+    /// Probes in a row that failed.
+    pub unanswered: u32,
+    /// Those of them that count towards down.
     misses: u32,
     refusals: u32,
     falls: u32,
@@ -75,6 +78,7 @@ impl Health {
             benched_until: None,
             trouble: None,
             fault: None,
+            unanswered: 0,
             misses: 0,
             refusals: 0,
             falls: 0,
@@ -131,7 +135,7 @@ pub fn step(health: Health, signal: Signal, now: Instant, rules: Rules) -> Healt
 
 fn answered(health: Health, sent: Instant, now: Instant) -> Health {
     let came_back = health.status == Status::Down || (health.status == Status::New && health.late);
-    let health = Health { misses: 0, fault: None, ..health };
+    let health = Health { misses: 0, unanswered: 0, fault: None, ..health };
     if came_back {
         return Health {
             ramp_from: Some(now),
@@ -151,12 +155,15 @@ fn answered(health: Health, sent: Instant, now: Instant) -> Health {
 }
 
 fn missed(health: Health, fault: ProbeFault, now: Instant, rules: Rules) -> Health {
-    let misses = health.misses.saturating_add(1);
-    let health = Health { misses, fault: Some(fault), ..health };
+    // A server that is full is alive: it says nothing new of its role, and does not go down by it.
+    let misses = if fault == ProbeFault::Full { 0 } else { health.misses.saturating_add(1) };
+    let unanswered = health.unanswered.saturating_add(1);
+    let health = Health { misses, unanswered, fault: Some(fault), ..health };
     match health.status {
         Status::Down => health,
         // Never seen: nobody relies on it, so there is nothing to be patient about.
         Status::New => health.turn(Status::Down, now),
+        _ if misses == 0 => health,
         _ if misses >= rules.failures.max(1) => fallen(health, now).turn(Status::Down, now),
         _ => health.turn(Status::Suspect, now),
     }
@@ -197,7 +204,8 @@ mod tests {
         let start = Instant::now();
         let ok = |sent| Signal::Answered { sent: start + Duration::from_millis(sent) };
         let miss = Signal::Missed(ProbeFault::TimedOut);
-        let table: [(&[(u64, Signal)], Status); 9] = [
+        let full = Signal::Missed(ProbeFault::Full);
+        let table: [(&[(u64, Signal)], Status); 12] = [
             (&[], Status::New),
             (&[(1, ok(0))], Status::Up),
             (&[(1, miss)], Status::Down), // nobody relied on it
@@ -207,6 +215,9 @@ mod tests {
             (&[(1, ok(0)), (2, miss), (3, miss), (4, ok(3)), (5, miss)], Status::Suspect),
             (&[(1, ok(0)), (5, Signal::Broke), (6, ok(4))], Status::Suspect), // asked before it broke
             (&[(1, ok(0)), (5, Signal::Broke), (7, ok(6))], Status::Up),
+            (&[(1, full)], Status::Down), // nobody knows what it is
+            (&[(1, ok(0)), (2, full), (3, full), (4, full), (5, full)], Status::Up),
+            (&[(1, ok(0)), (2, miss), (3, miss), (4, full), (5, miss), (6, miss)], Status::Suspect),
         ];
         for (signals, status) in table {
             assert_eq!(after(signals, start).status, status, "{signals:?}");

@@ -148,6 +148,14 @@ pub struct Probe {
     pub sent: Instant,
     pub answered: Instant,
     pub outcome: Result<Facts, ProbeFault>,
+    /// What went wrong, in the server's or the system's words.
+    pub detail: Option<Arc<str>>,
+}
+
+impl Probe {
+    fn said(&self, fault: ProbeFault) -> Arc<str> {
+        self.detail.clone().unwrap_or_else(|| fault.label().into())
+    }
 }
 
 /// Grows by one with every probe sent by a cluster's monitor. Compared with the number current
@@ -165,8 +173,29 @@ pub enum ProbeFault {
     NotReady,
     /// The server refused the monitor's login or question.
     Refused,
+    /// The server has no connection left for the monitor (53300, 1040): it is there.
+    Full,
     /// The answer made no sense.
     Nonsense,
+}
+
+impl ProbeFault {
+    /// In words, for whoever asks why a node is not up.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unreachable => "the connection broke",
+            Self::TimedOut => "gives no answer in time",
+            Self::NotReady => "is starting or stopping",
+            Self::Refused => "refuses the monitor's question",
+            Self::Full => "has no connection left for the monitor",
+            Self::Nonsense => "answers what the monitor cannot understand",
+        }
+    }
+
+    /// The server is there and will hardly say anything else a moment later.
+    pub fn is_answer(self) -> bool {
+        matches!(self, Self::Refused | Self::Full | Self::Nonsense)
+    }
 }
 
 /// One node as the data plane sees it.
@@ -201,6 +230,8 @@ pub struct Node {
     /// Whether it may be taking writes, whoever has the role: it has not stopped, as far as anybody can
     /// tell, and does not call itself a replica.
     pub may_write: bool,
+    /// What the last probe met, if it failed.
+    pub trouble: Option<Arc<str>>,
     pub load: Arc<Load>,
     /// Since when it is in this state.
     pub since: Instant,

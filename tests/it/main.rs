@@ -31,6 +31,7 @@ mod limits;
 mod login;
 mod lost_history;
 mod metrics;
+mod monitor;
 mod mysql_compress;
 mod mysql_consistency;
 mod mysql_drivers;

@@ -172,10 +172,12 @@ fn nodes(cluster: &dyn Managed, table: &mut Table) {
     let snapshot = cluster.snapshot();
     for node in snapshot.nodes.iter() {
         // Why it gets nothing, or why none of them gets writes.
-        let why = match (&node.state, &snapshot.nobody) {
-            (State::Fenced(why), _) => why.to_string(),
-            (_, Some(why)) => format!("no primary: {why}"),
-            _ => String::new(),
+        let why = match (&node.state, &node.trouble, &snapshot.nobody) {
+            (State::Fenced(why), _, _) => why.to_string(),
+            (_, Some(trouble), Some(why)) => format!("{trouble}; no primary: {why}"),
+            (_, Some(trouble), None) => trouble.to_string(),
+            (_, None, Some(why)) => format!("no primary: {why}"),
+            (_, None, None) => String::new(),
         };
         let Connections { idle, in_use, waiters, .. } =
             connections.get(&node.address).copied().unwrap_or_default();

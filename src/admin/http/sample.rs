@@ -205,7 +205,7 @@ fn nodes(cluster: &dyn Managed, rates: &HashMap<(Arc<str>, &'static str), f64>) 
                 "state": node.state.label(),
                 "why": match &node.state {
                     State::Fenced(why) => Some(&**why),
-                    _ => None,
+                    _ => node.trouble.as_deref(),
                 },
                 "timeline": node.timeline,
                 "lag_seconds": node.lag.map(|lag| lag.as_secs_f64()),

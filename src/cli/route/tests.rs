@@ -39,8 +39,13 @@ fn scene() -> Scene {
             [pg(Claim::Primary, 0, 1, lsn), pg(Claim::Replica, 1, 1, lsn), pg(Claim::Replica, 2, 1, 900)];
         for (id, facts) in answers.into_iter().enumerate() {
             number += 1;
-            let probe =
-                Probe { number: ProbeNumber(number), sent: now, answered: now + ms(1), outcome: Ok(facts) };
+            let probe = Probe {
+                number: ProbeNumber(number),
+                sent: now,
+                answered: now + ms(1),
+                outcome: Ok(facts),
+                detail: None,
+            };
             board.observe(NodeId(id), probe);
         }
     }

@@ -26,8 +26,9 @@ pub enum Event {
     },
     /// There is no primary, or the reason for that changed.
     NoPrimary { lost: Option<Arc<str>>, why: Nobody },
-    /// A node's role or state changed. `state` has the reason of a fence.
-    Changed { address: Arc<str>, role: Role, was: State, state: State },
+    /// A node's role or state changed. `state` has the reason of a fence, `trouble` what the last
+    /// probe met.
+    Changed { address: Arc<str>, role: Role, was: State, state: State, trouble: Option<Arc<str>> },
     /// A node answers as another incarnation.
     Restarted { address: Arc<str> },
     /// The primary came back with less than it had acknowledged.
@@ -94,7 +95,8 @@ impl Board {
                 node.since = now;
             }
             let address = Arc::clone(&node.config.address);
-            self.push_event(Event::Changed { address, role, was, state });
+            let trouble = node.trouble.clone();
+            self.push_event(Event::Changed { address, role, was, state, trouble });
         }
     }
 }
@@ -114,14 +116,16 @@ impl fmt::Display for Event {
             }
             Self::NoPrimary { lost: Some(lost), why } => write!(f, "{lost} is no longer the primary: {why}"),
             Self::NoPrimary { lost: None, why } => write!(f, "there is no primary: {why}"),
-            Self::Changed { address, role, was, state } => {
+            Self::Changed { address, role, was, state, trouble } => {
                 if was.label() == state.label() {
                     write!(f, "{address} is {}, role {} from now on", state.label(), role.label())?;
                 } else {
                     write!(f, "{address} is {}, was {}, role {}", state.label(), was.label(), role.label())?;
                 }
-                match state {
-                    State::Fenced(why) => write!(f, ": {why}"),
+                match (state, trouble) {
+                    (State::Fenced(why), _) | (State::Down | State::Suspect, Some(why)) => {
+                        write!(f, ": {why}")
+                    }
                     _ => Ok(()),
                 }
             }

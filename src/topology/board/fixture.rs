@@ -117,7 +117,7 @@ impl World {
         let sent = self.now;
         self.now += ms(1);
         let number = ProbeNumber(self.number);
-        self.board.observe(NodeId(node), Probe { number, sent, answered: self.now, outcome });
+        self.board.observe(NodeId(node), Probe { number, sent, answered: self.now, outcome, detail: None });
     }
 
     /// Node number `node` answers; that takes a millisecond.

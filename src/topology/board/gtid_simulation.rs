@@ -458,7 +458,7 @@ impl Sim {
                 Claim::Primary => {}
             }
         }
-        self.board.observe(NodeId(node), Probe { number, sent, answered: self.now, outcome });
+        self.board.observe(NodeId(node), Probe { number, sent, answered: self.now, outcome, detail: None });
         self.check();
     }
 

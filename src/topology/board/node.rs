@@ -50,6 +50,8 @@ pub(super) struct Tracked {
     /// Number of the last probe with any outcome, and when it was sent.
     pub(super) last_probe: ProbeNumber,
     pub(super) asked: Option<Instant>,
+    /// What the last probe met, if it failed.
+    pub(super) trouble: Option<Arc<str>>,
     /// Its timeline, kept while a replica of the same incarnation cannot tell.
     timeline: Option<u32>,
     /// The probe behind `facts`.
@@ -81,6 +83,7 @@ impl Tracked {
             measured: None,
             last_probe: ProbeNumber::default(),
             asked: None,
+            trouble: None,
             timeline: None,
             answer: None,
             claimed: None,
@@ -99,6 +102,7 @@ impl Tracked {
     pub(super) fn take_in(&mut self, probe: &Probe) -> bool {
         self.last_probe = probe.number;
         self.asked = Some(probe.sent);
+        self.trouble = probe.outcome.as_ref().err().map(|fault| probe.said(*fault));
         match &probe.outcome {
             Ok(facts) => self.learn(probe, facts),
             Err(fault) => {

@@ -76,6 +76,7 @@ impl Board {
             weight: node.weight(role, lag, now, &self.settings),
             no_load_balance: node.config.no_load_balance,
             may_write: node.may_write(),
+            trouble: node.trouble.clone(),
             load: Arc::clone(&node.load),
             since: node.since,
         }

@@ -364,7 +364,7 @@ impl Sim {
             self.seen[node] = seen;
         }
         self.heard.insert(number, self.now);
-        self.board.observe(NodeId(node), Probe { number, sent, answered: self.now, outcome });
+        self.board.observe(NodeId(node), Probe { number, sent, answered: self.now, outcome, detail: None });
         self.check();
     }
 

@@ -203,7 +203,10 @@ fn an_answer_asked_for_before_the_primary_had_the_role_once_more_does_not_decide
 
     world.answers(1, pg(Primary, 2, 2, 130));
     let answered = world.now + ms(1);
-    world.board.observe(NodeId(0), Probe { number, sent, answered, outcome: Ok(pg(Primary, 1, 1, 100)) });
+    world.board.observe(
+        NodeId(0),
+        Probe { number, sent, answered, outcome: Ok(pg(Primary, 1, 1, 100)), detail: None },
+    );
     world.pass(1);
     assert_eq!(world.primary(), None, "what it acknowledged meanwhile is not in that answer");
 
@@ -371,13 +374,13 @@ fn a_broken_connection_makes_the_position_unknown_until_a_later_probe() {
     // Sent before the break, answered after it: another incarnation may be there by now.
     let (sent, answered) = (world.now - ms(1), world.now + ms(1));
     let outcome = Ok(pg(Replica, 2, 1, 100));
-    world.board.observe(NodeId(1), Probe { number: ProbeNumber(50), sent, answered, outcome });
+    world.board.observe(NodeId(1), Probe { number: ProbeNumber(50), sent, answered, outcome, detail: None });
     assert_eq!(world.node(1).position, None);
 
     world.pass(2);
     let (sent, answered) = (world.now, world.now + ms(1));
     let outcome = Ok(pg(Replica, 2, 1, 100));
-    world.board.observe(NodeId(1), Probe { number: ProbeNumber(51), sent, answered, outcome });
+    world.board.observe(NodeId(1), Probe { number: ProbeNumber(51), sent, answered, outcome, detail: None });
     world.pass(2);
     assert_eq!((world.node(1).position, world.node(1).state), (Some(at(1, 100)), State::Up));
 }
@@ -402,6 +405,7 @@ fn an_answer_that_was_overtaken_is_ignored() {
         sent: world.start,
         answered: world.now,
         outcome: Ok(pg(Primary, 2, 9, 999)),
+        detail: None,
     };
     world.board.observe(NodeId(1), late);
 
@@ -777,6 +781,7 @@ mod mysql {
             sent: world.now,
             answered: world.now + ms(9),
             outcome: Ok(facts(Primary, 2, "U1:1-100")),
+            detail: None,
         };
         world.answers(0, facts(Primary, 1, "U1:1-105"));
         world.answers(0, facts(Primary, 1, "U1:1-105"));
@@ -1041,4 +1046,46 @@ mod mysql {
         let own = Floor::At(gtids("0-2-110"));
         assert_eq!(world.snapshot().resolve(&own), Resolved::At(Cow::Owned(gtids("0-2-110"))));
     }
+}
+
+#[test]
+fn a_server_that_refuses_the_monitor_is_asked_less_and_less_often() {
+    let mut world = World::new(Postgres, 1);
+    world.answers(0, pg(Primary, 1, 1, 100));
+    let pause = |world: &mut World| {
+        let asked = world.now - ms(1);
+        world.board.probe_due(NodeId(0), world.now, true).saturating_duration_since(asked).as_millis()
+    };
+
+    let pauses = [ProbeFault::Full; 6].map(|fault| {
+        world.fails(0, fault);
+        let due = world.board.probe_due(NodeId(0), world.now, true);
+        let pause = pause(&mut world);
+        world.now = due;
+        pause
+    });
+    assert_eq!(pauses, [50, 100, 200, 200, 200, 200]);
+
+    // Trouble brings no probe forward while the last one failed.
+    world.board.report(NodeId(0), Traffic::Broken, world.now);
+    world.fails(0, ProbeFault::Full);
+    world.board.report(NodeId(0), Traffic::Broken, world.now);
+    assert_eq!(pause(&mut world), 200);
+
+    world.fails(0, ProbeFault::Unreachable);
+    assert_eq!(pause(&mut world), 25, "one that is gone may be back any moment");
+}
+
+#[test]
+fn a_primary_that_is_full_keeps_its_role_and_loses_its_position() {
+    let mut world = World::new(Postgres, 1);
+    world.answers(0, pg(Primary, 1, 1, 100));
+
+    for _ in 0..10 {
+        world.fails(0, ProbeFault::Full);
+    }
+
+    let node = world.node(0);
+    assert_eq!((world.primary(), node.state, node.position), (Some(0), State::Up, None));
+    assert_eq!(node.trouble.as_deref(), Some("has no connection left for the monitor"));
 }
