@@ -14,7 +14,7 @@ use std::{
 };
 
 use toml::de::DeTable;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
 use super::{
@@ -118,15 +118,25 @@ fn read_log(log: &Section<'_>) -> Log {
         format: log.take("format"),
         level: log.take_by("level", |cell| {
             let level = cell.text("a filter such as \"info\"")?;
+            if let Some(word) = level.split(',').find(|part| !is_directive(part)) {
+                return cell
+                    .fault(format!("{word:?} is no level: off, error, warn, info, debug and trace are"));
+            }
             match EnvFilter::builder().parse(level) {
-                Ok(_) if !level.is_empty() => Some(level.to_owned()),
-                _ => cell.fault(format!(
+                Ok(_) => Some(level.to_owned()),
+                Err(_) => cell.fault(format!(
                     "{level:?} is not a filter such as \"info\" or \"info,pointsman::pool=debug\""
                 )),
             }
         }),
         statements_over: log.take("statements_over"),
     }
+}
+
+/// Whether a part of a filter is a level or says whose level it is. A bare word would be taken for
+/// the name of a module that may log everything, and all others would be silent.
+fn is_directive(part: &str) -> bool {
+    part.contains(['=', '[']) || (!part.trim().is_empty() && part.trim().parse::<LevelFilter>().is_ok())
 }
 
 /// The `[[cluster]]` tables, their faults named by the cluster's name where it has one.

@@ -274,6 +274,16 @@ fn each_other_wrong_line_is_told_in_words() {
         ),
         (
             "[[cluster]]",
+            "log = { level = \"warning\" }\n[[cluster]]",
+            "p.toml:2:17: log.level: \"warning\" is no level: off, error, warn, info, debug and trace are",
+        ),
+        (
+            "[[cluster]]",
+            "log = { level = \"info,pointsman\" }\n[[cluster]]",
+            "p.toml:2:17: log.level: \"pointsman\" is no level: off, error, warn, info, debug and trace are",
+        ),
+        (
+            "[[cluster]]",
             "admin = { http = \"127.0.0.1:6432\" }\n[[cluster]]",
             "p.toml:6:11: cluster.shop.listen[0]: 0.0.0.0:6432 is taken: admin.http listens on 127.0.0.1:6432",
         ),

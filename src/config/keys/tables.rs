@@ -50,7 +50,7 @@ pub static TABLES: &[Table] = &[
                 "level",
                 Default("\"info\""),
                 "filter",
-                "`error`, `warn`, `info`, `debug`, `trace`, also by module as in `info,pointsman::monitor=debug`. No statement is logged above `debug`.",
+                "`off`, `error`, `warn`, `info`, `debug`, `trace`, also by module as in `info,pointsman::monitor=debug`. No statement is logged above `debug`.",
             ),
             key(
                 "statements_over",
