@@ -6,14 +6,18 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, body::Bytes, header};
+use hyper::{
+    Request,
+    body::Bytes,
+    header::{self, HeaderValue},
+};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use url::Url;
 
 use crate::{
-    config::{Engine, HostPort, PatroniSource},
+    config::{Endpoint, Engine, HostPort, PatroniSource, Secret},
     stream::Stream,
     tls::{self, TlsError},
     topology::board::NodeConfig,
@@ -119,7 +123,7 @@ impl Membership {
 #[derive(Debug)]
 pub struct Patroni {
     source: PatroniSource,
-    endpoints: VecDeque<Url>,
+    endpoints: VecDeque<Endpoint>,
 }
 
 impl Patroni {
@@ -131,7 +135,7 @@ impl Patroni {
     ///
     /// # Errors
     /// With what each of them failed by.
-    pub async fn ask(&mut self, timeout: Duration) -> Result<Membership, Vec<(Url, DiscoveryFault)>> {
+    pub async fn ask(&mut self, timeout: Duration) -> Result<Membership, Vec<(Endpoint, DiscoveryFault)>> {
         let mut faults = Vec::new();
         for _ in 0..self.endpoints.len() {
             let Some(endpoint) = self.endpoints.front().cloned() else { break };
@@ -153,39 +157,49 @@ impl Patroni {
     /// Members come and go, and with them whom to ask.
     fn learn(&mut self, membership: &Membership) {
         let Some(front) = self.endpoints.front().cloned() else { return };
-        let learned = membership.endpoints.iter().take(MAX_LEARNED);
+        // Of a login that an answer names nobody knows whom it is for, and ours is not for them.
+        let learned = membership.endpoints.iter().take(MAX_LEARNED).cloned().map(Endpoint::new);
         let mut endpoints = VecDeque::from([front]);
-        for url in self.source.endpoints.iter().chain(learned) {
-            let same = |known: &Url| known.origin() == url.origin();
+        for endpoint in self.source.endpoints.iter().cloned().chain(learned) {
+            let same = |known: &Endpoint| known.url().origin() == endpoint.url().origin();
             if !endpoints.iter().any(same) {
-                endpoints.push_back(url.clone());
+                endpoints.push_back(endpoint);
             }
         }
         self.endpoints = endpoints;
     }
 
-    async fn cluster_of(&self, endpoint: &Url) -> Result<Membership, DiscoveryFault> {
-        let host = endpoint.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let port = endpoint.port_or_known_default().unwrap_or(80);
+    async fn cluster_of(&self, endpoint: &Endpoint) -> Result<Membership, DiscoveryFault> {
+        let url = endpoint.url();
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let port = url.port_or_known_default().unwrap_or(80);
+        let request = request(host, port, endpoint.authorization());
         let stream = TcpStream::connect((host, port)).await.map_err(DiscoveryFault::Unreachable)?;
-        if endpoint.scheme() != "https" {
-            return ask_cluster(Stream::Plain(stream), host, port).await;
+        if url.scheme() != "https" {
+            return ask_cluster(Stream::Plain(stream), request).await;
         }
         // Read anew each time: certificates are renewed in their place.
         let connector = tls::web_client(self.source.ca.as_deref())?;
         let name = tls::server_name(&HostPort::new(host, port).to_string()).ok_or(DiscoveryFault::Name)?;
         let session = connector.connect(name, stream).await.map_err(DiscoveryFault::Unreachable)?;
-        ask_cluster(Stream::tls(session), host, port).await
+        ask_cluster(Stream::tls(session), request).await
     }
 }
 
-async fn ask_cluster(stream: Stream, host: &str, port: u16) -> Result<Membership, DiscoveryFault> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/cluster")
+fn request(host: &str, port: u16, authorization: Option<&Secret>) -> Request<Empty<Bytes>> {
+    let mut request = Request::get("/cluster")
         .header(header::HOST, format!("{host}:{port}"))
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .expect("a fixed path and a host from a URL make a request");
+        .header(header::CONNECTION, "close");
+    if let Some(authorization) = authorization {
+        let mut value = HeaderValue::from_str(authorization.expose()).expect("Base64 is text");
+        value.set_sensitive(true);
+        request = request.header(header::AUTHORIZATION, value);
+    }
+    request.body(Empty::new()).expect("a fixed path and a host from a URL make a request")
+}
+
+async fn ask_cluster(stream: Stream, request: Request<Empty<Bytes>>) -> Result<Membership, DiscoveryFault> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let exchange = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
@@ -209,10 +223,39 @@ async fn ask_cluster(stream: Stream, host: &str, port: u16) -> Result<Membership
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     fn read(text: &str) -> Membership {
         Membership::read(text.as_bytes()).expect("an answer")
+    }
+
+    fn endpoint(url: &str) -> Endpoint {
+        Endpoint::new(url.parse().expect("a URL"))
+    }
+
+    #[tokio::test]
+    async fn a_url_with_a_user_logs_in() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("ports are to be had");
+        let port = listener.local_addr().expect("it is bound").port();
+        let agent = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("it is asked");
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                assert_ne!(stream.read_buf(&mut asked).await.expect("it goes on"), 0);
+            }
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{\"members\": []}";
+            stream.write_all(answer).await.expect("it is read");
+            String::from_utf8(asked).expect("a request is text").to_lowercase()
+        });
+        let endpoints = vec![endpoint(&format!("http://Aladdin:open%20sesame@127.0.0.1:{port}"))];
+
+        let told = Patroni::new(PatroniSource { endpoints, ca: None }).ask(Duration::from_secs(20)).await;
+
+        assert_eq!(told.expect("it answers").nodes, []);
+        let asked = agent.await.expect("it answers");
+        assert!(asked.contains("authorization: basic qwxhzgrpbjpvcgvuihnlc2ftzq=="), "{asked}");
     }
 
     #[test]
@@ -258,13 +301,14 @@ mod tests {
 
     #[test]
     fn members_are_asked_too_once_they_are_known() {
-        let endpoints: Vec<Url> = vec!["http://a:8008".parse().expect("a URL")];
+        let endpoints = vec![endpoint("http://a:8008")];
         let mut patroni = Patroni::new(PatroniSource { endpoints, ca: None });
         patroni.learn(&read(
             r#"{"members": [{"role": "leader", "host": "x", "api_url": "http://a:8008/patroni"},
                             {"role": "replica", "host": "y", "api_url": "http://b:8008/patroni"}]}"#,
         ));
-        let hosts: Vec<_> = patroni.endpoints.iter().filter_map(Url::host_str).collect();
+        let hosts: Vec<_> =
+            patroni.endpoints.iter().filter_map(|endpoint| endpoint.url().host_str()).collect();
         assert_eq!(hosts, ["a", "b"]);
     }
 }

@@ -3,8 +3,8 @@
 use std::{collections::HashSet, path::Path, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
-    Admin, Auth, Choice, ClientTls, Cluster, Config, Failover, HostPort, Identity, Limits, Log, Members,
-    Monitor, PatroniSource, Pool, Routing, Secret, ServerTls, Tls, User,
+    Admin, Auth, Choice, ClientTls, Cluster, Config, Endpoint, Failover, HostPort, Identity, Limits, Log,
+    Members, Monitor, PatroniSource, Pool, Routing, Secret, ServerTls, Tls, User,
 };
 use crate::sql::catalog::FunctionRules;
 
@@ -120,8 +120,11 @@ impl List {
                 }
             }
             Members::Patroni(PatroniSource { endpoints, ca }) => {
-                let urls: Vec<&str> = endpoints.iter().map(url::Url::as_str).collect();
-                self.push("discovery.patroni", urls.join(", "), None);
+                let urls: Vec<String> = endpoints.iter().map(Endpoint::to_string).collect();
+                let logins = endpoints.iter().filter_map(|endpoint| endpoint.authorization());
+                let logins: Vec<&str> = logins.map(Secret::expose).collect();
+                let secret = (!logins.is_empty()).then(|| Secret::new(logins.join(", ")));
+                self.push("discovery.patroni", urls.join(", "), secret);
                 if let Some(ca) = ca {
                     self.push("discovery.ca", ca.display().to_string(), None);
                 }

@@ -18,8 +18,9 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use url::Url;
 
 use super::{
-    Admin, Auth, ClientTls, Cluster, Config, Engine, Failover, HostPort, Identity, Limits, Log, Members,
-    Monitor, NodeConfig, PatroniSource, Pool, Routing, Secret, SecretForm, ServerTls, Tls, TlsMode, User,
+    Admin, Auth, ClientTls, Cluster, Config, Endpoint, Engine, Failover, HostPort, Identity, Limits, Log,
+    Members, Monitor, NodeConfig, PatroniSource, Pool, Routing, Secret, SecretForm, ServerTls, Tls, TlsMode,
+    User,
     document::{Cell, Document, Section, Value},
     fault::{Fault, Faults},
     keys,
@@ -255,7 +256,7 @@ fn read_members(cluster: &Section<'_>, engine: Engine) -> Members {
         let discovery = cell.section("cluster.discovery")?;
         let endpoints = discovery.take_by("patroni", read_endpoints);
         let ca = read_ca(&discovery);
-        if ca.is_some() && endpoints.iter().all(|url| url.scheme() != "https") {
+        if ca.is_some() && endpoints.iter().all(|endpoint| endpoint.url().scheme() != "https") {
             discovery.fault("ca", "has no use: no endpoint is `https`");
         }
         Some(Members::Patroni(PatroniSource { endpoints, ca }))
@@ -263,11 +264,12 @@ fn read_members(cluster: &Section<'_>, engine: Engine) -> Members {
     discovered.unwrap_or_else(|| Members::Nodes(cluster.take_by("nodes", |cell| read_nodes(cell, engine))))
 }
 
-fn read_endpoints(cell: &Cell<'_>) -> Option<Vec<Url>> {
-    let urls = cell.distinct(Value::read, |one, other| {
-        (one == other).then(|| "names the same endpoint twice".to_owned())
+fn read_endpoints(cell: &Cell<'_>) -> Option<Vec<Endpoint>> {
+    let read = |cell: &Cell<'_>| Url::read(cell).map(Endpoint::new);
+    let endpoints = cell.distinct(read, |one, other| {
+        (one.url() == other.url()).then(|| "names the same endpoint twice".to_owned())
     })?;
-    if urls.is_empty() { cell.fault("names no endpoint") } else { Some(urls) }
+    if endpoints.is_empty() { cell.fault("names no endpoint") } else { Some(endpoints) }
 }
 
 fn read_nodes(cell: &Cell<'_>, engine: Engine) -> Option<Vec<NodeConfig>> {

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod choice;
 mod document;
+mod endpoint;
 pub mod entries;
 pub mod fault;
 pub mod file;
@@ -20,9 +21,9 @@ mod values;
 
 use std::{num::NonZeroUsize, path::PathBuf, sync::Arc, time::Duration};
 
-use ::url::Url;
 pub use address::HostPort;
 pub use choice::Choice;
+pub use endpoint::Endpoint;
 pub use fault::{Fault, Faults, Place};
 pub use secret::{Secret, SecretForm};
 
@@ -130,7 +131,7 @@ pub enum Members {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PatroniSource {
     /// REST endpoints, at least one.
-    pub endpoints: Vec<Url>,
+    pub endpoints: Vec<Endpoint>,
     /// PEM: who signs the certificates of `https` endpoints; the system's roots if not named.
     pub ca: Option<PathBuf>,
 }

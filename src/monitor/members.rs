@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::Monitor;
 use crate::{
-    config::{self, Members},
+    config::{self, Endpoint, Members},
     discovery::{DiscoveryFault, Membership, Patroni},
     protocol::Protocol,
     topology,
@@ -90,7 +90,7 @@ impl<P: Protocol> Monitor<P> {
     }
 
     /// Nobody answers for Patroni: the nodes stay, and who leads the servers' own words tell.
-    fn lose_patroni(&self, faults: &[(url::Url, DiscoveryFault)]) {
+    fn lose_patroni(&self, faults: &[(Endpoint, DiscoveryFault)]) {
         for (endpoint, fault) in faults {
             tracing::warn!(cluster = %self.cluster.name, %endpoint, "patroni does not answer: {fault}");
         }

@@ -194,7 +194,7 @@ pub static TABLES: &[Table] = &[
                 "patroni",
                 Required("[\"http://10.0.0.1:8008\"]"),
                 "list of URLs",
-                "Patroni's REST API on any of its nodes, `http` or `https`; more than one, so that one may be down.",
+                "Patroni's REST API on any of its nodes, `http` or `https`; more than one, so that one may be down. A user and a password in a URL are sent (basic authentication) and shown nowhere.",
             ),
             key(
                 "ca",
