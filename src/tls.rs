@@ -18,6 +18,7 @@ use rustls::{
     client::Resumption,
     crypto::CryptoProvider,
     server::{NoClientAuth, NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    sign::CertifiedKey,
 };
 use rustls_pki_types::{
     CertificateDer, PrivateKeyDer, ServerName,
@@ -281,6 +282,13 @@ fn pem_error(file: &Path, error: pem::Error, what: &'static str) -> TlsError {
         pem::Error::Io(error) => read_error(file, &error),
         other => TlsError::Read { file: file.to_owned(), reason: format!("{other:?}") },
     }
+}
+
+/// Whether a certificate and a private key belong together, and the key is of a kind that is known.
+pub fn check_pair(certificate: &Path, key: &Path) -> Result<(), TlsError> {
+    CertifiedKey::from_der(read_certificates(certificate)?, read_key(key)?, &provider())
+        .map(drop)
+        .map_err(|reason| pair_error(certificate, key, reason))
 }
 
 fn read_error(file: &Path, error: &io::Error) -> TlsError {

@@ -26,7 +26,7 @@ use super::{
     keys,
     values::{Certificates, NewFile, Positive, PrivateKey, Weight, server_address},
 };
-use crate::{recent, sql::catalog::FunctionRules};
+use crate::{recent, sql::catalog::FunctionRules, tls};
 
 /// The longest file that is read: more is a wrong path.
 const FILE_LIMIT: u64 = 4 * 1024 * 1024;
@@ -474,6 +474,9 @@ fn read_identity(side: &Section<'_>) -> Option<Identity> {
         _ => {}
     }
     let (Certificates(certificate), PrivateKey(key)) = (certificate?, key?);
+    if let Err(unfit) = tls::check_pair(&certificate, &key) {
+        side.fault("key", format!("does not fit: {unfit}"));
+    }
     Some(Identity { certificate, key })
 }
 

@@ -404,10 +404,14 @@ users    = [{ name = "admin", password = { env = "SET" } }]
 #[test]
 fn tls_files_are_looked_into_when_the_file_is_read() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    // Neither is a real one: that a certificate can be used is seen when TLS is set up.
-    let (certificate, key) = ("CERTIFICATE", "PRIVATE KEY");
-    for (name, label) in [("server.crt", certificate), ("server.key", key)] {
-        let pem = format!("-----BEGIN {label}-----\nMAA=\n-----END {label}-----\n");
+    let made =
+        || rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("random numbers are enough");
+    let (server, other) = (made(), made());
+    for (name, pem) in [
+        ("server.crt", server.cert.pem()),
+        ("server.key", server.signing_key.serialize_pem()),
+        ("other.key", other.signing_key.serialize_pem()),
+    ] {
         fs::write(folder.path().join(name), pem).expect("it can be written to");
     }
     let parse = |line: &str| {
@@ -416,11 +420,14 @@ fn tls_files_are_looked_into_when_the_file_is_read() {
     };
 
     let config = parse("certificate = \"server.crt\"\nkey = \"server.key\"").expect("no fault");
+    let others = parse("certificate = \"server.crt\"\nkey = \"other.key\"").expect_err("of two pairs");
     let swapped =
         parse("certificate = \"server.key\"\nkey = \"server.crt\"").expect_err("swapped").to_string();
 
     let client = &config.clusters[0].tls.client;
     assert_eq!(client.mode, TlsMode::Prefer);
+    let others = others.to_string();
+    assert!(others.contains("p.toml:14:7: cluster.shop.tls.client.key: does not fit"), "{others}");
     assert_eq!(
         client.identity.as_ref().map(|found| found.key.clone()),
         Some(folder.path().join("server.key"))
