@@ -60,11 +60,62 @@ where
 {
     let (filter, handle) = reload::Layer::new(filter(log)?);
     let lines = match log.format {
-        LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(colours).boxed(),
+        LogFormat::Text => fmt::layer().with_writer(OneLine { writer, colours }).with_ansi(colours).boxed(),
         // The message and its fields side by side: what log collectors index.
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
     };
     Ok((Registry::default().with(filter).with(lines), LogLevel(handle)))
+}
+
+/// Keeps an event on its line: texts of clients and servers are in it, and none of them may write
+/// lines that look like ours. JSON does so by itself.
+#[derive(Clone, Copy, Debug)]
+struct OneLine<W> {
+    writer: W,
+    /// Escapes are the formatter's own; those of others it has taken out.
+    colours: bool,
+}
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for OneLine<W> {
+    type Writer = OneLine<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        OneLine { writer: self.writer.make_writer(), colours: self.colours }
+    }
+}
+
+/// Every event comes in one piece, with its line's end.
+impl<W: io::Write> io::Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = event.strip_suffix(b"\n").unwrap_or(event);
+        if line.iter().any(|byte| byte.is_ascii_control()) {
+            let mut tame = self.tame(&String::from_utf8_lossy(line));
+            tame.push('\n');
+            self.writer.write_all(tame.as_bytes())?;
+        } else {
+            self.writer.write_all(event)?;
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl<W> OneLine<W> {
+    fn tame(&self, line: &str) -> String {
+        let mut tame = String::with_capacity(line.len() + 16);
+        for c in line.chars() {
+            match c {
+                '\t' => tame.push(c),
+                '\x1b' if self.colours => tame.push(c),
+                c if c.is_control() => tame.extend(c.escape_default()),
+                c => tame.push(c),
+            }
+        }
+        tame
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +174,20 @@ mod tests {
         });
 
         assert!(text.contains("heard") && !text.contains("unheard"), "{text}");
+    }
+
+    #[test]
+    fn whatever_a_text_holds_an_event_is_one_line() {
+        let forged = "x\r\n2026-01-01T00:00:00Z  WARN pointsman: forged\u{1b}[31m";
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = written(&log(format, "info"), |_| {
+                tracing::info!(value = %forged, "refused: {forged}");
+                tracing::info!("next");
+            });
+
+            assert_eq!(text.lines().count(), 2, "{text}");
+            assert!(!text.contains(['\r', '\x1b']), "{text:?}");
+        }
     }
 
     #[test]

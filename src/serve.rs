@@ -251,7 +251,9 @@ impl Proxy {
             None => Err("there is no configuration file to reload".to_owned()),
         };
         if let Err(why) = &applied {
-            tracing::error!("the configuration was not reloaded, nothing has changed: {why}");
+            for fault in why.lines() {
+                tracing::error!("the configuration was not reloaded, nothing has changed: {fault}");
+            }
         }
         self.metrics.reloaded(applied.is_ok());
         notify(Notice::Ready);

@@ -197,3 +197,15 @@ async fn random_bytes_after_a_login_disturb_nobody() {
 
     undisturbed(&stage).await;
 }
+
+#[tokio::test]
+async fn a_value_with_a_line_break_writes_no_line_of_the_log() {
+    let stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+
+    session.error("SET pointsman.consistency = 'x\n2026-01-01T00:00:00Z  WARN pointsman: forged'").await;
+
+    stage.proxy.wait_for_log("pointsman: forged").await;
+    let log = stage.proxy.log();
+    assert!(log.lines().all(|line| !line.starts_with("2026-01-01")), "{log}");
+}
