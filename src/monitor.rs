@@ -456,12 +456,16 @@ fn set_node_limit<P: Protocol>(
     }
 }
 
-/// Closes idle connections, keeps the wanted ones open, and brings the gauges up to date.
+/// Closes idle connections and those to nodes that were taken away, keeps the wanted ones open, and
+/// brings the gauges up to date.
 async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let mut tick = tokio::time::interval(HOUSEKEEPING);
     loop {
         tick.tick().await;
+        let snapshot = cluster.topology.load_full();
         for (_, pools) in cluster.all_pools() {
+            // Nobody knows a node while Patroni is asked for the first time, and then none has gone.
+            pools.replace(|address, _| !snapshot.nodes.is_empty() && snapshot.find(address).is_none());
             for (_, pool) in pools.all() {
                 pool.reap(Instant::now());
                 pool.warm().await;

@@ -152,3 +152,21 @@ async fn a_second_sigterm_ends_at_once() {
 
     stage.proxy.wait();
 }
+
+#[tokio::test]
+async fn a_node_that_a_reload_takes_away_keeps_no_connection() {
+    let mut stage = Stage::set("", &["cluster.pool.min_idle = 2"]).await;
+    let last = stage.cluster.nodes().len() - 1;
+    let open = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND usename = 'app'";
+    let session = stage.session().await;
+    let there = stage.cluster.node(last).port();
+    eventually("it serves", async || session.port().await == there).await;
+    eventually("it is warm", async || stage.database.ask(last, open) == "2").await;
+
+    let kept: Vec<String> =
+        stage.cluster.addresses()[..last].iter().map(|node| format!("'{node}'")).collect();
+    stage.proxy.reload(&[&format!("cluster.nodes = [{}]", kept.join(", "))]);
+
+    eventually("it is left alone", async || stage.database.ask(last, open) == "0").await;
+    assert_ne!(session.port().await, there);
+}
