@@ -171,12 +171,30 @@ async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Op
         Ok(None) => None,
         Err(TurnedAway { fault, detail }) => {
             cluster.metrics.login(fault.label());
+            if let Some(kind) = told_at_the_door(fault) {
+                cluster.metrics.error(kind.label());
+            }
             if fault != LoginFault::Closed {
                 tracing::info!(cluster = %cluster.name, %peer, reason = fault.label(), detail, "a client did not get in");
             }
             None
         }
     }
+}
+
+/// What a client heard before it was known who it is.
+fn told_at_the_door(fault: LoginFault) -> Option<RefusalKind> {
+    match fault {
+        LoginFault::Password | LoginFault::UnknownUser => Some(RefusalKind::Authentication),
+        LoginFault::Protocol => Some(RefusalKind::Protocol),
+        _ => None,
+    }
+}
+
+/// Says why a connection ends that is no session yet.
+async fn dismiss<P: Protocol>(frontend: &mut P::Frontend, refusal: &Refusal, cluster: &Cluster<P>) {
+    cluster.metrics.error(refusal.kind.label());
+    frontend.farewell(refusal).await;
 }
 
 /// A session for a client that has become another user.
@@ -200,13 +218,13 @@ async fn enter<P: Protocol>(
     cluster: &Arc<Cluster<P>>,
 ) -> Result<Option<Box<Session<P>>>, LoginFault> {
     if let Some(refusal) = over_limit(cluster, &identity.user) {
-        frontend.farewell(&refusal).await;
+        dismiss(&mut frontend, &refusal, cluster).await;
         return Err(LoginFault::Forbidden);
     }
     let (own, adopted) = match asked_of_the_proxy(frontend.startup_commands(), cluster).await {
         Ok(asked) => asked,
         Err(refusal) => {
-            frontend.farewell(&refusal).await;
+            dismiss(&mut frontend, &refusal, cluster).await;
             return Err(LoginFault::Refused);
         }
     };
@@ -276,7 +294,7 @@ async fn welcome<P: Protocol>(
         Err(None) => {
             let refusal =
                 Refusal::fatal(RefusalKind::NoPrimary, "no server can be reached to begin a session");
-            frontend.farewell(&refusal).await;
+            dismiss(frontend, &refusal, cluster).await;
             return Err(LoginFault::Unavailable);
         }
     };

@@ -66,7 +66,7 @@ pub enum RefusalKind {
 }
 
 impl RefusalKind {
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 24] = [
         Self::NoPrimary,
         Self::NoReplica,
         Self::PoolTimeout,
@@ -76,6 +76,8 @@ impl RefusalKind {
         Self::TooManyClients,
         Self::ShuttingDown,
         Self::Protocol,
+        Self::Malformed,
+        Self::Compression,
         Self::Unsupported,
         Self::Authentication,
         Self::UnknownDatabase,

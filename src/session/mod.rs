@@ -192,7 +192,7 @@ impl<P: Protocol> Session<P> {
                 },
                 Event::Idle(why) => {
                     let refusal = Refusal::fatal(RefusalKind::IdleTimeout, why);
-                    Box::pin(self.frontend.farewell(&refusal)).await;
+                    Box::pin(self.dismiss(&refusal)).await;
                     return self.leave(End::Ended);
                 }
             };
@@ -299,12 +299,12 @@ impl<P: Protocol> Session<P> {
                 RefusalKind::ShuttingDown,
                 "terminating connection due to administrator command",
             );
-            self.frontend.farewell(&refusal).await;
+            self.dismiss(&refusal).await;
             return Some(End::Ended);
         }
         if self.is_between_transactions() && entry.is_called(Call::Drain) {
             let refusal = Refusal::fatal(RefusalKind::ShuttingDown, "the proxy is shutting down");
-            self.frontend.farewell(&refusal).await;
+            self.dismiss(&refusal).await;
             return Some(End::Ended);
         }
         entry.take(Call::Look);
@@ -327,8 +327,7 @@ impl<P: Protocol> Session<P> {
                 "ended what was open on a server that is no longer the primary"
             );
             if refusal.fatal {
-                self.cluster.metrics.error(refusal.kind.label());
-                self.frontend.farewell(&refusal).await;
+                self.dismiss(&refusal).await;
                 return Some(End::Ended);
             }
         }
@@ -382,16 +381,21 @@ impl<P: Protocol> Session<P> {
             _ => {
                 let refusal =
                     Refusal::fatal(RefusalKind::ServerLost, "the server closed the connection unexpectedly");
-                self.frontend.farewell(&refusal).await;
+                self.dismiss(&refusal).await;
             }
         }
     }
 
+    /// Says why the connection ends.
+    pub(super) async fn dismiss(&mut self, refusal: &Refusal) {
+        self.cluster.metrics.error(refusal.kind.label());
+        self.frontend.farewell(refusal).await;
+    }
+
     async fn broken(&mut self, fault: Fault) -> After<P> {
         if let Fault::Protocol(refusal) = fault {
-            self.cluster.metrics.error("protocol");
             tracing::info!(peer = %self.registered.entry.peer, %refusal.message, "client broke the protocol");
-            self.frontend.farewell(&refusal).await;
+            self.dismiss(&refusal).await;
         }
         self.leave(End::Broken)
     }
@@ -464,7 +468,7 @@ impl<P: Protocol> Session<P> {
         match result {
             Ok(()) => Ok(()),
             Err(Fault::Protocol(refusal)) => {
-                Box::pin(self.frontend.farewell(&refusal)).await;
+                Box::pin(self.dismiss(&refusal)).await;
                 Err(End::Broken)
             }
             Err(Fault::Client(_)) => Err(End::Broken),

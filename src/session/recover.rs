@@ -251,8 +251,7 @@ impl<P: Protocol> Session<P> {
         if pin_lost {
             self.state.forget_server();
             let refusal = Refusal { fatal: true, ..refusal };
-            self.cluster.metrics.error(refusal.kind.label());
-            self.frontend.farewell(&refusal).await;
+            self.dismiss(&refusal).await;
             return Next::Over(Err(Fault::Client(loss.error)));
         }
         if open || first {
@@ -288,8 +287,7 @@ impl<P: Protocol> Session<P> {
         refusal: Refusal,
     ) -> Result<(), Fault> {
         if refusal.fatal {
-            self.cluster.metrics.error(refusal.kind.label());
-            self.frontend.farewell(&refusal).await;
+            self.dismiss(&refusal).await;
             return Err(Fault::Client(std::io::ErrorKind::ConnectionAborted.into()));
         }
         match attempt.refused {

@@ -175,6 +175,7 @@ async fn clients_above_the_limit_are_told_so() {
     let refused = crate::support::proxy::login_error(&stage.proxy.dsn(&stage.database.name)).await;
 
     assert_eq!(refused, "53300");
+    assert_eq!(stage.proxy.metric("pointsman_errors_total", &["kind=\"too_many_clients\""]), 1.0);
     assert_eq!(sessions[4].value("SELECT 1").await, "1");
 }
 

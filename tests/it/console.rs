@@ -357,6 +357,9 @@ async fn kill_ends_a_client_and_what_it_runs() {
     assert!(killed.status.success(), "{}", said(&killed));
     assert!(running.await.expect("no panic").is_err());
     assert!(began.elapsed() < Duration::from_secs(20));
+    let told = &["kind=\"shutting_down\""];
+    eventually("it is counted", async || console.stage.proxy.metric("pointsman_errors_total", told) == 1.0)
+        .await;
     assert!(!console.psql("KILL 1").status.success());
 }
 

@@ -1,6 +1,6 @@
 //! What bounds a session's statements in time, and what is said of slow ones.
 
-use pointsman::demo::servers::SUPERUSER;
+use pointsman::demo::servers::{APP, Login, SUPERUSER};
 
 use crate::support::{
     Session, Stage, eventually,
@@ -64,6 +64,10 @@ async fn a_client_that_says_nothing_for_too_long_is_sent_away() {
     assert_eq!(busy.value("SELECT 'done' FROM pg_sleep(3)").await, "done");
 
     assert_eq!(last_word(&mut idle).await, "57P05");
+    assert!(stage.proxy.metric("pointsman_errors_total", &["kind=\"idle_timeout\""]) >= 1.0);
+    let stranger = Login { name: APP.name, password: "not it" };
+    assert_eq!(login_error(&stage.proxy.dsn_of(stranger, &stage.database.name)).await, "28P01");
+    assert_eq!(stage.proxy.metric("pointsman_errors_total", &["kind=\"authentication\""]), 1.0);
 }
 
 #[tokio::test]
