@@ -274,6 +274,39 @@ async fn a_temporary_table_is_there_for_its_session_while_other_reads_use_replic
 }
 
 #[tokio::test]
+async fn a_temporary_table_is_listed_in_the_catalog_of_its_session() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let session = stage.session().await;
+    session.run("CREATE TEMP TABLE mine (x int)").await;
+    for _ in 0..5 {
+        for sql in [
+            "SELECT count(*) FROM pg_class WHERE relname = 'mine' AND pg_table_is_visible(oid)",
+            "SELECT count(*) FROM information_schema.tables WHERE table_name = 'mine'",
+        ] {
+            assert_eq!(session.value(sql).await, "1", "{sql}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn code_that_listens_gets_what_it_listens_for() {
+    let stage = Stage::set(
+        "CREATE FUNCTION listens() RETURNS void LANGUAGE plpgsql AS 'BEGIN LISTEN second; END'",
+        &[],
+    )
+    .await;
+    let mut listener = stage.wire().await;
+    listener.ask(&Batch::new().query("DO 'BEGIN LISTEN first; END'")).await;
+    listener.ask(&Batch::new().query("SELECT listens()")).await;
+    for channel in ["first", "second"] {
+        stage.database.ask(0, &format!("NOTIFY {channel}"));
+        let notification = listener.recv().await;
+        assert_eq!(notification.tag, b'A');
+        assert!(notification.body[4..].starts_with(channel.as_bytes()));
+    }
+}
+
+#[tokio::test]
 async fn a_temporary_relation_is_found_whatever_names_it() {
     let stage = Stage::set("CREATE TABLE t AS SELECT 1 AS x", &[]).await;
     let session = stage.session().await;

@@ -63,7 +63,8 @@ impl Relay<'_> {
         }
         for effect in &request.intent.effects {
             // What a string of several statements notifies comes within its answer.
-            backend.listening |= *effect == Effect::Pin(PinReason::Listen);
+            // Code that the proxy does not see through may listen, too.
+            backend.listening |= matches!(effect, Effect::Pin(PinReason::Listen) | Effect::Touches);
             backend.put_named(effect, self.frontend, out);
         }
         for name in &batch.own {

@@ -60,7 +60,9 @@ impl State {
         }
         match (&self.temporary, &intent.tables) {
             _ if intent.by_text || intent.reason == Reason::Session => true,
-            (Tables::Some(temporary), Tables::Some(read)) => read.iter().any(|name| temporary.contains(name)),
+            (Tables::Some(temporary), Tables::Some(read)) => {
+                read.iter().any(|name| temporary.contains(name) || may_be_catalog(name))
+            }
             _ => true,
         }
     }
@@ -88,4 +90,22 @@ impl State {
 
 pub(super) fn bit(reason: PinReason) -> u16 {
     1 << PinReason::ALL.iter().position(|other| *other == reason).expect("ALL lists every reason")
+}
+
+/// Whether a relation of this name may be one that lists relations: only the server connection that has the
+/// temporary ones shows them.
+fn may_be_catalog(name: &str) -> bool {
+    const INFORMATION_SCHEMA: [&str; 10] = [
+        "check_constraints",
+        "columns",
+        "element_types",
+        "key_column_usage",
+        "role_table_grants",
+        "sequences",
+        "table_constraints",
+        "table_privileges",
+        "tables",
+        "views",
+    ];
+    name.starts_with("pg_") || INFORMATION_SCHEMA.contains(&name)
 }
