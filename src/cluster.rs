@@ -484,10 +484,21 @@ impl<P: Protocol> Cluster<P> {
         }
     }
 
+    /// Passwords that the configuration has changed are good for sessions that stay, too.
+    fn renew_credentials(&self, gate: &P::Gate) {
+        for ((user, _, _), pools) in self.all_pools() {
+            if let Some(credentials) = P::configured_credentials(gate, &user) {
+                let identity = Identity::clone(&pools.identity.load());
+                pools.identity.store(Arc::new(Identity { credentials, ..identity }));
+            }
+        }
+    }
+
     /// Applies a new configuration: what is used from now on, without disturbing what runs.
     pub fn reconfigure(&self, config: config::Cluster, parts: Parts<P>) {
         let before = self.config.load_full();
         self.policy.store(Arc::new(config.routing.policy(&config.monitor)));
+        self.renew_credentials(&parts.gate);
         self.gate.store(Arc::new(parts.gate));
         self.link.store(Arc::new(parts.link));
         // The monitor keeps its connections where they would be the same again.

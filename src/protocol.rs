@@ -38,6 +38,9 @@ pub trait Protocol: Sized + Send + Sync + 'static {
     type Link: Send + Sync;
     type Frontend: Frontend<Self>;
     type Backend: Backend<Self>;
+
+    /// What the configuration itself knows that opens servers for a user.
+    fn configured_credentials(gate: &Self::Gate, user: &str) -> Option<Self::Credentials>;
 }
 
 /// Our end of a client's connection.

@@ -208,6 +208,14 @@ impl Gate {
         House { tls: &self.tls, vault: &self.shared.vault, trust_loopback: self.trust_loopback }
     }
 
+    /// What opens servers for a user of the configuration; `None`: only the user's own login tells.
+    pub(super) fn configured_credentials(&self, user: &str) -> Option<Credentials> {
+        match self.users.get(user)? {
+            Secret::Plain(password) => Some(Credentials::of(password)),
+            _ => None,
+        }
+    }
+
     pub(super) async fn secret(&self, user: &str) -> Secret {
         if let Some(secret) = self.users.get(user) {
             return secret.clone();

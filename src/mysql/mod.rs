@@ -54,6 +54,10 @@ impl Protocol for Mysql {
     type Link = Link;
     type Frontend = Frontend;
     type Backend = Backend;
+
+    fn configured_credentials(gate: &Gate, user: &str) -> Option<login::Credentials> {
+        gate.configured_credentials(user)
+    }
 }
 
 impl protocol::Frontend<Mysql> for Frontend {

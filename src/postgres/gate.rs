@@ -82,6 +82,17 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// What opens servers for a user of the configuration; `None`: only the user's own login tells.
+    pub(super) fn configured_credentials(&self, user: &str) -> Option<Credentials> {
+        match self.users.get(user)? {
+            Secret::Plain(password) => Some(Credentials::Plain(password.clone())),
+            Secret::Md5(hash) => Some(Credentials::Md5Hash(hash.clone())),
+            Secret::Scram(_) | Secret::Unknown => None,
+        }
+    }
+}
+
 impl LoginContext for Gate {
     fn door(&self) -> Arc<Door> {
         self.door.clone()

@@ -59,6 +59,10 @@ impl Protocol for Postgres {
     type Link = Link;
     type Frontend = Frontend;
     type Backend = Backend;
+
+    fn configured_credentials(gate: &Gate, user: &str) -> Option<login::Credentials> {
+        gate.configured_credentials(user)
+    }
 }
 
 impl protocol::Frontend<Postgres> for Frontend {

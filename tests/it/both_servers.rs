@@ -26,6 +26,7 @@ both_databases!(
     a_write_is_not_acknowledged_where_another_gets_the_role,
     without_a_primary_writes_are_refused_after_the_hold,
     to_end_no_transaction_takes_no_primary,
+    a_password_that_changes_with_a_reload_is_good_for_sessions_that_stay,
     reads_see_what_their_level_promises_while_a_replica_is_late,
     a_token_carries_a_write_to_another_proxy,
 );
@@ -358,6 +359,31 @@ async fn to_end_no_transaction_takes_no_primary(engine: Engine) {
         assert_eq!(session.ask(sql).await, Ok(String::new()), "{sql}");
     }
     assert!(session.ask("INSERT INTO t VALUES (2)").await.is_err());
+}
+
+async fn a_password_that_changes_with_a_reload_is_good_for_sessions_that_stay(engine: Engine) {
+    let servers = Servers::own(engine);
+    let (mut proxy, database) = servers.proxy(TABLE, &[]).await;
+    let mut session = servers.session(&proxy, &database).await.expect("it logs in");
+    session.value("INSERT INTO t VALUES (1)").await;
+    let changes = match &servers {
+        Servers::Postgres(_) => "ALTER ROLE app PASSWORD 'new-pw'",
+        Servers::Mysql(_) => "ALTER USER app@'%' IDENTIFIED BY 'new-pw'",
+    };
+    servers.on(0, &database, changes);
+    servers.wait_until_caught_up(0);
+
+    // Another limit is another pool: every connection is opened anew.
+    proxy.reload(&["cluster.users = [{ name = 'app', password = 'new-pw' }]", "cluster.pool.size = 3"]);
+    eventually("the file is applied", async || {
+        proxy.metric("pointsman_config_reloads_total", &["result=\"applied\""]) == 1.0
+    })
+    .await;
+
+    for x in 2..=4 {
+        assert_eq!(session.ask(&format!("INSERT INTO t VALUES ({x})")).await, Ok(String::new()));
+        assert_eq!(session.ask("SELECT count(*) FROM t").await, Ok(x.to_string()));
+    }
 }
 
 async fn reads_see_what_their_level_promises_while_a_replica_is_late(engine: Engine) {
