@@ -33,6 +33,14 @@ fn rides_ahead(intent: &Intent, terms: &Terms<'_>) -> bool {
     intent.joins && !terms.ahead_sets_modes
 }
 
+/// Whether a name means something else, or nothing, behind `effects`.
+fn replaces(effects: &[Effect], name: &str) -> bool {
+    effects.iter().any(|effect| match effect {
+        Effect::Deallocate { name: None } | Effect::Discard(Discard::All) => true,
+        other => other.replaced_name() == Some(name),
+    })
+}
+
 /// The key of an unnamed statement that nobody asked for.
 pub(super) const UNKNOWN_STATEMENT: u128 = u128::MAX;
 
@@ -148,33 +156,42 @@ impl Backend {
     }
 
     /// Makes statements known under clients' own names what this client's request means by them.
-    pub(super) fn put_named(&mut self, effect: &Effect, frontend: &Frontend, out: &mut Vec<u8>) {
-        match effect {
-            Effect::Execute { name }
-            | Effect::Prepare { name, .. }
-            | Effect::Deallocate { name: Some(name) } => {
-                self.put_own_name(name.as_bytes(), frontend, out);
-            }
-            Effect::ShowsPrepared => {
-                let theirs = frontend.statements.sql_names();
-                let names: BTreeSet<Box<[u8]>> =
-                    self.statements.own_names().chain(theirs).map(Into::into).collect();
-                for name in names {
-                    self.put_own_name(&name, frontend, out);
+    pub(super) fn put_names(&mut self, effects: &[Effect], frontend: &Frontend, out: &mut Vec<u8>) {
+        for (at, effect) in effects.iter().enumerate() {
+            match effect {
+                Effect::Execute { name } if !replaces(&effects[..at], name) => {
+                    self.put_own_name(name.as_bytes(), frontend, out);
                 }
+                Effect::Prepare { name, .. } | Effect::Deallocate { name: Some(name) }
+                    if !replaces(&effects[..at], name) =>
+                {
+                    self.put_taken_name(name.as_bytes(), frontend, out);
+                }
+                Effect::ShowsPrepared => {
+                    let theirs = frontend.statements.sql_names();
+                    let names: BTreeSet<Box<[u8]>> =
+                        self.statements.own_names().chain(theirs).map(Into::into).collect();
+                    for name in names {
+                        self.put_own_name(&name, frontend, out);
+                    }
+                }
+                _ => {}
             }
-            _ => {}
         }
     }
 
     pub(super) fn put_own_name(&mut self, name: &[u8], frontend: &Frontend, out: &mut Vec<u8>) {
         match frontend.statements.get(name) {
             Some(statement) => encode::put_own(statement, name, &mut self.statements, out, &mut self.expect),
-            None if self.statements.own(name).is_some() => {
-                encode::put_close(name, out, &mut self.expect);
-                self.statements.remove_own(name);
-            }
-            None => {}
+            None => encode::put_no_own(name, &mut self.statements, out, &mut self.expect),
+        }
+    }
+
+    /// For who only asks whether a name is taken. What has it may be what can no longer be prepared.
+    fn put_taken_name(&mut self, name: &[u8], frontend: &Frontend, out: &mut Vec<u8>) {
+        match frontend.statements.get(name) {
+            Some(_) => encode::put_taken(name, &mut self.statements, out, &mut self.expect),
+            None => encode::put_no_own(name, &mut self.statements, out, &mut self.expect),
         }
     }
 
@@ -191,8 +208,8 @@ impl Backend {
             _ => false,
         };
         while !matches!(self.expect.front(), None | Some(Expect::Sync { .. })) {
-            if let Some(Expect::Parse { key: Some(key), .. }) = self.expect.pop_front() {
-                self.statements.remove(key);
+            if let Some(due) = self.expect.pop_front() {
+                self.not_done(&due);
             }
         }
         self.statements.unnamed = Some(UNKNOWN_STATEMENT);
@@ -200,15 +217,21 @@ impl Backend {
         ours
     }
 
+    /// The server has skipped what this was due for.
+    fn not_done(&mut self, due: &Expect) {
+        match due {
+            Expect::Parse { key: Some(key), .. } => self.statements.remove(*key),
+            Expect::Own(name) => self.statements.doubt_own(name),
+            _ => {}
+        }
+    }
+
     /// The server skips everything up to the next Sync: nothing else is due.
     pub(super) fn skip_what_was_encoded(&mut self, frontend: &mut Frontend) {
         if self.skipping {
             let mut due = std::mem::take(&mut self.expect);
-            for expect in &due {
-                if let Expect::Parse { key: Some(key), .. } = expect {
-                    self.statements.remove(*key);
-                }
-            }
+            due.iter().for_each(|due| self.not_done(due));
+            self.statements.unnamed = Some(UNKNOWN_STATEMENT);
             due.retain(|expect| matches!(expect, Expect::Sync { .. }));
             self.expect = due;
             frontend.statements.forget_expected();

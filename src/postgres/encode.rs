@@ -45,6 +45,8 @@ pub enum Expect {
         bytes: [u8; 5],
         named: bool,
     },
+    /// Comes from nobody: what the server has under this name of a client's is now as it was noted.
+    Own(Box<[u8]>),
     /// The server is made to fail here; the client gets this message instead of the server's.
     FailAs(Vec<u8>),
 }
@@ -106,6 +108,36 @@ pub fn put_own(
         }
     }
     server.set_own(name, statement.key);
+    expect.push_back(Expect::Own(name.into()));
+}
+
+/// Makes sure that a client's own name is taken, by whatever statement.
+pub fn put_taken(
+    name: &[u8],
+    server: &mut ServerStatements,
+    out: &mut Vec<u8>,
+    expect: &mut VecDeque<Expect>,
+) {
+    if server.own(name).is_none() {
+        // Without types of parameters.
+        put_parse(name, b"SELECT 1\0\0\0", out);
+        expect.push_back(Expect::Parse { forward: false, key: None, named: false });
+        server.doubt_own(name);
+    }
+}
+
+/// Closes what has a name that the client has not given.
+pub fn put_no_own(
+    name: &[u8],
+    server: &mut ServerStatements,
+    out: &mut Vec<u8>,
+    expect: &mut VecDeque<Expect>,
+) {
+    if server.own(name).is_some() {
+        put_close(name, out, expect);
+        server.remove_own(name);
+        expect.push_back(Expect::Own(name.into()));
+    }
 }
 
 /// Closes a prepared statement by its name on the server.

@@ -305,6 +305,9 @@ impl ClientStatements {
     }
 }
 
+/// The key of what no client has prepared.
+const NOBODYS: u128 = u128::MAX;
+
 /// What a server connection has prepared for its sessions.
 #[derive(Debug)]
 pub struct ServerStatements {
@@ -400,6 +403,12 @@ impl ServerStatements {
 
     pub fn own_names(&self) -> impl Iterator<Item = &[u8]> {
         self.own.keys().map(|name| &**name)
+    }
+
+    /// What the server has under a client's own name is not known: it is closed before the name is used
+    /// again.
+    pub fn doubt_own(&mut self, name: &[u8]) {
+        self.own.insert(name.into(), NOBODYS);
     }
 
     /// DEALLOCATE ALL, DISCARD ALL.

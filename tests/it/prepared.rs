@@ -366,3 +366,61 @@ async fn a_name_that_one_client_gave_means_nothing_to_another() {
 
     assert_eq!(owner.value("EXECUTE mine").await, "t");
 }
+
+/// What a client is told in answer to a string: first columns, then the error's code.
+async fn told(wire: &mut Wire, string: &str) -> Vec<String> {
+    let frames = wire.ask(&Batch::new().query(string)).await;
+    let error = frames.iter().filter(|frame| frame.tag == b'E').map(Frame::code);
+    first_columns(&frames).into_iter().chain(error).collect()
+}
+
+#[tokio::test]
+async fn a_statement_that_could_not_be_prepared_elsewhere_is_prepared_there_when_it_can() {
+    let stage = Stage::set(
+        "CREATE SCHEMA a; CREATE SCHEMA b; CREATE TABLE a.t AS SELECT 'a' AS x",
+        &["cluster.pool.size = 1"],
+    )
+    .await;
+    let mut wire = stage.wire().await;
+    told(&mut wire, "SET search_path = a").await;
+    assert_eq!(told(&mut wire, "/* pointsman: primary */ PREPARE q AS SELECT * FROM t").await, [""; 0]);
+
+    // On the connections to both replicas, and on the primary's, which has it.
+    told(&mut wire, "SET search_path = b").await;
+    for _ in 0..10 {
+        assert_eq!(told(&mut wire, "EXECUTE q").await, ["42P01"]);
+    }
+    told(&mut wire, "SET search_path = a").await;
+
+    for _ in 0..10 {
+        assert_eq!(told(&mut wire, "EXECUTE q").await, ["a"]);
+        assert_eq!(told(&mut wire, "/* pointsman: primary */ EXECUTE q").await, ["a"]);
+    }
+}
+
+#[tokio::test]
+async fn a_statement_whose_table_is_gone_can_be_deallocated() {
+    let stage = Stage::set("CREATE TABLE gone (x int)", &["cluster.pool.size = 1"]).await;
+    for (define, extended) in [("PREPARE", false), ("Parse", true)] {
+        let mut wire = stage.wire().await;
+        let select = "SELECT * FROM gone";
+        let batch = match extended {
+            true => Batch::new().parse("q", &format!("/* pointsman: primary */ {select}")).sync(),
+            false => Batch::new().query(&format!("/* pointsman: primary */ PREPARE q AS {select}")),
+        };
+        assert!(!wire.ask(&batch).await.iter().any(|frame| frame.tag == b'E'), "{define}");
+
+        stage.database.run("ALTER TABLE gone RENAME TO other");
+
+        for hint in ["/* pointsman: primary */", ""] {
+            // Without a hint it is a replica's, which never had the statement.
+            let string =
+                format!("{hint} BEGIN READ ONLY; DEALLOCATE q; PREPARE q AS SELECT 1; EXECUTE q; COMMIT");
+            assert_eq!(told(&mut wire, &string).await, ["1"], "{define} {hint}");
+        }
+        for answer in [&[][..], &["26000"]] {
+            assert_eq!(told(&mut wire, "DEALLOCATE q").await, answer, "{define}");
+        }
+        stage.database.run("ALTER TABLE other RENAME TO gone");
+    }
+}

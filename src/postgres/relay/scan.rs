@@ -159,7 +159,7 @@ impl Relay<'_> {
 
     /// Hands on what is due from us before the next thing due from the server.
     fn injections(&mut self) {
-        while let Some(Expect::Inject { .. }) = self.backend.expect.front() {
+        while let Some(Expect::Inject { .. } | Expect::Own(_)) = self.backend.expect.front() {
             if let Some(Expect::Inject { bytes, named }) = self.backend.expect.pop_front() {
                 self.inject(&bytes);
                 if named {

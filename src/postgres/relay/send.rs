@@ -65,8 +65,8 @@ impl Relay<'_> {
             // What a string of several statements notifies comes within its answer.
             // Code that the proxy does not see through may listen, too.
             backend.listening |= matches!(effect, Effect::Pin(PinReason::Listen) | Effect::Touches);
-            backend.put_named(effect, self.frontend, out);
         }
+        backend.put_names(&request.intent.effects, self.frontend, out);
         for name in &batch.own {
             backend.put_own_name(name, self.frontend, out);
         }
