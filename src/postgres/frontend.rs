@@ -13,13 +13,13 @@ use super::{
     prepared::{ClientStatements, Origin, Resolved, Statement},
     relay::Outcome,
     settings::Carried,
-    unit::{Unit, function_call, join, with_access},
+    unit::{Unit, bare, function_call, join, with_access},
 };
 use crate::{
     inbox::Inbox,
     protocol::{Fault, ReaderContext, Request, Transaction},
     sql::{
-        Access, Effect, Intent, LexModes,
+        Access, Effect, Intent, LexModes, PinReason, Reason,
         effects::{Discard, ProxyCommand},
     },
     stream::{self, Stream},
@@ -48,6 +48,9 @@ pub struct Frontend {
     pub(super) origins: Origins,
     /// A request was refused in mid-unit: what comes before its Sync is dropped.
     pub(super) skip_to_sync: bool,
+    /// Something ran that was not read, or runs code: its connection may have prepared statements that
+    /// are not among `statements`.
+    unseen_names: bool,
     /// The current request is a part of a unit that goes on.
     amid_unit: bool,
 }
@@ -78,6 +81,7 @@ impl Frontend {
             startup: Some(Box::new(startup)),
             origins,
             skip_to_sync: false,
+            unseen_names: false,
             amid_unit: false,
         }
     }
@@ -216,6 +220,8 @@ impl Frontend {
         if !open {
             self.close_portals();
         }
+        let unseen = |effect: &Effect| matches!(effect, Effect::Touches | Effect::Pin(PinReason::Setting));
+        self.unseen_names |= intent.effects.iter().any(unseen);
         if outcome.failed {
             self.statements.forget_expected();
             return;
@@ -230,7 +236,10 @@ impl Frontend {
                 Effect::Deallocate { name: Some(name) } => {
                     self.statements.remove(name.as_bytes());
                 }
-                Effect::Deallocate { name: None } | Effect::Discard(Discard::All) => self.statements.clear(),
+                Effect::Deallocate { name: None } | Effect::Discard(Discard::All) => {
+                    self.statements.clear();
+                    self.unseen_names = false;
+                }
                 _ => {}
             }
         }
@@ -259,7 +268,7 @@ impl Frontend {
         let body = batch::body(self.inbox.data(), 0, batch.length);
         let text = frame::split_cstring(body).map_or(body, |(text, _)| text);
         let intent = self.classify(text);
-        let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
+        let intent = if intent.effects.is_empty() { intent } else { self.behind(intent, &[]) };
         if intent.statements == 1 && !intent.effects.is_empty() {
             batch.text = std::str::from_utf8(text).ok().map(Into::into);
         }
@@ -273,24 +282,36 @@ impl Frontend {
         reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now)
     }
 
-    /// Replaces EXECUTE by what the statement behind the name does.
-    fn behind(&self, intent: Arc<Intent>) -> Arc<Intent> {
-        let mut found = intent.clone();
-        for effect in &intent.effects {
+    /// An intent as it is in a unit, behind what was executed there before.
+    fn resolved(&self, intent: &Arc<Intent>, unit: &Unit) -> Arc<Intent> {
+        if intent.effects.is_empty() { intent.clone() } else { self.behind(intent.clone(), unit.executed()) }
+    }
+
+    /// Replaces EXECUTE by what the statement behind the name does. `before`: effects of what runs ahead
+    /// of it, and may give the name to another statement.
+    pub(super) fn behind(&self, intent: Arc<Intent>, before: &[Effect]) -> Arc<Intent> {
+        if !intent.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. })) {
+            return intent;
+        }
+        // Code that was not seen may have prepared what nobody knows.
+        let unseen = Intent { reason: Reason::Command, ..function_call() };
+        let unseen = self.unseen_names.then_some(&unseen);
+        let mut found = bare(&intent);
+        let mut effects = Vec::with_capacity(intent.effects.len());
+        for (at, effect) in intent.effects.iter().enumerate() {
+            effects.push(effect.clone());
             if let Effect::Execute { name } = effect {
-                found = match self.statements.get(name.as_bytes()) {
-                    Some(statement) => join(&found, &statement.intent, true),
-                    // Nobody knows it: the primary says so.
-                    None => with_access(&found, Access::Write),
-                };
-                let keeps_read =
-                    self.statements.get(name.as_bytes()).is_some_and(|s| s.intent.access == Access::Read);
-                if keeps_read && intent.statements == 1 {
-                    found = with_access(&found, Access::Read);
-                }
+                let named = named_in(&intent.effects[..at], name.as_bytes())
+                    .or_else(|| named_in(before, name.as_bytes()))
+                    .unwrap_or_else(|| {
+                        self.statements.get(name.as_bytes()).map(|statement| &*statement.intent)
+                    })
+                    .or(unseen);
+                found = executing(&found, named);
+                effects.extend(named.iter().flat_map(|inner| inner.effects.iter().cloned()));
             }
         }
-        found
+        Arc::new(Intent { effects, ..Intent::clone(&found) })
     }
 
     fn unit(&mut self, mut batch: Box<Batch>) -> Request<Box<Batch>> {
@@ -341,7 +362,7 @@ impl Frontend {
                         if unit.executes == 1 && intent.statements == 1 && !intent.effects.is_empty() {
                             unit.text = unit.bound_text.take();
                         }
-                        unit.add(&intent.clone(), true);
+                        unit.add(&self.resolved(intent, unit), true);
                     }
                     None if self.more_portals => unit.add_unseen(),
                     None => unit.add_unknown(),
@@ -405,15 +426,17 @@ impl Frontend {
                 unit.used_unnamed |= !unit.defined_unnamed;
                 (intent.clone(), Subject::Unnamed(Some(key)), effect_text(intent, body))
             }
-            None => {
-                unit.add_unknown();
-                return unit.nobodys(name);
-            }
+            None => match named_in(unit.executed(), name) {
+                Some(Some(inner)) => (Arc::new(inner.clone()), unit.nobodys(name), None),
+                _ => {
+                    unit.add_unknown();
+                    return unit.nobodys(name);
+                }
+            },
         };
-        let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
         // Values for a statement that has no place for any are the server's to complain of.
         unit.bound_text = text.filter(|_| !has_values(values));
-        unit.add(&intent, false);
+        unit.add(&self.resolved(&intent, unit), false);
         self.portals.retain(|(other, _)| **other != *portal);
         if self.portals.len() < MAX_PORTALS {
             self.portals.push((portal.into(), intent));
@@ -511,6 +534,26 @@ impl Frontend {
     pub(super) async fn closed(&mut self) {
         self.inbox.ended(&mut self.stream, batch::GATHERED).await;
     }
+}
+
+/// What EXECUTE does, which by itself is `execute`, of a statement.
+fn executing(execute: &Arc<Intent>, named: Option<&Intent>) -> Arc<Intent> {
+    // Nobody knows it: the primary says so.
+    let Some(named) = named else { return with_access(execute, Access::Write) };
+    let joined = join(execute, named, true);
+    // EXPLAIN EXECUTE is taken for a write while nobody knows of what.
+    let explains = execute.reason == Reason::Command && execute.statements == 1;
+    if explains && named.access == Access::Read { with_access(&joined, Access::Read) } else { joined }
+}
+
+/// What a name stands for behind `effects`, as far as they change that: `Some(None)` is nothing.
+fn named_in<'a>(effects: &'a [Effect], name: &[u8]) -> Option<Option<&'a Intent>> {
+    effects.iter().rev().find_map(|effect| match effect {
+        Effect::Prepare { name: given, inner, .. } if given.as_bytes() == name => Some(Some(&**inner)),
+        Effect::Deallocate { name: Some(taken) } if taken.as_bytes() == name => Some(None),
+        Effect::Deallocate { name: None } | Effect::Discard(Discard::All) => Some(None),
+        _ => None,
+    })
 }
 
 /// Whether a Bind, from behind its names on, brings values.

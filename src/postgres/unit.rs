@@ -77,6 +77,14 @@ impl Unit {
         }
     }
 
+    /// The effects of what has been executed so far.
+    pub(super) fn executed(&self) -> &[Effect] {
+        match &self.intent {
+            Some(intent) if self.counted > 0 => &intent.effects,
+            _ => &[],
+        }
+    }
+
     /// A message that only the server can make sense of, on the connection the session keeps if it
     /// keeps one: a portal may be a cursor that SQL declared.
     pub(super) fn add_unknown(&mut self) {
@@ -116,7 +124,7 @@ pub(super) fn with_access(intent: &Arc<Intent>, access: Access) -> Arc<Intent> {
 }
 
 /// What two statements do together.
-pub(super) fn join(first: &Arc<Intent>, second: &Arc<Intent>, executed: bool) -> Arc<Intent> {
+pub(super) fn join(first: &Intent, second: &Intent, executed: bool) -> Arc<Intent> {
     let mut joined = Intent::clone(first);
     // What changes data says more than what only begins a transaction or asks the server.
     let says_more = second.reason.changes_data() && !joined.reason.changes_data();

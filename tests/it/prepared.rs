@@ -374,6 +374,46 @@ async fn told(wire: &mut Wire, string: &str) -> Vec<String> {
     first_columns(&frames).into_iter().chain(error).collect()
 }
 
+/// Each string writes one row, through a statement that it prepares itself.
+#[tokio::test]
+async fn a_write_by_a_statement_prepared_in_the_same_string_is_seen_by_the_next_read() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let proxy = Proxy::start(&cluster, &[]).await;
+    for replica in [1, 2] {
+        cluster.pause_replay(replica).expect("replay can be paused");
+    }
+    let insert = "INSERT INTO t VALUES (1)";
+    let batch = Batch::new;
+
+    for (first, writes) in [
+        ("SELECT 1", batch().query(&format!("PREPARE w AS {insert}; EXECUTE w"))),
+        ("SELECT 1", batch().query(&format!("BEGIN; PREPARE w AS {insert}; EXECUTE w; COMMIT"))),
+        ("PREPARE w AS SELECT 1", batch().query(&format!("DEALLOCATE w; PREPARE w AS {insert}; EXECUTE w"))),
+        (
+            "PREPARE w AS SELECT 1",
+            batch().query(&format!("DEALLOCATE ALL; PREPARE w AS {insert}; EXECUTE w")),
+        ),
+        ("SELECT 1", batch().run(&format!("PREPARE w AS {insert}"), &[]).run("EXECUTE w", &[]).sync()),
+        (
+            "SELECT 1",
+            batch().run(&format!("PREPARE w AS {insert}"), &[]).bind("", "w", &[]).execute("", 0).sync(),
+        ),
+    ] {
+        let mut wire = Wire::login(proxy.port(), APP, &database.name).await;
+        let before: u32 = database.ask(0, "SELECT count(*) FROM t").parse().expect("a count is a number");
+        wire.ask(&Batch::new().query(first)).await;
+
+        let answer = wire.ask(&writes).await;
+
+        assert!(!answer.iter().any(|frame| frame.tag == b'E'), "{first}, {writes:?}: {answer:?}");
+        for _ in 0..5 {
+            let seen = told(&mut wire, "SELECT count(*) FROM t").await;
+            assert_eq!(seen, [(before + 1).to_string()], "{first}, {writes:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_statement_that_could_not_be_prepared_elsewhere_is_prepared_there_when_it_can() {
     let stage = Stage::set(

@@ -127,7 +127,7 @@ async fn a_part_of_a_setting_is_carried_as_the_whole() {
 }
 
 /// Statements that leave state behind, a question, and the answer of a session that has none of it.
-const LEAKS: [(&str, &str, &str); 13] = [
+const LEAKS: [(&str, &str, &str); 15] = [
     ("SET work_mem = '9MB'", "SELECT current_setting('work_mem')", "4MB"),
     ("SELECT set_config('app.tenant', '42', false)", "SELECT current_setting('app.tenant', true)", ""),
     (
@@ -153,8 +153,18 @@ const LEAKS: [(&str, &str, &str); 13] = [
     ),
     ("SELECT locks()", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 78", "0"),
     (
-        "SELECT * FROM view_that_locks",
+        "PREPARE sets AS SELECT set_config('app.tenant', '42', false); EXECUTE sets",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "PREPARE locks AS SELECT pg_advisory_lock(79); EXECUTE locks",
         "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 79",
+        "0",
+    ),
+    (
+        "PREPARE many AS SELECT 1; DEALLOCATE ALL; PREPARE one AS SELECT 1",
+        "SELECT count(*) FROM pg_prepared_statements WHERE name IN ('one', 'many')",
         "0",
     ),
     ("LISTEN mine", "SELECT count(*) FROM pg_listening_channels()", "0"),
