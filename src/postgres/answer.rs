@@ -2,6 +2,7 @@
 
 use super::{
     batch::{Batch, End, Kind, Message, Subject},
+    done::Done,
     frame::{self, HEADER},
     frontend::Frontend,
     relay::Outcome,
@@ -36,7 +37,8 @@ impl Frontend {
         if matches!(request.intent.effects[..], [Effect::Commit { .. } | Effect::Rollback { .. }]) {
             // What the transaction set stays set, or does not.
             let rolled_back = matches!(answer, Answer::RolledBack);
-            self.learn(&request.intent, Outcome { failed: false, rolled_back, transaction });
+            let outcome = Outcome { failed: false, rolled_back, transaction, had_failed: false };
+            self.learn(&request.intent, outcome, &Done::All);
         }
         self.finish_answer(batch, out, transaction).await
     }

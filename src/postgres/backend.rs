@@ -8,11 +8,12 @@ use std::{
 use tokio::io::AsyncWriteExt;
 
 use super::{
+    done::Done,
     encode::{self, Expect},
     frame::{self, HEADER},
     frontend::{Frontend, eof},
     parameters::{self, Parameters},
-    prepared::{self, ServerStatements, Shape, Statement},
+    prepared::{self, Origin, ServerStatements, Shape, Statement},
     relay::Outcome,
     settings::{Carried, Settings},
 };
@@ -239,14 +240,26 @@ impl Backend {
     }
 
     /// Follows what an answered request did to this connection.
-    pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome, session: u64, frontend: &Frontend) {
+    pub(super) fn learn(
+        &mut self,
+        intent: &Intent,
+        outcome: Outcome,
+        done: &Done,
+        session: u64,
+        frontend: &Frontend,
+    ) {
         let wanted = frontend.carried.now();
         // What rode ahead of the request was undone with it if it failed.
         if !outcome.failed && self.carried.now().hash() != wanted.hash() {
             self.carried.bring(wanted);
         }
-        self.carried.learn(&intent.effects, outcome.failed, outcome.transaction, outcome.rolled_back);
+        done.carry(&mut self.carried, intent, outcome);
         self.carried.complete(&intent.effects, &frontend.told);
+        if matches!(done, Done::Unknown | Done::Sent) {
+            intent.effects.iter().for_each(|effect| self.doubt(effect));
+        } else {
+            done.effects(intent).iter().for_each(|effect| self.apply(effect));
+        }
         for effect in &intent.effects {
             match effect {
                 Effect::DrawsSequence => self.drew = Some(session),
@@ -258,27 +271,48 @@ impl Backend {
                     self.listening |= *reason == PinReason::Listen;
                     self.touched = true;
                 }
-                Effect::Discard(Discard::All) if !outcome.failed => {
-                    self.statements.clear();
-                    self.forget_left_state();
-                }
-                Effect::Discard(Discard::Sequences) if !outcome.failed => self.drew = None,
-                Effect::Deallocate { name: None } if !outcome.failed => self.statements.clear(),
-                Effect::Deallocate { name: Some(name) } if !outcome.failed => {
-                    self.statements.remove_own(name.as_bytes());
-                }
-                Effect::Prepare { name, statement, .. } if !outcome.failed => {
-                    let body = statement.as_bytes();
-                    let key = super::prepared::Statement::key_of(body, super::prepared::Origin::Sql);
-                    self.statements.set_own(name.as_bytes(), key);
-                }
-                // A failed string of several statements may have committed some of them.
-                Effect::Set { scope: Scope::Session, .. } if outcome.failed && intent.statements > 1 => {
+                // The next session is not to depend on how well the string was read.
+                Effect::Set { scope: Scope::Session, .. } | Effect::Reset { .. } | Effect::ResetAll
+                    if done.is_part() =>
+                {
                     self.touched = true;
                 }
                 _ => {}
             }
         }
+    }
+
+    /// Takes note of what has come true.
+    fn apply(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Discard(Discard::All) => {
+                self.statements.clear();
+                self.forget_left_state();
+            }
+            Effect::Discard(Discard::Sequences) => self.drew = None,
+            Effect::Deallocate { name: None } => self.statements.clear(),
+            Effect::Deallocate { name: Some(name) } => self.statements.remove_own(name.as_bytes()),
+            Effect::Prepare { name, statement, .. } => {
+                let key = Statement::key_of(statement.as_bytes(), Origin::Sql);
+                self.statements.set_own(name.as_bytes(), key);
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes note of what may have come true.
+    fn doubt(&mut self, effect: &Effect) {
+        match effect {
+            Effect::Prepare { name, .. } | Effect::Deallocate { name: Some(name) } => {
+                self.statements.doubt_own(name.as_bytes());
+            }
+            Effect::Deallocate { name: None } | Effect::Discard(Discard::All) => {
+                let numbers = self.statements.doubt();
+                self.retired.extend(numbers);
+            }
+            _ => return,
+        }
+        self.touched = true;
     }
 
     fn forget_left_state(&mut self) {

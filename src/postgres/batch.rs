@@ -9,7 +9,7 @@ use super::{
     frame::{self, HEADER},
     prepared::Statement,
 };
-use crate::refusal::Refusal;
+use crate::{refusal::Refusal, sql::LexModes};
 
 /// Bytes of one unit that are gathered before it is passed on in pieces. Statements up to this
 /// length can be classified, repeated on another node and prepared by name.
@@ -35,6 +35,11 @@ pub struct Batch {
     /// Names that its messages use as they are: the server must have under them what the client has, be
     /// it a statement of SQL PREPARE or none.
     pub own: SmallVec<[Box<[u8]>; 0]>,
+    /// Executes whose statement has effects: so many had been executed then, and so many effects of the
+    /// request's intent are theirs.
+    pub effects_until: SmallVec<[(u32, u32); 0]>,
+    /// By which its text was read.
+    pub modes: LexModes,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

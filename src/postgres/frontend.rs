@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 
 use super::{
     batch::{self, Batch, Cut, End, Kind, Message, Subject},
+    done::Done,
     frame::{self, HEADER},
     gate::Origins,
     parameters::Told,
@@ -213,9 +214,9 @@ impl Frontend {
     }
 
     /// Follows what an answered request did to what the session carries.
-    pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome) {
+    pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome, done: &Done) {
         let open = outcome.transaction != Transaction::Idle;
-        self.carried.learn(&intent.effects, outcome.failed, outcome.transaction, outcome.rolled_back);
+        done.carry(&mut self.carried, intent, outcome);
         self.carried.complete(&intent.effects, &self.told);
         if !open {
             self.close_portals();
@@ -224,9 +225,8 @@ impl Frontend {
         self.unseen_names |= intent.effects.iter().any(unseen);
         if outcome.failed {
             self.statements.forget_expected();
-            return;
         }
-        for effect in &intent.effects {
+        for effect in done.effects(intent) {
             match effect {
                 Effect::Prepare { name, statement, inner } => {
                     let statement =
@@ -256,6 +256,8 @@ impl Frontend {
             executes: 0,
             previous_unnamed: None,
             own: SmallVec::new(),
+            effects_until: SmallVec::new(),
+            modes: self.modes,
         });
         match kind {
             Kind::Query => self.query(batch),
@@ -276,10 +278,21 @@ impl Frontend {
         Request { intent, wire: batch }
     }
 
+    /// The text of a Query, while it is there.
+    pub(super) fn query_text(&self, batch: &Batch) -> Option<&[u8]> {
+        let data = self.inbox.data().get(..batch.length).filter(|_| self.unconsumed > 0)?;
+        let body = batch::body(data, 0, batch.length);
+        Some(frame::split_cstring(body).map_or(body, |(text, _)| text))
+    }
+
     fn classify(&self, text: &[u8]) -> Arc<Intent> {
+        self.classify_in(self.modes, text)
+    }
+
+    pub(super) fn classify_in(&self, modes: LexModes, text: &[u8]) -> Arc<Intent> {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
         let catalog = reader.database.catalog();
-        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now)
+        reader.classifier.intent(reader.database.id(), &catalog, modes, text, Instant::now)
     }
 
     /// An intent as it is in a unit, behind what was executed there before.
@@ -333,6 +346,7 @@ impl Frontend {
         batch.text = unit.text.take();
         batch.previous_unnamed = unit.previous_unnamed.take();
         batch.own = std::mem::take(&mut unit.own);
+        batch.effects_until = std::mem::take(&mut unit.effects_until);
         Request { intent: unit.finish(), wire: batch }
     }
 
@@ -362,7 +376,7 @@ impl Frontend {
                         if unit.executes == 1 && intent.statements == 1 && !intent.effects.is_empty() {
                             unit.text = unit.bound_text.take();
                         }
-                        unit.add(&self.resolved(intent, unit), true);
+                        unit.execute(&self.resolved(intent, unit));
                     }
                     None if self.more_portals => unit.add_unseen(),
                     None => unit.add_unknown(),

@@ -4,6 +4,7 @@ mod answer;
 mod backend;
 mod batch;
 mod catalog;
+mod done;
 mod encode;
 mod frame;
 mod frontend;

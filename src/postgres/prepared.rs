@@ -411,6 +411,14 @@ impl ServerStatements {
         self.own.insert(name.into(), NOBODYS);
     }
 
+    /// Of all that is prepared it is not known whether the server still has it. Returns the numbers that
+    /// are to be closed.
+    pub fn doubt(&mut self) -> Vec<u32> {
+        self.own.values_mut().for_each(|key| *key = NOBODYS);
+        self.unnamed = None;
+        self.shared.drain().map(|(_, entry)| entry.number).collect()
+    }
+
     /// DEALLOCATE ALL, DISCARD ALL.
     pub fn clear(&mut self) {
         self.shared.clear();

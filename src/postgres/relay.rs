@@ -43,6 +43,12 @@ pub(super) struct Relay<'a> {
     released: bool,
     failed: bool,
     rolled_back: bool,
+    /// Statements of the client's that were answered before an error, if there was one.
+    completed: u32,
+    /// Answers of an earlier part of a pipeline are due.
+    owes_earlier: bool,
+    /// The transaction had failed before the request.
+    had_failed: bool,
     /// The session's own settings could not be brought; the request did not run.
     setting_failed: bool,
     refused: Option<Refused>,
@@ -68,6 +74,8 @@ enum Scan {
 impl<'a> Relay<'a> {
     pub(super) fn new(backend: &'a mut Backend, frontend: &'a mut Frontend, terms: &Terms<'a>) -> Self {
         let backend_skips = backend.skipping;
+        let had_failed = backend.transaction == Transaction::Failed;
+        let owes_earlier = !backend.expect.is_empty();
         Self {
             passage: Passage::new(std::mem::take(&mut backend.gathered)),
             backend,
@@ -81,6 +89,9 @@ impl<'a> Relay<'a> {
             // In a unit that has failed nothing is run any more.
             failed: backend_skips,
             rolled_back: false,
+            completed: 0,
+            had_failed,
+            owes_earlier,
             setting_failed: false,
             refused: None,
             dying: false,
@@ -228,6 +239,8 @@ impl<'a> Relay<'a> {
 
     fn finish(&mut self, request: &Request<Box<Batch>>) -> Result<Reply, Fault> {
         let open = self.in_transaction();
+        let completed = (!self.owes_earlier).then_some(self.completed);
+        let done = self.frontend.done(&request.intent, &request.wire, self.failed, completed);
         let Self { backend, frontend, terms, .. } = self;
         backend.gathered = self.passage.take_spare();
         for carried in [&mut backend.carried, &mut frontend.carried] {
@@ -243,9 +256,10 @@ impl<'a> Relay<'a> {
             Transaction::Idle if backend.in_unit && !self.dying => Transaction::Unit,
             other => other,
         };
-        let outcome = Outcome { failed: self.failed, rolled_back: self.rolled_back, transaction };
-        backend.learn(&request.intent, outcome, self.terms.session, frontend);
-        frontend.learn(&request.intent, outcome);
+        let (failed, rolled_back, had_failed) = (self.failed, self.rolled_back, self.had_failed);
+        let outcome = Outcome { failed, rolled_back, transaction, had_failed };
+        backend.learn(&request.intent, outcome, &done, terms.session, frontend);
+        frontend.learn(&request.intent, outcome, &done);
         frontend.statements.settle();
         frontend.consume(&request.wire);
         Ok(Reply { transaction, failed: self.failed, warned: false, wrote: None, lost })
@@ -259,4 +273,6 @@ pub(super) struct Outcome {
     /// Its last command was answered with ROLLBACK.
     pub rolled_back: bool,
     pub transaction: Transaction,
+    /// It came in a transaction that had failed.
+    pub had_failed: bool,
 }

@@ -24,6 +24,7 @@ pub(super) struct Unit {
     pub defined_unnamed: bool,
     pub previous_unnamed: Option<(u128, Box<[u8]>)>,
     pub own: SmallVec<[Box<[u8]>; 0]>,
+    pub effects_until: SmallVec<[(u32, u32); 0]>,
 }
 
 impl Unit {
@@ -74,6 +75,17 @@ impl Unit {
                 self.intent = Some(join(&base, &added, executed));
                 self.counted += u32::from(executed);
             }
+        }
+    }
+
+    /// A statement is executed.
+    pub(super) fn execute(&mut self, intent: &Arc<Intent>) {
+        self.add(intent, true);
+        let effects = self.executed().len();
+        if !intent.effects.is_empty()
+            && let Ok(effects) = u32::try_from(effects)
+        {
+            self.effects_until.push((self.executes, effects));
         }
     }
 

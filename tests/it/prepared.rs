@@ -374,6 +374,69 @@ async fn told(wire: &mut Wire, string: &str) -> Vec<String> {
     first_columns(&frames).into_iter().chain(error).collect()
 }
 
+#[tokio::test]
+async fn what_a_failed_string_prepared_and_dropped_is_as_on_the_server() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let mut direct = Wire::login(stage.primary_port(), APP, &stage.database.name).await;
+    let (mut one, mut other) = (stage.wire().await, stage.wire().await);
+    let hint = "/* pointsman: primary */";
+    other.ask(&Batch::new().parse("shared", &format!("{hint} SELECT 'shared'")).sync()).await;
+
+    for string in [
+        "PREPARE z AS SELECT 1; SELECT 1/0",
+        "EXECUTE z",
+        "DEALLOCATE z; SELECT 1/0",
+        "EXECUTE z",
+        "PREPARE z AS SELECT 'old'",
+        "DEALLOCATE z; PREPARE z AS SELECT 'new'; SELECT 1/0; DEALLOCATE z",
+        "EXECUTE z",
+        "PREPARE z AS SELECT 'taken'; DEALLOCATE z",
+        "EXECUTE z",
+        "BEGIN; DEALLOCATE z; PREPARE z AS SELECT 'begun'; SELECT 1/0",
+        "ROLLBACK",
+        "EXECUTE z",
+        "DEALLOCATE ALL; SELECT 1/0",
+        "EXECUTE z",
+        "PREPARE z AS SELECT 'left'; SELECT 1/0",
+    ] {
+        let string = format!("{hint} {string}");
+        assert_eq!(told(&mut one, &string).await, told(&mut direct, &string).await, "{string}");
+        if string.contains("BEGIN") {
+            continue;
+        }
+        // Another session has the same server connection in between, and loses nothing by it.
+        let execute = Batch::new().bind("", "shared", &[]).execute("", 0).sync();
+        assert_eq!(first_columns(&other.ask(&execute).await), ["shared"], "behind {string}");
+    }
+
+    assert_eq!(told(&mut other, "EXECUTE z").await, ["26000"]);
+    assert_eq!(told(&mut other, &format!("{hint} PREPARE z AS SELECT 'theirs'")).await, [""; 0]);
+    assert_eq!(told(&mut other, "EXECUTE z").await, ["theirs"]);
+    assert_eq!(told(&mut one, "EXECUTE z").await, ["left"]);
+}
+
+#[tokio::test]
+async fn what_a_failed_pipeline_prepared_is_as_on_the_server() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let mut direct = Wire::login(stage.primary_port(), APP, &stage.database.name).await;
+    let (mut one, mut other) = (stage.wire().await, stage.wire().await);
+    let run = |batch: Batch, sql: &str| batch.run(&format!("/* pointsman: primary */ {sql}"), &[]);
+
+    for strings in [
+        &["PREPARE z AS SELECT 'z'", "SELECT 1/0", "DEALLOCATE z"][..],
+        &["EXECUTE z", "DEALLOCATE z", "PREPARE z AS SELECT 'new'", "SELECT 1/0", "DEALLOCATE z"],
+        &["EXECUTE z"],
+        &["SELECT 1", "DEALLOCATE ALL", "SELECT 1/0"],
+        &["EXECUTE z"],
+    ] {
+        let batch = strings.iter().fold(Batch::new(), |batch, sql| run(batch, sql)).sync();
+        let (through, straight) = (one.ask(&batch).await, direct.ask(&batch).await);
+        assert_eq!(tags(&through), tags(&straight), "{strings:?}");
+        assert_eq!(first_columns(&through), first_columns(&straight), "{strings:?}");
+        assert_eq!(told(&mut other, "/* pointsman: primary */ EXECUTE z").await, ["26000"], "{strings:?}");
+    }
+}
+
 /// Each string writes one row, through a statement that it prepares itself.
 #[tokio::test]
 async fn a_write_by_a_statement_prepared_in_the_same_string_is_seen_by_the_next_read() {

@@ -251,12 +251,14 @@ impl Relay<'_> {
             Some(Expect::Execute(whose)) => {
                 let forward = *whose == Whose::Client;
                 self.decided |= forward;
+                self.completed += u32::from(forward);
                 self.backend.expect.pop_front();
                 forward
             }
             // Of a simple query, which may have more statements.
             _ => {
                 self.decided = true;
+                self.completed += 1;
                 true
             }
         }
