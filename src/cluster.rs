@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::{
+    arrivals::Arrivals,
     config,
     floors::SharedFloors,
     line::Line,
@@ -47,6 +48,8 @@ pub struct Cluster<P: Protocol> {
     databases: Mutex<HashMap<Arc<str>, Arc<Database>>>,
     pub classifier: ArcSwap<Classifier>,
     pub sessions: Arc<Registry>,
+    /// Clients that are no session yet.
+    pub arrivals: Arc<Arrivals>,
     pub metrics: Arc<ClusterMetrics>,
     pub shutdown: Shutdown,
     /// Statements waiting for a node.
@@ -286,6 +289,7 @@ impl<P: Protocol> Cluster<P> {
             databases: Mutex::default(),
             classifier: ArcSwap::from_pointee(classifier),
             sessions: Arc::default(),
+            arrivals: Arc::default(),
             metrics,
             shutdown,
             line: Line::default(),

@@ -3,6 +3,7 @@
 //! `docs/architecture.md` has the bird's view; each module says what lives in it.
 
 pub mod admin;
+pub mod arrivals;
 pub mod cli;
 pub mod cluster;
 pub mod config;

@@ -4,9 +4,13 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use socket2::{Domain, Protocol as Layer, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::{Instant, timeout_at},
+};
 
 use crate::{
+    arrivals::Arrival,
     cluster::Cluster,
     config::TlsMode,
     protocol::{
@@ -32,6 +36,12 @@ const BACKLOG: i32 = 1024;
 /// Pause after the system gave no descriptor for a new connection.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// It is said no more often than this that there is none.
+const ACCEPT_TOLD: Duration = Duration::from_secs(10);
+
+/// How long a client that did not get in has for hearing why.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Listens on one address.
 pub(crate) fn listen(address: SocketAddr, sharing: Sharing) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Layer::TCP))?;
@@ -54,6 +64,7 @@ pub(crate) fn listen(address: SocketAddr, sharing: Sharing) -> io::Result<TcpLis
 
 /// Accepts clients of one cluster until the proxy drains.
 pub async fn accept<P: Protocol>(listener: TcpListener, cluster: Arc<Cluster<P>>, workers: Arc<Places>) {
+    let mut told: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             () = cluster.shutdown.draining() => break,
@@ -63,7 +74,12 @@ pub async fn accept<P: Protocol>(listener: TcpListener, cluster: Arc<Cluster<P>>
             Ok((socket, _)) => hand_over(socket, &cluster, &workers),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::warn!(cluster = %cluster.name, %error, "cannot accept a client");
+                if told.is_none_or(|told| told.elapsed() >= ACCEPT_TOLD) {
+                    told = Some(Instant::now());
+                    tracing::warn!(cluster = %cluster.name, %error, "cannot accept a client");
+                }
+                // Whoever is served, and the monitor, needs them more than those that say nothing.
+                cluster.arrivals.make_room();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -85,9 +101,10 @@ fn hand_over<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>, workers:
     // Whoever will be within TLS stays where it begins.
     let stays = cluster.config.load().tls.client.mode != TlsMode::Disable;
     let worker = if stays { workers.next() } else { workers.place() };
+    let arrival = cluster.arrivals.enter(cluster.config.load().limits.clients);
     worker.spawn(async move {
         if let Ok(socket) = TcpStream::from_std(socket) {
-            admit(socket, cluster, places).await;
+            admit(socket, arrival, cluster, places).await;
         }
     });
 }
@@ -109,9 +126,17 @@ impl<P: Protocol> Drop for Counted<P> {
 }
 
 /// Greets a new connection; the session is a task of its own, without what a login takes.
-async fn admit<P: Protocol>(socket: TcpStream, cluster: Arc<Cluster<P>>, places: Arc<Places>) {
+async fn admit<P: Protocol>(
+    socket: TcpStream,
+    arrival: Arrival,
+    cluster: Arc<Cluster<P>>,
+    places: Arc<Places>,
+) {
     let counted = Counted::new(&cluster);
-    if let Some(session) = log_in(socket, &cluster).await {
+    let session = log_in(socket, &arrival, &cluster).await;
+    // From here on a session counts as one.
+    drop(arrival);
+    if let Some(session) = session {
         begin(session, counted, places);
     }
 }
@@ -145,24 +170,34 @@ fn begin<P: Protocol>(session: Box<Session<P>>, counted: Counted<P>, places: Arc
     tokio::spawn(live(session, counted, places));
 }
 
-async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Option<Box<Session<P>>> {
+async fn log_in<P: Protocol>(
+    socket: TcpStream,
+    arrival: &Arrival,
+    cluster: &Arc<Cluster<P>>,
+) -> Option<Box<Session<P>>> {
     let peer = stream::peer_of(&socket).map_or_else(|_| "unknown".to_owned(), |peer| peer.to_string());
-    let timeout = cluster.config.load().limits.login_timeout;
+    let until = Instant::now() + cluster.config.load().limits.login_timeout;
     let gate = cluster.gate.load_full();
-    let login = async {
-        match P::Frontend::login(socket, &gate).await {
+    let greeting = tokio::select! {
+        greeting = timeout_at(until, P::Frontend::login(socket, &gate)) => greeting,
+        () = arrival.shed() => Ok(Err(LoginFault::Crowded.into())),
+    };
+    arrival.is_known();
+    let entering = async {
+        match greeting.unwrap_or(Err(LoginFault::TimedOut.into())) {
             Ok(Greeting::Client { frontend, identity }) => {
-                enter(frontend, identity, peer.clone(), cluster).await.map_err(TurnedAway::from)
+                enter(frontend, identity, peer.clone(), until, cluster).await.map_err(TurnedAway::from)
             }
             Ok(Greeting::Cancel { key, until }) => {
                 cancel(cluster, &key).await;
                 drop(until);
                 Ok(None)
             }
-            Err(fault) => Err(fault),
+            Err(turned_away) => Err(turned_away),
         }
     };
-    let result = tokio::time::timeout(timeout, login).await.unwrap_or(Err(LoginFault::TimedOut.into()));
+    let result = timeout_at(until + LAST_WORDS, entering).await;
+    let result = result.unwrap_or(Err(LoginFault::TimedOut.into()));
     match result {
         Ok(Some(session)) => {
             cluster.metrics.login("ok");
@@ -174,7 +209,8 @@ async fn log_in<P: Protocol>(socket: TcpStream, cluster: &Arc<Cluster<P>>) -> Op
             if let Some(kind) = told_at_the_door(fault) {
                 cluster.metrics.error(kind.label());
             }
-            if fault != LoginFault::Closed {
+            // They come by the thousand.
+            if !matches!(fault, LoginFault::Closed | LoginFault::Crowded) {
                 tracing::info!(cluster = %cluster.name, %peer, reason = fault.label(), detail, "a client did not get in");
             }
             None
@@ -203,18 +239,19 @@ async fn renew<P: Protocol>(
     identity: Identity<P>,
     cluster: &Arc<Cluster<P>>,
 ) -> Option<Box<Session<P>>> {
-    let timeout = cluster.config.load().limits.login_timeout;
-    let entering = enter(frontend, identity, peer, cluster);
-    let result = tokio::time::timeout(timeout, entering).await.unwrap_or(Err(LoginFault::TimedOut));
+    let until = Instant::now() + cluster.config.load().limits.login_timeout;
+    let entering = enter(frontend, identity, peer, until, cluster);
+    let result = timeout_at(until + LAST_WORDS, entering).await.unwrap_or(Err(LoginFault::TimedOut));
     cluster.metrics.login(result.as_ref().map_or_else(|fault| fault.label(), |_| "ok"));
     result.ok().flatten()
 }
 
-/// From "authenticated" to a session.
+/// From "authenticated" to a session, which begins before `until`.
 async fn enter<P: Protocol>(
     mut frontend: P::Frontend,
     identity: Identity<P>,
     peer: String,
+    until: Instant,
     cluster: &Arc<Cluster<P>>,
 ) -> Result<Option<Box<Session<P>>>, LoginFault> {
     if let Some(refusal) = over_limit(cluster, &identity.user) {
@@ -239,7 +276,7 @@ async fn enter<P: Protocol>(
     let patience = cluster.config.load().monitor.timeout;
     let _ = tokio::time::timeout(patience, database.loaded()).await;
     let context = ReaderContext { classifier: cluster.classifier.load_full(), database };
-    let welcomed = welcome(&mut frontend, &identity, &registered, context, cluster).await?;
+    let welcomed = welcome(&mut frontend, &identity, &registered, context, until, cluster).await?;
     let mut session = Box::new(Session::new(frontend, cluster.clone(), &identity, registered));
     session.start(&welcomed, own, adopted);
     Ok(Some(session))
@@ -279,13 +316,22 @@ async fn welcome<P: Protocol>(
     identity: &Identity<P>,
     registered: &Registered,
     context: ReaderContext,
+    until: Instant,
     cluster: &Arc<Cluster<P>>,
 ) -> Result<Welcomed, LoginFault> {
     if let Some(welcomed) = frontend.welcome(context.clone(), &registered.key, None).await.map_err(told)? {
         return Ok(welcomed);
     }
     // The first of its kind: a server says what its session looks like, or why there is none.
-    let mut held = match any_server(cluster, identity).await {
+    let looking = tokio::select! {
+        found = timeout_at(until, any_server(cluster, identity)) => found.unwrap_or(Err(None)),
+        () = cluster.shutdown.draining() => {
+            let refusal = Refusal::fatal(RefusalKind::ShuttingDown, "the proxy is shutting down");
+            dismiss(frontend, &refusal, cluster).await;
+            return Err(LoginFault::Unavailable);
+        }
+    };
+    let mut held = match looking {
         Ok(held) => held,
         Err(Some(raw)) => {
             frontend.farewell_raw(&raw).await;
@@ -322,7 +368,7 @@ async fn any_server<P: Protocol>(
     identity: &Identity<P>,
 ) -> Result<crate::pool::Held<P>, Option<Vec<u8>>> {
     let pools = cluster.pools(identity);
-    let deadline = tokio::time::Instant::now() + cluster.config.load().failover.hold;
+    let deadline = Instant::now() + cluster.config.load().failover.hold;
     let mut exclude = Vec::new();
     loop {
         let changed = cluster.topology.changed.notified();
@@ -344,7 +390,7 @@ async fn any_server<P: Protocol>(
         }
         let Ok(choice) = choice else {
             exclude.clear();
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+            if timeout_at(deadline, changed).await.is_err() {
                 return Err(None);
             }
             continue;

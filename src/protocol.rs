@@ -513,6 +513,8 @@ pub enum LoginFault {
     /// The connection broke.
     Closed,
     TimedOut,
+    /// It had said nothing yet, and made room for others.
+    Crowded,
     Forbidden,
     /// Servers that would know the verifier cannot be reached.
     Unavailable,
@@ -543,6 +545,7 @@ impl LoginFault {
             Self::Tls => "tls",
             Self::Closed => "closed",
             Self::TimedOut => "timeout",
+            Self::Crowded => "crowded",
             Self::Forbidden => "too_many_clients",
             Self::Unavailable => "unavailable",
             Self::Refused => "refused_by_server",

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use thiserror::Error;
@@ -80,6 +80,8 @@ trait Running: Send + Sync {
     fn set_watched(&self, config: &Config);
     fn call(&self, call: Call);
     fn sessions(&self) -> usize;
+    /// Clients that are no session yet.
+    fn arriving(&self) -> usize;
     fn managed(&self) -> Arc<dyn Managed>;
 }
 
@@ -127,6 +129,10 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
 
     fn sessions(&self) -> usize {
         self.cluster.sessions.len()
+    }
+
+    fn arriving(&self) -> usize {
+        self.cluster.arrivals.len()
     }
 
     fn managed(&self) -> Arc<dyn Managed> {
@@ -221,12 +227,12 @@ impl Proxy {
             cluster.call(Call::Drain);
         }
         let timeout = self.config.shutdown_timeout;
-        let ending = self.shutdown.clone().finish(self.emptied(), timeout).await;
+        let ending = self.shutdown.clone().finish(self.emptied(LOGIN_GRACE), timeout).await;
         for cluster in &self.clusters {
             cluster.call(Call::Kill);
         }
         // The last words have to leave before the threads end.
-        let _ = tokio::time::timeout(LAST_WORDS, self.emptied()).await;
+        let _ = tokio::time::timeout(LAST_WORDS, self.emptied(Duration::ZERO)).await;
         let workers = self.workers.clone();
         drop(self);
         // Joining the threads must not block a runtime: this is its last act.
@@ -234,8 +240,14 @@ impl Proxy {
         ending
     }
 
-    async fn emptied(&self) {
-        while self.clusters.iter().any(|cluster| cluster.sessions() > 0) {
+    /// Waits for the end of all sessions; for `grace` also for clients that are becoming one, and then
+    /// hear that the proxy ends.
+    async fn emptied(&self, grace: Duration) {
+        let patience = Instant::now() + grace;
+        let waited_for = |cluster: &dyn Running| {
+            cluster.sessions() > 0 || (cluster.arriving() > 0 && Instant::now() < patience)
+        };
+        while self.clusters.iter().any(|cluster| waited_for(&**cluster)) {
             for cluster in &self.clusters {
                 cluster.call(Call::Drain);
             }
@@ -300,6 +312,9 @@ impl Proxy {
 
 /// How often a draining proxy looks whether its sessions have ended.
 const EMPTY_POLL: Duration = Duration::from_millis(20);
+
+/// How long a draining proxy waits for clients in the middle of their login. Some never say anything.
+const LOGIN_GRACE: Duration = Duration::from_secs(2);
 
 /// How long sessions that are ended by force have for saying so.
 const LAST_WORDS: Duration = Duration::from_millis(500);

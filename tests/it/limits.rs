@@ -1,9 +1,12 @@
 //! What bounds a session's statements in time, and what is said of slow ones.
 
-use pointsman::demo::servers::{APP, Login, SUPERUSER};
+use pointsman::demo::{
+    Port,
+    servers::{APP, Login, SUPERUSER},
+};
 
 use crate::support::{
-    Session, Stage, eventually,
+    Proxy, Session, Stage, eventually,
     proxy::login_error,
     soon,
     wire::{Batch, Wire},
@@ -84,4 +87,33 @@ async fn a_user_has_no_more_clients_than_allowed_and_others_are_not_concerned() 
     assert_eq!(other.value("SELECT current_user").await, SUPERUSER.name);
     first.vanish();
     Session::retry(&dsn).await;
+}
+
+#[tokio::test]
+async fn clients_that_say_nothing_make_room_for_others() {
+    let stage = Stage::set("", &["cluster.limits.clients = 5"]).await;
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(Wire::connect(stage.proxy.port()).await);
+    }
+
+    // 64 may stay.
+    for wire in &mut silent[..36] {
+        assert!(soon("it makes room", wire.until_closed()).await.is_empty());
+    }
+
+    Session::retry(&stage.proxy.dsn(&stage.database.name)).await;
+    let crowded = &["result=\"crowded\""];
+    eventually("they are counted", async || stage.proxy.metric("pointsman_logins_total", crowded) >= 36.0)
+        .await;
+    assert!(stage.proxy.metric("pointsman_clients", &[]) >= 60.0, "the others stay");
+}
+
+#[tokio::test]
+async fn a_first_login_without_any_server_is_told_so_before_its_time_is_over() {
+    let nobody = Port::claim().expect("ports are to be had");
+    let nodes = [format!("127.0.0.1:{}", nobody.number())];
+    let proxy = Proxy::start_unready(&nodes, &["cluster.limits.login_timeout = '1s'"]);
+
+    assert_eq!(login_error(&proxy.dsn("postgres")).await, "57P03");
 }

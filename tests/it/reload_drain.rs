@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use pointsman::demo::servers::{APP, Login};
 
-use crate::support::{Stage, client, eventually, proxy::login_error};
+use crate::support::{
+    Stage, client, eventually,
+    proxy::login_error,
+    wire::{Wire, startup},
+};
 
 #[tokio::test]
 async fn a_reload_applies_to_clients_that_stay() {
@@ -169,4 +173,25 @@ async fn a_node_that_a_reload_takes_away_keeps_no_connection() {
 
     eventually("it is left alone", async || stage.database.ask(last, open) == "0").await;
     assert_ne!(session.port().await, there);
+}
+
+#[tokio::test]
+async fn a_client_in_the_middle_of_its_login_is_told_that_the_proxy_ends() {
+    let mut stage = Stage::set("", &["cluster.auth.trust_loopback = true"]).await;
+    // One of the same kind has been greeted, so that no server has to be asked.
+    drop(stage.wire().await);
+    let mut wire = Wire::connect(stage.proxy.port()).await;
+    // Accepted in the order of coming.
+    drop(stage.wire().await);
+
+    stage.proxy.terminate();
+    eventually("it listens no more", async || {
+        tokio::net::TcpStream::connect(("127.0.0.1", stage.proxy.port())).await.is_err()
+    })
+    .await;
+    wire.send(&startup(196_608, &[("user", APP.name), ("database", &stage.database.name)])).await;
+
+    let said = wire.until_closed().await;
+    assert_eq!(said.last().map(|frame| frame.code()).as_deref(), Some("57P01"), "{said:?}");
+    assert!(stage.proxy.wait().success());
 }

@@ -444,7 +444,7 @@ pub static TABLES: &[Table] = &[
                 "clients",
                 Default("10000"),
                 "connections, at least 1",
-                "More are refused with the server's own \"too many connections\".",
+                "More are refused with the server's own \"too many connections\". As many again, and at least 64, may be logging in: where more say nothing, the oldest of them make room.",
             ),
             key("clients_per_user", Default("0"), "connections, zero: off", "The same for each user."),
             key(
