@@ -28,7 +28,7 @@ pub use self::{
     memory::{MAX_MEMORY, Remembered},
 };
 use self::{
-    node::{Duty, Tracked},
+    node::{Orders, Tracked},
     past::replayable,
 };
 use super::{
@@ -208,31 +208,30 @@ impl Board {
 
     /// Nothing new begins on the node; open transactions may end. `false` if there is no such node.
     pub fn drain(&mut self, address: &str, now: Instant) -> bool {
-        self.set_duty(address, Duty::Draining, now)
+        self.order(address, now, |orders| orders.drained = true)
     }
 
     pub fn undrain(&mut self, address: &str, now: Instant) -> bool {
-        self.set_duty(address, Duty::Serving, now)
+        self.order(address, now, |orders| orders.drained = false)
     }
 
     /// The node gets nothing. `false` if there is no such node.
     pub fn ban(&mut self, address: &str, now: Instant) -> bool {
-        self.set_duty(address, Duty::Banned, now)
+        self.order(address, now, |orders| orders.banned = true)
     }
 
     pub fn unban(&mut self, address: &str, now: Instant) -> bool {
-        self.set_duty(address, Duty::Serving, now)
+        self.order(address, now, |orders| orders.banned = false)
     }
 
-    fn set_duty(&mut self, address: &str, duty: Duty, now: Instant) -> bool {
+    fn order(&mut self, address: &str, now: Instant, order: impl FnOnce(&mut Orders)) -> bool {
         let Some(node) = self.nodes.iter_mut().find(|node| &*node.config.address == address) else {
             return false;
         };
-        if node.duty != duty {
-            node.duty = duty;
-            if duty == Duty::Serving {
-                node.health = node.health.ramped(now);
-            }
+        let before = node.orders;
+        order(&mut node.orders);
+        if node.orders != before && node.orders.is_serving() {
+            node.health = node.health.ramped(now);
         }
         self.note_changes(now);
         true

@@ -17,12 +17,18 @@ const OTHER_ZONE: f64 = 0.1;
 /// What a node begins its slow start with, of its whole weight.
 const FIRST_SHARE: f64 = 0.05;
 
-/// What a person said about a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Duty {
-    Serving,
-    Draining,
-    Banned,
+/// What people said about a node. Neither takes the other back: who undrains it need not know why
+/// it was banned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Orders {
+    pub(super) drained: bool,
+    pub(super) banned: bool,
+}
+
+impl Orders {
+    pub(super) fn is_serving(self) -> bool {
+        self == Self::default()
+    }
 }
 
 /// A probe that was answered.
@@ -38,7 +44,7 @@ pub(super) struct Answer {
 pub(super) struct Tracked {
     pub(super) config: NodeConfig,
     pub(super) health: Health,
-    pub(super) duty: Duty,
+    pub(super) orders: Orders,
     /// Its last answer.
     pub(super) facts: Option<Facts>,
     /// The replica's replayed or the primary's written position, by a probe that is to be trusted.
@@ -76,7 +82,7 @@ impl Tracked {
         Self {
             config,
             health: if late { Health::late(now) } else { Health::new(now) },
-            duty: Duty::Serving,
+            orders: Orders::default(),
             facts: None,
             position: None,
             shown: None,
@@ -224,14 +230,14 @@ impl Tracked {
     }
 
     pub(super) fn state(&self) -> State {
-        match (&self.fence, self.health.status, self.duty) {
-            (Some((_, why)), _, _) => State::Fenced(Arc::clone(why)),
-            (None, Status::Down, _) => State::Down,
-            (None, Status::New, Duty::Serving) => State::New,
-            (None, _, Duty::Banned) => State::Banned,
-            (None, _, Duty::Draining) => State::Draining,
-            (None, Status::Up, _) => State::Up,
-            (None, Status::Suspect, _) => State::Suspect,
+        match (&self.fence, self.health.status) {
+            (Some((_, why)), _) => State::Fenced(Arc::clone(why)),
+            (None, Status::Down) => State::Down,
+            (None, Status::New) if self.orders.is_serving() => State::New,
+            (None, _) if self.orders.banned => State::Banned,
+            (None, _) if self.orders.drained => State::Draining,
+            (None, Status::Suspect) => State::Suspect,
+            (None, Status::Up | Status::New) => State::Up,
         }
     }
 

@@ -1089,3 +1089,22 @@ fn a_primary_that_is_full_keeps_its_role_and_loses_its_position() {
     assert_eq!((world.primary(), node.state, node.position), (Some(0), State::Up, None));
     assert_eq!(node.trouble.as_deref(), Some("has no connection left for the monitor"));
 }
+
+#[test]
+fn an_order_is_taken_back_by_its_own_opposite_only() {
+    let mut world = three([100, 100]);
+    type Give = fn(&mut Board, &str, Instant) -> bool;
+    let (drain, undrain): (Give, Give) = (Board::drain, Board::undrain);
+    let (ban, unban): (Give, Give) = (Board::ban, Board::unban);
+    let steps = [
+        (ban, State::Banned),
+        (undrain, State::Banned),
+        (drain, State::Banned),
+        (unban, State::Draining),
+        (undrain, State::Up),
+    ];
+    for (at, (order, state)) in steps.into_iter().enumerate() {
+        assert!(order(&mut world.board, "b:1", world.now));
+        assert_eq!(world.node(1).state, state, "step {at}");
+    }
+}
