@@ -30,7 +30,10 @@ use crate::{
     shutdown::Shutdown,
     split::Split,
     sql::{cache::Classifier, catalog::Catalog},
-    topology::{self, ProbeCounter, Resolved, Snapshot, board::Traffic},
+    topology::{
+        self, ProbeCounter, Resolved, Snapshot,
+        board::{Remembered, Traffic},
+    },
 };
 
 /// Everything that the sessions of one cluster share.
@@ -43,6 +46,10 @@ pub struct Cluster<P: Protocol> {
     /// What the monitor and `auth.query` log in to servers as.
     pub monitor_identity: ArcSwap<Identity<P>>,
     pub topology: Topology,
+    /// The last election of a process that this one relieves.
+    pub inherited: Option<Remembered>,
+    /// Tells the last election, once the monitor runs.
+    pub memory: OnceLock<Box<dyn Fn() -> Option<Remembered> + Send + Sync>>,
     pub shares: Arc<Shares<P>>,
     pools: Mutex<HashMap<PoolKey, Arc<Pools<P>>>>,
     databases: Mutex<HashMap<Arc<str>, Arc<Database>>>,
@@ -283,6 +290,8 @@ impl<P: Protocol> Cluster<P> {
             link: Arc::new(ArcSwap::from_pointee(parts.link)),
             monitor_identity: ArcSwap::from_pointee(parts.monitor_identity),
             topology: Topology::default(),
+            inherited: None,
+            memory: OnceLock::new(),
             shares: Arc::new(Shares::new(pool_limits(&config.pool), workers)),
             config: Arc::new(ArcSwap::from_pointee(config)),
             pools: Mutex::default(),

@@ -15,7 +15,7 @@ use pointsman::{
     serve::Proxy,
     shutdown::{Ending, Shutdown, Signals},
     sockets::Sharing,
-    takeover::{self, Predecessor},
+    takeover::{self, Legacy, Predecessor},
 };
 use tokio::sync::Notify;
 
@@ -113,22 +113,38 @@ async fn serve_all(
     let predecessor = if take_over { takeover::predecessor(&config) } else { Ok(None) };
     let predecessor = predecessor.map_err(|error| format!("cannot take over: {error}"))?;
     let sharing = if predecessor.is_some() { Sharing::Beside } else { Sharing::Alone };
-    let started = Proxy::start(config.clone(), shutdown.clone(), sharing).await;
+    let legacy = if predecessor.is_some() { takeover::recall(&config).await } else { Legacy::default() };
+    let started = Proxy::start(config.clone(), shutdown.clone(), sharing, &legacy).await;
     let mut proxy = started.map_err(|error| error.to_string())?;
-    tokio::spawn(takeover::offer(config, shutdown.clone()));
+    tokio::spawn(takeover::offer(config.clone(), proxy.managed(), shutdown.clone()));
     if let Some(predecessor) = predecessor {
-        relieve(predecessor, &mut proxy, shutdown).await?;
+        relieve(predecessor, &mut proxy, &config, shutdown).await?;
     }
     Ok(proxy.run(file, reload, level).await)
 }
 
 /// Relieves the old process as soon as this one can serve. If this one is told to end before, the old
 /// one stays: it has heard nothing.
-async fn relieve(predecessor: Predecessor, proxy: &mut Proxy, shutdown: &Shutdown) -> Result<(), String> {
-    tokio::select! {
+async fn relieve(
+    predecessor: Predecessor,
+    proxy: &mut Proxy,
+    config: &Config,
+    shutdown: &Shutdown,
+) -> Result<(), String> {
+    let without = tokio::select! {
         biased;
         () = shutdown.draining() => return Ok(()),
-        () = proxy.wait_until_ready() => {}
+        without = proxy.wait_until_ready() => without,
+    };
+    if !without.is_empty() {
+        let legacy = takeover::recall(config).await;
+        if let Some(name) = without.iter().find(|name| legacy.of_cluster(name).has_primary) {
+            return Err(format!(
+                "cluster {name}: the running process has a primary and this one finds none: it stays, \
+                 nothing is taken over"
+            ));
+        }
+        tracing::warn!("takes over without having found a primary");
     }
     // The old process has its own open still: for the moment until it yields either answers, and
     // both are ready. So nobody who asks is refused, or told that nothing is ready.

@@ -58,7 +58,7 @@ struct Monitor<P: Protocol> {
 pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let config = cluster.config.load_full();
     let mut board = Board::new(nodes(&config, None), settings(&config), Instant::now(), SystemTime::now());
-    if let Some(remembered) = memory::read(&config) {
+    if let Some(remembered) = cluster.inherited.clone().or_else(|| memory::read(&config)) {
         board.recall(remembered);
     }
     let monitor = Arc::new(Monitor {
@@ -68,6 +68,10 @@ pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
         hurry: Notify::new(),
         members: Mutex::default(),
     });
+    let watched = Arc::downgrade(&monitor);
+    let memory = move || watched.upgrade().and_then(|monitor| monitor.board.lock().remembered());
+    // Set once: a cluster has one monitor.
+    let _ = cluster.memory.set(Box::new(memory));
     monitor.publish();
     let mut tasks: HashMap<Arc<str>, JoinHandle<()>> = HashMap::new();
     let housekeeping = tokio::spawn(housekeeping(cluster.clone()));

@@ -34,6 +34,7 @@ use crate::{
     session::cancel::Call,
     shutdown::{Ending, Notice, Shutdown, notify},
     sockets::{Sharing, Sockets},
+    takeover::Legacy,
     tls::TlsError,
 };
 
@@ -143,11 +144,16 @@ impl<P: Protocol, F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync> Running
 impl Proxy {
     /// Binds everything and starts serving. The servers need not be there yet. Beside a process that
     /// is being relieved the admin doors stay closed until [`Self::open_doors`]: until this one is
-    /// ready, the other's answers are the right ones.
+    /// ready, the other's answers are the right ones. `legacy`: what that one remembers.
     ///
     /// # Errors
     /// When an address cannot be listened on, or a TLS file cannot be used.
-    pub async fn start(config: Config, shutdown: Shutdown, sharing: Sharing) -> Result<Self, StartError> {
+    pub async fn start(
+        config: Config,
+        shutdown: Shutdown,
+        sharing: Sharing,
+        legacy: &Legacy,
+    ) -> Result<Self, StartError> {
         let mut sockets = Sockets::inherited(sharing).map_err(StartError::Inherited)?;
         let workers = Arc::new(Workers::start(config.workers).map_err(StartError::Workers)?);
         spawn(workers.places().clone().balance());
@@ -155,7 +161,8 @@ impl Proxy {
         let mut clusters = Vec::new();
         for cluster in &config.clusters {
             let listeners = bind_all(&cluster.listen, &mut sockets).await?;
-            clusters.push(start_cluster(cluster, listeners, &workers, &metrics, &shutdown).await?);
+            let making = Making { workers: &workers, metrics: &metrics, shutdown: &shutdown, legacy };
+            clusters.push(start_cluster(cluster, listeners, making).await?);
         }
         for running in &clusters {
             running.set_watched(&config);
@@ -195,17 +202,26 @@ impl Proxy {
         self.clusters.iter().map(|cluster| (cluster.name().clone(), cluster.addresses().to_vec())).collect()
     }
 
+    /// The clusters as the control plane sees them.
+    pub fn managed(&self) -> Vec<Arc<dyn Managed>> {
+        self.clusters.iter().map(|running| running.managed()).collect()
+    }
+
     /// Waits until every cluster has a primary, but no longer than a process that takes over may
-    /// keep the old one waiting.
-    pub async fn wait_until_ready(&self) {
+    /// keep the old one waiting. Returns the names of those that have none.
+    pub async fn wait_until_ready(&self) -> Vec<Arc<str>> {
+        let without = || {
+            let lacks = |cluster: &&Arc<dyn Managed>| cluster.snapshot().primary().is_none();
+            self.managed().iter().filter(lacks).map(|cluster| cluster.name().clone()).collect::<Vec<_>>()
+        };
         let ready = async {
-            while self.clusters.iter().any(|cluster| cluster.managed().snapshot().primary().is_none()) {
+            while !without().is_empty() {
                 tokio::time::sleep(READY_POLL).await;
             }
         };
-        if tokio::time::timeout(READY_WITHIN, ready).await.is_err() {
-            tracing::warn!("takes over without having found a primary");
-        }
+        // Asked again below, whatever became of it.
+        let _ = tokio::time::timeout(READY_WITHIN, ready).await;
+        without()
     }
 
     /// Serves until told to stop; reloads from `file` when `reload` is notified.
@@ -344,13 +360,20 @@ async fn open_doors(
     }
 }
 
+/// What all clusters of a process are made with.
+#[derive(Clone, Copy)]
+struct Making<'a> {
+    workers: &'a Arc<Workers>,
+    metrics: &'a Arc<Metrics>,
+    shutdown: &'a Shutdown,
+    legacy: &'a Legacy,
+}
+
 /// The one place where a protocol is chosen.
 async fn start_cluster(
     config: &config::Cluster,
     listeners: Vec<TcpListener>,
-    workers: &Arc<Workers>,
-    metrics: &Arc<Metrics>,
-    shutdown: &Shutdown,
+    making: Making<'_>,
 ) -> Result<Box<dyn Running>, StartError> {
     match config.engine {
         Engine::Postgres => {
@@ -360,7 +383,7 @@ async fn start_cluster(
                 let source = query.clone().map(|query| query as Arc<dyn VerifierSource>);
                 Ok((postgres::parts(config, &shared, source)?, query))
             };
-            start_service::<postgres::Postgres, _>(config, parts, listeners, workers, metrics, shutdown).await
+            start_service::<postgres::Postgres, _>(config, parts, listeners, making).await
         }
         Engine::Mysql => {
             let shared = Arc::new(mysql::Shared::default());
@@ -369,7 +392,7 @@ async fn start_cluster(
                 let source = query.clone().map(|query| query as Arc<dyn VerifierSource>);
                 Ok((mysql::parts(config, &shared, source)?, query))
             };
-            start_service::<mysql::Mysql, _>(config, parts, listeners, workers, metrics, shutdown).await
+            start_service::<mysql::Mysql, _>(config, parts, listeners, making).await
         }
     }
 }
@@ -398,9 +421,7 @@ async fn start_service<P: Protocol, F>(
     config: &config::Cluster,
     parts: F,
     listeners: Vec<TcpListener>,
-    workers: &Arc<Workers>,
-    metrics: &Arc<Metrics>,
-    shutdown: &Shutdown,
+    Making { workers, metrics, shutdown, legacy }: Making<'_>,
 ) -> Result<Box<dyn Running>, StartError>
 where
     F: Fn(&config::Cluster) -> MadeParts<P> + Send + Sync + 'static,
@@ -408,13 +429,10 @@ where
     let (made, query) = parts(config)
         .map_err(|error| StartError::Tls { cluster: config.name.clone(), error: error.into() })?;
     let addresses = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
-    let cluster = Arc::new(Cluster::new(
-        config.clone(),
-        made,
-        metrics.cluster(&config.name),
-        shutdown.clone(),
-        workers.count(),
-    ));
+    let metrics = metrics.cluster(&config.name);
+    let mut cluster = Cluster::new(config.clone(), made, metrics, shutdown.clone(), workers.count());
+    cluster.inherited = legacy.of_cluster(&config.name).election;
+    let cluster = Arc::new(cluster);
     if let Some(query) = query {
         query.attach(&cluster);
     }

@@ -18,7 +18,7 @@ use crate::{
     recent::Routed,
     session::cancel::{Activity, Call, Entry},
     shutdown::Shutdown,
-    topology::{Role, Snapshot},
+    topology::{Role, Snapshot, board::Remembered},
 };
 
 /// Reloads that may wait for their turn.
@@ -30,6 +30,8 @@ pub trait Managed: Send + Sync {
     fn config(&self) -> Arc<config::Cluster>;
     fn snapshot(&self) -> Arc<Snapshot>;
     fn metrics(&self) -> &ClusterMetrics;
+    /// The last election, for a process that takes over.
+    fn remembered(&self) -> Option<Remembered>;
     /// Users most of whose reads the primary gets because they stand in transactions.
     fn unsplit_users(&self) -> Vec<Arc<str>>;
     /// Brings gauges up to date that follow what is kept elsewhere.
@@ -90,6 +92,10 @@ impl<P: Protocol> Managed for Cluster<P> {
 
     fn refresh_metrics(&self) {
         Cluster::refresh_metrics(self);
+    }
+
+    fn remembered(&self) -> Option<Remembered> {
+        self.memory.get().and_then(|memory| memory())
     }
 
     fn connections(&self) -> HashMap<Arc<str>, Connections> {

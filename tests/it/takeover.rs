@@ -164,3 +164,30 @@ async fn a_taken_address_stays_taken_without_being_told_to_take_over() {
     assert_eq!(second.status.code(), Some(69), "{}", String::from_utf8_lossy(&second.stderr));
     assert!(proxy.is_running());
 }
+
+#[tokio::test]
+async fn a_process_that_takes_over_knows_which_of_two_primaries_was_elected() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let mut old = Proxy::start(&cluster, &[]).await;
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    cluster.promote(1).expect("it is promoted");
+    let session = old.session(&database.name).await;
+    session.run("INSERT INTO t VALUES (1)").await;
+    // On the same timeline as the other: the servers cannot tell who is the older.
+    cluster.promote(2).expect("it is promoted");
+    let label = format!("node=\"{}\"", cluster.node(2).address());
+    eventually("the second is fenced", async || {
+        old.metric("pointsman_node_state", &[&label, "state=\"fenced\""]) == 1.0
+    })
+    .await;
+
+    let new = Successor::of(&old);
+
+    new.wait_for_log("has taken over").await;
+    assert!(old.wait().success(), "{}", old.log());
+    assert!(!new.log().contains("without having found a primary"), "{}", new.log());
+    let session = old.session(&database.name).await;
+    session.run("INSERT INTO t VALUES (2)").await;
+    assert_eq!(database.ask(1, "SELECT count(*) FROM t"), "2");
+}

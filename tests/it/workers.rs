@@ -9,6 +9,7 @@ use pointsman::{
     serve::Proxy,
     shutdown::Shutdown,
     sockets::Sharing,
+    takeover::Legacy,
 };
 
 use crate::support::{self, Database, Session, eventually, proxy};
@@ -24,7 +25,9 @@ async fn sessions_keep_all_they_have_on_another_worker() {
     let text = proxy::configuration(&cluster.addresses(), port.number(), 0, &settings).to_string();
     let config = Config::parse(&text, Path::new("test"), &|_| None).expect("the configuration is right");
     let shutdown = Shutdown::new();
-    let running = Proxy::start(config, shutdown.clone(), Sharing::Alone).await.expect("the port is free");
+    let running = Proxy::start(config, shutdown.clone(), Sharing::Alone, &Legacy::default())
+        .await
+        .expect("the port is free");
     let places = running.places().clone();
     let dsn = format!(
         "host=127.0.0.1 port={} user={} password={} dbname={}",
