@@ -43,6 +43,24 @@ pub struct Source {
     pub receives: String,
     pub applies: String,
     pub error: String,
+    /// It goes by the source's files and positions, not by GTIDs (MariaDB).
+    pub by_file: bool,
+    /// How far behind it stays on purpose, in seconds.
+    pub delay: u64,
+}
+
+impl Source {
+    fn read(row: &[Option<String>], mariadb: bool) -> Self {
+        let text = |at: usize| row.get(at).cloned().flatten().unwrap_or_default();
+        let delay = if mariadb { MARIADB_DELAY } else { MYSQL_DELAY };
+        Self {
+            receives: text(RECEIVES),
+            applies: text(APPLIES),
+            error: text(LAST_ERROR),
+            by_file: mariadb && text(MARIADB_USING_GTID) == "No",
+            delay: text(delay).parse().unwrap_or_default(),
+        }
+    }
 }
 
 impl Default for Facts {
@@ -80,6 +98,10 @@ const STATUS: &str = "SHOW GLOBAL STATUS LIKE 'Rpl\\_semi\\_sync\\_%'";
 const RECEIVES: usize = 10;
 const APPLIES: usize = 11;
 const LAST_ERROR: usize = 19;
+/// … and from here on they differ.
+const MARIADB_USING_GTID: usize = 42;
+const MARIADB_DELAY: usize = 47;
+const MYSQL_DELAY: usize = 42;
 
 /// A replica that is away for longer than binary logs are kept has to be made anew: a weekend's repair,
 /// in seconds.
@@ -131,12 +153,7 @@ pub async fn read(server: &mut Backend) -> Result<Facts, String> {
         Ok(rows) => Ok(rows),
         Err(_) => server.query_all("SHOW REPLICA STATUS").await.map_err(asked),
     };
-    let text = |row: &Vec<Option<String>>, at: usize| row.get(at).cloned().flatten().unwrap_or_default();
-    let source = status.map(|rows| {
-        let first = rows.first()?;
-        let error = text(first, LAST_ERROR);
-        Some(Source { receives: text(first, RECEIVES), applies: text(first, APPLIES), error })
-    });
+    let source = status.map(|rows| rows.first().map(|row| Source::read(row, server.is_mariadb())));
     let skew = theirs.map_or(0.0, |theirs| theirs - now);
     let lacks = lacks(server).await.map_err(asked)?;
     let group = group::read(server).await.map_err(asked)?;
@@ -261,6 +278,20 @@ fn replica(facts: &Facts, source: &Source, add: &mut impl FnMut(Severity, String
             "see whether its source runs, and the replication user's password and grants",
         );
     }
+    if source.by_file {
+        let what =
+            "it follows its source by file and position (Using_Gtid: No): after a failover it cannot be \
+            pointed at the new primary"
+                .to_owned();
+        add(Severity::Warning, what, "STOP SLAVE; CHANGE MASTER TO MASTER_USE_GTID = slave_pos; START SLAVE");
+    }
+    if source.delay > 0 {
+        let what = format!(
+            "it applies with a delay of {} s on purpose: it serves reads only within routing.max_lag",
+            source.delay
+        );
+        add(Severity::Note, what, "none is needed if that is meant; MASTER_DELAY = 0 (SOURCE_DELAY) if not");
+    }
     if facts.is("read_only", "OFF") {
         let what =
             "it accepts writes though it is a replica: one stray write, and histories differ".to_owned();
@@ -322,6 +353,10 @@ mod tests {
     use super::*;
     use crate::config::Config;
 
+    fn running() -> Source {
+        Source { receives: "Yes".to_owned(), applies: "Yes".to_owned(), ..Source::default() }
+    }
+
     fn facts(id: &str, replica: bool) -> Facts {
         let read_only = if replica { "ON" } else { "OFF" };
         let variables = [
@@ -342,7 +377,7 @@ mod tests {
             ("rpl_semi_sync_source_wait_no_replica", "ON"),
             ("rpl_semi_sync_source_timeout", "100000000"),
         ];
-        let source = Source { receives: "Yes".to_owned(), applies: "Yes".to_owned(), error: String::new() };
+        let source = running();
         Facts {
             variables: variables
                 .iter()
@@ -420,24 +455,28 @@ mod tests {
             (
                 |_, r| {
                     r.source = Ok(Some(Source {
-                        receives: "Yes".to_owned(),
                         applies: "No".to_owned(),
                         error: "duplicate key".to_owned(),
+                        ..running()
                     }))
                 },
                 Severity::Problem,
                 "applies nothing: duplicate key",
             ),
             (
-                |_, r| {
-                    r.source = Ok(Some(Source {
-                        receives: "Connecting".to_owned(),
-                        applies: "Yes".to_owned(),
-                        error: String::new(),
-                    }))
-                },
+                |_, r| r.source = Ok(Some(Source { receives: "Connecting".to_owned(), ..running() })),
                 Severity::Problem,
                 "receives nothing (Connecting)",
+            ),
+            (
+                |_, r| r.source = Ok(Some(Source { by_file: true, ..running() })),
+                Severity::Warning,
+                "by file and position",
+            ),
+            (
+                |_, r| r.source = Ok(Some(Source { delay: 60, ..running() })),
+                Severity::Note,
+                "with a delay of 60 s",
             ),
             (|_, r| r.source = Err("denied".to_owned()), Severity::Problem, "may not see"),
             (|p, _| set(p, "read_only", "ON"), Severity::Problem, "no node is primary"),

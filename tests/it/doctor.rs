@@ -148,6 +148,23 @@ async fn the_doctor_finds_each_slip_of_a_set_up(make: Make) {
     finds("innodb_flush_log_at_trx_commit is not 1").await;
     finds("replication is asynchronous").await;
 
+    let (slower, as_before) = match make {
+        Make::MariaDb => (
+            "STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = 3, MASTER_USE_GTID = no; START SLAVE",
+            "STOP SLAVE; CHANGE MASTER TO MASTER_DELAY = 0, MASTER_USE_GTID = slave_pos; START SLAVE",
+        ),
+        Make::Mysql9 => (
+            "STOP REPLICA SQL_THREAD; CHANGE REPLICATION SOURCE TO SOURCE_DELAY = 3; START REPLICA SQL_THREAD",
+            "STOP REPLICA SQL_THREAD; CHANGE REPLICATION SOURCE TO SOURCE_DELAY = 0; START REPLICA SQL_THREAD",
+        ),
+    };
+    set(2, slower);
+    finds("applies with a delay of 3 s").await;
+    if make == Make::MariaDb {
+        finds("by file and position").await;
+    }
+    set(2, as_before);
+
     let (privilege, mend) = match make {
         Make::MariaDb => ("REPLICA MONITOR", "MariaDB: REPLICA MONITOR"),
         Make::Mysql9 => ("REPLICATION CLIENT", "GRANT REPLICATION CLIENT"),
