@@ -17,10 +17,23 @@ pub struct Settings {
     pub schema: Option<Box<str>>,
     /// Several statements in one string (`CLIENT_MULTI_STATEMENTS`, `COM_SET_OPTION`).
     pub multi_statements: bool,
-    /// The statements that set variables, by the variable's name; user variables with their `@`.
-    values: BTreeMap<Box<str>, Box<str>>,
+    lexing: Arc<Lexing>,
+    /// What sets other variables, by the variable's name; user variables with their `@`.
+    values: BTreeMap<Box<str>, Value>,
     hash: u128,
     reading: u128,
+}
+
+/// The statements that set what text is read by: character sets and `sql_mode`. They read the same
+/// whatever was set before.
+type Lexing = BTreeMap<Box<str>, Box<str>>;
+
+/// What sets a variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Value {
+    statement: Box<str>,
+    /// What its text was read by. `None`: it reads the same by anything.
+    read_by: Option<Arc<Lexing>>,
 }
 
 /// How a connection is brought from one set of settings to another.
@@ -34,29 +47,52 @@ pub struct Steps {
     pub multi_statements: Option<bool>,
 }
 
-/// Character set and collation: set before all else, since other statements are read by it.
+/// Character set and collation.
 pub const NAMES: &str = "names";
+
+const SQL_MODE: &str = "sql_mode";
+
+/// Each sets the other, too.
+const CONNECTION: &str = "character_set_connection";
+const COLLATION: &str = "collation_connection";
+
+/// What `SET NAMES` and `SET CHARACTER SET` set together.
+const PARTS_OF_NAMES: [&str; 4] = ["character_set_client", CONNECTION, "character_set_results", COLLATION];
 
 /// Setting it back takes more than a default.
 const ROLE: &str = "role";
 
 impl Settings {
     pub fn with(&self, name: &str, statement: &str) -> Self {
-        let mut values = self.values.clone();
+        let mut settings = self.clone();
         // `SET NAMES` and `SET CHARACTER SET` overwrite each other's variables.
         let name = if name == "character set" { NAMES } else { name };
-        values.insert(name.into(), statement.into());
-        Self { values, ..self.clone() }.hashed()
+        if is_lexing(name) {
+            let lexing = Arc::make_mut(&mut settings.lexing);
+            forget_lexing(lexing, name);
+            lexing.insert(name.into(), statement.into());
+        } else {
+            let quotes = name.starts_with('@') && statement.contains(['\'', '"']);
+            let read_by = (quotes || !statement.is_ascii()).then(|| self.lexing.clone());
+            settings.values.insert(name.into(), Value { statement: statement.into(), read_by });
+        }
+        settings.hashed()
     }
 
-    /// Takes `name` from `other`, or drops it where `other` has none.
-    pub fn with_from(&self, name: &str, other: &Self) -> Self {
-        let mut values = self.values.clone();
-        match other.values.get(name) {
-            Some(value) => values.insert(name.into(), value.clone()),
-            None => values.remove(name),
-        };
-        Self { values, ..self.clone() }.hashed()
+    /// A variable has the server's default.
+    pub fn without(&self, name: &str) -> Self {
+        let mut settings = self.clone();
+        if is_lexing(name) {
+            let lexing = Arc::make_mut(&mut settings.lexing);
+            forget_lexing(lexing, name);
+            if lexing.contains_key(NAMES) && PARTS_OF_NAMES.contains(&name) {
+                // NAMES had set it to something else.
+                lexing.insert(name.into(), format!("SET SESSION {name} = DEFAULT").into());
+            }
+        } else {
+            settings.values.remove(name);
+        }
+        settings.hashed()
     }
 
     pub fn with_schema(&self, schema: Option<&str>) -> Self {
@@ -75,13 +111,13 @@ impl Settings {
         };
         let values = of(self, false).chain(of(then, true)).collect();
         let schema = then.schema.clone().or_else(|| self.schema.clone());
-        Self { values, schema, ..self.clone() }.hashed()
+        Self { values, schema, lexing: then.lexing.clone(), ..self.clone() }.hashed()
     }
 
     fn hashed(mut self) -> Self {
         let reading = self.values.iter().filter(|(name, _)| decides_reading(name));
-        self.reading = hash_of(false, self.schema.as_deref(), reading);
-        self.hash = hash_of(self.multi_statements, self.schema.as_deref(), self.values.iter());
+        self.reading = hash_of(false, self.schema.as_deref(), &self.lexing, reading);
+        self.hash = hash_of(self.multi_statements, self.schema.as_deref(), &self.lexing, self.values.iter());
         self
     }
 
@@ -95,10 +131,6 @@ impl Settings {
         self.reading
     }
 
-    pub fn statement_of(&self, name: &str) -> Option<&str> {
-        self.values.get(name).map(|statement| &**statement)
-    }
-
     /// What brings a connection that has `had` to these settings. On a replica the access mode
     /// that the connection was opened with stays (hard case 10).
     pub fn steps_from(&self, had: &Settings, on_replica: bool) -> Steps {
@@ -107,30 +139,31 @@ impl Settings {
             return steps;
         }
         let kept = |name: &str| on_replica && name == "transaction_read_only";
-        let mut assignments = String::new();
-        let mut separate = Vec::new();
+        let mut sets = Sets { now: had.lexing.clone(), ..Sets::default() };
         for name in had.values.keys().filter(|name| !self.values.contains_key(*name) && !kept(name)) {
             match &**name {
-                ROLE => separate.push("SET ROLE NONE".into()),
-                NAMES => join(&mut assignments, "NAMES DEFAULT"),
-                name if name.starts_with('@') => join(&mut assignments, &format!("{name} = NULL")),
-                "transaction_isolation" | "transaction_read_only" => separate.push(default_transaction(name)),
-                name => join(&mut assignments, &format!("SESSION {name} = DEFAULT")),
+                ROLE => sets.apart.push("SET ROLE NONE".into()),
+                name if name.starts_with('@') => sets.add(&format!("{name} = NULL")),
+                "transaction_isolation" | "transaction_read_only" => {
+                    sets.apart.push(default_transaction(name))
+                }
+                name => sets.add(&format!("SESSION {name} = DEFAULT")),
             }
         }
-        let changed = |name: &str, value: &str| had.statement_of(name) != Some(value) && !kept(name);
-        let names_first = self.values.get_key_value(NAMES).into_iter();
-        let others = self.values.iter().filter(|(name, _)| &***name != NAMES);
-        for (name, statement) in names_first.chain(others).filter(|(name, value)| changed(name, value)) {
-            match statement.get(..4).filter(|_| is_assignment(name)) {
-                Some(lead) if lead.eq_ignore_ascii_case("SET ") => join(&mut assignments, &statement[4..]),
-                _ => separate.push(statement.clone()),
-            }
+        let changed = self.values.iter().filter(|(name, value)| had.values.get(*name) != Some(*value));
+        let (bound, free): (Vec<_>, Vec<_>) =
+            changed.filter(|(name, _)| !kept(name)).partition(|(_, value)| value.read_by.is_some());
+        for (name, value) in free {
+            sets.add_value(name, value);
         }
-        if !assignments.is_empty() {
-            steps.statements.push(format!("SET {assignments}").into());
+        // What was read by something else is read by it again, before the session's own comes last.
+        let (last, mut earlier): (Vec<_>, Vec<_>) =
+            bound.into_iter().partition(|(_, value)| value.read_by.as_ref() == Some(&self.lexing));
+        earlier.sort_by(|(_, one), (_, other)| one.read_by.cmp(&other.read_by));
+        for (name, value) in earlier.into_iter().chain(last) {
+            sets.add_value(name, value);
         }
-        steps.statements.append(&mut separate);
+        steps.statements = sets.end(&self.lexing);
         if self.schema != had.schema {
             steps.schema.clone_from(&self.schema);
             steps.forget_schema = self.schema.is_none();
@@ -141,24 +174,120 @@ impl Settings {
     }
 }
 
+/// The SET statements between two sets of settings.
+#[derive(Debug, Default)]
+struct Sets {
+    statements: Vec<Box<str>>,
+    /// Those that stand beside nothing else.
+    apart: Vec<Box<str>>,
+    /// Assignments of the statement that is being written.
+    open: String,
+    /// What the statements so far let the next one be read by; that being written is read by `read_by`
+    /// if that matters.
+    now: Arc<Lexing>,
+}
+
+impl Sets {
+    fn add(&mut self, assignment: &str) {
+        if !self.open.is_empty() {
+            self.open.push_str(", ");
+        }
+        self.open.push_str(assignment);
+    }
+
+    fn add_value(&mut self, name: &str, value: &Value) {
+        if let Some(lexing) = &value.read_by {
+            self.read_by(lexing);
+        }
+        match value.statement.get(..4).filter(|_| is_assignment(name)) {
+            Some(lead) if lead.eq_ignore_ascii_case("SET ") => self.add(&value.statement[4..]),
+            _ => self.apart.push(value.statement.clone()),
+        }
+    }
+
+    /// What is added from here on is read by `lexing`: that begins with the next statement.
+    fn read_by(&mut self, lexing: &Arc<Lexing>) {
+        if *lexing == self.now {
+            return;
+        }
+        let had = std::mem::replace(&mut self.now, lexing.clone());
+        let names = |lexing: &Lexing| {
+            let parts = lexing.iter().filter(|(name, _)| &***name != SQL_MODE);
+            parts.map(|(_, statement)| statement.clone()).collect::<Vec<_>>()
+        };
+        if names(lexing) != names(&had) {
+            // NAMES goes first: it overwrites the others.
+            self.add(lexing.get(NAMES).map_or("NAMES DEFAULT", |statement| assignment_in(statement)));
+            for (_, statement) in lexing.iter().filter(|(name, _)| PARTS_OF_NAMES.contains(&&***name)) {
+                self.add(assignment_in(statement));
+            }
+        }
+        if lexing.get(SQL_MODE) != had.get(SQL_MODE) {
+            let mode = lexing.get(SQL_MODE);
+            self.add(mode.map_or("SESSION sql_mode = DEFAULT", |statement| assignment_in(statement)));
+        }
+        self.close();
+    }
+
+    fn close(&mut self) {
+        if !self.open.is_empty() {
+            self.statements.push(format!("SET {}", std::mem::take(&mut self.open)).into());
+        }
+    }
+
+    fn end(mut self, lexing: &Arc<Lexing>) -> Vec<Box<str>> {
+        self.read_by(lexing);
+        self.close();
+        self.statements.append(&mut self.apart);
+        self.statements
+    }
+}
+
+/// What follows SET.
+fn assignment_in(statement: &str) -> &str {
+    statement.get(4..).unwrap_or_default()
+}
+
+/// Whether text is read by it.
+fn is_lexing(name: &str) -> bool {
+    name == NAMES || name == SQL_MODE || PARTS_OF_NAMES.contains(&name)
+}
+
+/// Forgets what `name` overwrites.
+fn forget_lexing(lexing: &mut Lexing, name: &str) {
+    match name {
+        NAMES => lexing.retain(|other, _| &**other == SQL_MODE),
+        CONNECTION | COLLATION => lexing.retain(|other, _| ![CONNECTION, COLLATION].contains(&&**other)),
+        _ => {
+            lexing.remove(name);
+        }
+    }
+}
+
 /// 0 for no settings at all.
 fn hash_of<'a>(
     multi_statements: bool,
     schema: Option<&str>,
-    values: impl Iterator<Item = (&'a Box<str>, &'a Box<str>)>,
+    lexing: &Lexing,
+    values: impl Iterator<Item = (&'a Box<str>, &'a Value)>,
 ) -> u128 {
     let mut hasher = Xxh3::new();
-    let mut empty = !multi_statements && schema.is_none();
     let mut part = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
         hasher.update(bytes);
     };
+    let mut empty = !multi_statements && schema.is_none() && lexing.is_empty();
     part(&[u8::from(multi_statements), u8::from(schema.is_some())]);
     part(schema.unwrap_or_default().as_bytes());
-    for (name, statement) in values {
+    lexing.iter().flat_map(|(name, statement)| [name, statement]).for_each(|text| part(text.as_bytes()));
+    for (name, value) in values {
         empty = false;
+        // Sets them apart from what stands before.
+        part(&[]);
         part(name.as_bytes());
-        part(statement.as_bytes());
+        part(value.statement.as_bytes());
+        let lexing = value.read_by.iter().flat_map(|lexing| lexing.iter());
+        lexing.flat_map(|(name, statement)| [name, statement]).for_each(|text| part(text.as_bytes()));
     }
     if empty { 0 } else { hasher.digest128() | 1 }
 }
@@ -189,13 +318,6 @@ fn decides_reading(name: &str) -> bool {
 /// Whether its statement is `SET assignment`, which can stand beside others.
 fn is_assignment(name: &str) -> bool {
     !matches!(name, ROLE | "transaction_isolation" | "transaction_read_only")
-}
-
-fn join(assignments: &mut String, assignment: &str) {
-    if !assignments.is_empty() {
-        assignments.push_str(", ");
-    }
-    assignments.push_str(assignment);
 }
 
 /// MariaDB up to 11.0 calls these variables `tx_…`: the statement is the same everywhere.
@@ -235,7 +357,7 @@ impl Carried {
                     self.now = Arc::new(self.now.with(name, statement));
                 }
                 // DEFAULT is the server's, not what this client began with.
-                Effect::Reset { name } => self.now = Arc::new(self.now.with_from(name, &Settings::default())),
+                Effect::Reset { name } => self.now = Arc::new(self.now.without(name)),
                 Effect::UseDatabase(name) => self.now = Arc::new(self.now.with_schema(Some(name))),
                 Effect::Discard(Discard::All) => {
                     self.now = Arc::new(
@@ -277,7 +399,7 @@ mod tests {
         assert_eq!(
             steps.statements,
             [
-                "SET @a = NULL, SESSION sql_mode = DEFAULT, NAMES latin1, SESSION wait_timeout = 9".into(),
+                "SET @a = NULL, SESSION wait_timeout = 9, NAMES latin1, SESSION sql_mode = DEFAULT".into(),
                 Box::<str>::from("SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE")
             ]
         );
@@ -322,6 +444,54 @@ mod tests {
         assert_eq!(reading.reading(), then.reading());
         assert_eq!(reading, then.with("@a", "SET @a = 1"));
         assert_eq!(now.reading_as(&Settings::default()).schema.as_deref(), Some("depot"));
+    }
+
+    #[test]
+    fn text_is_read_again_by_what_it_was_read_by_before() {
+        let had = Settings::default().with(SQL_MODE, "SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES'");
+        let wanted = Settings::default()
+            .with("@a", r"SET @a = 'it\'s'")
+            .with("@b", "SET @b = 1")
+            .with(NAMES, "SET NAMES latin1")
+            .with("@c", "SET @c = 'é'");
+
+        assert_eq!(
+            wanted.steps_from(&had, false).statements,
+            [
+                "SET @b = 1, SESSION sql_mode = DEFAULT".into(),
+                r"SET @a = 'it\'s', NAMES latin1".into(),
+                Box::<str>::from("SET @c = 'é'"),
+            ]
+        );
+        assert_eq!(
+            wanted.steps_from(&Settings::default().with(NAMES, "SET NAMES latin1"), false).statements,
+            [
+                "SET @b = 1, NAMES DEFAULT".into(),
+                r"SET @a = 'it\'s', NAMES latin1".into(),
+                Box::<str>::from("SET @c = 'é'"),
+            ]
+        );
+    }
+
+    #[test]
+    fn of_names_and_its_parts_the_last_word_counts() {
+        let bytes =
+            Settings::default().with("character_set_results", "SET SESSION character_set_results = binary");
+        let plain = Settings::default().with(NAMES, "SET NAMES latin1");
+        let of = |settings: &Settings| settings.steps_from(&Settings::default(), false).statements.concat();
+
+        assert_eq!(bytes.with(NAMES, "SET NAMES latin1"), plain);
+        assert_eq!(of(&bytes), "SET NAMES DEFAULT, SESSION character_set_results = binary");
+        let part = plain.with(CONNECTION, "SET SESSION character_set_connection = utf8mb4");
+        assert_eq!(of(&part), "SET NAMES latin1, SESSION character_set_connection = utf8mb4");
+        let other = part.with(COLLATION, "SET SESSION collation_connection = utf8mb4_bin");
+        assert_eq!(of(&other), "SET NAMES latin1, SESSION collation_connection = utf8mb4_bin");
+        assert_eq!(
+            of(&other.without(CONNECTION)),
+            "SET NAMES latin1, SESSION character_set_connection = DEFAULT"
+        );
+        assert_eq!(Settings::default().steps_from(&part, false).statements.concat(), "SET NAMES DEFAULT");
+        assert_eq!(plain.steps_from(&part, false).statements.concat(), "SET NAMES latin1");
     }
 
     #[test]

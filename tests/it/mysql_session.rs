@@ -23,6 +23,8 @@ both_makes!(
     reads_with_spatial_functions_use_replicas_by_old_names_and_new,
     writes_are_read_back_at_once_and_reads_return_to_replicas,
     settings_go_where_the_session_goes,
+    what_a_variable_was_set_to_is_read_as_it_was_then,
+    character_sets_are_those_that_the_server_itself_would_have,
     a_setting_that_fails_keeps_the_statement_from_running,
     a_session_without_schema_never_inherits_one,
     transactions_stay_on_their_server,
@@ -151,6 +153,83 @@ async fn settings_go_where_the_session_goes(make: Make) {
     assert_eq!(other.run("SELECT @a").await.results[0][0][0], None);
     session.run("SET wait_timeout = DEFAULT").await;
     assert_ne!(session.value("SELECT @@wait_timeout").await, "77");
+}
+
+/// Variables are set again on every connection that the session comes to.
+async fn what_a_variable_was_set_to_is_read_as_it_was_then(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", ONE).await;
+    let in_another_mode =
+        ["SET sql_mode = 'NO_BACKSLASH_ESCAPES'", "SET sql_mode = 'ANSI_QUOTES'", "SET NAMES latin1"];
+    let mut others = Vec::new();
+    for setting in in_another_mode {
+        let mut other = stage.session().await;
+        other.run(setting).await;
+        others.push(other);
+    }
+    let set = [
+        "SET @role = 'user', @b = 1",
+        // What a client that escapes by backslashes makes of a name with a quote in it.
+        r"SET @name = 'O\', @role = 0x61646d696e -- '",
+        r#"SET @quoted = "it's", @line = 'line\nline', @path = 'c:\\dir'"#,
+        "SET @accent = 'é'",
+        r#"SET SESSION lc_time_names = "de_DE", time_zone = "+01:00""#,
+    ];
+    let asked = "SELECT @role, @b, @name, @quoted, HEX(@line), @path, HEX(@accent), CHARSET(@accent), \
+                 @@lc_time_names, @@time_zone, @@sql_mode, @@character_set_client FROM DUAL";
+
+    for since in ["SET @c = 1", "SET sql_mode = 'NO_BACKSLASH_ESCAPES'", "SET sql_mode = '', NAMES latin1"] {
+        let mut session = stage.session().await;
+        let mut direct = Session::open(stage.primary_port(), APP, &stage.schema).await;
+        for session in [&mut session, &mut direct] {
+            session.run("SET sql_mode = ''").await;
+            for statement in set {
+                session.run(statement).await;
+            }
+            session.run(since).await;
+        }
+        let expected = direct.run(asked).await.results;
+        for other in &mut others {
+            other.run("SELECT COUNT(*) FROM t FOR UPDATE").await;
+            assert_eq!(session.run(asked).await.results, expected, "behind {since}");
+        }
+    }
+}
+
+async fn character_sets_are_those_that_the_server_itself_would_have(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", ONE).await;
+    let mut other = stage.session().await;
+    other.run("SET NAMES latin1").await;
+    let settings: [&[&str]; 7] = [
+        &["SET character_set_client = utf8mb4", "SET NAMES latin1"],
+        &["SET NAMES latin1", "SET character_set_results = utf8mb4"],
+        &["SET NAMES latin1", "SET character_set_results = utf8mb4", "SET character_set_results = DEFAULT"],
+        &[
+            "SET character_set_results = NULL",
+            "SET collation_connection = utf8mb4_bin",
+            "SET NAMES 'utf8mb4'",
+        ],
+        &["SET collation_connection = utf8mb4_bin", "SET character_set_connection = latin1"],
+        &["SET character_set_connection = latin1", "SET collation_connection = \"utf8mb4_bin\""],
+        &[
+            "SET CHARACTER SET latin1",
+            "SET NAMES utf8mb4 COLLATE utf8mb4_bin, character_set_results = latin1",
+        ],
+    ];
+    let asked = "SELECT CONCAT_WS(' ', @@character_set_client, @@character_set_results, @@collation_connection) \
+                 FROM t RIGHT JOIN (SELECT 1) AS one ON x = 1 LIMIT 1 FOR UPDATE";
+    for statements in settings {
+        let mut session = stage.session().await;
+        let mut direct = Session::open(stage.primary_port(), APP, &stage.schema).await;
+        for statement in statements {
+            session.run(statement).await;
+            direct.run(statement).await;
+        }
+        let expected = direct.value(asked).await;
+        for _ in 0..2 {
+            assert_eq!(other.value(asked).await, "latin1 latin1 latin1_swedish_ci", "behind {statements:?}");
+            assert_eq!(session.value(asked).await, expected, "{statements:?}");
+        }
+    }
 }
 
 async fn a_setting_that_fails_keeps_the_statement_from_running(make: Make) {

@@ -16,10 +16,11 @@ pub(super) fn proxy_variable(raw: &[u8]) -> Option<Box<str>> {
     name.strip_prefix("@")?.strip_prefix(PROXY).map(Into::into)
 }
 
-/// `@name`, folded: user variables are not case-sensitive. `None` for quoted ones.
+/// `@name`, folded: user variables are not case-sensitive. `None` for quoted ones, and for those whose
+/// characters depend on the character set.
 fn user_variable(raw: &[u8]) -> Option<String> {
     let name = std::str::from_utf8(raw).ok()?;
-    (!name.contains(['\'', '"', '`'])).then(|| name.to_lowercase())
+    (name.is_ascii() && !name.contains(['\'', '"', '`'])).then(|| name.to_lowercase())
 }
 
 pub(super) fn set(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
@@ -91,7 +92,10 @@ fn session_setting(name: &str, value: &str, statement: impl FnOnce() -> String) 
 }
 
 fn role(phrase: &Phrase<'_>) -> Verdict {
-    match phrase.source_text().filter(|_| phrase.len() > 2) {
+    match phrase
+        .source_text()
+        .filter(|source| phrase.len() > 2 && source.is_ascii() && !source.contains('\\'))
+    {
         Some(source) => {
             let value = phrase.from(2).source_text().unwrap_or_default();
             Verdict::session().with(session_setting("role", value, || source.to_owned()))
@@ -110,8 +114,15 @@ fn assignments(phrase: &Phrase<'_>) -> Verdict {
     let mut verdict = Verdict::session();
     // The scope word holds for the assignments behind it, too.
     let mut scope = Wanted::Session;
-    for item in phrase.from(1).split_commas() {
-        match assignment(&item, &mut scope) {
+    let items = phrase.from(1).split_commas();
+    // Its texts are read by what was set before it.
+    let sets_reading = items.iter().any(sets_reading);
+    for item in items {
+        let outcome = match assignment(&item, &mut scope) {
+            Some(Outcome::Carried(_)) if sets_reading && is_text_variable(&item) => Some(Outcome::Variable),
+            outcome => outcome,
+        };
+        match outcome {
             Some(Outcome::Carried(effect)) => verdict.effect(effect),
             Some(Outcome::Server) => verdict.raise(Reason::Command),
             Some(Outcome::Variable) => {
@@ -146,11 +157,50 @@ enum Wanted {
     Server,
 }
 
+fn is_names(item: &Phrase<'_>) -> bool {
+    item.is_any(0, &["names", "charset"]) || item.says(0, &["character", "set"])
+}
+
+/// Whether text behind it is read in another way.
+fn sets_reading(item: &Phrase<'_>) -> bool {
+    let is_reading = |name: String| {
+        name == "sql_mode" || name.starts_with("character_set_") || name.starts_with("collation_")
+    };
+    is_names(item)
+        || (0..item.len()).take(2).any(|at| match item.kind(at) {
+            Some(Kind::SystemVariable) => is_reading(system_variable(item.raw(at))),
+            _ => item.name(at).is_some_and(is_reading),
+        })
+}
+
+/// `@a = 'text'`.
+fn is_text_variable(item: &Phrase<'_>) -> bool {
+    item.kind(0) == Some(Kind::UserVariable) && (1..item.len()).any(|at| item.kind(at) == Some(Kind::Text))
+}
+
+/// A value as it reads the same whatever the character set and `sql_mode`; `None` if there is no such form.
+fn plain(value: &Phrase<'_>) -> Option<String> {
+    let tokens: Option<Vec<String>> = (0..value.len())
+        .map(|at| match value.kind(at)? {
+            Kind::Text => {
+                let text = value.string(at).filter(|text| text.is_ascii() && !text.contains(['\'', '\\']))?;
+                // X'…' and its like are none.
+                matches!(value.raw(at).first(), Some(b'\'' | b'"')).then(|| format!("'{text}'"))
+            }
+            Kind::Quoted => None,
+            _ => std::str::from_utf8(value.raw(at)).ok().filter(|raw| raw.is_ascii()).map(str::to_owned),
+        })
+        .collect();
+    Some(tokens?.join(" "))
+}
+
 fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
-    if item.is(0, "names") || item.is_any(0, &["charset"]) || item.says(0, &["character", "set"]) {
+    if is_names(item) {
         let at = if item.is(0, "character") { 2 } else { 1 };
         let name = if item.is(0, "names") { "names" } else { "character set" };
-        return Some(Outcome::Carried(carried(name, &item.from(at), item.source_text()?)));
+        let value = item.from(at);
+        let source = format!("{} {}", name.to_uppercase(), plain(&value)?);
+        return Some(Outcome::Carried(carried(name, &value, &source)));
     }
     if item.kind(0) == Some(Kind::UserVariable) {
         return set_user_variable(item);
@@ -165,7 +215,8 @@ fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
     if wanted == Wanted::Server {
         return Some(Outcome::Server);
     }
-    if !is_literal(&value) {
+    // A number stands for a set of modes that only the server names.
+    if !is_literal(&value) || name == "sql_mode" && value.kind(0) == Some(Kind::Number) {
         let computed = is_computed_mode(&name, &value).then(|| Effect::SetComputed { name: name.into() });
         return computed.map(Outcome::Carried);
     }
@@ -182,7 +233,7 @@ fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
     if value.len() == 1 && value.is(0, "default") {
         return Some(Outcome::Carried(Effect::Reset { name: name.into() }));
     }
-    let source = format!("SESSION {name} = {}", value.source_text()?);
+    let source = format!("SESSION {name} = {}", plain(&value)?);
     Some(Outcome::Carried(carried(&name, &value, &source)))
 }
 

@@ -204,10 +204,30 @@ fn changes_of_accounts_are_told_from_other_definitions() {
 }
 
 #[test]
+fn what_is_set_again_reads_the_same_in_every_mode() {
+    for (text, statement) in [
+        (r#"SET sql_mode = "ANSI""#, "SET SESSION sql_mode = 'ANSI'"),
+        ("set character set 'latin1'", "SET CHARACTER SET 'latin1'"),
+        (r#"SET NAMES "latin1" COLLATE 'latin1_bin'"#, "SET NAMES 'latin1' COLLATE 'latin1_bin'"),
+        (r"SET time_zone = '\+01:00'", "SET SESSION time_zone = '+01:00'"),
+    ] {
+        let effects = mysql(text).effects;
+        let [Effect::Set { statement: found, .. }] = &effects[..] else { panic!("{text}: {effects:?}") };
+        assert_eq!(&**found, statement);
+    }
+    assert_eq!(mysql("SET sql_mode = 4").effects, [Effect::SetComputed { name: "sql_mode".into() }]);
+}
+
+#[test]
 fn mysql_state_that_cannot_be_carried_pins() {
     for (text, pin) in [
         ("SET sql_mode = f(@@sql_mode)", PinReason::Setting),
+        (r"SET sql_mode = 'ANSI\'s'", PinReason::Setting),
+        ("SET lc_messages = 'é'", PinReason::Setting),
+        (r"SET ROLE 'a\'b'", PinReason::Setting),
         ("SET @v = (SELECT 1)", PinReason::UserVariable),
+        ("SET NAMES latin1, @v = 'x'", PinReason::UserVariable),
+        ("SET @é = 1", PinReason::UserVariable),
         ("SELECT @v := 1", PinReason::UserVariable),
         ("SELECT 1 INTO @v", PinReason::UserVariable),
         ("SELECT 1, 2 INTO @v, @w", PinReason::UserVariable),
