@@ -33,6 +33,7 @@ both_makes!(
     a_write_that_was_taken_for_a_read_never_happens_on_a_replica,
     several_statements_and_several_results_pass,
     what_pins_stays_with_its_session,
+    what_is_set_for_the_next_statement_stays_with_its_session,
     a_dump_is_restored,
     a_name_means_the_statement_that_was_prepared_last,
     a_prepared_statement_names_the_tables_of_its_own_sessions_schema,
@@ -632,6 +633,38 @@ async fn what_pins_stays_with_its_session(make: Make) {
         other.lock().await.value("SELECT GET_LOCK('pointsman', 0)").await == "1"
     })
     .await;
+}
+
+async fn what_is_set_for_the_next_statement_stays_with_its_session(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", ONE).await;
+    let insert = "INSERT INTO t (x) VALUES (1)";
+    let settings = [
+        "rand_seed1 = 5",
+        "SESSION rand_seed2 = 6",
+        "last_insert_id = 700",
+        "@@identity = 800",
+        "insert_id = 900",
+    ];
+    for (id, setting) in (1..).zip(settings) {
+        let mut session = stage.session().await;
+        session.run(&format!("SET {setting}")).await;
+        session.run("SELECT COUNT(*) FROM t FOR UPDATE").await;
+        drop(session);
+        let mut other = stage.session().await;
+        assert_eq!(other.run(insert).await.insert_id, id, "behind {setting}");
+        assert_eq!(other.value("SELECT LAST_INSERT_ID()").await, id.to_string(), "behind {setting}");
+    }
+
+    let mut session = stage.session().await;
+    session.run("SET insert_id = 100").await;
+    assert_eq!(session.run(insert).await.insert_id, 100);
+    assert_eq!(session.run(insert).await.insert_id, 101);
+    session.run("SET last_insert_id = 7").await;
+    assert_eq!(session.value("SELECT LAST_INSERT_ID()").await, "7");
+    let mut direct = Session::open(stage.primary_port(), APP, &stage.schema).await;
+    for seed in ["SET rand_seed1 = 5, rand_seed2 = 7", "SELECT RAND()", "SELECT RAND()"] {
+        assert_eq!(session.value(seed).await, direct.value(seed).await);
+    }
 }
 
 async fn the_last_insert_id_is_the_sessions_own(make: Make) {

@@ -7,6 +7,21 @@ use crate::sql::{
     lexer::{Kind, tokens::Phrase},
 };
 
+/// Variables that hold for the next statement, or tell the connection apart: they are neither set again
+/// elsewhere nor, having no default, set back.
+const OF_ONE_CONNECTION: [&str; 10] = [
+    "gtid_next",
+    "gtid_seq_no",
+    "identity",
+    "insert_id",
+    "last_insert_id",
+    "pseudo_slave_mode",
+    "pseudo_thread_id",
+    "rand_seed1",
+    "rand_seed2",
+    "skip_replication",
+];
+
 /// The prefix of the proxy's own settings.
 const PROXY: &str = "pointsman_";
 
@@ -214,6 +229,9 @@ fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
     let value = item.from(at);
     if wanted == Wanted::Server {
         return Some(Outcome::Server);
+    }
+    if OF_ONE_CONNECTION.contains(&&*name) {
+        return None;
     }
     // A number stands for a set of modes that only the server names.
     if !is_literal(&value) || name == "sql_mode" && value.kind(0) == Some(Kind::Number) {

@@ -222,6 +222,8 @@ fn what_is_set_again_reads_the_same_in_every_mode() {
 fn mysql_state_that_cannot_be_carried_pins() {
     for (text, pin) in [
         ("SET sql_mode = f(@@sql_mode)", PinReason::Setting),
+        ("SET insert_id = 5", PinReason::Setting),
+        ("SET @@session.rand_seed1 = DEFAULT", PinReason::Setting),
         (r"SET sql_mode = 'ANSI\'s'", PinReason::Setting),
         ("SET lc_messages = 'é'", PinReason::Setting),
         (r"SET ROLE 'a\'b'", PinReason::Setting),
