@@ -159,6 +159,8 @@ pub enum PinReason {
     AdvisoryLock,
     TableLock,
     NamedLock,
+    /// LOCK INSTANCE FOR BACKUP, BACKUP STAGE, BACKUP LOCK.
+    BackupLock,
     UserVariable,
     /// lastval/currval, LAST_INSERT_ID() …, from their first use on.
     Sequence,
@@ -294,13 +296,14 @@ impl TransactionModes {
 }
 
 impl PinReason {
-    pub const ALL: [PinReason; 13] = [
+    pub const ALL: [PinReason; 14] = [
         Self::TempTable,
         Self::HoldCursor,
         Self::Listen,
         Self::AdvisoryLock,
         Self::TableLock,
         Self::NamedLock,
+        Self::BackupLock,
         Self::UserVariable,
         Self::Sequence,
         Self::Function,
@@ -319,6 +322,7 @@ impl PinReason {
             Self::AdvisoryLock => "advisory_lock",
             Self::TableLock => "table_lock",
             Self::NamedLock => "named_lock",
+            Self::BackupLock => "backup_lock",
             Self::UserVariable => "user_variable",
             Self::Sequence => "sequence",
             Self::Function => "function",

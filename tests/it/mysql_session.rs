@@ -34,6 +34,7 @@ both_makes!(
     several_statements_and_several_results_pass,
     what_pins_stays_with_its_session,
     what_is_set_for_the_next_statement_stays_with_its_session,
+    a_backup_lock_ends_with_its_session,
     a_dump_is_restored,
     a_name_means_the_statement_that_was_prepared_last,
     a_prepared_statement_names_the_tables_of_its_own_sessions_schema,
@@ -665,6 +666,32 @@ async fn what_is_set_for_the_next_statement_stays_with_its_session(make: Make) {
     for seed in ["SET rand_seed1 = 5, rand_seed2 = 7", "SELECT RAND()", "SELECT RAND()"] {
         assert_eq!(session.value(seed).await, direct.value(seed).await);
     }
+}
+
+async fn a_backup_lock_ends_with_its_session(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    let mut other = stage.session().await;
+    session.run(if make == Make::MariaDb { "BACKUP LOCK t" } else { "LOCK INSTANCE FOR BACKUP" }).await;
+    other.run("SET SESSION lock_wait_timeout = 1").await;
+    assert_eq!(other.error("ALTER TABLE t ADD COLUMN y INT").await, 1205);
+    assert!(stage.is_replica(session.port().await), "reads need no lock");
+
+    drop(session);
+
+    let other = tokio::sync::Mutex::new(other);
+    eventually("the lock ends", async || {
+        other.lock().await.query("ALTER TABLE t ADD COLUMN y INT").await.is_ok()
+    })
+    .await;
+    let mut session = other.into_inner();
+    let (lock, unlock) = match make {
+        Make::MariaDb => ("BACKUP STAGE START", "BACKUP STAGE END"),
+        Make::Mysql9 => ("LOCK INSTANCE FOR BACKUP", "UNLOCK INSTANCE"),
+    };
+    session.run(lock).await;
+    session.run(unlock).await;
+    stage.session().await.run("ALTER TABLE t ADD COLUMN z INT").await;
 }
 
 async fn the_last_insert_id_is_the_sessions_own(make: Make) {

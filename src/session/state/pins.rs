@@ -31,12 +31,13 @@ impl State {
     /// Whether a read may use another connection than the pinned one: what is pinned does not show
     /// in it.
     pub fn roams(&self, intent: &Intent) -> bool {
-        const HARMLESS: [PinReason; 6] = [
+        const HARMLESS: [PinReason; 7] = [
             PinReason::Listen,
             PinReason::AdvisoryLock,
             PinReason::HoldCursor,
             PinReason::Sequence,
             PinReason::NamedLock,
+            PinReason::BackupLock,
             PinReason::SessionMode,
         ];
         let asks_for_state = intent.effects.iter().any(|effect| {

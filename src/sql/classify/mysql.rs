@@ -48,6 +48,8 @@ fn judge_kind(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "prepare" | "execute" | "deallocate" => prepared(phrase, &leading, cx),
         "drop" if phrase.is(1, "prepare") => prepared(phrase, &leading, cx),
         "xa" => xa(phrase),
+        "backup" => backup(phrase),
+        "lock" | "unlock" if phrase.is(1, "instance") => backup(phrase),
         "lock" | "unlock" | "flush" | "handler" => locks(phrase, &leading),
         "call" => with_variables(
             Verdict::write(Reason::Command).with(Effect::DrawsSequence).with(Effect::Touches).apart(),
@@ -364,6 +366,19 @@ fn locks(phrase: &Phrase<'_>, leading: &str) -> Verdict {
     }
 }
 
+/// MySQL's LOCK INSTANCE FOR BACKUP, MariaDB's BACKUP STAGE and BACKUP LOCK. BACKUP UNLOCK frees a table only:
+/// the stage goes on.
+fn backup(phrase: &Phrase<'_>) -> Verdict {
+    let verdict = Verdict::write(Reason::Lock).apart();
+    match () {
+        () if phrase.is(0, "unlock") || phrase.says(1, &["stage", "end"]) => {
+            verdict.with(Effect::Unpin(PinReason::BackupLock))
+        }
+        () if phrase.is(1, "unlock") => verdict,
+        () => verdict.with(Effect::Pin(PinReason::BackupLock)),
+    }
+}
+
 /// `DO expr, …`: judged as the SELECT of the same expressions, and sent to the primary.
 fn evaluate(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     let mut text = b"SELECT ".to_vec();
@@ -399,9 +414,7 @@ fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
         "grant" | "revoke" => verdict.effect(Effect::Accounts),
         "analyze" | "check" | "checksum" | "optimize" | "repair" | "install" | "uninstall" => {}
         "change" | "start" | "stop" | "reset" | "purge" | "binlog" | "cache" | "clone" | "shutdown"
-        | "restart" | "signal" | "resignal" | "help" | "backup" | "change_master" => {
-            verdict.reason = Reason::Command
-        }
+        | "restart" | "signal" | "resignal" | "help" | "change_master" => verdict.reason = Reason::Command,
         _ => verdict.reason = Reason::Unparsed,
     }
     verdict

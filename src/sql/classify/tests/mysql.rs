@@ -236,6 +236,9 @@ fn mysql_state_that_cannot_be_carried_pins() {
         ("CALL p(@out)", PinReason::UserVariable),
         ("LOCK TABLES t READ", PinReason::TableLock),
         ("FLUSH TABLES WITH READ LOCK", PinReason::TableLock),
+        ("LOCK INSTANCE FOR BACKUP", PinReason::BackupLock),
+        ("BACKUP STAGE START", PinReason::BackupLock),
+        ("BACKUP LOCK t", PinReason::BackupLock),
         ("SELECT GET_LOCK('a', 1)", PinReason::NamedLock),
         ("HANDLER t OPEN", PinReason::Cursor),
         ("CREATE TEMPORARY TABLE t (a int)", PinReason::TempTable),
@@ -255,6 +258,10 @@ fn mysql_state_that_cannot_be_carried_pins() {
     }
     assert!(!mysql("SELECT /*!40001 SQL_NO_CACHE */ a FROM t").effects.contains(&Effect::Touches));
     assert!(mysql("UNLOCK TABLES").effects.contains(&Effect::Unpin(PinReason::TableLock)));
+    for text in ["UNLOCK INSTANCE", "BACKUP STAGE END"] {
+        assert_eq!(mysql(text).effects, [Effect::Unpin(PinReason::BackupLock)], "{text}");
+    }
+    assert_eq!(mysql("BACKUP UNLOCK").effects, []);
     assert!(mysql("SELECT RELEASE_ALL_LOCKS()").effects.contains(&Effect::Unpin(PinReason::NamedLock)));
 }
 
