@@ -183,7 +183,10 @@ impl Backend {
 
     pub(super) fn put_own_name(&mut self, name: &[u8], frontend: &Frontend, out: &mut Vec<u8>) {
         match frontend.statements.get(name) {
-            Some(statement) => encode::put_own(statement, name, &mut self.statements, out, &mut self.expect),
+            Some(statement) => {
+                let plan_key = frontend.carried.now().plan_key();
+                encode::put_own(statement, plan_key, name, &mut self.statements, out, &mut self.expect);
+            }
             None => encode::put_no_own(name, &mut self.statements, out, &mut self.expect),
         }
     }
@@ -294,7 +297,8 @@ impl Backend {
             Effect::Deallocate { name: Some(name) } => self.statements.remove_own(name.as_bytes()),
             Effect::Prepare { name, statement, .. } => {
                 let key = Statement::key_of(statement.as_bytes(), Origin::Sql);
-                self.statements.set_own(name.as_bytes(), key);
+                let plan_key = u128::from(self.carried.now().plan_key());
+                self.statements.set_own(name.as_bytes(), key ^ plan_key);
             }
             _ => {}
         }

@@ -86,12 +86,14 @@ pub fn put_ahead(statements: &[Box<str>], out: &mut Vec<u8>, expect: &mut VecDeq
 /// Prepares under a client's own name what its next statement will call by that name.
 pub fn put_own(
     statement: &Statement,
+    plan_key: u64,
     name: &[u8],
     server: &mut ServerStatements,
     out: &mut Vec<u8>,
     expect: &mut VecDeque<Expect>,
 ) {
-    if server.own(name) == Some(statement.key) {
+    let key = statement.key ^ u128::from(plan_key);
+    if server.own(name) == Some(key) {
         return;
     }
     if server.own(name).is_some() {
@@ -107,7 +109,7 @@ pub fn put_own(
             expect.push_back(Expect::Parse { forward: false, key: None, named: false });
         }
     }
-    server.set_own(name, statement.key);
+    server.set_own(name, key);
     expect.push_back(Expect::Own(name.into()));
 }
 
@@ -395,7 +397,7 @@ impl BatchWriter<'_> {
     fn duplicate(&mut self, message: &Message, taken: &Statement) {
         let body = &self.data[body_at(message)..message.at + message.length];
         let (name, _) = frame::split_cstring(body).expect("the frontend has found the name");
-        put_own(taken, name, self.server, self.out, self.expect);
+        put_own(taken, self.plan_key, name, self.server, self.out, self.expect);
         self.copy(message);
         self.expect_plain(message);
     }

@@ -44,19 +44,26 @@ async fn a_prepared_statements_literals_are_read_as_its_own_session_reads_them()
         ("transform_null_equals", ["on", "off"], "SELECT (null::int = null)::text"),
     ];
     for (setting, values, sql) in differing {
-        for name in ["", "s"] {
+        for name in ["", "s", "of SQL"] {
             let mut answers = Vec::new();
             for port in [stage.primary_port(), stage.proxy.port()] {
                 let mut wires = Vec::new();
                 for value in values {
                     let mut wire = Wire::login(port, APP, &stage.database.name).await;
                     wire.ask(&Batch::new().query(&format!("SET {setting} = '{value}'"))).await;
-                    wire.ask(&Batch::new().parse(name, sql).sync()).await;
+                    wire.ask(&match name {
+                        "of SQL" => Batch::new().query(&format!("PREPARE s AS {sql}")),
+                        _ => Batch::new().parse(name, sql).sync(),
+                    })
+                    .await;
                     wires.push(wire);
                 }
                 for wire in &mut wires {
-                    let answer = wire.ask(&Batch::new().bind("", name, &[]).execute("", 0).sync()).await;
-                    answers.push(first_columns(&answer));
+                    let execute = match name {
+                        "of SQL" => Batch::new().query("EXECUTE s"),
+                        _ => Batch::new().bind("", name, &[]).execute("", 0).sync(),
+                    };
+                    answers.push(first_columns(&wire.ask(&execute).await));
                 }
             }
             assert_eq!(answers[..2], answers[2..], "{setting} {name:?}");
