@@ -2,6 +2,7 @@
 //!
 //! Pure: no sockets, no clock, no runtime. A statement that cannot be understood is a write.
 
+pub mod body;
 pub mod cache;
 pub mod catalog;
 mod classify;

@@ -167,13 +167,38 @@ async fn a_string_that_fails_keeps_the_settings_that_it_committed() {
 }
 
 /// Statements that leave state behind, a question, and the answer of a session that has none of it.
-const LEAKS: [(&str, &str, &str); 15] = [
+const LEAKS: [(&str, &str, &str); 20] = [
     ("SET work_mem = '9MB'", "SELECT current_setting('work_mem')", "4MB"),
     ("SELECT set_config('app.tenant', '42', false)", "SELECT current_setting('app.tenant', true)", ""),
     (
         "SELECT sets_tenant()",
         "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
         "none",
+    ),
+    (
+        "SELECT sets_by_the_standard()",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "SELECT sets_by_another()",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "SELECT sets_behind_a_lock()",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "SELECT sets_by_a_trigger()",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "SELECT makes_temporary()",
+        "SELECT count(*) FROM pg_class WHERE relname = 'hidden' AND pg_table_is_visible(oid)",
+        "0",
     ),
     (
         "DO $$ BEGIN SET app.tenant = 42; END $$",
@@ -222,7 +247,18 @@ async fn no_state_of_one_client_is_seen_by_the_next() {
     let stage = Stage::set(
         "CREATE TABLE t (x int); CREATE SEQUENCE s;
          CREATE FUNCTION sets_tenant() RETURNS text LANGUAGE sql AS $$SELECT set_config('app.tenant', '42', false)$$;
-         CREATE FUNCTION locks() RETURNS void LANGUAGE sql AS $$SELECT pg_advisory_lock(78)$$",
+         CREATE FUNCTION locks() RETURNS void LANGUAGE sql AS $$SELECT pg_advisory_lock(78)$$;
+         CREATE FUNCTION sets_by_the_standard() RETURNS text RETURN set_config('app.tenant', '42', false);
+         CREATE FUNCTION sets_by_another() RETURNS text BEGIN ATOMIC SELECT sets_by_the_standard(); END;
+         CREATE FUNCTION sets_behind_a_lock() RETURNS void LANGUAGE plpgsql AS
+           $$BEGIN PERFORM 1 FROM t FOR UPDATE; SET app.tenant = 42; END$$;
+         CREATE FUNCTION makes_temporary() RETURNS void LANGUAGE plpgsql AS
+           $$BEGIN CREATE TABLE pg_temp.hidden (x int); END$$;
+         CREATE TABLE triggering (x int);
+         CREATE FUNCTION sets() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN SET app.tenant = 42; RETURN NULL; END$$;
+         CREATE TRIGGER sets AFTER INSERT ON triggering EXECUTE FUNCTION sets();
+         CREATE FUNCTION sets_by_a_trigger() RETURNS void LANGUAGE sql AS $$INSERT INTO triggering VALUES (1)$$;
+         CREATE VIEW view_that_locks AS SELECT pg_try_advisory_lock(79)",
         ONE_CONNECTION,
     )
     .await;

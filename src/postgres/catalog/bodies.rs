@@ -2,67 +2,91 @@
 
 use std::collections::HashSet;
 
-use super::{super::backend::Row, is_true, text};
+use super::{super::backend::Row, builtins::Builtins, is_true, text};
+use crate::sql::{body::may_leave_state, catalog::Catalog};
 
 /// What is known of functions' bodies, by oid.
 pub(super) struct Bodies<'a> {
     pub writes: HashSet<&'a str>,
     pub touches: HashSet<&'a str>,
+    /// Those of which nothing worse is known yet.
+    clean: Vec<Body<'a>>,
+    /// Names of functions that touch, and of what does when it is read.
+    suspicious: HashSet<String>,
+    /// Names of tables that touch when they are written.
+    triggering: HashSet<String>,
 }
 
-/// Words in a body that may leave state in the connection, or hide what would.
-const TELLTALES: [&str; 13] = [
-    "set_config",
-    "set ",
-    "reset",
-    "advisory",
-    "temp",
-    "listen",
-    "prepare",
-    "currval",
-    "lastval",
-    "execute",
-    "discard",
-    "load",
-    "declare",
-];
+struct Body<'a> {
+    name: &'a str,
+    oid: &'a str,
+    source: String,
+    /// It has a verb that changes rows.
+    writes: bool,
+}
 
 impl<'a> Bodies<'a> {
-    pub fn read(functions: &'a [Row]) -> Self {
-        let mut bodies = Self { writes: HashSet::new(), touches: HashSet::new() };
-        let mut suspicious_names: HashSet<String> = HashSet::new();
-        let mut sources: Vec<(&str, &str, String)> = Vec::new();
+    pub fn read(functions: &'a [Row], builtins: &Builtins<'_>) -> Self {
+        let mut bodies = Self {
+            writes: HashSet::new(),
+            touches: HashSet::new(),
+            clean: Vec::new(),
+            suspicious: HashSet::new(),
+            triggering: HashSet::new(),
+        };
         for row in functions {
             let (Some(name), Some(oid)) = (text(row, 0), text(row, 5)) else { continue };
             if is_true(row, 1) {
                 bodies.writes.insert(oid);
             }
-            let source = text(row, 3).unwrap_or("").to_lowercase();
-            if !is_true(row, 2) || tells(&source) {
+            // One in the SQL standard's way has no source.
+            let parsed = builtins.bodies.get(oid).map(String::as_str);
+            let source = parsed.or(text(row, 3)).unwrap_or("").to_lowercase();
+            if !is_true(row, 2) || may_leave_state(&source) {
                 bodies.touches.insert(oid);
-                suspicious_names.insert(name.to_lowercase());
+                bodies.suspicious.insert(name.to_lowercase());
             } else {
-                sources.push((name, oid, source));
+                let writes = words(&source).any(|word| VERBS.contains(&word));
+                bodies.clean.push(Body { name, oid, source, writes });
             }
         }
-        bodies.spread(sources, suspicious_names);
+        bodies.spread();
         bodies
     }
 
-    /// A body that names a suspicious function is suspicious itself, until nothing changes.
-    fn spread(&mut self, mut sources: Vec<(&'a str, &'a str, String)>, mut suspicious: HashSet<String>) {
+    /// Takes relations into account that touch by what is known of functions so far. Returns whether that
+    /// told anything new of functions.
+    pub fn suspect(&mut self, catalog: &Catalog) -> bool {
+        for (name, relation) in &catalog.relations {
+            if relation.touches {
+                self.triggering.insert(name.to_lowercase());
+            }
+            if relation.calls.iter().any(|call| call.keeps_state()) {
+                self.suspicious.insert(name.to_lowercase());
+            }
+        }
+        self.spread()
+    }
+
+    /// A body that names something suspicious is suspicious itself, until nothing changes. Returns whether
+    /// any is.
+    fn spread(&mut self) -> bool {
+        let before = self.touches.len();
         loop {
-            let (found, rest): (Vec<_>, Vec<_>) = sources
-                .into_iter()
-                .partition(|(_, _, source)| words(source).any(|word| suspicious.contains(word)));
+            let (suspicious, triggering) = (&self.suspicious, &self.triggering);
+            let (found, rest): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.clean).into_iter().partition(|body| {
+                    words(&body.source)
+                        .any(|word| suspicious.contains(word) || (body.writes && triggering.contains(word)))
+                });
+            self.clean = rest;
             if found.is_empty() {
-                return;
+                return self.touches.len() > before;
             }
-            for (name, oid, _) in found {
+            for Body { name, oid, .. } in found {
                 self.touches.insert(oid);
-                suspicious.insert(name.to_lowercase());
+                self.suspicious.insert(name.to_lowercase());
             }
-            sources = rest;
         }
     }
 
@@ -71,28 +95,8 @@ impl<'a> Bodies<'a> {
     }
 }
 
-/// Whether a body has a word that may leave state behind. Whole words only where a telltale is a
-/// whole word of SQL; `set ` also as `SET LOCAL`, which errs on the safe side — but not the SET of
-/// an UPDATE.
-fn tells(source: &str) -> bool {
-    let mut previous = "";
-    let mut in_update = false;
-    for word in words(source) {
-        match word {
-            "update" => in_update = true,
-            "set" if in_update => in_update = false,
-            "set" if previous != "do" => return true,
-            // DECLARE of a PL/pgSQL block is none of a cursor; a held one says so.
-            "declare" => {}
-            "hold" if previous == "with" => return true,
-            word if TELLTALES.contains(&word) => return true,
-            word if word.contains("advisory") || word == "temporary" || word == "dblink" => return true,
-            _ => {}
-        }
-        previous = word;
-    }
-    false
-}
+/// What sets off triggers.
+const VERBS: [&str; 6] = ["insert", "update", "delete", "merge", "truncate", "copy"];
 
 fn words(source: &str) -> impl Iterator<Item = &str> {
     source.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
@@ -101,43 +105,49 @@ fn words(source: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sql::{catalog::Relation, functions::Builtin};
 
-    #[test]
-    fn bodies_that_may_leave_state_are_found() {
-        for (body, expected) in [
-            ("select a from t where b = $1", false),
-            ("begin update t set a = 1; return 2; end", false),
-            ("begin perform set_config('app.tenant', x, false); end", true),
-            ("begin set search_path = a; end", true),
-            ("begin execute 'select 1'; end", true),
-            ("declare i int; begin return i; end", false),
-            ("insert into t values (1) on conflict do update set a = 2", false),
-            ("select pg_try_advisory_lock(1)", true),
-            ("create temporary table x (a int)", true),
-        ] {
-            assert_eq!(tells(body), expected, "{body}");
-        }
+    fn function(name: &str, source: &str, oid: &str) -> Row {
+        [name, "f", "t", source, "f", oid].map(|value| Some(value.to_owned())).into()
     }
 
     #[test]
     fn a_function_that_calls_a_suspicious_one_is_suspicious() {
-        let function = |name: &str, source: &str, oid: &str| {
-            vec![
-                Some(name.to_owned()),
-                Some("f".to_owned()),
-                Some("t".to_owned()),
-                Some(source.to_owned()),
-                Some("f".to_owned()),
-                Some(oid.to_owned()),
-            ]
-        };
         let rows = [
             function("outer_one", "select inner_one()", "1"),
             function("inner_one", "select set_config('a', 'b', false)", "2"),
             function("harmless", "select 1", "3"),
         ];
-        let bodies = Bodies::read(&rows);
+        let bodies = Bodies::read(&rows, &Builtins::default());
         assert!(bodies.touches.contains("1") && bodies.touches.contains("2"));
         assert!(!bodies.touches.contains("3"));
+    }
+
+    #[test]
+    fn a_function_that_sets_off_a_suspicious_trigger_is_suspicious() {
+        let rows = [
+            function("writes", "insert into public.triggered values (1)", "1"),
+            function("calls", "select writes()", "2"),
+            function("reads", "select * from triggered", "3"),
+            function("looks", "select * from view_that_sets", "4"),
+            function("elsewhere", "insert into plain values (1)", "5"),
+        ];
+        let mut catalog = Catalog::default();
+        for (name, relation) in [
+            ("triggered", Relation { touches: true, ..Relation::default() }),
+            ("view_that_sets", Relation { calls: vec![Builtin::SetConfig], ..Relation::default() }),
+            ("plain", Relation::default()),
+        ] {
+            catalog.relations.insert(name.into(), relation);
+        }
+        let mut bodies = Bodies::read(&rows, &Builtins::default());
+
+        assert!(bodies.touches.is_empty());
+        assert!(bodies.suspect(&catalog));
+        assert!(!bodies.suspect(&catalog));
+
+        let mut found: Vec<&str> = bodies.touches.into_iter().collect();
+        found.sort_unstable();
+        assert_eq!(found, ["1", "2", "4"]);
     }
 }

@@ -1,4 +1,4 @@
-//! What relations call of the server's own functions and views.
+//! What relations and bodies call of the server's own functions and views.
 
 use std::collections::{HashMap, HashSet};
 
@@ -9,33 +9,45 @@ use crate::sql::{
     system_view,
 };
 
-/// By the relation's oid.
+/// By the oid of the relation or function.
 #[derive(Default)]
 pub(super) struct Builtins<'a> {
     /// What a read does.
     pub reads: HashMap<&'a str, Vec<Builtin>>,
     /// A write leaves state behind, or asks for what was left.
     pub touches: HashSet<&'a str>,
+    /// What a body in the SQL standard's way names, quoted.
+    pub bodies: HashMap<&'a str, String>,
 }
 
 impl<'a> Builtins<'a> {
     pub fn read(rows: &'a [Row]) -> Self {
         let mut builtins = Self::default();
         for row in rows {
-            let (Some(relation), Some(meaning)) = (text(row, 0), meaning(row)) else { continue };
-            if text(row, 1) == Some("r") {
-                builtins.reads.entry(relation).or_default().push(meaning);
-            } else if matches!(meaning, Builtin::SetConfig | Builtin::AdvisoryLock | Builtin::Previous) {
-                builtins.touches.insert(relation);
+            let (Some(owner), Some(kind), Some(name)) = (text(row, 0), text(row, 1), text(row, 2)) else {
+                continue;
+            };
+            if kind == "b" {
+                let body = builtins.bodies.entry(owner).or_default();
+                body.extend(["\"", &name.replace('"', "\"\""), "\" "]);
+            } else if let Some(meaning) = meaning(row, name) {
+                builtins.note(owner, kind, meaning);
             }
         }
         builtins
     }
+
+    fn note(&mut self, relation: &'a str, kind: &str, meaning: Builtin) {
+        if kind == "r" {
+            self.reads.entry(relation).or_default().push(meaning);
+        } else if meaning.keeps_state() {
+            self.touches.insert(relation);
+        }
+    }
 }
 
 /// What a function or view does besides reading; `None`: nothing.
-fn meaning(row: &Row) -> Option<Builtin> {
-    let name = text(row, 2)?;
+fn meaning(row: &Row, name: &str) -> Option<Builtin> {
     if !is_true(row, 3) {
         return system_view(name);
     }
@@ -77,5 +89,7 @@ mod tests {
             let rows = [row("w", name, "t", "t")];
             assert_eq!(Builtins::read(&rows).touches.contains("1"), touches, "{name}");
         }
+        let rows = [row("b", "insert", "t", "f"), row("b", "o\"dd", "t", "f")];
+        assert_eq!(Builtins::read(&rows).bodies["1"], "\"insert\" \"o\"\"dd\" ");
     }
 }

@@ -26,18 +26,34 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let builtins = server.query_all(BUILTINS).await?;
     let relatives = server.query_all(RELATIVES).await?;
     let operators = server.query_all(VOLATILE_OPERATORS).await?;
-    let mut catalog = Catalog { loaded: true, ..Catalog::default() };
-    let bodies = Bodies::read(&functions);
-    for row in &functions {
-        read_function(row, &bodies, &mut catalog);
-    }
-    read_relations(&relations, &bodies, &Builtins::read(&builtins), &mut catalog);
+    let known = Builtins::read(&builtins);
     let links: Vec<Link<'_>> = relatives.iter().filter_map(read_link).collect();
-    catalog.relate(&links);
+    let mut bodies = Bodies::read(&functions, &known);
+    let mut catalog = judge(&functions, &relations, &links, &bodies, &known);
+    // What a function writes may set off triggers, whose functions write: until nothing is new.
+    while bodies.suspect(&catalog) {
+        catalog = judge(&functions, &relations, &links, &bodies, &known);
+    }
     catalog.writing_operators =
         operators.first().and_then(|row| text(row, 0)).is_some_and(|count| count != "0");
     catalog.version = version(&[&functions, &relations, &builtins, &relatives, &operators]);
     Ok(catalog)
+}
+
+fn judge(
+    functions: &[Row],
+    relations: &[Row],
+    links: &[Link<'_>],
+    bodies: &Bodies<'_>,
+    builtins: &Builtins<'_>,
+) -> Catalog {
+    let mut catalog = Catalog { loaded: true, ..Catalog::default() };
+    for row in functions {
+        read_function(row, bodies, &mut catalog);
+    }
+    read_relations(relations, bodies, builtins, &mut catalog);
+    catalog.relate(links);
+    catalog
 }
 
 fn text(row: &Row, column: usize) -> Option<&str> {

@@ -47,9 +47,10 @@ WHERE c.oid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpe
   OR c.relchecks > 0 OR EXISTS (SELECT FROM pg_catalog.pg_attrdef a WHERE a.adrelid = c.oid)) \
 ORDER BY c.oid";
 
-/// The server's own functions and views that expressions of relations name: an owner, `r` where reading it
-/// evaluates the expression and `w` where writing does, the name, and whether that is a function and a
-/// volatile one. The immutable ones compute and are left out.
+/// The server's own functions and views that expressions name: an owner, `r` where reading it evaluates the
+/// expression and `w` where writing does, the name, and whether that is a function and a volatile one. The
+/// immutable ones compute and are left out. Of functions whose body is written in the SQL standard's way
+/// (from PostgreSQL 14 on; `b`) also what they name of the users', and `insert` where they change rows.
 ///
 /// `pg_depend` tells nothing of what initdb made; the expressions' trees do, and reading them takes no
 /// lock on what they name, as writing them out again would. `current_setting` (2077 and 3294) is in it
@@ -62,7 +63,10 @@ WITH tree (owner, kind, tree) AS ( \
   UNION ALL SELECT a.adrelid, 'w', a.adbin::text FROM pg_catalog.pg_attrdef a \
   UNION ALL SELECT k.conrelid, 'w', k.conbin::text FROM pg_catalog.pg_constraint k \
     WHERE k.conrelid >= 16384 AND k.conbin IS NOT NULL \
-  UNION ALL SELECT t.tgrelid, 'w', t.tgqual::text FROM pg_catalog.pg_trigger t WHERE t.tgqual IS NOT NULL), \
+  UNION ALL SELECT t.tgrelid, 'w', t.tgqual::text FROM pg_catalog.pg_trigger t WHERE t.tgqual IS NOT NULL \
+  UNION ALL SELECT p.oid, 'b', to_jsonb(p) ->> 'prosqlbody' FROM pg_catalog.pg_proc p \
+    JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
+    WHERE p.oid >= 16384 AND l.lanname = 'sql' AND p.prosrc = ''), \
 part (owner, kind, word, oid, asks) AS ( \
   SELECT DISTINCT t.owner, t.kind, w.word, split_part(p.part, ' ', 1), \
     left(p.part, 5) IN ('2077 ', '3294 ') AND (split_part(p.part, ':args (', 2) NOT LIKE '{CONST%' \
@@ -75,6 +79,15 @@ WHERE f.oid < 16384 AND f.provolatile <> 'i' AND (f.proname <> 'current_setting'
 UNION SELECT part.owner::text, part.kind, c.relname, false, true \
 FROM part JOIN pg_catalog.pg_class c ON part.word = 'relid ' AND c.oid::text = part.oid \
 WHERE c.oid < 16384 AND c.relkind = 'v' AND c.relnamespace = 'pg_catalog'::regnamespace \
+UNION SELECT b.owner::text, b.kind, 'insert', true, false FROM tree b \
+WHERE b.kind = 'b' AND b.tree ~ ':commandType [2-5]' \
+UNION SELECT b.owner::text, b.kind, coalesce(f.proname, c.relname), f.oid IS NOT NULL, false \
+FROM tree b JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = b.owner \
+LEFT JOIN pg_catalog.pg_operator o ON d.refclassid = 'pg_catalog.pg_operator'::regclass AND o.oid = d.refobjid \
+LEFT JOIN pg_catalog.pg_proc f ON f.oid = coalesce(o.oprcode::oid, \
+  CASE d.refclassid WHEN 'pg_catalog.pg_proc'::regclass THEN d.refobjid END) \
+LEFT JOIN pg_catalog.pg_class c ON d.refclassid = 'pg_catalog.pg_class'::regclass AND c.oid = d.refobjid \
+WHERE b.kind = 'b' AND (f.oid IS NOT NULL OR c.oid IS NOT NULL) \
 ORDER BY 1, 2, 3, 4";
 
 /// Tables that a write of one also changes: partitions and inheritance both ways, and the

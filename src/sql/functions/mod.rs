@@ -34,6 +34,13 @@ pub enum Builtin {
     ShowsPrepared,
 }
 
+impl Builtin {
+    /// Leaves state in the session, or shows what was left there.
+    pub const fn keeps_state(self) -> bool {
+        matches!(self, Self::SetConfig | Self::AdvisoryLock | Self::Previous)
+    }
+}
+
 /// What calling the built-in function of this folded, bare name means; `None` if it is not one.
 pub fn builtin(dialect: Dialect, name: &str) -> Option<Builtin> {
     match dialect {

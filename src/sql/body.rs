@@ -1,0 +1,148 @@
+//! What the body of a function of PostgreSQL's may leave behind in the session that calls it.
+
+use super::{
+    Dialect, LexModes,
+    lexer::{
+        Kind,
+        tokens::{Phrase, Tokens},
+    },
+};
+
+/// Words after which a session may not be as it was, or that hide what is run.
+const TELLTALES: [&str; 15] = [
+    "set_config",
+    "setseed",
+    "reset",
+    "temp",
+    "temporary",
+    "listen",
+    "prepare",
+    "currval",
+    "lastval",
+    "execute",
+    "discard",
+    "load",
+    "dblink",
+    "ts_stat",
+    "ts_rewrite",
+];
+
+/// Words behind which a statement may begin, and with it an UPDATE.
+const OPENERS: [&str; 11] =
+    ["begin", "then", "else", "loop", "do", "atomic", "query", "in", "explain", "analyze", "verbose"];
+
+/// Whether a body in SQL or PL/pgSQL has a word that may leave state behind. `SET LOCAL` counts too, which
+/// errs on the safe side, and so does what cannot be split into words.
+pub fn may_leave_state(body: &str) -> bool {
+    let modes = LexModes::default_of(Dialect::Postgres);
+    let tokens = Tokens::of(body.as_bytes(), Dialect::Postgres, modes);
+    let body = Phrase { text: body.as_bytes(), tokens: &tokens.list, dialect: Dialect::Postgres, modes };
+    !tokens.scan.clean || (0..body.len()).any(|at| tells(&body, at))
+}
+
+fn tells(body: &Phrase<'_>, at: usize) -> bool {
+    let Some(word) = body.name(at) else { return false };
+    match word.as_str() {
+        "set" => body.is(at, "set") && !assigns(body, at),
+        // DECLARE of a PL/pgSQL block is none of a cursor; a held one says so.
+        "hold" => at > 0 && body.is(at - 1, "with"),
+        // Not that of ON CONFLICT or a rule: a block of its own.
+        "do" => body.is(at + 1, "language") || body.kind(at + 1) == Some(Kind::Text),
+        word => {
+            TELLTALES.contains(&word)
+                || word.contains("advisory")
+                || word.starts_with("pg_temp")
+                || word.starts_with("query_to_xml")
+        }
+    }
+}
+
+/// Whether this SET is that of an UPDATE.
+fn assigns(body: &Phrase<'_>, set: usize) -> bool {
+    // `UPDATE ONLY (database.schema.t) * AS alias SET`
+    const LONGEST: usize = 12;
+    (set.saturating_sub(LONGEST)..set)
+        .any(|at| begins_update(body, at) && set_of_update(body, at) == Some(set))
+}
+
+/// Not the UPDATE of FOR UPDATE or of a trigger's events.
+fn begins_update(body: &Phrase<'_>, at: usize) -> bool {
+    let opened = at.checked_sub(1).is_none_or(|before| {
+        body.kind(before) == Some(Kind::Semicolon)
+            || body.is_any(before, &OPENERS)
+            || [b'(', b')', b'>'].iter().any(|&byte| body.punct(before, byte))
+    });
+    opened && body.is(at, "update")
+}
+
+/// Where the SET of the UPDATE that begins at `at` stands.
+fn set_of_update(body: &Phrase<'_>, at: usize) -> Option<usize> {
+    let mut at = at + 1;
+    // ON CONFLICT DO UPDATE SET, WHEN MATCHED THEN UPDATE SET
+    if body.is(at, "set") {
+        return Some(at);
+    }
+    at += usize::from(body.is(at, "only"));
+    at += usize::from(body.punct(at, b'('));
+    at = body.qualified(at)?.1;
+    at += usize::from(body.punct(at, b')'));
+    at += usize::from(body.punct(at, b'*'));
+    at += usize::from(body.is(at, "as"));
+    if !body.is(at, "set") && body.name(at).is_some() {
+        at += 1;
+    }
+    body.is(at, "set").then_some(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_that_may_leave_state_are_found() {
+        for body in [
+            "begin perform set_config('app.tenant', x, false); end",
+            "begin set search_path = a; end",
+            "begin execute 'select 1'; end",
+            "select pg_try_advisory_lock(1)",
+            "create temporary table x (a int)",
+            "create table pg_temp.x (a int)",
+            "select 1 into pg_temp_3.x",
+            "begin perform 1 from t for update; set app.k = 'x'; end",
+            "begin for r in select 1 from t for update loop set app.k = 'x'; end loop; end",
+            "begin if tg_op = 'UPDATE' then set app.k = 'x'; end if; end",
+            "begin -- update\n set app.k = 'x'; end",
+            "begin /* update t */ set app.k = 'x'; end",
+            "begin update t set a = 1; set app.k = 'x'; end",
+            "begin update t set a = 1 where b = 'c'; if d then set role x; end if; end",
+            "begin do $x$ begin null; end $x$; end",
+            "declare c cursor with hold for select 1",
+            "select query_to_xml('select 1', true, true, '')",
+            "\"set_config\" \"t\"",
+            "begin return 'an open quote; end",
+        ] {
+            assert!(may_leave_state(body), "{body}");
+        }
+    }
+
+    #[test]
+    fn bodies_that_change_rows_alone_leave_nothing() {
+        for body in [
+            "select a from t where b = $1",
+            "begin update t set a = 1; return 2; end",
+            "begin update only s.t as u set a = 1; end",
+            "begin update t * u set a = 1, b = 2; update \"T\" set a = 2; end",
+            "<<b>> begin if a then update t set a = 1; else update t set a = 2; end if; end",
+            "begin return query update t set a = 1 returning a; end",
+            "with u as (update t set a = 1 returning a) select a from u",
+            "with u as (select 1) update t set a = 1",
+            "insert into t values (1) on conflict do update set a = 2",
+            "insert into t values (1) on conflict do nothing",
+            "merge into t using u on t.a = u.a when matched then update set a = 1",
+            "declare i int; begin return i; end",
+            "begin raise notice 'set to %, reset by execute', a; -- set a, then reset\n return new; end",
+        ] {
+            assert!(!may_leave_state(body), "{body}");
+        }
+    }
+}
