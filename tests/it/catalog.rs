@@ -99,6 +99,34 @@ async fn a_view_over_the_servers_own_functions_and_views_is_asked_as_they_are() 
 }
 
 #[tokio::test]
+async fn an_aggregate_of_users_runs_where_its_functions_may() {
+    let stage = Stage::set(
+        "CREATE TABLE t AS SELECT generate_series(1, 3) AS x; CREATE TABLE log (x int);
+         CREATE FUNCTION add(int, int) RETURNS int IMMUTABLE LANGUAGE sql AS 'SELECT $1 + $2';
+         CREATE AGGREGATE total(int) (sfunc = add, stype = int, initcond = 0);
+         CREATE AGGREGATE bigger(int) (sfunc = int4larger, stype = int);
+         CREATE FUNCTION note(int, int) RETURNS int LANGUAGE sql AS 'INSERT INTO log VALUES ($2) RETURNING x';
+         CREATE AGGREGATE noted(int) (sfunc = note, stype = int)",
+        &[],
+    )
+    .await;
+    let session = stage.session().await;
+
+    for _ in 0..8 {
+        for (call, answer) in [("total(x)", "6"), ("bigger(x)", "3")] {
+            let row = &session.run(&format!("SELECT {call}, inet_server_port() FROM t")).await[0];
+            assert_eq!(row[0].as_deref(), Some(answer));
+            assert!(stage.is_replica(row[1].as_deref().expect("a port").parse().expect("a number")), "{call}");
+        }
+    }
+    for _ in 0..8 {
+        assert_eq!(session.value("SELECT noted(x) FROM t").await, "3");
+    }
+    assert_eq!(stage.database.errors_on_replicas(), Vec::<String>::new());
+    assert_eq!(stage.database.ask(0, "SELECT count(*) FROM log"), "24");
+}
+
+#[tokio::test]
 async fn a_function_made_through_the_proxy_is_known_at_once() {
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
     let session = stage.session().await;

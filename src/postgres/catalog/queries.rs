@@ -2,14 +2,26 @@
 
 /// Functions of users and extensions. A trigger function is never called by name.
 ///
-/// `plain`: written in SQL or PL/pgSQL, so that its body can be read.
+/// Written in SQL or PL/pgSQL, so that a body can be read. An aggregate does what its functions do: their
+/// names are its body, but for those in C that compute, as `max(citext)` has some.
 pub(super) const FUNCTIONS: &str = "\
-SELECT p.proname, p.provolatile = 'v', l.lanname IN ('sql', 'plpgsql'), p.prosrc, \
+SELECT p.proname, \
+ CASE p.prokind WHEN 'a' THEN EXISTS (SELECT FROM pg_catalog.pg_aggregate a JOIN pg_catalog.pg_proc f \
+   ON f.oid IN (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn) \
+   WHERE a.aggfnoid = p.oid AND f.provolatile = 'v') \
+  ELSE p.provolatile = 'v' END, \
+ p.prokind = 'a' OR l.lanname IN ('sql', 'plpgsql'), \
+ CASE p.prokind WHEN 'a' THEN (SELECT string_agg(quote_ident(f.proname), ' ') \
+   FROM pg_catalog.pg_aggregate a JOIN pg_catalog.pg_proc f \
+   ON f.oid IN (a.aggtransfn, a.aggfinalfn, a.aggcombinefn, a.aggmtransfn, a.aggminvtransfn, a.aggmfinalfn) \
+   JOIN pg_catalog.pg_language fl ON fl.oid = f.prolang \
+   WHERE a.aggfnoid = p.oid AND NOT (fl.lanname IN ('c', 'internal') AND f.provolatile = 'i')) \
+  ELSE p.prosrc END, \
  p.prorettype = 'pg_catalog.trigger'::pg_catalog.regtype OR p.prorettype = 'pg_catalog.event_trigger'::pg_catalog.regtype, \
  p.oid::text \
 FROM pg_catalog.pg_proc p \
 JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
-WHERE p.oid >= 16384 AND p.prokind <> 'a' \
+WHERE p.oid >= 16384 \
 ORDER BY p.oid";
 
 /// Relations that are more than an ordinary table: kind, persistence, row security, user triggers,
