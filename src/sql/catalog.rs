@@ -21,6 +21,17 @@ pub struct Catalog {
     /// Some operator of the users' calls a function that writes: what uses an operator that is
     /// not built in is then a write.
     pub writing_operators: bool,
+    pub event_triggers: EventTriggers,
+}
+
+/// What the triggers do that changes of definitions set off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EventTriggers {
+    #[default]
+    None,
+    /// Their code leaves no state behind.
+    Clean,
+    Touching,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +58,8 @@ pub struct Relation {
     pub irrevocable: bool,
     /// User triggers, defaults or rules whose code may change session state.
     pub touches: bool,
+    /// A view or policy over a function whose code may.
+    pub touches_on_read: bool,
     /// Tables that a write of this one also changes, directly or by way of others: partitions,
     /// inheritance both ways, FK actions. Where there are more than [`MAX_RELATIVES`], not all.
     pub relatives: Vec<Box<str>>,
@@ -56,15 +69,13 @@ pub struct Relation {
 pub const MAX_RELATIVES: usize = 64;
 
 impl Relation {
-    /// A read of it does what those do. Returns whether that was news.
-    pub fn call(&mut self, calls: &[Builtin]) -> bool {
-        let known = self.calls.len();
+    /// A read of it does what those do.
+    pub fn call(&mut self, calls: &[Builtin]) {
         for call in calls {
             if !self.calls.contains(call) {
                 self.calls.push(*call);
             }
         }
-        self.calls.len() > known
     }
 }
 

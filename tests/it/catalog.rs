@@ -116,7 +116,10 @@ async fn an_aggregate_of_users_runs_where_its_functions_may() {
         for (call, answer) in [("total(x)", "6"), ("bigger(x)", "3")] {
             let row = &session.run(&format!("SELECT {call}, inet_server_port() FROM t")).await[0];
             assert_eq!(row[0].as_deref(), Some(answer));
-            assert!(stage.is_replica(row[1].as_deref().expect("a port").parse().expect("a number")), "{call}");
+            assert!(
+                stage.is_replica(row[1].as_deref().expect("a port").parse().expect("a number")),
+                "{call}"
+            );
         }
     }
     for _ in 0..8 {

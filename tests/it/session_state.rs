@@ -1,7 +1,7 @@
 //! What a session has set is there in its next statement, and never in another session's.
 
 use crate::support::{
-    Session, Stage, eventually,
+    Database, Proxy, Session, Stage, cluster, eventually,
     wire::{Batch, Frame, Wire, first_columns},
 };
 use pointsman::demo::servers::APP;
@@ -167,7 +167,7 @@ async fn a_string_that_fails_keeps_the_settings_that_it_committed() {
 }
 
 /// Statements that leave state behind, a question, and the answer of a session that has none of it.
-const LEAKS: [(&str, &str, &str); 20] = [
+const LEAKS: [(&str, &str, &str); 24] = [
     ("SET work_mem = '9MB'", "SELECT current_setting('work_mem')", "4MB"),
     ("SELECT set_config('app.tenant', '42', false)", "SELECT current_setting('app.tenant', true)", ""),
     (
@@ -199,6 +199,26 @@ const LEAKS: [(&str, &str, &str); 20] = [
         "SELECT makes_temporary()",
         "SELECT count(*) FROM pg_class WHERE relname = 'hidden' AND pg_table_is_visible(oid)",
         "0",
+    ),
+    (
+        "TRUNCATE triggering",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "TRUNCATE referenced CASCADE",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "INSERT INTO view_of_triggering VALUES (NULL)",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
+    ),
+    (
+        "/* pointsman: primary */ SELECT * FROM view_that_sets",
+        "SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')",
+        "none",
     ),
     (
         "DO $$ BEGIN SET app.tenant = 42; END $$",
@@ -254,11 +274,14 @@ async fn no_state_of_one_client_is_seen_by_the_next() {
            $$BEGIN PERFORM 1 FROM t FOR UPDATE; SET app.tenant = 42; END$$;
          CREATE FUNCTION makes_temporary() RETURNS void LANGUAGE plpgsql AS
            $$BEGIN CREATE TABLE pg_temp.hidden (x int); END$$;
-         CREATE TABLE triggering (x int);
+         CREATE TABLE referenced (x int PRIMARY KEY); CREATE TABLE triggering (x int REFERENCES referenced);
+         CREATE VIEW view_of_triggering AS SELECT x FROM triggering;
+         CREATE FUNCTION sets_stably() RETURNS text STABLE LANGUAGE plpgsql AS
+           $$BEGIN RETURN set_config('app.tenant', '42', false); END$$;
+         CREATE VIEW view_that_sets AS SELECT sets_stably();
          CREATE FUNCTION sets() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN SET app.tenant = 42; RETURN NULL; END$$;
-         CREATE TRIGGER sets AFTER INSERT ON triggering EXECUTE FUNCTION sets();
-         CREATE FUNCTION sets_by_a_trigger() RETURNS void LANGUAGE sql AS $$INSERT INTO triggering VALUES (1)$$;
-         CREATE VIEW view_that_locks AS SELECT pg_try_advisory_lock(79)",
+         CREATE TRIGGER sets AFTER INSERT OR TRUNCATE ON triggering EXECUTE FUNCTION sets();
+         CREATE FUNCTION sets_by_a_trigger() RETURNS void LANGUAGE sql AS $$INSERT INTO triggering VALUES (NULL)$$",
         ONE_CONNECTION,
     )
     .await;
@@ -280,6 +303,34 @@ async fn no_state_of_one_client_is_seen_by_the_next() {
             })
             .await;
         }
+    }
+}
+
+#[tokio::test]
+async fn what_an_event_trigger_sets_is_not_the_next_sessions() {
+    let cluster = cluster::shared();
+    let database = Database::create(cluster);
+    let triggers = "CREATE FUNCTION sets() RETURNS event_trigger LANGUAGE plpgsql AS
+           $$BEGIN PERFORM set_config('app.tenant', '42', false); END$$;
+         CREATE EVENT TRIGGER sets ON ddl_command_end EXECUTE FUNCTION sets()";
+    cluster.node(0).sql(&database.name, triggers).expect("a superuser may");
+    let proxy = Proxy::start(cluster, ONE_CONNECTION).await;
+    let tenant =
+        "/* pointsman: primary */ SELECT coalesce(nullif(current_setting('app.tenant', true), ''), 'none')";
+
+    for sql in [
+        "CREATE TABLE a (x int)",
+        "SELECT 1 AS x INTO b",
+        "CREATE TEMP TABLE c (x int)",
+        "GRANT SELECT ON a TO app",
+    ] {
+        let first = proxy.session(&database.name).await;
+        first.run(sql).await;
+        assert_eq!(first.value(tenant).await, "42", "{sql}");
+        first.vanish();
+
+        let next = proxy.session(&database.name).await;
+        eventually(&format!("nothing left of {sql}"), async || next.value(tenant).await == "none").await;
     }
 }
 

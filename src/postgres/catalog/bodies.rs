@@ -3,12 +3,17 @@
 use std::collections::HashSet;
 
 use super::{super::backend::Row, builtins::Builtins, is_true, text};
-use crate::sql::{body::may_leave_state, catalog::Catalog};
+use crate::sql::{
+    body::may_leave_state,
+    catalog::{Catalog, EventTriggers},
+};
 
 /// What is known of functions' bodies, by oid.
 pub(super) struct Bodies<'a> {
     pub writes: HashSet<&'a str>,
     pub touches: HashSet<&'a str>,
+    /// In C and immutable: extensions' views over these are read like any other.
+    pub computes: HashSet<&'a str>,
     /// Those of which nothing worse is known yet.
     clean: Vec<Body<'a>>,
     /// Names of functions that touch, and of what does when it is read.
@@ -30,6 +35,7 @@ impl<'a> Bodies<'a> {
         let mut bodies = Self {
             writes: HashSet::new(),
             touches: HashSet::new(),
+            computes: HashSet::new(),
             clean: Vec::new(),
             suspicious: HashSet::new(),
             triggering: HashSet::new(),
@@ -38,6 +44,9 @@ impl<'a> Bodies<'a> {
             let (Some(name), Some(oid)) = (text(row, 0), text(row, 5)) else { continue };
             if is_true(row, 1) {
                 bodies.writes.insert(oid);
+            }
+            if is_true(row, 6) {
+                bodies.computes.insert(oid);
             }
             // One in the SQL standard's way has no source.
             let parsed = builtins.bodies.get(oid).map(String::as_str);
@@ -61,9 +70,12 @@ impl<'a> Bodies<'a> {
             if relation.touches {
                 self.triggering.insert(name.to_lowercase());
             }
-            if relation.calls.iter().any(|call| call.keeps_state()) {
+            if relation.touches_on_read || relation.calls.iter().any(|call| call.keeps_state()) {
                 self.suspicious.insert(name.to_lowercase());
             }
+        }
+        if catalog.event_triggers == EventTriggers::Touching {
+            self.suspicious.extend(DEFINITIONS.map(str::to_owned));
         }
         self.spread()
     }
@@ -93,7 +105,16 @@ impl<'a> Bodies<'a> {
     pub fn any(set: &HashSet<&str>, oids: Option<&str>) -> bool {
         oids.is_some_and(|oids| oids.split(',').any(|oid| set.contains(oid)))
     }
+
+    /// Whether reading a view or policy over these functions may leave state behind.
+    pub fn any_read_touches(&self, oids: Option<&str>) -> bool {
+        let touches = |oid: &str| self.touches.contains(oid) && !self.computes.contains(oid);
+        oids.is_some_and(|oids| oids.split(',').any(touches))
+    }
 }
+
+/// What sets off event triggers.
+const DEFINITIONS: [&str; 8] = ["create", "alter", "drop", "comment", "grant", "revoke", "refresh", "into"];
 
 /// What sets off triggers.
 const VERBS: [&str; 6] = ["insert", "update", "delete", "merge", "truncate", "copy"];

@@ -11,12 +11,12 @@ use xxhash_rust::xxh3::Xxh3;
 use self::{
     bodies::Bodies,
     builtins::Builtins,
-    queries::{BUILTINS, FUNCTIONS, RELATIONS, RELATIVES, VOLATILE_OPERATORS},
+    queries::{BUILTINS, DATABASE, FUNCTIONS, RELATIONS, RELATIVES},
 };
 use super::backend::{Backend, Row};
 use crate::{
     protocol::Fault,
-    sql::catalog::{Catalog, Link, Relation, UserFunction},
+    sql::catalog::{Catalog, EventTriggers, Link, Relation, UserFunction},
 };
 
 /// Reads the catalog in five round trips.
@@ -25,18 +25,22 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let relations = server.query_all(RELATIONS).await?;
     let builtins = server.query_all(BUILTINS).await?;
     let relatives = server.query_all(RELATIVES).await?;
-    let operators = server.query_all(VOLATILE_OPERATORS).await?;
+    let database = server.query_all(DATABASE).await?;
     let known = Builtins::read(&builtins);
     let links: Vec<Link<'_>> = relatives.iter().filter_map(read_link).collect();
     let mut bodies = Bodies::read(&functions, &known);
-    let mut catalog = judge(&functions, &relations, &links, &bodies, &known);
+    let event_triggers = database.first().and_then(|row| text(row, 1));
+    let judge = |bodies: &Bodies<'_>| {
+        let catalog = judge(&functions, &relations, &links, bodies, &known);
+        Catalog { event_triggers: judge_event_triggers(event_triggers, bodies), ..catalog }
+    };
+    let mut catalog = judge(&bodies);
     // What a function writes may set off triggers, whose functions write: until nothing is new.
     while bodies.suspect(&catalog) {
-        catalog = judge(&functions, &relations, &links, &bodies, &known);
+        catalog = judge(&bodies);
     }
-    catalog.writing_operators =
-        operators.first().and_then(|row| text(row, 0)).is_some_and(|count| count != "0");
-    catalog.version = version(&[&functions, &relations, &builtins, &relatives, &operators]);
+    catalog.writing_operators = database.first().is_some_and(|row| is_true(row, 0));
+    catalog.version = version(&[&functions, &relations, &builtins, &relatives, &database]);
     Ok(catalog)
 }
 
@@ -54,6 +58,14 @@ fn judge(
     read_relations(relations, bodies, builtins, &mut catalog);
     catalog.relate(links);
     catalog
+}
+
+fn judge_event_triggers(functions: Option<&str>, bodies: &Bodies<'_>) -> EventTriggers {
+    match functions {
+        None => EventTriggers::None,
+        functions if Bodies::any(&bodies.touches, functions) => EventTriggers::Touching,
+        Some(_) => EventTriggers::Clean,
+    }
 }
 
 fn text(row: &Row, column: usize) -> Option<&str> {
@@ -99,15 +111,16 @@ fn read_relations(rows: &[Row], bodies: &Bodies<'_>, builtins: &Builtins<'_>, ca
             else {
                 continue;
             };
-            let below: Vec<_> = below.split(',').filter_map(|oid| by_oid.get(oid)).collect();
-            let writes = below.iter().any(|relation| relation.writes_on_read);
-            let primary = below.iter().any(|relation| relation.primary_only);
-            let calls: Vec<_> = below.iter().flat_map(|relation| relation.calls.iter().copied()).collect();
-            let relation = by_oid.get_mut(oid).expect("every row was read above");
-            changed |= (writes && !relation.writes_on_read) || (primary && !relation.primary_only);
-            relation.writes_on_read |= writes;
-            relation.primary_only |= primary;
-            changed |= relation.call(&calls);
+            let mut sum = by_oid.get(oid).expect("every row was read above").clone();
+            for below in below.split(',').filter_map(|oid| by_oid.get(oid)) {
+                sum.writes_on_read |= below.writes_on_read;
+                sum.primary_only |= below.primary_only;
+                sum.touches_on_read |= below.touches_on_read;
+                // A write to a view may be one to its table.
+                sum.touches |= below.touches;
+                sum.call(&below.calls);
+            }
+            changed |= by_oid.insert(oid, sum.clone()).as_ref() != Some(&sum);
         }
         if !changed {
             break;
@@ -124,6 +137,7 @@ fn read_relation(row: &Row, bodies: &Bodies<'_>, builtins: &Builtins<'_>) -> Rel
     let oid = text(row, 8).unwrap_or("");
     // What a materialized view calls ran when it was filled.
     let calls = builtins.reads.get(oid).filter(|_| kind != "m").cloned().unwrap_or_default();
+    let functions_read = text(row, 6).filter(|_| kind != "m");
     let unlogged = text(row, 2) == Some("u");
     let security = is_true(row, 3);
     let code = is_true(row, 4) || is_true(row, 5);
@@ -135,6 +149,7 @@ fn read_relation(row: &Row, bodies: &Bodies<'_>, builtins: &Builtins<'_>) -> Rel
         touches: Bodies::any(&bodies.touches, text(row, 7))
             || Bodies::any(&bodies.touches, text(row, 6))
             || builtins.touches.contains(oid),
+        touches_on_read: bodies.any_read_touches(functions_read),
         calls,
         irrevocable: false,
         relatives: Vec::new(),
@@ -148,6 +163,7 @@ fn merge(into: &mut Relation, from: &Relation) {
     into.reads_all |= from.reads_all;
     into.writes_all |= from.writes_all;
     into.touches |= from.touches;
+    into.touches_on_read |= from.touches_on_read;
     into.call(&from.calls);
 }
 

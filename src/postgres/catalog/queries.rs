@@ -18,7 +18,7 @@ SELECT p.proname, \
    WHERE a.aggfnoid = p.oid AND NOT (fl.lanname IN ('c', 'internal') AND f.provolatile = 'i')) \
   ELSE p.prosrc END, \
  p.prorettype = 'pg_catalog.trigger'::pg_catalog.regtype OR p.prorettype = 'pg_catalog.event_trigger'::pg_catalog.regtype, \
- p.oid::text \
+ p.oid::text, p.provolatile = 'i' AND l.lanname IN ('c', 'internal') \
 FROM pg_catalog.pg_proc p \
 JOIN pg_catalog.pg_language l ON l.oid = p.prolang \
 WHERE p.oid >= 16384 \
@@ -113,7 +113,10 @@ UNION SELECT p.relname, c.relname, false FROM pg_catalog.pg_constraint k \
  WHERE k.contype = 'f' AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd')) \
 ORDER BY 1, 2";
 
-/// Operators over functions of users that write: whatever uses them does.
-pub(super) const VOLATILE_OPERATORS: &str = "\
-SELECT count(*) FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_proc p ON p.oid = o.oprcode \
-WHERE o.oid >= 16384 AND p.provolatile = 'v'";
+/// Whether there are operators over functions of users that write (whatever uses them does), and the
+/// functions that changes of definitions set off.
+pub(super) const DATABASE: &str = "\
+SELECT EXISTS (SELECT FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_proc p ON p.oid = o.oprcode \
+  WHERE o.oid >= 16384 AND p.provolatile = 'v'), \
+ (SELECT string_agg(e.evtfoid::text, ',' ORDER BY e.evtfoid) FROM pg_catalog.pg_event_trigger e \
+  WHERE e.evtenabled <> 'D' AND e.evtevent <> 'login')";

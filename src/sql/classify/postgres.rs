@@ -258,7 +258,8 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
         "drop" => verdict.effect(Effect::Ddl),
         // User code inside these runs in a restricted context that undoes its settings.
         "refresh" | "reindex" | "cluster" | "analyze" | "vacuum" => verdict.effect(Effect::DrawsSequence),
-        "grant" | "revoke" | "comment" | "truncate" | "checkpoint" | "reassign" | "security" => {}
+        "truncate" => relations::weigh_truncate(&mut verdict, phrase, cx),
+        "grant" | "revoke" | "comment" | "checkpoint" | "reassign" | "security" => {}
         // The list of commands is complete: to the server it is a syntax error.
         _ => verdict.reason = Reason::Unparsed,
     }
@@ -268,8 +269,21 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
             calls::weigh_tokens(&mut verdict, phrase, cx);
         }
     }
+    if sets_off_triggers(phrase, leading) {
+        relations::weigh_definition(&mut verdict, cx);
+    }
     verdict.joins = !is_apart(phrase, leading);
     verdict
+}
+
+/// Whether it is among the commands for which event triggers run: not what concerns all databases.
+fn sets_off_triggers(phrase: &Phrase<'_>, leading: &str) -> bool {
+    const SHARED: [&str; 7] = ["database", "tablespace", "role", "user", "group", "system", "subscription"];
+    match leading {
+        "create" | "alter" | "drop" => !phrase.is_any(1, &SHARED[..6]),
+        "grant" | "revoke" | "comment" | "security" | "import" | "refresh" | "reindex" | "reassign" => true,
+        _ => false,
+    }
 }
 
 /// Whether an ALTER may change what a name stands for; new columns and constraints do not.

@@ -126,6 +126,9 @@ fn weigh(survey: &Survey, phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
             (Into::Table, Dialect::Postgres) => verdict.effect(Effect::Ddl),
             (Into::Table, Dialect::Mysql) => {}
         }
+        if cx.dialect == Dialect::Postgres {
+            relations::weigh_definition(&mut verdict, cx);
+        }
     }
     if survey.locks {
         verdict.raise(Reason::Lock);
@@ -194,6 +197,7 @@ pub(super) fn unparsed(phrase: &Phrase<'_>, cx: &Cx<'_>, reason: Reason) -> Verd
         verdict.pin(PinReason::TempTable);
     } else if cx.dialect == Dialect::Postgres && phrase.contains(&["into"]) && !is_dml {
         verdict.effect(Effect::Ddl);
+        relations::weigh_definition(&mut verdict, cx);
     }
     if cx.dialect == Dialect::Mysql {
         super::mysql::weigh_variables(&mut verdict, phrase);

@@ -5,7 +5,9 @@ use super::{
     survey::Named,
     verdict::{Touched, Verdict},
 };
-use crate::sql::{Dialect, Reason, effects::Effect, functions::Builtin, lexer::tokens::Phrase};
+use crate::sql::{
+    Dialect, Reason, catalog::EventTriggers, effects::Effect, functions::Builtin, lexer::tokens::Phrase,
+};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
@@ -35,6 +37,10 @@ pub(super) fn weigh(verdict: &mut Verdict, relation: &Named, how: Use, cx: &Cx<'
         verdict.effect(Effect::DrawsSequence);
         verdict.effect(Effect::Touches);
     }
+    if known.touches_on_read {
+        verdict.plain = false;
+        verdict.effect(Effect::Touches);
+    }
     for call in &known.calls {
         calls::weigh_known(verdict, *call);
     }
@@ -57,10 +63,43 @@ pub(super) fn weigh(verdict: &mut Verdict, relation: &Named, how: Use, cx: &Cx<'
     }
 }
 
+/// What a statement that changes definitions sets off.
+pub(super) fn weigh_definition(verdict: &mut Verdict, cx: &Cx<'_>) {
+    let triggers = match cx.catalog.loaded {
+        true => cx.catalog.event_triggers,
+        false => EventTriggers::Touching,
+    };
+    if triggers != EventTriggers::None {
+        verdict.effect(Effect::DrawsSequence);
+    }
+    if triggers == EventTriggers::Touching {
+        verdict.effect(Effect::Touches);
+    }
+}
+
+/// TRUNCATE runs triggers of its own, with CASCADE those of tables that it does not name.
+pub(super) fn weigh_truncate(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
+    weigh_tokens(verdict, phrase, cx);
+    let known = &cx.catalog.relations;
+    let cascades = phrase.is(phrase.len() - 1, "cascade");
+    let named = (1..phrase.len())
+        .filter_map(|at| phrase.name(at))
+        .any(|name| known.get(name.as_str()).is_some_and(|relation| relation.writes_all || relation.touches));
+    if !cx.catalog.loaded || named || cascades {
+        verdict.effect(Effect::DrawsSequence);
+    }
+    if cascades && known.values().any(|relation| relation.touches) {
+        verdict.effect(Effect::Touches);
+    }
+}
+
 /// For a statement that was not parsed: any name in it may be the target of a write.
 pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
     let touches = |name: String| {
-        cx.catalog.relations.get(name.as_str()).is_some_and(|known| known.touches || known.writes_on_read)
+        cx.catalog
+            .relations
+            .get(name.as_str())
+            .is_some_and(|known| known.touches || known.writes_on_read || known.touches_on_read)
     };
     if !cx.catalog.loaded || (0..phrase.len()).filter_map(|at| phrase.name(at)).any(touches) {
         verdict.effect(Effect::Touches);

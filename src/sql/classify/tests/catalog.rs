@@ -3,7 +3,7 @@
 use super::{super::*, loaded, mysql, postgres_in};
 use crate::sql::{
     Tables,
-    catalog::{Relation, UserFunction},
+    catalog::{EventTriggers, Relation, UserFunction},
     functions::Builtin,
 };
 
@@ -163,6 +163,44 @@ fn writes_to_tables_with_triggers_touch_the_session() {
     assert!(!touches("DELETE FROM t", &catalog()));
     assert!(touches("DELETE FROM t", &Catalog::empty()));
     assert!(!postgres_in("DELETE FROM triggered", &catalog()).plain);
+}
+
+#[test]
+fn definitions_and_truncate_leave_what_their_triggers_do() {
+    let touches = |text: &str, catalog: &Catalog| {
+        let effects = postgres_in(text, catalog).effects;
+        (effects.contains(&Effect::Touches), effects.contains(&Effect::DrawsSequence))
+    };
+    for (text, expected) in [
+        ("TRUNCATE t, triggered", (true, true)),
+        ("TRUNCATE TABLE ONLY public.triggered RESTART IDENTITY", (true, true)),
+        ("TRUNCATE t CASCADE", (true, true)),
+        ("TRUNCATE simple_view", (false, true)),
+        ("TRUNCATE t", (false, false)),
+    ] {
+        assert_eq!(touches(text, &catalog()), expected, "{text}");
+    }
+    assert_eq!(touches("TRUNCATE t CASCADE", &loaded()), (false, true));
+    assert_eq!(touches("TRUNCATE t", &Catalog::empty()), (true, true));
+
+    let with = |event_triggers| Catalog { event_triggers, ..loaded() };
+    let (none, clean, touching) = (loaded(), with(EventTriggers::Clean), with(EventTriggers::Touching));
+    for text in [
+        "CREATE TABLE x (a int)",
+        "CREATE TEMP TABLE x (a int)",
+        "DROP VIEW x",
+        "GRANT SELECT ON t TO a",
+        "COMMENT ON TABLE t IS 'x'",
+        "SELECT 1 AS a INTO x",
+        "CREATE TABLE x AS SELECT 1",
+    ] {
+        assert_eq!(touches(text, &none), (false, false), "{text}");
+        assert_eq!(touches(text, &clean), (false, true), "{text}");
+        assert_eq!(touches(text, &touching), (true, true), "{text}");
+    }
+    for text in ["CREATE DATABASE x", "ALTER ROLE x SUPERUSER", "CHECKPOINT", "SELECT 1"] {
+        assert_eq!(touches(text, &touching), (false, text.starts_with("ALTER")), "{text}");
+    }
 }
 
 #[test]
