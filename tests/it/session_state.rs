@@ -167,8 +167,19 @@ async fn a_string_that_fails_keeps_the_settings_that_it_committed() {
 }
 
 /// Statements that leave state behind, a question, and the answer of a session that has none of it.
-const LEAKS: [(&str, &str, &str); 24] = [
+const LEAKS: [(&str, &str, &str); 27] = [
     ("SET work_mem = '9MB'", "SELECT current_setting('work_mem')", "4MB"),
+    (
+        "UPDATE pg_settings SET setting = '9MB' WHERE name = 'work_mem'",
+        "SELECT current_setting('work_mem')",
+        "4MB",
+    ),
+    (
+        "UPDATE view_of_settings SET setting = '9MB' WHERE name = 'work_mem'",
+        "SELECT current_setting('work_mem')",
+        "4MB",
+    ),
+    ("SELECT updates_settings()", "SELECT current_setting('work_mem')", "4MB"),
     ("SELECT set_config('app.tenant', '42', false)", "SELECT current_setting('app.tenant', true)", ""),
     (
         "SELECT sets_tenant()",
@@ -278,6 +289,9 @@ async fn no_state_of_one_client_is_seen_by_the_next() {
          CREATE VIEW view_of_triggering AS SELECT x FROM triggering;
          CREATE FUNCTION sets_stably() RETURNS text STABLE LANGUAGE plpgsql AS
            $$BEGIN RETURN set_config('app.tenant', '42', false); END$$;
+         CREATE VIEW view_of_settings AS SELECT name, setting FROM pg_settings;
+         CREATE FUNCTION updates_settings() RETURNS void LANGUAGE plpgsql AS
+           $$BEGIN UPDATE pg_settings SET setting = '9MB' WHERE name = 'work_mem'; END$$;
          CREATE VIEW view_that_sets AS SELECT sets_stably();
          CREATE FUNCTION sets() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN SET app.tenant = 42; RETURN NULL; END$$;
          CREATE TRIGGER sets AFTER INSERT OR TRUNCATE ON triggering EXECUTE FUNCTION sets();

@@ -2,7 +2,11 @@
 
 use std::collections::HashSet;
 
-use super::{super::backend::Row, builtins::Builtins, is_true, text};
+use super::{
+    super::backend::Row,
+    builtins::{Builtins, SETTINGS},
+    is_true, text,
+};
 use crate::sql::{
     body::may_leave_state,
     catalog::{Catalog, EventTriggers},
@@ -38,7 +42,7 @@ impl<'a> Bodies<'a> {
             computes: HashSet::new(),
             clean: Vec::new(),
             suspicious: HashSet::new(),
-            triggering: HashSet::new(),
+            triggering: HashSet::from([SETTINGS.to_owned()]),
         };
         for row in functions {
             let (Some(name), Some(oid)) = (text(row, 0), text(row, 5)) else { continue };

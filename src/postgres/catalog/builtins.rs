@@ -9,6 +9,8 @@ use crate::sql::{
     system_view,
 };
 
+pub(super) const SETTINGS: &str = "pg_settings";
+
 /// By the oid of the relation or function.
 #[derive(Default)]
 pub(super) struct Builtins<'a> {
@@ -30,7 +32,13 @@ impl<'a> Builtins<'a> {
             if kind == "b" {
                 let body = builtins.bodies.entry(owner).or_default();
                 body.extend(["\"", &name.replace('"', "\"\""), "\" "]);
-            } else if let Some(meaning) = meaning(row, name) {
+                continue;
+            }
+            // Updating its rows sets what they show, also through a view.
+            if name == SETTINGS {
+                builtins.touches.insert(owner);
+            }
+            if let Some(meaning) = meaning(row, name) {
                 builtins.note(owner, kind, meaning);
             }
         }

@@ -6,7 +6,11 @@ use super::{
     verdict::{Touched, Verdict},
 };
 use crate::sql::{
-    Dialect, Reason, catalog::EventTriggers, effects::Effect, functions::Builtin, lexer::tokens::Phrase,
+    Dialect, Reason,
+    catalog::EventTriggers,
+    effects::{Effect, PinReason},
+    functions::Builtin,
+    lexer::tokens::Phrase,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +25,10 @@ pub(super) fn weigh(verdict: &mut Verdict, relation: &Named, how: Use, cx: &Cx<'
         Some(System::Shows(state)) => calls::weigh_known(verdict, state),
         Some(System::Sequence) => verdict.raise(Reason::Relation),
         None => {}
+    }
+    let schema = relation.schema.as_deref();
+    if how == Use::Write && is_settings(schema, &relation.name, cx) {
+        verdict.pin(PinReason::Setting);
     }
     if how == Use::Write && !cx.catalog.loaded {
         // It may have triggers.
@@ -63,6 +71,12 @@ pub(super) fn weigh(verdict: &mut Verdict, relation: &Named, how: Use, cx: &Cx<'
     }
 }
 
+/// A row of `pg_settings` that is updated is a setting of the session.
+fn is_settings(schema: Option<&str>, name: &str, cx: &Cx<'_>) -> bool {
+    let of_server = schema.is_none_or(|schema| schema == "pg_catalog");
+    cx.dialect == Dialect::Postgres && of_server && name == "pg_settings"
+}
+
 /// What a statement that changes definitions sets off.
 pub(super) fn weigh_definition(verdict: &mut Verdict, cx: &Cx<'_>) {
     let triggers = match cx.catalog.loaded {
@@ -101,7 +115,11 @@ pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'
             .get(name.as_str())
             .is_some_and(|known| known.touches || known.writes_on_read || known.touches_on_read)
     };
-    if !cx.catalog.loaded || (0..phrase.len()).filter_map(|at| phrase.name(at)).any(touches) {
+    let mut names = (0..phrase.len()).filter_map(|at| phrase.name(at));
+    if names.clone().any(|name| is_settings(None, &name, cx)) {
+        verdict.pin(PinReason::Setting);
+    }
+    if !cx.catalog.loaded || names.any(touches) {
         verdict.effect(Effect::Touches);
     }
 }
