@@ -167,7 +167,7 @@ async fn a_string_that_fails_keeps_the_settings_that_it_committed() {
 }
 
 /// Statements that leave state behind, a question, and the answer of a session that has none of it.
-const LEAKS: [(&str, &str, &str); 27] = [
+const LEAKS: [(&str, &str, &str); 29] = [
     ("SET work_mem = '9MB'", "SELECT current_setting('work_mem')", "4MB"),
     (
         "UPDATE pg_settings SET setting = '9MB' WHERE name = 'work_mem'",
@@ -238,6 +238,16 @@ const LEAKS: [(&str, &str, &str); 27] = [
     ),
     (
         "CREATE TEMP TABLE mine (x int)",
+        "SELECT count(*) FROM pg_class WHERE relname = 'mine' AND pg_table_is_visible(oid)",
+        "0",
+    ),
+    (
+        "SELECT 1 AS x INTO pg_temp.mine",
+        "SELECT count(*) FROM pg_class WHERE relname = 'mine' AND pg_table_is_visible(oid)",
+        "0",
+    ),
+    (
+        "SELECT 1 AS x INTO GLOBAL TEMPORARY TABLE mine",
         "SELECT count(*) FROM pg_class WHERE relname = 'mine' AND pg_table_is_visible(oid)",
         "0",
     ),

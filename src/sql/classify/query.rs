@@ -121,6 +121,7 @@ fn weigh(survey: &Survey, phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     if let Some(into) = survey.into {
         verdict.raise(if cx.dialect == Dialect::Mysql { Reason::State } else { Reason::Ddl });
         verdict.plain = false;
+        let into = if into_temporary(phrase, cx.dialect) { Into::Temporary } else { into };
         match (into, cx.dialect) {
             (Into::Temporary, _) => verdict.pin(PinReason::TempTable),
             (Into::Table, Dialect::Postgres) => verdict.effect(Effect::Ddl),
@@ -151,6 +152,23 @@ fn weigh(survey: &Survey, phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         verdict.tables = Touched::All;
     }
     verdict
+}
+
+/// Whether a query puts its rows into a temporary table, by whichever word says so.
+fn into_temporary(phrase: &Phrase<'_>, dialect: Dialect) -> bool {
+    let makes_one = |at: usize| {
+        let kind = at + 1 + usize::from(phrase.is_any(at + 1, &["local", "global"]));
+        let name = kind + usize::from(phrase.is(kind, "table"));
+        let in_schema = phrase.punct(name + 1, b'.')
+            && [name, name + 2].iter().any(|&part| {
+                phrase.punct(part + 1, b'.')
+                    && phrase.name(part).is_some_and(|schema| schema.starts_with("pg_temp"))
+            });
+        in_schema || phrase.is_any(kind, &["temp", "temporary"])
+    };
+    let inserts = |at: usize| at > 0 && phrase.is_any(at - 1, &["insert", "merge"]);
+    dialect == Dialect::Postgres
+        && (0..phrase.len()).any(|at| phrase.is(at, "into") && !inserts(at) && makes_one(at))
 }
 
 /// What is seen in the tokens rather than in the tree: variables, attribute notation, and words
@@ -193,7 +211,7 @@ pub(super) fn unparsed(phrase: &Phrase<'_>, cx: &Cx<'_>, reason: Reason) -> Verd
     verdict.effect(Effect::DrawsSequence);
     calls::weigh_tokens(&mut verdict, phrase, cx);
     relations::weigh_tokens(&mut verdict, phrase, cx);
-    if phrase.contains(&["into", "temp"]) || phrase.contains(&["into", "temporary"]) {
+    if into_temporary(phrase, cx.dialect) {
         verdict.pin(PinReason::TempTable);
     } else if cx.dialect == Dialect::Postgres && phrase.contains(&["into"]) && !is_dml {
         verdict.effect(Effect::Ddl);
