@@ -73,6 +73,22 @@ async fn reset_and_rollback_bring_settings_back() {
 }
 
 #[tokio::test]
+async fn a_setting_of_a_transaction_ends_with_it_however_it_was_set() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let session = stage.session().await;
+
+    session.run("SELECT set_config('transaction_read_only', 'on', false)").await;
+    session.run("INSERT INTO t VALUES (1)").await;
+    session.run("BEGIN").await;
+    session.run("SELECT set_config('transaction_read_only', 'on', false)").await;
+    assert_eq!(session.error("INSERT INTO t VALUES (2)").await, "25006");
+    session.run("ROLLBACK").await;
+    session.run("INSERT INTO t VALUES (3)").await;
+
+    assert_eq!(stage.database.ask(0, "SELECT string_agg(x::text, ',') FROM t"), "1,3");
+}
+
+#[tokio::test]
 async fn roles_are_carried_and_never_leak() {
     let stage = Stage::set("", ONE_CONNECTION).await;
     let role = format!("role_of_{}", stage.database.name);

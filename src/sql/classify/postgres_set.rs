@@ -10,6 +10,10 @@ use crate::sql::{
 /// The namespace of the proxy's own settings.
 const PROXY: &str = "pointsman.";
 
+/// Settings of the current transaction, however they are set.
+const OF_TRANSACTIONS: [&str; 3] =
+    ["transaction_read_only", "transaction_isolation", "transaction_deferrable"];
+
 /// A setting whose meaning is not known: the connection stays with the session.
 fn odd() -> Verdict {
     Verdict::state().with(Effect::Pin(PinReason::Setting))
@@ -268,6 +272,11 @@ fn set_config_item(item: &Phrase<'_>, verdict: &mut Verdict) -> Option<()> {
     if let Some(name) = name.strip_prefix(PROXY) {
         let (name, value) = (name.into(), value_read.into());
         verdict.effect(Effect::Proxy(ProxyCommand::Set { name, value, scope }));
+        return Some(());
+    }
+    if OF_TRANSACTIONS.contains(&name.as_str()) {
+        // Nothing to carry either: it ends with the transaction. A replica refuses some of it.
+        verdict.raise(Reason::State);
         return Some(());
     }
     if scope == Scope::Local {

@@ -235,6 +235,11 @@ fn local_settings_are_told_apart() {
         assert!(local, "{text}: {effects:?}");
     }
     assert_eq!(postgres("SELECT set_config('a.b', 'x', true)").effects, []);
+    for name in ["transaction_read_only", "TRANSACTION_ISOLATION", "transaction_deferrable"] {
+        let intent = postgres(&format!("SELECT set_config('{name}', 'on', false)"));
+        assert_eq!((intent.access, intent.reason), (Access::Write, Reason::State), "{name}");
+        assert_eq!(intent.effects, [], "{name}");
+    }
 }
 
 #[test]
