@@ -228,8 +228,17 @@ impl Backend {
             match effect {
                 Effect::Touches | Effect::Pin(_) => self.touched = true,
                 Effect::Discard(Discard::All) if !failed => self.forget(),
-                // A failed string of several statements may have set some of them.
-                Effect::Set { .. } | Effect::Reset { .. } if failed => self.touched = true,
+                // A failed string of several statements may have done some of them.
+                Effect::Set { .. }
+                | Effect::Reset { .. }
+                | Effect::SetComputed { .. }
+                | Effect::UseDatabase(_)
+                | Effect::Prepare { .. }
+                | Effect::Deallocate { .. }
+                    if failed =>
+                {
+                    self.touched = true;
+                }
                 Effect::Set { name, .. } | Effect::Reset { name } if &**name == "transaction_read_only" => {
                     self.bare |= self.role == Role::Replica;
                 }

@@ -194,9 +194,10 @@ pub(super) fn learn_own(backend: &mut Backend, frontend: &Frontend, intent: &Int
             backend.own.remove(name);
         }
         if let Effect::Prepare { name, .. } = effect
-            && !failed
+            && (!failed || intent.statements > 1)
         {
-            let key = frontend.own.get(name).map_or(NOBODYS, |own| own.key);
+            // Of a string that failed: it may be there, and is not to be taken for the client's.
+            let key = frontend.own.get(name).filter(|_| !failed).map_or(NOBODYS, |own| own.key);
             backend.own.insert(name.clone(), key);
         }
     }

@@ -329,14 +329,7 @@ impl Frontend {
 
     /// Replaces EXECUTE by what the statement behind the name does.
     fn behind(&self, intent: Arc<Intent>) -> Arc<Intent> {
-        let [Effect::Execute { name }] = &intent.effects[..] else {
-            let hidden = intent.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. }));
-            return if hidden {
-                Arc::new(Intent { access: Access::Write, reason: Reason::Command, ..Intent::clone(&intent) })
-            } else {
-                intent
-            };
-        };
+        let [Effect::Execute { name }] = &intent.effects[..] else { return self.behind_each(intent) };
         let mut behind = match self.own.get(name) {
             Some(own) => Intent::clone(&own.inner),
             // Nobody knows it: the primary says so.
@@ -345,6 +338,28 @@ impl Frontend {
         behind.effects.push(Effect::Execute { name: name.clone() });
         behind.plain = false;
         Arc::new(behind)
+    }
+
+    /// The same of a string of several statements, which may also prepare what it executes.
+    fn behind_each(&self, intent: Arc<Intent>) -> Arc<Intent> {
+        if !intent.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. })) {
+            return intent;
+        }
+        let mut effects = Vec::with_capacity(intent.effects.len());
+        for (at, effect) in intent.effects.iter().enumerate() {
+            effects.push(effect.clone());
+            let Effect::Execute { name } = effect else { continue };
+            let here = intent.effects[..at].iter().rev().find(|one| one.replaced_name() == Some(name));
+            match here {
+                Some(Effect::Prepare { inner, .. }) => effects.extend(inner.effects.iter().cloned()),
+                None if let Some(own) = self.own.get(name) => {
+                    effects.extend(own.inner.effects.iter().cloned())
+                }
+                // Whatever it is.
+                _ => effects.extend([Effect::DrawsSequence, Effect::Touches]),
+            }
+        }
+        Arc::new(Intent { access: Access::Write, reason: Reason::Command, effects, ..Intent::clone(&intent) })
     }
 
     /// The connection that a closed cursor was on is free after the next request.

@@ -68,6 +68,8 @@ pub(super) struct Relay<'a> {
     warned: bool,
     refused: Option<Refused>,
     wrote: Option<Position>,
+    /// The default schema as the server has told it last.
+    schema: Option<Box<str>>,
     prepared: Option<Arc<Statement>>,
     /// Number of the packet by which the server asked for a file, and of those that brought it.
     asked: u8,
@@ -109,6 +111,7 @@ impl<'a> Relay<'a> {
             warned: false,
             refused: None,
             wrote: None,
+            schema: None,
             prepared: None,
             asked: 0,
         }
@@ -213,6 +216,11 @@ impl<'a> Relay<'a> {
             frontend.statements.forget_long_data(*id);
         }
         backend.learn(&request.intent, self.failed, frontend.carried.now());
+        if let Some(schema) = self.schema.take().filter(|_| self.failed) {
+            // Of a string that failed behind it: no statement is undone by the error of another.
+            frontend.carried.set(frontend.carried.now().with_schema(Some(&schema)));
+            backend.note_schema(&schema);
+        }
         encode::learn_own(backend, frontend, &request.intent, self.failed);
         frontend.autocommit = backend.status & status::AUTOCOMMIT != 0;
         frontend.lexing = backend.status & status::LEXING;

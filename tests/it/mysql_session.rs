@@ -39,6 +39,7 @@ both_makes!(
     a_name_means_the_statement_that_was_prepared_last,
     a_prepared_statement_names_the_tables_of_its_own_sessions_schema,
     a_prepared_statement_is_read_by_its_own_sessions_settings,
+    what_a_string_did_before_it_failed_reaches_nobody_else,
     a_statement_is_deallocated_wherever_also_when_its_table_is_gone,
     a_change_of_privileges_reaches_the_connections_that_pools_have,
     a_definition_is_shown_as_it_is,
@@ -541,6 +542,41 @@ async fn a_prepared_question_is_about_the_statement_before(make: Make) {
             Err(error) => assert_eq!(round, 0, "{error}"),
         }
     }
+}
+
+async fn what_a_string_did_before_it_failed_reaches_nobody_else(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", ONE).await;
+    let other_schema = create_schema(stage.cluster, "CREATE TABLE t (x INT)");
+    let lock = format!("lock_of_{}", stage.schema);
+    let asks = format!(
+        "/* pointsman: primary */ SELECT CONCAT(DATABASE(), ' ', @@SESSION.default_week_format, ' ', IS_FREE_LOCK('{lock}'))"
+    );
+    let mut next = stage.session().await;
+    let nothing = next.value(&asks).await;
+
+    for leaves in [
+        format!("USE {other_schema}; SELECT nope FROM t"),
+        "SET SESSION default_week_format = 3; SELECT nope FROM t".to_owned(),
+        "PREPARE mine FROM 'SELECT 7'; SELECT nope FROM t".to_owned(),
+    ] {
+        let mut one = stage.session().await;
+        assert_eq!(one.error(&format!("/* pointsman: primary */ {leaves}")).await, 1054, "{leaves}");
+        if leaves.starts_with("USE") {
+            let database = "/* pointsman: primary */ SELECT DATABASE()";
+            assert_eq!(one.value(database).await, other_schema, "as on the server");
+        }
+        assert_eq!(next.value(&asks).await, nothing, "{leaves}");
+        assert_eq!(next.error("EXECUTE mine").await, 1243, "{leaves}");
+    }
+
+    let mut one = stage.session().await;
+    one.run(&format!("PREPARE locks FROM 'SELECT GET_LOCK(''{lock}'', 0)'; EXECUTE locks")).await;
+    drop((one, next));
+    eventually("the lock is free", async || {
+        let mut next = stage.session().await;
+        next.value(&asks).await == nothing
+    })
+    .await;
 }
 
 async fn a_statement_is_deallocated_wherever_also_when_its_table_is_gone(make: Make) {

@@ -277,6 +277,7 @@ impl Relay<'_> {
                 Change::Gtids(text) | Change::Variable { name: b"last_gtid", value: text } => {
                     self.note_gtid(text)
                 }
+                Change::Schema(name) => self.schema = std::str::from_utf8(name).ok().map(Into::into),
                 Change::Variable { name: b"sql_mode", value } => {
                     self.frontend.note_sql_mode(&String::from_utf8_lossy(value));
                 }
