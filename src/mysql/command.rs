@@ -61,6 +61,17 @@ pub struct Command {
     pub statement: Option<(u32, Arc<Statement>)>,
 }
 
+impl Command {
+    /// Whether the text that servers get can take the client's place: of what follows it the lengths
+    /// of packets are told already, but for the first one's.
+    pub(super) fn is_rewritable(&self) -> bool {
+        match (&self.rewritten, self.tail) {
+            (Some(text), Some(tail)) => !tail.continues && 1 + text.len() + tail.rest < MAX_PAYLOAD,
+            _ => true,
+        }
+    }
+}
+
 /// The rest of a command that is passed on in pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tail {

@@ -35,7 +35,14 @@ pub(super) fn command(
     else {
         if let Some(text) = &command.rewritten {
             backend.put_closing(out);
+            let start = out.len();
             packet::put_command(out, command.code, text);
+            let rest = command.tail.map_or(0, |tail| tail.rest);
+            if rest > 0 {
+                // The packet goes on with what has not arrived.
+                let length = (1 + text.len() + rest) as u32;
+                out[start..start + 3].copy_from_slice(&length.to_le_bytes()[..3]);
+            }
         } else if !backend.closing.is_empty() {
             backend.put_closing(out);
             out.extend_from_slice(data);

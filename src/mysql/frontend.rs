@@ -22,7 +22,7 @@ use crate::{
     protocol::{Fault, Identity, ReaderContext, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{
-        Access, Dialect, Effect, Intent, LexModes, Reason, connection_id,
+        Access, Dialect, Effect, Intent, LexModes, Reason, Tables, connection_id,
         effects::{Discard, PinReason},
     },
     stream::{self, Stream},
@@ -307,11 +307,18 @@ impl Frontend {
         wire.text_at += text_at;
         let intent = self.classify(text);
         let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
+        let intent = if wire.tail.is_some() { Arc::new(with_unread(&intent)) } else { intent };
         if intent.statements == 1 && !intent.effects.is_empty() {
             wire.text = std::str::from_utf8(text).ok().map(Into::into);
         }
         let rewritten = self.rewritten(&intent, text);
         wire.rewritten = rewritten.map(|text| [attributes, &*text].concat().into());
+        if !wire.is_rewritable() {
+            let text =
+                "CONNECTION_ID() cannot stand in a statement of 16 MB: the proxy would have to replace it";
+            self.reject(RefusalKind::Unsupported, text.to_owned()).await?;
+            return Ok(None);
+        }
         Ok(Some(Request { intent: self.closing_cursor(intent), wire }))
     }
 
@@ -475,6 +482,24 @@ impl Frontend {
     /// Resolves when the client has closed its side; what it sends is kept, up to a bound.
     pub(super) async fn closed(&mut self) {
         self.inbox.ended(&mut self.stream, GATHERED).await;
+    }
+}
+
+/// What a long statement does of which the end has not been read: anything may stand there, another
+/// statement as well.
+fn with_unread(intent: &Intent) -> Intent {
+    let writes = intent.access == Access::Write && intent.reason.changes_data();
+    // A name may go on behind the part that was read.
+    let read = intent.effects.iter().filter(|effect| !matches!(effect, Effect::Temporary(_))).cloned();
+    Intent {
+        access: Access::Write,
+        reason: if writes { intent.reason } else { Reason::TooLong },
+        effects: read.chain([Effect::DrawsSequence, Effect::Touches]).collect(),
+        tables: Tables::All,
+        statements: intent.statements.saturating_add(1).max(2),
+        plain: false,
+        joins: false,
+        ..intent.clone()
     }
 }
 

@@ -39,6 +39,7 @@ mod mysql_failover;
 mod mysql_groups;
 mod mysql_late;
 mod mysql_login;
+mod mysql_long;
 mod mysql_servers;
 mod mysql_session;
 mod mysql_wire;
