@@ -202,9 +202,7 @@ impl Frontend {
             code::STMT_SEND_LONG_DATA => {
                 let Some((id, _)) = self.statement_id(&argument) else { return Err(malformed()) };
                 let packets = self.inbox.data()[..self.unconsumed].to_vec();
-                if !self.statements.keep_long_data(id, &packets) {
-                    tracing::debug!(id, "a long parameter value could not be kept");
-                }
+                self.statements.keep_long_data(id, &packets);
                 self.consume();
                 Ok(None)
             }

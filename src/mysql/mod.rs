@@ -132,11 +132,12 @@ impl protocol::Frontend<Mysql> for Frontend {
 
     async fn refuse(
         &mut self,
-        _request: &Request<Command>,
+        request: &Request<Command>,
         refusal: &Refusal,
         transaction: Transaction,
     ) -> Result<(), Fault> {
         self.told = transaction;
+        self.forget_values(&request.wire);
         let mut out = Vec::new();
         refusal::put_error(&mut out, self.sequence, refusal);
         self.fail_request(out).await
@@ -149,6 +150,7 @@ impl protocol::Frontend<Mysql> for Frontend {
         transaction: Transaction,
     ) -> Result<(), Fault> {
         self.told = transaction;
+        self.forget_values(&request.wire);
         self.forget_replaced(&request.intent);
         self.fail_request(refused.raw).await
     }

@@ -65,6 +65,8 @@ pub struct Handle {
     pub types: Box<[u8]>,
     /// COM_STMT_SEND_LONG_DATA packets that wait for the execution.
     pub long_data: Vec<u8>,
+    /// They were too many to be kept: the execution they are for must not run without them.
+    pub long_data_lost: bool,
     /// It opened a cursor.
     pub cursor: bool,
 }
@@ -94,7 +96,13 @@ impl ClientStatements {
                 break;
             }
         }
-        let handle = Handle { statement, types: Box::default(), long_data: Vec::new(), cursor: false };
+        let handle = Handle {
+            statement,
+            types: Box::default(),
+            long_data: Vec::new(),
+            long_data_lost: false,
+            cursor: false,
+        };
         self.handles.insert(self.last, handle);
         self.newest = Some(self.last);
         self.last
@@ -142,22 +150,23 @@ impl ClientStatements {
         self.long_data = 0;
     }
 
-    /// Keeps packets of a long parameter value; `false`: there is no such statement, or they are
-    /// too many.
-    pub fn keep_long_data(&mut self, id: u32, packets: &[u8]) -> bool {
+    /// Keeps packets of a long parameter value. Nothing answers them: that there is no such
+    /// statement, or that they are too many, is told to the execution.
+    pub fn keep_long_data(&mut self, id: u32, packets: &[u8]) {
+        let Some(handle) = self.handles.get_mut(&id).filter(|handle| !handle.long_data_lost) else { return };
         if self.long_data + packets.len() > MAX_LONG_DATA {
-            return false;
+            handle.long_data_lost = true;
+            self.long_data -= std::mem::take(&mut handle.long_data).len();
+            return;
         }
-        let Some(handle) = self.handles.get_mut(&id) else { return false };
         handle.long_data.extend_from_slice(packets);
         self.long_data += packets.len();
-        true
     }
 
     pub fn forget_long_data(&mut self, id: u32) {
         if let Some(handle) = self.handles.get_mut(&id) {
-            self.long_data -= handle.long_data.len();
-            handle.long_data = Vec::new();
+            self.long_data -= std::mem::take(&mut handle.long_data).len();
+            handle.long_data_lost = false;
         }
     }
 }

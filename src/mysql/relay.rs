@@ -212,9 +212,7 @@ impl<'a> Relay<'a> {
             let settings = frontend.carried.now().with_multi_statements(on);
             frontend.carried.set(settings);
         }
-        if let (code::STMT_EXECUTE, Some((id, _))) = (command.code, &command.statement) {
-            frontend.statements.forget_long_data(*id);
-        }
+        frontend.forget_values(command);
         backend.learn(&request.intent, self.failed, frontend.carried.now());
         if let Some(schema) = self.schema.take().filter(|_| self.failed) {
             // Of a string that failed behind it: no statement is undone by the error of another.

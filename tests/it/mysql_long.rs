@@ -1,15 +1,19 @@
 //! What is longer than the proxy gathers before it passes it on, on MariaDB and MySQL 9.
 
-use pointsman::mysql::command::GATHERED;
+use pointsman::mysql::{
+    command::{GATHERED, code},
+    packet,
+};
 
 use crate::{
     both_makes,
-    support::mysql::{Make, Stage},
+    support::mysql::{Make, Session, Stage},
 };
 
 both_makes!(
     what_stands_far_behind_in_a_long_statement_counts,
     a_long_statement_has_the_number_of_its_clients_connection,
+    no_execution_runs_with_a_part_of_its_long_values,
 );
 
 /// Blanks, so many that what follows them has not arrived when the statement is passed on.
@@ -51,4 +55,55 @@ async fn a_long_statement_has_the_number_of_its_clients_connection(make: Make) {
 
     let told = session.number.to_string();
     assert_eq!(session.value("SELECT GROUP_CONCAT(n ORDER BY id) FROM t").await, format!("{told},2,3"));
+}
+
+/// Megabytes of each value: five of them are less than what is kept for a client, six are more.
+const VALUE: usize = 12;
+
+async fn no_execution_runs_with_a_part_of_its_long_values(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let mut session = stage.session().await;
+    let mut ids = Vec::new();
+    for _ in 0..6 {
+        let prepared = session.exchange(code::STMT_PREPARE, b"SELECT LENGTH(?)").await.expect("an answer");
+        ids.push(<[u8; 4]>::try_from(&prepared[0][2..6]).expect("four bytes"));
+    }
+    for id in &ids {
+        send_value(&mut session, *id).await;
+    }
+
+    for id in &ids[..5] {
+        assert_eq!(length(&mut session, *id).await, Ok(VALUE << 20));
+    }
+    assert_eq!(length(&mut session, ids[5]).await, Err(1105));
+    // What was lost is forgotten with the execution that failed, or by COM_STMT_RESET.
+    send_value(&mut session, ids[5]).await;
+    assert_eq!(length(&mut session, ids[5]).await, Ok(VALUE << 20));
+    for id in &ids {
+        send_value(&mut session, *id).await;
+    }
+    for id in &ids {
+        session.exchange(code::STMT_RESET, id).await.expect("it is answered");
+    }
+    send_value(&mut session, ids[5]).await;
+    assert_eq!(length(&mut session, ids[5]).await, Ok(VALUE << 20));
+}
+
+/// The value of the only parameter, a megabyte at a time.
+async fn send_value(session: &mut Session, id: [u8; 4]) {
+    let part = [&id[..], &[0, 0], &vec![b'x'; 1 << 20]].concat();
+    for _ in 0..VALUE {
+        session.exchange(code::STMT_SEND_LONG_DATA, &part).await.expect("nothing answers");
+    }
+}
+
+/// The number that an execution answers, or its error.
+async fn length(session: &mut Session, id: [u8; 4]) -> Result<usize, u16> {
+    const BLOB: u8 = 252;
+    let argument = [&id[..], &[0, 1, 0, 0, 0, 0, 1, BLOB, 0]].concat();
+    let frames = session.exchange(code::STMT_EXECUTE, &argument).await.expect("an answer");
+    if frames[0][1] == packet::ERR {
+        return Err(u16::from_le_bytes([frames[0][2], frames[0][3]]));
+    }
+    Ok(u32::from_le_bytes(frames[3][3..7].try_into().expect("four bytes")) as usize)
 }

@@ -76,6 +76,9 @@ impl Frontend {
             return self.unknown_statement(id, "mysqld_stmt_execute").await;
         };
         let binding = Binding::of_execute(argument, handle.statement.parameters, named);
+        if handle.long_data_lost {
+            return self.without_long_data(id).await;
+        }
         Ok(self.executed(id, wire, binding, flags & CURSOR_TYPES != 0))
     }
 
@@ -87,7 +90,30 @@ impl Frontend {
             return self.unknown_statement(id, "mysqld_stmt_execute").await;
         };
         let binding = Binding::of_bulk(argument, handle.statement.parameters);
+        if handle.long_data_lost {
+            return self.without_long_data(id).await;
+        }
         Ok(self.executed(id, wire, binding, false))
+    }
+
+    /// As a server where a value is longer than `max_allowed_packet`.
+    async fn without_long_data(&mut self, id: u32) -> Result<Option<Request<Command>>, Fault> {
+        self.statements.forget_long_data(id);
+        let message = format!(
+            "Parameters of prepared statements which are set through mysql_send_long_data() are longer than the {} bytes that the proxy keeps",
+            prepared::MAX_LONG_DATA
+        );
+        self.reject(RefusalKind::Internal, message).await?;
+        Ok(None)
+    }
+
+    /// Values that were sent for an execution are gone with it, also where it failed.
+    pub(in crate::mysql) fn forget_values(&mut self, command: &Command) {
+        if let (code::STMT_EXECUTE | code::STMT_BULK_EXECUTE, Some((id, _))) =
+            (command.code, &command.statement)
+        {
+            self.statements.forget_long_data(*id);
+        }
     }
 
     /// An execution of a statement that is there.
