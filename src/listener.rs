@@ -21,7 +21,7 @@ use crate::{
     route::{self, Consistency, Floor, Question},
     runtime::Places,
     session::{
-        After, OwnSettings, Session,
+        After, Client, OwnSettings, Session,
         cancel::{CancelKey, Registered},
         check_token,
     },
@@ -235,15 +235,17 @@ async fn dismiss<P: Protocol>(frontend: &mut P::Frontend, refusal: &Refusal, clu
 
 /// A session for a client that has become another user.
 async fn renew<P: Protocol>(
-    (frontend, peer): (P::Frontend, String),
+    client: Client<P>,
     identity: Identity<P>,
     cluster: &Arc<Cluster<P>>,
 ) -> Option<Box<Session<P>>> {
     let until = Instant::now() + cluster.config.load().limits.login_timeout;
-    let entering = enter(frontend, identity, peer, until, cluster);
+    let entering = enter(client.frontend, identity, client.peer, until, cluster);
     let result = timeout_at(until + LAST_WORDS, entering).await.unwrap_or(Err(LoginFault::TimedOut));
     cluster.metrics.login(result.as_ref().map_or_else(|fault| fault.label(), |_| "ok"));
-    result.ok().flatten()
+    let mut session = result.ok().flatten()?;
+    session.goes_on_from(client.floor);
+    Some(session)
 }
 
 /// From "authenticated" to a session, which begins before `until`.

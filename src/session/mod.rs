@@ -35,7 +35,7 @@ pub use self::{
 use crate::{
     cluster::{Cluster, Database},
     config,
-    floors::SharedFloors,
+    floors::{self, SharedFloors},
     metrics::NodeMetrics,
     pool::{Fate, Held, NodePool, Pools},
     protocol::{
@@ -101,6 +101,14 @@ pub enum After<P: Protocol> {
     Renewed(Identity<P>),
     /// It goes on on the worker of this number, which adopts it.
     Moves(usize),
+}
+
+/// A client that leaves its session to go on as another user.
+pub struct Client<P: Protocol> {
+    pub frontend: P::Frontend,
+    pub peer: String,
+    /// What it must not read behind, whoever it is.
+    pub floor: Floor,
 }
 
 /// How a session came to its end.
@@ -400,16 +408,23 @@ impl<P: Protocol> Session<P> {
         self.leave(End::Broken)
     }
 
-    /// The client, to go on as somebody else with nothing of what this session was, and where it comes
-    /// from.
-    pub fn into_client(mut self) -> (P::Frontend, String) {
+    /// The client, to go on as somebody else with nothing of what this session was on its servers.
+    pub fn into_client(mut self) -> Client<P> {
+        let snapshot = self.snapshot();
+        self.leave_seen(&snapshot);
         self.release_aside();
         if let Some(held) = self.kept.take() {
             self.lose_previous(&held);
             held.release(Fate::Reset, Instant::now());
         }
         let peer = self.registered.entry.peer.clone();
-        (self.frontend, peer)
+        let floor = floors::higher(self.state.floor, self.adopted, &snapshot);
+        Client { frontend: self.frontend, peer, floor }
+    }
+
+    /// Reads behind nothing that its client has seen or written as somebody else.
+    pub fn goes_on_from(&mut self, floor: Floor) {
+        self.state.floor = floor;
     }
 
     /// Gives back what the session holds.

@@ -23,12 +23,16 @@ use pointsman::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tokio::net::TcpStream;
 
-use crate::support::{
-    Proxy, drivers, eventually,
-    mysql::Make,
-    mysql::{BASIC, ENGINE, Session, Stage},
-    mysql_frames::Frame,
+use crate::{
+    both_makes,
+    support::{
+        Proxy, drivers, eventually,
+        mysql::{self, BASIC, ENGINE, Make, Session, Stage},
+        mysql_frames::Frame,
+    },
 };
+
+both_makes!(who_becomes_another_user_reads_what_it_wrote_before);
 
 /// What MySQL stores of `sha2-pw`, with a salt of twenty letters.
 const SHA2: Login = Login { name: "sha2", password: "sha2-pw" };
@@ -238,7 +242,22 @@ async fn change_user(
     argument.extend_from_slice(&[0, 45, 0]);
     argument.extend_from_slice(b"mysql_native_password\0");
     session.send(0x11, &argument).await;
-    session.receive().await.map(|_| ())
+    session.prove(login).await
+}
+
+async fn who_becomes_another_user_reads_what_it_wrote_before(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+    let proxy = mysql::proxy(&cluster, &[]).await;
+    let mut session = Session::open(proxy.port(), APP, &schema).await;
+    cluster.pause_replay(1).expect("it pauses");
+    cluster.pause_replay(2).expect("it pauses");
+
+    session.run("INSERT INTO t VALUES (1)").await;
+    for _ in 0..2 {
+        change_user(&mut session, APP, &schema).await.expect("the password is right");
+        assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1");
+    }
 }
 
 /// A certificate authority, and what it signs, as PEM files that servers can read.

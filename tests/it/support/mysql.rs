@@ -144,7 +144,7 @@ impl Session {
     }
 
     /// Goes on until the server is convinced: an AuthSwitchRequest asks for another plugin's proof.
-    async fn prove(&mut self, login: Login) -> Result<(), Refused> {
+    pub async fn prove(&mut self, login: Login) -> Result<(), Refused> {
         let mut plugin = None;
         loop {
             let (sequence, payload) = self.receive().await?;
