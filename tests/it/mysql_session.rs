@@ -48,6 +48,7 @@ both_makes!(
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
     a_reset_leaves_the_character_set_that_the_server_leaves,
     a_reset_ends_the_modes_by_which_text_is_read,
+    a_reset_releases_the_locks_of_its_session,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
@@ -860,6 +861,16 @@ async fn a_reset_gives_up_the_connection_that_an_insert_had_kept(make: Make) {
         stage.is_replica(port)
     })
     .await;
+}
+
+async fn a_reset_releases_the_locks_of_its_session(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+    assert_eq!(session.value(&format!("SELECT GET_LOCK('{}', 1)", stage.schema)).await, "1");
+
+    session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
+
+    assert_eq!(other.value(&format!("SELECT GET_LOCK('{}', 0)", stage.schema)).await, "1");
 }
 
 /// autocommit off is what PyMySQL and mysql-connector begin with (hard case 20).

@@ -48,6 +48,8 @@ impl State {
                     | Effect::NeedsLast(_)
                     | Effect::ShowsPrepared
                     | Effect::Pin(_)
+                    // What it ends is there.
+                    | Effect::Discard(_)
             )
         });
         let harmless = HARMLESS.iter().fold(bit(PinReason::TempTable), |all, reason| all | bit(*reason));
