@@ -56,6 +56,8 @@ pub struct Backend {
     pub(super) last_session: u64,
     /// What every connection begins with was undone.
     pub(super) bare: bool,
+    /// A replica's, and the session's own word has undone that its transactions are READ ONLY.
+    unguarded: bool,
     pub(super) role: Role,
     pub(super) shared: Arc<Shared>,
     pub(super) address: Box<str>,
@@ -95,6 +97,7 @@ impl Backend {
             touched: false,
             last_session: 0,
             bare: true,
+            unguarded: false,
             role,
             shared: link.shared.clone(),
             address: address.into(),
@@ -137,16 +140,23 @@ impl Backend {
             "SET session_track_schema = 1, session_track_state_change = 1, session_track_system_variables = '*'{gtids}"
         );
         self.query_all(&track).await?;
+        self.guard().await?;
+        self.bare = false;
+        Ok(())
+    }
+
+    /// What else a connection begins with cannot be said within a transaction (1766).
+    async fn guard(&mut self) -> Result<(), Fault> {
         if self.role == Role::Replica {
             self.query_all("SET SESSION TRANSACTION READ ONLY").await?;
         }
-        self.bare = false;
+        self.unguarded = false;
         Ok(())
     }
 
     /// Whether it needs no bringing to a session's settings.
     pub(super) fn is_at(&self, wanted: &Settings) -> bool {
-        !self.bare && self.carried.hash() == wanted.hash()
+        !self.bare && !self.unguarded && self.carried.hash() == wanted.hash()
     }
 
     /// Brings the connection to a session's settings, a step at a time: a step that fails keeps
@@ -154,6 +164,8 @@ impl Backend {
     pub(super) async fn bring(&mut self, wanted: &Arc<Settings>) -> Result<(), Fault> {
         if self.bare {
             self.initialise().await?;
+        } else if self.unguarded {
+            self.guard().await?;
         }
         if self.carried.hash() == wanted.hash() {
             return Ok(());
@@ -240,7 +252,7 @@ impl Backend {
                     self.touched = true;
                 }
                 Effect::Set { name, .. } | Effect::Reset { name } if &**name == "transaction_read_only" => {
-                    self.bare |= self.role == Role::Replica;
+                    self.unguarded |= self.role == Role::Replica;
                 }
                 _ => {}
             }

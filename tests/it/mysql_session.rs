@@ -49,6 +49,7 @@ both_makes!(
     a_reset_leaves_the_character_set_that_the_server_leaves,
     a_reset_ends_the_modes_by_which_text_is_read,
     a_reset_releases_the_locks_of_its_session,
+    what_later_transactions_are_may_be_said_within_one,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
@@ -871,6 +872,23 @@ async fn a_reset_releases_the_locks_of_its_session(make: Make) {
     session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
 
     assert_eq!(other.value(&format!("SELECT GET_LOCK('{}', 0)", stage.schema)).await, "1");
+}
+
+/// On a replica, whose connections are read-only whatever the session says.
+async fn what_later_transactions_are_may_be_said_within_one(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    for kind in ["READ WRITE", "READ ONLY"] {
+        let mut session = stage.session().await;
+        session.run("START TRANSACTION READ ONLY").await;
+        assert!(stage.is_replica(session.port().await));
+        session.run(&format!("SET SESSION TRANSACTION {kind}")).await;
+        assert!(stage.is_replica(session.port().await));
+        session.run("COMMIT").await;
+
+        assert!(stage.is_replica(session.port().await));
+        session.run("SET SESSION TRANSACTION READ WRITE").await;
+        session.run("INSERT INTO t VALUES (1)").await;
+    }
 }
 
 /// autocommit off is what PyMySQL and mysql-connector begin with (hard case 20).
