@@ -26,9 +26,13 @@ impl Frontend {
     ) -> Result<(), Fault> {
         self.told = transaction;
         match request.intent.effects[..] {
-            [Effect::SetTransaction(modes)] => self.next_read_only = modes.read_only.or(self.next_read_only),
+            [Effect::SetTransaction(modes)] => {
+                self.next_read_only = modes.read_only.or(self.next_read_only);
+                self.next_said = true;
+            }
             [Effect::Begin(modes)] => {
                 let said_before = self.next_read_only.take();
+                self.next_said = false;
                 self.read_only = modes.read_only.or(said_before) == Some(true);
             }
             _ => {}

@@ -68,6 +68,8 @@ pub struct Frontend {
     pub(super) read_only: bool,
     /// What SET TRANSACTION said of the next one.
     pub(super) next_read_only: Option<bool>,
+    /// SET TRANSACTION has said something of it, which no server has heard yet.
+    pub(super) next_said: bool,
     /// The server has ended its connection at the client's request: so do we.
     pub(super) leaving: bool,
     /// A cursor's statement was closed: the next request frees the connection.
@@ -112,6 +114,7 @@ impl Frontend {
             told: Transaction::Idle,
             read_only: false,
             next_read_only: None,
+            next_said: false,
             leaving: false,
             cursor_closed: false,
         }
@@ -270,6 +273,7 @@ impl Frontend {
         self.startup = Some(Startup { schema: login.schema, collation: login.collation, compression: None });
         self.statements.clear();
         self.own.clear();
+        (self.next_read_only, self.next_said) = (None, false);
         Ok(Request { intent: Arc::new(Intent::of_session(1)), wire })
     }
 
@@ -418,7 +422,10 @@ impl Frontend {
 
     /// Follows what an answered request did to what the session carries.
     pub(super) fn learn(&mut self, request: &Request<Command>, failed: bool) {
-        self.next_read_only = None;
+        // A preparation leaves what was said of the next transaction.
+        if request.intent.reason != Reason::Session || !request.intent.effects.is_empty() {
+            (self.next_read_only, self.next_said) = (None, false);
+        }
         self.forget_replaced(&request.intent);
         if failed {
             return;
@@ -437,6 +444,7 @@ impl Frontend {
                     self.statements.clear();
                     self.own.clear();
                     self.modes = self.startup_modes;
+                    (self.next_read_only, self.next_said) = (None, false);
                 }
                 _ => {}
             }

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     inbox,
     passage::Passage,
-    protocol::{Fault, MayRefuse, Refused, Reply, Request, Terms},
+    protocol::{Fault, MayRefuse, Refused, Reply, Request, Terms, Transaction},
     sql::Effect,
     standing,
     topology::Position,
@@ -154,6 +154,7 @@ impl<'a> Relay<'a> {
                     if let Some(refused) = self.refused.take() {
                         self.passage.settle(&mut self.backend.inbox);
                         self.backend.busy = false;
+                        self.mind_what_was_said();
                         return Err(refused.into());
                     }
                     return self.flush().await;
@@ -201,7 +202,17 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
+    /// SET TRANSACTION ran ahead of a statement that has begun no transaction: it is still to come, and
+    /// must not be another session's.
+    fn mind_what_was_said(&mut self) {
+        let begun = self.backend.open_transaction() != Transaction::Idle;
+        self.backend.touched |= !self.terms.ahead.is_empty() && !begun;
+    }
+
     fn finish(&mut self, request: &Request<Command>) -> Result<Reply, Fault> {
+        if self.failed {
+            self.mind_what_was_said();
+        }
         let Self { backend, frontend, .. } = self;
         backend.gathered = self.passage.take_spare();
         let command = &request.wire;

@@ -438,6 +438,7 @@ impl State {
             }
             Effect::Discard(Discard::All) if !failed => {
                 self.own.reset_all(false);
+                self.held = None;
                 self.defaults = self.startup_defaults;
                 self.implicit = self.startup_implicit;
                 self.pins &= bit(PinReason::SessionMode);

@@ -50,6 +50,7 @@ both_makes!(
     a_reset_ends_the_modes_by_which_text_is_read,
     a_reset_releases_the_locks_of_its_session,
     what_later_transactions_are_may_be_said_within_one,
+    what_was_said_of_the_next_transaction_outlives_a_preparation,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
@@ -889,6 +890,30 @@ async fn what_later_transactions_are_may_be_said_within_one(make: Make) {
         session.run("SET SESSION TRANSACTION READ WRITE").await;
         session.run("INSERT INTO t VALUES (1)").await;
     }
+}
+
+async fn what_was_said_of_the_next_transaction_outlives_a_preparation(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT) ENGINE = InnoDB", &["cluster.pool.size = 2"]).await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+    for text in ["SELECT COUNT(*) FROM t FOR UPDATE", "SELECT COUNT(*) FROM t"] {
+        session.run("SET TRANSACTION READ ONLY").await;
+        session.exchange(code::STMT_PREPARE, text.as_bytes()).await.expect("it is prepared");
+
+        for _ in 0..3 {
+            other.run("INSERT INTO t VALUES (1)").await;
+        }
+        assert!([1290, 1792].contains(&session.error("INSERT INTO t VALUES (2)").await), "{text}");
+        // A statement that was refused has begun none.
+        session.run("SELECT COUNT(*) FROM t").await;
+        session.run("INSERT INTO t VALUES (3)").await;
+        for _ in 0..3 {
+            other.run("INSERT INTO t VALUES (1)").await;
+        }
+    }
+
+    session.run("SET TRANSACTION READ ONLY").await;
+    session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
+    session.run("INSERT INTO t VALUES (4)").await;
 }
 
 /// autocommit off is what PyMySQL and mysql-connector begin with (hard case 20).

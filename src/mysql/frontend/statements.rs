@@ -42,7 +42,9 @@ impl Frontend {
             Effect::NeedsLast(left) => Some(Effect::AsksLater(*left)),
             _ => None,
         });
-        let bare = Intent { effects: later.collect(), plain: false, ..Intent::clone(&intent) };
+        // It is no transaction's, and must not begin the one that SET TRANSACTION spoke of.
+        let reason = if self.next_said { Reason::Session } else { intent.reason };
+        let bare = Intent { effects: later.collect(), reason, plain: false, ..Intent::clone(&intent) };
         // The number of its parameters comes with the answer.
         let statement = Statement { text: text.into(), settings, key, intent, parameters: 0 };
         wire.rewritten = rewritten;
