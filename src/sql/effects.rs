@@ -74,6 +74,9 @@ pub enum Effect {
     NeedsPrevious,
     /// Asks for what the very last statement, whatever it was, left in its connection.
     NeedsLast(Left),
+    /// Asks for what another session may have left, unless an earlier statement of its own string leaves
+    /// that itself: LAST_INSERT_ID() behind an INSERT.
+    AsksItself,
     /// Is prepared here, and asks for that when it is executed.
     AsksLater(Left),
     /// Opens, moves or closes a cursor: stays on the connection of the open transaction, or of the
@@ -258,6 +261,7 @@ impl Effect {
             Self::NeedsPrevious => "asks for what the previous statement left behind".into(),
             Self::NeedsLast(Left::Diagnostics) => "asks for warnings of the statement before".into(),
             Self::NeedsLast(Left::Counts) => "asks for numbers of rows of the statement before".into(),
+            Self::AsksItself => "asks for what an earlier statement of its own leaves".into(),
             Self::AsksLater(_) => "is to ask for what a statement before leaves".into(),
             Self::Cursor => "cursor".into(),
             Self::ShowsPrepared => "shows prepared statements or cursors".into(),

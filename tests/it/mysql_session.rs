@@ -51,6 +51,7 @@ both_makes!(
     a_reset_releases_the_locks_of_its_session,
     what_later_transactions_are_may_be_said_within_one,
     what_was_said_of_the_next_transaction_outlives_a_preparation,
+    a_string_answers_what_it_asks_of_itself,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
@@ -914,6 +915,28 @@ async fn what_was_said_of_the_next_transaction_outlives_a_preparation(make: Make
     session.run("SET TRANSACTION READ ONLY").await;
     session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
     session.run("INSERT INTO t VALUES (4)").await;
+}
+
+async fn a_string_answers_what_it_asks_of_itself(make: Make) {
+    const TABLE: &str = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)";
+    let stage = Stage::on(make, TABLE, &["cluster.pool.size = 1"]).await;
+    let mut other = stage.session().await;
+    other.run("INSERT INTO t (x) VALUES (1), (2)").await;
+    for (string, wanted) in [
+        ("UPDATE t SET x = x + 1 WHERE id < 3; SELECT ROW_COUNT()", "2"),
+        ("SELECT SQL_CALC_FOUND_ROWS 3 FROM t LIMIT 1; SELECT FOUND_ROWS()", "4"),
+        ("SELECT CAST('x' AS SIGNED); SELECT @@warning_count", "1"),
+        ("INSERT INTO t (x) VALUES (4); SELECT LAST_INSERT_ID()", "7"),
+    ] {
+        // What the session has left before is lost to the other one.
+        let mut session = stage.session().await;
+        session.run("INSERT INTO t (x) VALUES (3)").await;
+        session.run("SELECT x FROM t LIMIT 1").await;
+        other.run("UPDATE t SET x = x + 1").await;
+        let answer = session.run(string).await;
+        let last = answer.results.last().expect("a result")[0][0].as_deref();
+        assert_eq!(last, Some(wanted), "{string}");
+    }
 }
 
 /// autocommit off is what PyMySQL and mysql-connector begin with (hard case 20).

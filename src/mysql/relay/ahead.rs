@@ -24,7 +24,10 @@ impl Relay<'_> {
         let names = |effect: &Effect| {
             matches!(
                 effect,
-                Effect::Execute { .. } | Effect::Deallocate { name: Some(_) } | Effect::NeedsPrevious
+                Effect::Execute { .. }
+                    | Effect::Deallocate { name: Some(_) }
+                    | Effect::NeedsPrevious
+                    | Effect::AsksItself
             )
         };
         let unprepared = match (request.wire.code, &request.wire.statement) {
@@ -63,7 +66,8 @@ impl Relay<'_> {
             }
         }
         let foreign = self.backend.last_session != self.terms.session;
-        let asks = foreign && request.intent.effects.contains(&Effect::NeedsPrevious);
+        let previous = |effect: &Effect| matches!(effect, Effect::NeedsPrevious | Effect::AsksItself);
+        let asks = foreign && request.intent.effects.iter().any(previous);
         if asks || self.terms.forget_last {
             self.backend.query_all(FORGET_LAST).await?;
         }

@@ -92,9 +92,10 @@ fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
     } else if tokens.scan.executable {
         executable(text, &phrases, cx)
     } else {
+        let mut left = InString::default();
         phrases
             .iter()
-            .map(|phrase| classify_phrase(phrase, cx))
+            .map(|phrase| left.of_itself(classify_phrase(phrase, cx)))
             .reduce(Verdict::then)
             .unwrap_or_else(Verdict::session)
     };
@@ -210,6 +211,33 @@ fn has_body(phrase: &Phrase<'_>) -> bool {
             let bodies = ["procedure", "function", "trigger", "event", "package"];
             (1..phrase.len().min(16)).any(|at| phrase.is_any(at, &bodies)) && phrase.contains(&["begin"])
         }
+    }
+}
+
+/// What the statements of a string so far have left in their connection, for those behind them.
+#[derive(Default)]
+struct InString {
+    /// What speaks of the very last statement.
+    last: bool,
+    /// LAST_INSERT_ID().
+    insert_id: bool,
+}
+
+impl InString {
+    /// A statement asks nothing of other strings for what an earlier one of its own leaves.
+    fn of_itself(&mut self, mut verdict: Verdict) -> Verdict {
+        let asks_last = |effect: &Effect| matches!(effect, Effect::NeedsLast(_));
+        let leaves = !verdict.effects.iter().any(asks_last);
+        if self.last {
+            verdict.effects.retain(|effect| !asks_last(effect));
+        }
+        if self.insert_id {
+            let previous = verdict.effects.iter_mut().filter(|effect| **effect == Effect::NeedsPrevious);
+            previous.for_each(|effect| *effect = Effect::AsksItself);
+        }
+        self.last |= leaves;
+        self.insert_id |= verdict.reason == Reason::Dml;
+        verdict
     }
 }
 

@@ -300,6 +300,22 @@ fn what_the_previous_statement_left_is_asked_of_its_connection() {
 }
 
 #[test]
+fn a_string_asks_no_other_for_what_it_leaves_itself() {
+    let asks = |effect: &Effect| matches!(effect, Effect::NeedsPrevious | Effect::NeedsLast(_));
+    for (text, wanted) in [
+        ("UPDATE t SET a = 1; SELECT ROW_COUNT()", vec![]),
+        ("SELECT 1/0; SHOW WARNINGS", vec![]),
+        ("SHOW WARNINGS; SHOW ERRORS", vec![Effect::NeedsLast(Left::Diagnostics); 2]),
+        ("INSERT INTO t VALUES (1); SELECT LAST_INSERT_ID()", vec![]),
+        ("SELECT 1; SELECT LAST_INSERT_ID()", vec![Effect::NeedsPrevious]),
+        ("SELECT LAST_INSERT_ID(); INSERT INTO t VALUES (1)", vec![Effect::NeedsPrevious]),
+    ] {
+        let effects = mysql(text).effects;
+        assert_eq!(effects.into_iter().filter(asks).collect::<Vec<_>>(), wanted, "{text}");
+    }
+}
+
+#[test]
 fn prepare_from_a_literal_knows_what_is_behind_it() {
     let intent = mysql("PREPARE s FROM 'DELETE FROM t WHERE a = ''x'''");
     let [Effect::Prepare { inner, .. }] = intent.effects.as_slice() else { panic!("{intent:?}") };
