@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, io, sync::Arc};
 
+use smallvec::SmallVec;
 use tokio::io::AsyncWriteExt;
 
 use super::{
@@ -22,7 +23,7 @@ use crate::{
     inbox::Inbox,
     passage::worth_keeping,
     protocol::{ConnectFault, Fault, Forwarded, Identity, Refused, RefusedCause, Transaction},
-    sql::{Effect, Intent, effects::Discard},
+    sql::{Effect, Intent, PinReason, effects::Discard},
     stream::{Home, Stream},
     topology::Role,
 };
@@ -52,6 +53,8 @@ pub struct Backend {
     pub(super) closed: bool,
     /// State of unknown kind was left: only a reset makes it another session's.
     pub(super) touched: bool,
+    /// Locks that the session may have here, and gives back by a statement for all of a kind.
+    locks: SmallVec<[PinReason; 2]>,
     /// The session whose statement ran here last: LAST_INSERT_ID() and its like are its.
     pub(super) last_session: u64,
     /// What every connection begins with was undone.
@@ -95,6 +98,7 @@ impl Backend {
             busy: false,
             closed: false,
             touched: false,
+            locks: SmallVec::new(),
             last_session: 0,
             bare: true,
             unguarded: false,
@@ -152,6 +156,11 @@ impl Backend {
         }
         self.unguarded = false;
         Ok(())
+    }
+
+    /// Whether a session can leave it without a trace.
+    pub(super) fn is_untouched(&self) -> bool {
+        !self.touched && self.locks.is_empty()
     }
 
     /// Whether it needs no bringing to a session's settings.
@@ -238,6 +247,11 @@ impl Backend {
     pub(super) fn learn(&mut self, intent: &Intent, failed: bool, now: &Arc<Settings>) {
         for effect in &intent.effects {
             match effect {
+                Effect::Pin(reason @ (PinReason::TableLock | PinReason::NamedLock)) => {
+                    self.locks.retain(|lock| lock != reason);
+                    self.locks.push(*reason);
+                }
+                Effect::Unpin(reason) if !failed => self.locks.retain(|lock| lock != reason),
                 Effect::Touches | Effect::Pin(_) => self.touched = true,
                 Effect::Discard(Discard::All) if !failed => self.forget(),
                 // A failed string of several statements may have done some of them.
@@ -269,6 +283,7 @@ impl Backend {
         self.closing.clear();
         self.own.clear();
         self.touched = false;
+        self.locks.clear();
         self.bare = true;
         let multi_statements = self.carried.multi_statements;
         let schema = self.carried.schema.clone();

@@ -207,7 +207,7 @@ impl protocol::Backend<Mysql> for Backend {
     }
 
     fn is_fresh(&mut self) -> bool {
-        if self.closed || self.busy || self.touched || self.open_transaction() != Transaction::Idle {
+        if self.closed || self.busy || !self.is_untouched() || self.open_transaction() != Transaction::Idle {
             return false;
         }
         if !self.inbox.is_empty() {
@@ -223,7 +223,7 @@ impl protocol::Backend<Mysql> for Backend {
     }
 
     fn is_clean(&self) -> bool {
-        !self.touched
+        self.is_untouched()
     }
 
     fn adopt(&mut self) -> io::Result<()> {

@@ -52,6 +52,7 @@ both_makes!(
     what_later_transactions_are_may_be_said_within_one,
     what_was_said_of_the_next_transaction_outlives_a_preparation,
     a_string_answers_what_it_asks_of_itself,
+    an_insert_under_locked_tables_leaves_its_id,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
@@ -937,6 +938,17 @@ async fn a_string_answers_what_it_asks_of_itself(make: Make) {
         let last = answer.results.last().expect("a result")[0][0].as_deref();
         assert_eq!(last, Some(wanted), "{string}");
     }
+}
+
+async fn an_insert_under_locked_tables_leaves_its_id(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+    session.run("LOCK TABLES t WRITE").await;
+    let id = session.run("INSERT INTO t (x) VALUES (1)").await.insert_id;
+    session.run("UNLOCK TABLES").await;
+    other.run("INSERT INTO t (x) VALUES (2)").await;
+
+    assert_eq!(session.value("SELECT LAST_INSERT_ID()").await, id.to_string());
 }
 
 /// autocommit off is what PyMySQL and mysql-connector begin with (hard case 20).
