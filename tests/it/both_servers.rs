@@ -304,13 +304,17 @@ async fn write_without_a_primary(
     let write = tokio::spawn(async move { second.ask("INSERT INTO t VALUES (1)").await });
     eventually("the second waits for the first", async || servers.has_waiter(0)).await;
     servers.lock_monitor_out(0);
-    // What is logged behind the loss was found after it was made known to all.
-    let is_known = || proxy.log().split_once("lost=").is_some_and(|(_, then)| then.contains("probe failed"));
-    eventually("nobody has the role", async || is_known()).await;
+    nobody_has_the_role(&proxy).await;
     let undo = tokio::spawn(async move { first.ask("ROLLBACK").await });
     let count = "SELECT count(*) FROM t";
     eventually("the second is done", async || servers.on(0, &database, count) == "1").await;
     (proxy, write, undo)
+}
+
+/// Waits until that is known to all: the metrics show it thereafter.
+async fn nobody_has_the_role(proxy: &Proxy) {
+    eventually("nobody has the role", async || proxy.metric("pointsman_without_primary_seconds", &[]) > 0.0)
+        .await;
 }
 
 async fn a_write_is_acknowledged_once_its_server_has_the_role_again(engine: Engine) {
@@ -336,9 +340,7 @@ async fn without_a_primary_writes_are_refused_after_the_hold(engine: Engine) {
     let (proxy, database) = servers.proxy(TABLE, &["cluster.failover.hold = '400ms'"]).await;
     let mut session = servers.session(&proxy, &database).await.expect("it logs in");
     servers.stop(0, Stop::Kill);
-    // What is logged behind the loss was found after it was made known to all.
-    let is_known = || proxy.log().split_once("lost=").is_some_and(|(_, then)| then.contains("probe failed"));
-    eventually("nobody has the role", async || is_known()).await;
+    nobody_has_the_role(&proxy).await;
 
     let asked = Instant::now();
     let code = session.ask("INSERT INTO t VALUES (1)").await.expect_err("nobody takes it");
