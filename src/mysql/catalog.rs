@@ -2,12 +2,10 @@
 
 use std::collections::HashSet;
 
-use xxhash_rust::xxh3::Xxh3;
-
 use super::backend::{Backend, Row};
 use crate::{
     protocol::Fault,
-    sql::catalog::{Catalog, Link, Relation, UserFunction},
+    sql::catalog::{self, Catalog, Link, Relation, UserFunction},
 };
 
 /// Name, what it declares of its data, and body. A body that may not be seen is NULL.
@@ -88,7 +86,7 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let link = |row| Some(Link { from: text(row, 0)?, to: text(row, 1)?, contains: false });
     let links: Vec<Link<'_>> = references.iter().filter_map(link).collect();
     catalog.relate(&links);
-    catalog.version = version(&[&functions, &views, &triggers, &references, &irrevocable]);
+    catalog.version = catalog::version(&[&functions, &views, &triggers, &references, &irrevocable]);
     Ok(catalog)
 }
 
@@ -147,17 +145,6 @@ fn tells(body: &str, catalog: &Catalog) -> bool {
 
 fn words(source: &str) -> impl Iterator<Item = &str> {
     source.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '$').filter(|word| !word.is_empty())
-}
-
-/// A number that changes when anything that was read changes.
-fn version(results: &[&Vec<Row>]) -> u64 {
-    let mut hasher = Xxh3::new();
-    for value in results.iter().flat_map(|rows| rows.iter()).flatten() {
-        let bytes = value.as_deref().unwrap_or("\0");
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes.as_bytes());
-    }
-    hasher.digest()
 }
 
 #[cfg(test)]

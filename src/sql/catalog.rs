@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::functions::Builtin;
 
 /// The catalog of one database, read on a server and published whole.
@@ -154,6 +156,17 @@ pub struct FunctionRules {
     pub read: HashSet<Box<str>>,
     pub write: HashSet<Box<str>>,
     pub clean: HashSet<Box<str>>,
+}
+
+/// A number that changes when anything that was read changes; `results`: rows of text columns.
+pub fn version(results: &[&Vec<Vec<Option<String>>>]) -> u64 {
+    let mut hasher = Xxh3::new();
+    for value in results.iter().flat_map(|rows| rows.iter()).flatten() {
+        let bytes = value.as_deref().unwrap_or("\0");
+        hasher.update(&(bytes.len() as u64).to_le_bytes());
+        hasher.update(bytes.as_bytes());
+    }
+    hasher.digest()
 }
 
 #[cfg(test)]

@@ -6,8 +6,6 @@ mod queries;
 
 use std::collections::HashMap;
 
-use xxhash_rust::xxh3::Xxh3;
-
 use self::{
     bodies::Bodies,
     builtins::Builtins,
@@ -16,7 +14,7 @@ use self::{
 use super::backend::{Backend, Row};
 use crate::{
     protocol::Fault,
-    sql::catalog::{Catalog, EventTriggers, Link, Relation, UserFunction},
+    sql::catalog::{self, Catalog, EventTriggers, Link, Relation, UserFunction},
 };
 
 /// Reads the catalog in five round trips.
@@ -40,7 +38,7 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
         catalog = judge(&bodies);
     }
     catalog.writing_operators = database.first().is_some_and(|row| is_true(row, 0));
-    catalog.version = version(&[&functions, &relations, &builtins, &relatives, &database]);
+    catalog.version = catalog::version(&[&functions, &relations, &builtins, &relatives, &database]);
     Ok(catalog)
 }
 
@@ -74,17 +72,6 @@ fn text(row: &Row, column: usize) -> Option<&str> {
 
 fn is_true(row: &Row, column: usize) -> bool {
     text(row, column) == Some("t")
-}
-
-/// A number that changes when anything that was read changes.
-fn version(results: &[&Vec<Row>]) -> u64 {
-    let mut hasher = Xxh3::new();
-    for value in results.iter().flat_map(|rows| rows.iter()).flatten() {
-        let bytes = value.as_deref().unwrap_or("\0");
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes.as_bytes());
-    }
-    hasher.digest()
 }
 
 fn read_function(row: &Row, bodies: &Bodies<'_>, catalog: &mut Catalog) {
