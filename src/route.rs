@@ -210,6 +210,7 @@ impl Scene<'_> {
         let mut obstacle = Obstacle::Unfit;
         for node in self.snapshot.nodes.iter().filter(|node| node.role == Role::Replica) {
             match self.obstacle(node) {
+                _ if node.benched => {}
                 None => draws.push((node.id, node.weight)),
                 Some(met) => obstacle = obstacle.max(met),
             }
@@ -241,9 +242,14 @@ impl Scene<'_> {
             Obstacle::Late => Why::MaxLag,
             Obstacle::Unfit => Why::Fallback,
         };
-        if self.policy.primary_reads != PrimaryReads::Never
-            && let Some(node) = self.primary()
+        let primary = self.primary().filter(|_| self.policy.primary_reads != PrimaryReads::Never);
+        // One that came and went too often is better than nobody, and than a primary that may be going.
+        if primary.is_none_or(|node| self.snapshot.node(node).state == State::Suspect)
+            && let Some(choice) = self.benched(dice)
         {
+            return Ok(choice);
+        }
+        if let Some(node) = primary {
             return Ok(Choice { node, why });
         }
         let mut draws = Draws::new();
@@ -256,6 +262,14 @@ impl Scene<'_> {
             None if self.policy.primary_reads == PrimaryReads::Never => Err(Nowhere::NoReplica),
             None => Err(Nowhere::NoPrimary),
         }
+    }
+
+    /// One of the replicas that nothing keeps from the read but having come and gone.
+    fn benched(&self, dice: &mut dyn FnMut() -> f64) -> Option<Choice> {
+        let may = |node: &&Node| node.role == Role::Replica && node.benched && self.obstacle(node).is_none();
+        let draws: Draws = self.snapshot.nodes.iter().filter(may).map(|node| (node.id, 1.0)).collect();
+        let why = if self.question.target.is_some() { Why::Hint } else { Why::Replica };
+        self.draw(&draws, dice).map(|node| Choice { node, why })
     }
 
     /// The node that a hint names. The floor and the staleness bound outrank the hint.
@@ -303,7 +317,7 @@ impl Scene<'_> {
         if self.over_max_lag(node) || !self.meets_bound(node) {
             return Some(Obstacle::Late);
         }
-        if node.weight <= 0.0 {
+        if node.weight <= 0.0 && !node.benched {
             return Some(Obstacle::Unfit);
         }
         if self.meets_floor(node) { None } else { Some(Obstacle::Behind) }

@@ -27,6 +27,7 @@ fn cluster(replicas: usize) -> Snapshot {
         lag_distance: (id > 0).then_some(0),
         fresh_as_of: (id > 0).then_some(taken),
         weight: 1.0,
+        benched: false,
         no_load_balance: false,
         may_write: true,
         trouble: None,
@@ -123,6 +124,32 @@ fn a_replica_that_may_not_serve_is_passed_over() {
         let node = usize::from(why == Why::Replica);
         assert_eq!(ask(&read(&Floor::None), &snapshot, &policy()), Ok((node, why)), "{what}");
     }
+}
+
+#[test]
+fn a_benched_replica_serves_only_in_place_of_nobody() {
+    let bench = |node: &mut Node| (node.weight, node.benched) = (0.0, true);
+    let read = read(&Floor::None);
+    let mut snapshot = cluster(2);
+    change(&mut snapshot, 1, bench);
+    assert_eq!(ask(&read, &snapshot, &policy()), Ok((2, Why::Replica)));
+    change(&mut snapshot, 2, bench);
+    assert_eq!(ask(&read, &snapshot, &policy()), Ok((0, Why::Fallback)));
+    let never = Policy { primary_reads: PrimaryReads::Never, ..policy() };
+    assert_eq!(ask(&read, &snapshot, &never), Ok((1, Why::Replica)));
+
+    change(&mut snapshot, 0, |node| node.state = State::Suspect);
+    assert_eq!(ask(&read, &snapshot, &policy()), Ok((1, Why::Replica)));
+    let behind = Floor::At(at(1, 101));
+    assert_eq!(
+        ask(&Question { floor: &behind, ..read.clone() }, &snapshot, &policy()),
+        Ok((0, Why::Fallback))
+    );
+    snapshot.primary = None;
+    assert_eq!(ask(&read, &snapshot, &policy()), Ok((1, Why::Replica)));
+    change(&mut snapshot, 1, |node| node.lag = None);
+    change(&mut snapshot, 2, |node| node.state = State::Down);
+    assert_eq!(ask(&read, &snapshot, &policy()), Err(Nowhere::NoPrimary));
 }
 
 #[test]

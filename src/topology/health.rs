@@ -44,6 +44,8 @@ pub struct Health {
     misses: u32,
     refusals: u32,
     falls: u32,
+    /// It fell since its last good probe: what else happens until then is the same fall.
+    fell: bool,
     came_up: Option<Instant>,
     /// Joined a cluster that was running already.
     late: bool,
@@ -82,6 +84,7 @@ impl Health {
             misses: 0,
             refusals: 0,
             falls: 0,
+            fell: false,
             came_up: None,
             late: false,
         }
@@ -141,6 +144,7 @@ fn answered(health: Health, sent: Instant, now: Instant) -> Health {
             ramp_from: Some(now),
             came_up: Some(now),
             trouble: None,
+            fell: false,
             ..health.turn(Status::Up, now)
         };
     }
@@ -151,7 +155,7 @@ fn answered(health: Health, sent: Instant, now: Instant) -> Health {
     let steady = health.came_up.is_none_or(|up| now.saturating_duration_since(up) >= FORGIVEN_AFTER);
     let (falls, refusals) = if steady { (0, 0) } else { (health.falls, health.refusals) };
     let came_up = health.came_up.or(Some(now));
-    Health { trouble: None, falls, refusals, came_up, ..health.turn(Status::Up, now) }
+    Health { trouble: None, falls, fell: false, refusals, came_up, ..health.turn(Status::Up, now) }
 }
 
 fn missed(health: Health, fault: ProbeFault, now: Instant, rules: Rules) -> Health {
@@ -177,12 +181,15 @@ fn troubled(health: Health, now: Instant) -> Health {
 /// Counts one more time that the node let us down; from the second on it is benched, longer each
 /// time, so that a node that comes and goes does not take the reads with it.
 fn fallen(health: Health, now: Instant) -> Health {
+    if health.fell {
+        return health;
+    }
     let falls = health.falls.saturating_add(1);
     let doublings = falls.saturating_sub(2).min(16);
     let bench = (falls > 1).then(|| FIRST_BENCH.saturating_mul(1 << doublings).min(LONGEST_BENCH));
     let benched_until = bench.map(|bench| now + bench).or(health.benched_until);
     // The sheet is wiped by time spent up, counted from here.
-    Health { falls, benched_until, came_up: Some(now), ..health }
+    Health { falls, fell: true, benched_until, came_up: Some(now), ..health }
 }
 
 #[cfg(test)]
@@ -261,6 +268,21 @@ mod tests {
         }
         assert_eq!(health.status, Status::Up);
         assert!(health.benched(start + Duration::from_secs(6)));
+    }
+
+    #[test]
+    fn many_clients_that_are_refused_at_once_are_one_fall() {
+        let start = Instant::now();
+        let mut health = after(&[(0, Signal::Answered { sent: start })], start);
+        let now = start + Duration::from_secs(1);
+        for _ in 0..20 * REFUSALS_PER_FALL {
+            health = step(health, Signal::Refused, now, RULES);
+        }
+        for _ in 0..RULES.failures {
+            health = step(health, Signal::Missed(ProbeFault::Unreachable), now, RULES);
+        }
+        assert_eq!(health.status, Status::Down);
+        assert!(!health.benched(now), "the first fall is forgiven");
     }
 
     fn signals() -> impl Strategy<Value = Vec<(u64, u8)>> {

@@ -225,12 +225,15 @@ pub struct Node {
     pub fresh_as_of: Option<Instant>,
     /// Configured weight × lag factor × zone factor × slow start; 0 serves no reads.
     pub weight: f64,
+    /// It came and went too often, which is all that keeps it from reads: they use it where the
+    /// choice is between it and nobody.
+    pub benched: bool,
     /// Patroni's `noloadbalance`.
     pub no_load_balance: bool,
     /// Whether it may be taking writes, whoever has the role: it has not stopped, as far as anybody can
     /// tell, and does not call itself a replica.
     pub may_write: bool,
-    /// What the last probe met, if it failed.
+    /// What the last probe met, if it failed; else why it gets no reads, where that is being benched.
     pub trouble: Option<Arc<str>>,
     pub load: Arc<Load>,
     /// Since when it is in this state.

@@ -246,11 +246,10 @@ impl Tracked {
         self.measured.is_some_and(|(sent, _)| now.saturating_duration_since(sent) <= settings.fresh_for())
     }
 
-    /// Configured weight × lag factor × zone factor × slow start; 0 where it may serve no reads.
+    /// Configured weight × lag factor × zone factor × slow start; 0 where it may serve no reads. Being
+    /// benched comes on top.
     pub(super) fn weight(&self, role: Role, lag: Option<Duration>, now: Instant, settings: &Settings) -> f64 {
-        let serves = matches!(self.state(), State::Up | State::Suspect)
-            && !self.config.no_load_balance
-            && !self.health.benched(now);
+        let serves = matches!(self.state(), State::Up | State::Suspect) && !self.config.no_load_balance;
         let behind = match role {
             Role::Primary => Some(1.0),
             Role::Replica => lag.map(|lag| lag_factor(lag, settings)),

@@ -5,6 +5,9 @@ use std::{borrow::Cow, sync::Arc, time::Instant};
 use super::{Board, node::Tracked};
 use crate::topology::{Node, NodeId, Position, Role, Snapshot, lag::Reading};
 
+/// What people are told of a node that answers and yet gets no reads.
+pub(super) const BENCHED: &str = "went down too often lately: it serves reads only where nobody else can";
+
 impl Board {
     /// The topology as it is known at `now`.
     pub fn snapshot(&mut self, now: Instant) -> Snapshot {
@@ -59,6 +62,8 @@ impl Board {
             !max_lag.is_zero() && *least >= max_lag
         });
         let lag = reading.lag.or(hopeless);
+        let weight = node.weight(role, lag, now, &self.settings);
+        let benched = weight > 0.0 && node.health.benched(now);
         Node {
             id: NodeId(at),
             address: Arc::clone(&node.config.address),
@@ -73,10 +78,11 @@ impl Board {
             lag,
             lag_distance: reading.distance,
             fresh_as_of: reading.fresh_as_of,
-            weight: node.weight(role, lag, now, &self.settings),
+            weight: if benched { 0.0 } else { weight },
+            benched,
             no_load_balance: node.config.no_load_balance,
             may_write: node.may_write(),
-            trouble: node.trouble.clone(),
+            trouble: node.trouble.clone().or_else(|| benched.then(|| BENCHED.into())),
             load: Arc::clone(&node.load),
             since: node.since,
         }

@@ -1091,6 +1091,25 @@ fn a_primary_that_is_full_keeps_its_role_and_loses_its_position() {
 }
 
 #[test]
+fn a_replica_that_goes_down_twice_is_benched_and_says_why() {
+    let mut world = three([100, 100]);
+    for _ in 0..2 {
+        world.dies(1);
+        world.answers(1, pg(Replica, 2, 1, 100));
+    }
+
+    let node = world.node(1);
+    assert_eq!((&node.state, node.weight, node.benched), (&State::Up, 0.0, true));
+    assert_eq!(node.trouble.as_deref(), Some(super::publish::BENCHED));
+
+    world.pass(1_000);
+    world.answers(0, pg(Primary, 1, 1, 100));
+    world.answers(1, pg(Replica, 2, 1, 100));
+    let node = world.node(1);
+    assert!(node.weight > 0.0 && !node.benched && node.trouble.is_none());
+}
+
+#[test]
 fn an_order_is_taken_back_by_its_own_opposite_only() {
     let mut world = three([100, 100]);
     type Give = fn(&mut Board, &str, Instant) -> bool;
