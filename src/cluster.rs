@@ -408,7 +408,10 @@ impl<P: Protocol> Cluster<P> {
             if snapshot.forbids(address, role) {
                 pool.standing.fence();
             }
-            pool.standing.set_down(node.is_some_and(|node| node.state == topology::State::Down));
+            let down = node.is_some_and(|node| node.state == topology::State::Down);
+            if pool.standing.set_down(down) && !down {
+                pool.share.forget_refusals();
+            }
             let open = vacant && role == topology::Role::Primary;
             pool.standing.set_vacant(open && node.is_some_and(|node| node.may_write));
         }

@@ -386,7 +386,8 @@ impl From<ConnectFault> for Missed {
         let detail = Some(text.into());
         let fault = match fault {
             ConnectFault::Unreachable(_) => ProbeFault::Unreachable,
-            ConnectFault::NotReady => ProbeFault::NotReady,
+            // The monitor's own connections are not of a pool, which is what pauses.
+            ConnectFault::NotReady | ConnectFault::Paused { .. } => ProbeFault::NotReady,
             ConnectFault::TooMany => ProbeFault::Full,
             ConnectFault::Refused { .. } => ProbeFault::Refused,
         };

@@ -20,7 +20,7 @@ use std::{
 use arc_swap::ArcSwap;
 use deadpool::managed::{self, Metrics, Object, RecycleResult};
 use parking_lot::Mutex;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 pub use self::{
     held::Held,
@@ -92,6 +92,8 @@ pub struct NodePool<P: Protocol> {
     waiters: AtomicUsize,
     /// Those among them who wait for somebody else to give one back.
     wanting: AtomicUsize,
+    /// Told of connections that come back while somebody wants one.
+    returned: Notify,
     /// Sessions that keep a connection only until somebody waits for one.
     lenders: Mutex<VecDeque<Arc<Entry>>>,
     limits: Limits,
@@ -197,6 +199,7 @@ impl<P: Protocol> NodePool<P> {
             siblings,
             waiters: AtomicUsize::new(0),
             wanting: AtomicUsize::new(0),
+            returned: Notify::new(),
             lenders: Mutex::default(),
             limits,
             closed: AtomicBool::new(false),
@@ -218,14 +221,40 @@ impl<P: Protocol> NodePool<P> {
                 Ready::Connection(pooled) => return Ok(pooled),
                 Ready::Place(place) => place,
             };
-            let mut pooled = match self.take_idle(Instant::now(), |_| true) {
-                Some(pooled) => pooled,
-                None => self.open().await.map_err(CheckoutFault::Connect)?,
+            let mut pooled = loop {
+                if let Some(pooled) = self.take_idle(Instant::now(), |_| true) {
+                    break pooled;
+                }
+                match self.open().await {
+                    Ok(pooled) => break pooled,
+                    Err(ConnectFault::TooMany | ConnectFault::Paused { full: true })
+                        if self.role == Role::Primary =>
+                    {
+                        if let Some(pooled) = self.sit_out().await {
+                            break pooled;
+                        }
+                    }
+                    Err(fault) => return Err(CheckoutFault::Connect(fault)),
+                }
             };
             pooled.place = Some(place);
             Ok(pooled)
         };
         tokio::time::timeout_at(deadline.into(), attempt).await.unwrap_or(Err(CheckoutFault::TimedOut))
+    }
+
+    /// Waits until a server that is full may be asked again, or until somebody gives a connection back:
+    /// where there is just one node to go to, that is better than an error.
+    async fn sit_out(&self) -> Option<Box<Pooled<P>>> {
+        let _wanting = Count::up(&self.wanting);
+        let returned = self.returned.notified();
+        if let Some(pooled) = self.take_idle(Instant::now(), |_| true) {
+            return Some(pooled);
+        }
+        self.ask_back();
+        let pause = self.share.pause(Instant::now()).map_or(Duration::ZERO, |pause| pause.left);
+        let _ = tokio::time::timeout(pause, returned).await;
+        None
     }
 
     /// The right to a connection, in the order of asking; a session that keeps one only softly is
@@ -274,7 +303,20 @@ impl<P: Protocol> NodePool<P> {
     async fn open_with(&self, share: OwnedSemaphorePermit) -> Result<Box<Pooled<P>>, ConnectFault> {
         let identity = self.identity.load_full();
         let link = self.link.load_full();
-        let backend = P::Backend::connect(&self.share.address, &link, &identity, self.role).await?;
+        if let Err(pause) = self.share.may_ask(Instant::now()) {
+            return Err(ConnectFault::Paused { full: pause.full });
+        }
+        let connected = P::Backend::connect(&self.share.address, &link, &identity, self.role).await;
+        match &connected {
+            Ok(_) => self.share.forget_refusals(),
+            Err(ConnectFault::Unreachable(_) | ConnectFault::NotReady) => {
+                self.share.refused(false, Instant::now());
+            }
+            Err(ConnectFault::TooMany) => self.share.refused(true, Instant::now()),
+            // By name and password: others may be let in.
+            Err(ConnectFault::Refused { .. } | ConnectFault::Paused { .. }) => {}
+        }
+        let backend = connected?;
         let target = CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() };
         let now = Instant::now();
         let expires = self
@@ -320,6 +362,7 @@ impl<P: Protocol> NodePool<P> {
             let place = pooled.place.take();
             here.0.lock().push(pooled);
             drop(place);
+            self.returned.notify_waiters();
             return;
         }
         here.0.lock().push(pooled);
@@ -327,6 +370,7 @@ impl<P: Protocol> NodePool<P> {
         if self.is_waited_for() {
             let place = here.0.lock().iter_mut().find_map(|pooled| pooled.place.take());
             drop(place);
+            self.returned.notify_waiters();
         } else if self.share.is_starved() {
             self.give_up_idle();
         }

@@ -39,9 +39,9 @@ impl Standing {
     }
 
     /// The node does not answer probes, or does again: a request that another node could answer
-    /// need not wait for it.
-    pub fn set_down(&self, down: bool) {
-        self.set(DOWN, down);
+    /// need not wait for it. Tells whether that is news.
+    pub fn set_down(&self, down: bool) -> bool {
+        self.set(DOWN, down)
     }
 
     /// Nobody has the primary's role for now and the server may be taking writes still, or somebody has
@@ -50,12 +50,13 @@ impl Standing {
         self.set(VACANT, vacant);
     }
 
-    fn set(&self, flag: u8, on: bool) {
-        if on {
-            self.0.fetch_or(flag, Ordering::AcqRel);
+    fn set(&self, flag: u8, on: bool) -> bool {
+        let before = if on {
+            self.0.fetch_or(flag, Ordering::AcqRel)
         } else {
-            self.0.fetch_and(!flag, Ordering::AcqRel);
-        }
+            self.0.fetch_and(!flag, Ordering::AcqRel)
+        };
+        (before & flag != 0) != on
     }
 
     fn has(&self, flags: u8) -> bool {

@@ -569,11 +569,14 @@ impl<P: Protocol> Session<P> {
     fn checkout_fault(&self, fault: CheckoutFault, node: &Node, attempt: &mut Attempt) -> TakeFault {
         match fault {
             CheckoutFault::Closed => TakeFault::LookAgain,
-            CheckoutFault::TimedOut | CheckoutFault::Connect(ConnectFault::TooMany) => Refusal::new(
+            CheckoutFault::TimedOut => Refusal::new(
                 RefusalKind::PoolTimeout,
                 format!("no connection to {} became free within pool.checkout_timeout", node.address),
             )
             .into(),
+            CheckoutFault::Connect(ConnectFault::TooMany | ConnectFault::Paused { .. }) => {
+                TakeFault::NextNode
+            }
             CheckoutFault::Connect(ConnectFault::Refused { raw, code }) => {
                 attempt.refused = Some(Refused { raw, cause: RefusedCause::MaybeStale, code });
                 let is_primary = self.cluster.topology.load().primary == Some(node.id);
@@ -663,12 +666,12 @@ impl<'a> Hold<'a> {
         let since = snapshot
             .without_primary_since
             .map(|(_, wall)| humantime::format_rfc3339_millis(wall).to_string());
-        match since {
-            Some(since) => {
-                Refusal::new(RefusalKind::NoPrimary, format!("there has been no primary since {since}"))
-            }
-            None => Refusal::new(RefusalKind::NoPrimary, "no node may run this statement"),
-        }
+        let text = match (since, snapshot.primary()) {
+            (Some(since), _) => format!("there has been no primary since {since}"),
+            (None, Some(primary)) => format!("the primary, {}, takes no connections", primary.address),
+            (None, None) => "no node may run this statement".to_owned(),
+        };
+        Refusal::new(RefusalKind::NoPrimary, text)
     }
 }
 

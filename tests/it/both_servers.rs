@@ -26,6 +26,7 @@ both_databases!(
     a_write_is_not_acknowledged_where_another_gets_the_role,
     without_a_primary_writes_are_refused_after_the_hold,
     to_end_no_transaction_takes_no_primary,
+    a_write_waits_for_a_connection_of_a_server_that_is_full,
     a_password_that_changes_with_a_reload_is_good_for_sessions_that_stay,
     reads_see_what_their_level_promises_while_a_replica_is_late,
     a_token_carries_a_write_to_another_proxy,
@@ -62,6 +63,28 @@ async fn writes_are_held_until_there_is_a_primary(engine: Engine) {
     let (mut session, answer) = held.await.expect("it does not panic");
     assert_eq!(answer, Ok(String::new()));
     assert_eq!(session.value("SELECT max(x) FROM t").await, "1");
+}
+
+async fn a_write_waits_for_a_connection_of_a_server_that_is_full(engine: Engine) {
+    let servers = Servers::own(engine);
+    let (proxy, database) = servers.proxy(TABLE, &["cluster.pool.checkout_timeout = '30s'"]).await;
+    let one = match engine {
+        Engine::Postgres => "ALTER ROLE app CONNECTION LIMIT 1",
+        Engine::MariaDb | Engine::Mysql9 => "ALTER USER app WITH MAX_USER_CONNECTIONS 1",
+    };
+    servers.on(0, &database, one);
+    let mut holder = servers.session(&proxy, &database).await.expect("it logs in");
+    let mut waiter = servers.session(&proxy, &database).await.expect("it logs in");
+    holder.value("BEGIN").await;
+    holder.value("INSERT INTO t VALUES (1)").await;
+
+    let waiting = tokio::spawn(async move { waiter.ask("INSERT INTO t VALUES (2)").await });
+    let primary = format!("node=\"{}\"", servers.address(0));
+    eventually("it waits", async || proxy.metric("pointsman_pool_waiters", &[&primary]) == 1.0).await;
+    holder.value("COMMIT").await;
+
+    assert_eq!(waiting.await.expect("it does not panic"), Ok(String::new()));
+    assert_eq!(servers.on(0, &database, "SELECT count(*) FROM t"), "2");
 }
 
 async fn a_replica_that_stands_still_shows_no_old_data(engine: Engine) {

@@ -124,6 +124,39 @@ async fn a_server_that_vanishes_in_the_middle_of_an_answer_takes_only_that_with_
 }
 
 #[tokio::test]
+async fn a_primary_that_takes_no_connections_is_not_beset_by_those_who_wait() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    let link = Link::to(&cluster.node(0).address());
+    let nodes = [link.address(), cluster.node(1).address()];
+    let proxy = Proxy::start_unready(&nodes, &["cluster.failover.hold = '1s'"]);
+    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let mut sessions = Vec::new();
+    for _ in 0..20 {
+        sessions.push(proxy.session(&database.name).await);
+    }
+    // Connections that were opened meanwhile end; the monitor's stays.
+    cluster
+        .node(0)
+        .sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
+        .expect("it obeys");
+    link.refuse();
+
+    let writes: Vec<_> = sessions
+        .into_iter()
+        .map(|session| tokio::spawn(async move { session.error("INSERT INTO t VALUES (1)").await }))
+        .collect();
+    for write in writes {
+        assert_eq!(write.await.expect("it does not panic"), "57P03");
+    }
+
+    // At first up to pool.size of them ask at the same time.
+    assert!((1..60).contains(&link.refused()), "it was asked {} times", link.refused());
+    link.mend();
+    proxy.session(&database.name).await.run("INSERT INTO t VALUES (2)").await;
+}
+
+#[tokio::test]
 async fn a_commit_whose_answer_is_lost_is_in_doubt() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, "CREATE TABLE t (x int)");

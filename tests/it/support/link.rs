@@ -29,6 +29,7 @@ struct State {
     ended: AtomicBool,
     refusing: AtomicBool,
     stalled: AtomicBool,
+    refused: AtomicU64,
     /// How much later everything arrives, in milliseconds.
     late: AtomicU64,
     open: Mutex<Vec<TcpStream>>,
@@ -76,6 +77,16 @@ impl Link {
         }
     }
 
+    /// Ends new connections at once, until [`Link::mend`]; those that are open stay.
+    pub fn refuse(&self) {
+        self.state.refusing.store(true, SeqCst);
+    }
+
+    /// How many connections were ended at once so far.
+    pub fn refused(&self) -> u64 {
+        self.state.refused.load(SeqCst)
+    }
+
     /// Breaks all connections and ends new ones at once, until [`Link::mend`].
     pub fn break_down(&self) {
         self.state.refusing.store(true, SeqCst);
@@ -101,6 +112,7 @@ fn accept(listener: &TcpListener, target: SocketAddr, state: &Arc<State>) {
             continue;
         };
         if state.refusing.load(SeqCst) {
+            state.refused.fetch_add(1, SeqCst);
             continue;
         }
         let Ok(server) = TcpStream::connect(target) else { continue };
