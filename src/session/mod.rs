@@ -2,8 +2,10 @@
 
 mod acquire;
 pub mod cancel;
+mod checkout;
 mod consistency;
 mod execute;
+mod hold;
 mod last;
 mod outcome;
 mod own;

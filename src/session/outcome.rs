@@ -13,8 +13,8 @@ use std::{
 
 use super::{
     Session,
-    acquire::Hold,
     execute::{Attempt, Next},
+    hold::Hold,
     recover::in_doubt_refusal,
 };
 use crate::{
