@@ -420,6 +420,15 @@ impl<P: Protocol> Cluster<P> {
         }
     }
 
+    /// Closes the idle connections to a database, and those in use when they come back.
+    pub fn leave_database(&self, name: &str) {
+        for ((_, database, _), pools) in self.all_pools() {
+            if *database == *name {
+                pools.replace(|_, _| true);
+            }
+        }
+    }
+
     pub fn all_pools(&self) -> Vec<(PoolKey, Arc<Pools<P>>)> {
         self.pools.lock().iter().map(|(key, pools)| (key.clone(), pools.clone())).collect()
     }

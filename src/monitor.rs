@@ -489,7 +489,8 @@ async fn catalogs<P: Protocol>(cluster: Arc<Cluster<P>>) {
         tick.tick().await;
         let refresh = cluster.config.load().monitor.catalog_refresh;
         for database in cluster.databases() {
-            let due = read.get(&database.name).is_none_or(|last| last.is_due(refresh));
+            let used = Arc::strong_count(&database) > UNUSED;
+            let due = read.get(&database.name).is_none_or(|last| last.is_due(refresh, used));
             let redefinitions = database.redefinitions();
             if !database.stale.swap(false, Ordering::AcqRel) && !due {
                 continue;
@@ -504,6 +505,9 @@ async fn catalogs<P: Protocol>(cluster: Arc<Cluster<P>>) {
     }
 }
 
+/// How many know a database without clients: the cluster and who reads its catalog.
+const UNUSED: usize = 2;
+
 /// The last attempt to read a catalog.
 struct Reading {
     at: Instant,
@@ -511,8 +515,9 @@ struct Reading {
 }
 
 impl Reading {
-    fn is_due(&self, refresh: Option<Duration>) -> bool {
-        let after = if self.succeeded { refresh } else { Some(CATALOG_RETRY) };
+    /// One that could not be read is tried again for those who use it: it may have been dropped.
+    fn is_due(&self, refresh: Option<Duration>, used: bool) -> bool {
+        let after = if self.succeeded { refresh } else { used.then_some(CATALOG_RETRY) };
         after.is_some_and(|after| self.at.elapsed() >= after)
     }
 }

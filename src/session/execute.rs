@@ -83,6 +83,9 @@ impl<P: Protocol> Session<P> {
             self.tell_of_misspelt_hints(&request.intent.hints);
         }
         self.mind_new_names(&request.intent, &mut attempt.run);
+        if request.intent.reason == Reason::Ddl {
+            self.leave_databases(&request.intent);
+        }
         self.apply_last(&request.intent, &mut attempt);
         for _ in 0..MAX_ATTEMPTS {
             let mut held = match self.acquire(request, &mut attempt).await {
@@ -133,6 +136,15 @@ impl<P: Protocol> Session<P> {
         if reads_tables && self.database.has_new_names() {
             run.access = Access::Write;
             run.reason = Reason::Relation;
+        }
+    }
+
+    /// Connections that wait for a next session keep nobody from dropping or renaming their database.
+    fn leave_databases(&self, intent: &Intent) {
+        for effect in &intent.effects {
+            if let Effect::NeedsAlone { database } = effect {
+                self.cluster.leave_database(database);
+            }
         }
     }
 

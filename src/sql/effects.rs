@@ -94,6 +94,10 @@ pub enum Effect {
     /// Changes accounts or what they may do, of which MySQL's connections keep a part as it was when they
     /// were opened.
     Accounts,
+    /// Fails as long as anybody is connected to that database: PostgreSQL's DROP DATABASE and its like.
+    NeedsAlone {
+        database: Box<str>,
+    },
     /// `USE db`.
     UseDatabase(Box<str>),
     /// `KILL [QUERY|CONNECTION] id`: answered by the proxy, since ids are its own.
@@ -269,6 +273,7 @@ impl Effect {
             Self::Ddl => "changes the catalog".into(),
             Self::Redefines => "changes what a name stands for".into(),
             Self::Accounts => "changes accounts".into(),
+            Self::NeedsAlone { database } => format!("closes idle connections to {database}"),
             Self::UseDatabase(name) => format!("use {name}"),
             Self::SetComputed { name } => format!("set {name}, computed"),
             Self::AsksConnectionId => "asks for the connection's number".into(),

@@ -133,3 +133,30 @@ async fn a_connection_that_comes_back_serves_whoever_waits_in_another_pool() {
 
     soon("the other pool's turn", waiting).await.expect("it is answered");
 }
+
+#[tokio::test]
+async fn a_database_whose_clients_have_left_can_be_renamed_copied_and_dropped() {
+    let stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+    let name = format!("{}_left", stage.database.name);
+    session.run(&format!("CREATE DATABASE {name}")).await;
+    let use_it = async |name: &str| {
+        let visitor = stage.proxy.session(name).await;
+        visitor.run("CREATE TABLE IF NOT EXISTS t (x int)").await;
+        visitor.value("SELECT count(*) FROM t").await;
+    };
+
+    use_it(&name).await;
+    session.run(&format!("CREATE DATABASE {name}_2 TEMPLATE {name}")).await;
+    use_it(&name).await;
+    session.run(&format!("ALTER DATABASE {name} RENAME TO {name}_3")).await;
+    for name in [format!("{name}_2"), format!("{name}_3")] {
+        use_it(&name).await;
+        session.run(&format!("DROP DATABASE {name}")).await;
+    }
+
+    let visitor = stage.proxy.session(&stage.database.name).await;
+    visitor.value("SELECT 1").await;
+    assert_eq!(session.error(&format!("DROP DATABASE {}", stage.database.name)).await, "55006");
+    assert_eq!(visitor.value("SELECT 'alive'").await, "alive");
+}

@@ -263,6 +263,11 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
         // The list of commands is complete: to the server it is a syntax error.
         _ => verdict.reason = Reason::Unparsed,
     }
+    if phrase.is(1, "database")
+        && let Some(database) = emptied_database(phrase, leading)
+    {
+        verdict.effect(Effect::NeedsAlone { database: database.into() });
+    }
     if leading == "alter" {
         verdict.effect(Effect::DrawsSequence);
         if phrase.contains(&["default"]) || phrase.contains(&["using"]) {
@@ -274,6 +279,21 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
     }
     verdict.joins = !is_apart(phrase, leading);
     verdict
+}
+
+/// The database that nobody may be connected to while it is dropped, renamed, moved or copied.
+fn emptied_database(phrase: &Phrase<'_>, leading: &str) -> Option<String> {
+    let at = match leading {
+        "drop" if phrase.says(2, &["if", "exists"]) => 4,
+        "drop" => 2,
+        "alter" if phrase.is(3, "rename") || phrase.says(3, &["set", "tablespace"]) => 2,
+        "create" => {
+            let template = (3..phrase.len()).find(|&at| phrase.is(at, "template"))? + 1;
+            if phrase.punct(template, b'=') { template + 1 } else { template }
+        }
+        _ => return None,
+    };
+    phrase.name(at)
 }
 
 /// Whether it is among the commands for which event triggers run: not what concerns all databases.

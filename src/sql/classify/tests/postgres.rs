@@ -401,6 +401,28 @@ fn semicolons_inside_a_statement_do_not_end_it() {
 }
 
 #[test]
+fn what_needs_a_database_to_itself_says_which() {
+    for (text, database) in [
+        ("DROP DATABASE a", Some("a")),
+        ("drop database if exists \"A b\" with (force)", Some("A b")),
+        ("ALTER DATABASE a RENAME TO b", Some("a")),
+        ("ALTER DATABASE a SET TABLESPACE x", Some("a")),
+        ("ALTER DATABASE a SET work_mem = '1MB'", None),
+        ("CREATE DATABASE a", None),
+        ("CREATE DATABASE a OWNER x TEMPLATE b", Some("b")),
+        ("CREATE DATABASE a WITH TEMPLATE = b", Some("b")),
+        ("DROP TABLE a", None),
+    ] {
+        let effects = postgres(text).effects;
+        let found = effects.iter().find_map(|effect| match effect {
+            Effect::NeedsAlone { database } => Some(&**database),
+            _ => None,
+        });
+        assert_eq!(found, database, "{text}");
+    }
+}
+
+#[test]
 fn what_runs_apart_says_so() {
     for text in [
         "VACUUM",
