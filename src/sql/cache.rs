@@ -168,7 +168,7 @@ impl Classifier {
             return;
         }
         let modes = modes.for_text(text, self.dialect);
-        if modes.unreadable || !stripped(text, self.dialect, modes).scan.clean {
+        if !modes.are_known() || !stripped(text, self.dialect, modes).scan.clean {
             return;
         }
         let mut shape = String::from_utf8_lossy(&strip(text, self.dialect, modes)).into_owned();

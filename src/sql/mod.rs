@@ -38,14 +38,21 @@ pub struct LexModes {
     /// MySQL `ANSI_QUOTES`: `"x"` is an identifier.
     pub ansi_quotes: bool,
     /// A client encoding in which a byte below 0x80 may be half of a character (SJIS, BIG5, GBK,
-    /// GB18030, UHC), or a mode this lexer does not know (sql_mode ORACLE): nothing is parsed.
+    /// GB18030, UHC): nothing is parsed.
     pub unreadable: bool,
+    /// A MySQL mode with a grammar that is not known here (sql_mode ORACLE, MSSQL): nothing is parsed.
+    pub foreign: bool,
 }
 
 impl LexModes {
     /// What a fresh session of this dialect has.
     pub const fn default_of(dialect: Dialect) -> Self {
-        Self { standard_strings: matches!(dialect, Dialect::Postgres), ansi_quotes: false, unreadable: false }
+        Self {
+            standard_strings: matches!(dialect, Dialect::Postgres),
+            ansi_quotes: false,
+            unreadable: false,
+            foreign: false,
+        }
     }
 }
 
@@ -56,6 +63,37 @@ impl LexModes {
         let unreadable = self.unreadable && !(dialect == Dialect::Postgres && text.is_ascii());
         Self { unreadable, ..self }
     }
+
+    /// Whether anything can be read.
+    pub(crate) fn are_known(self) -> bool {
+        !self.unreadable && !self.foreign
+    }
+
+    /// The modes behind `SET sql_mode = value`.
+    pub(crate) fn with_sql_mode(self, value: &str) -> Self {
+        let value = value.to_ascii_lowercase();
+        let has = |wanted: &[&str]| value.split(',').any(|mode| wanted.contains(&mode.trim()));
+        Self {
+            // ANSI and its like are combinations that hold ANSI_QUOTES.
+            ansi_quotes: has(&["ansi_quotes", "ansi", "db2", "maxdb", "mssql", "oracle", "postgresql"]),
+            standard_strings: has(&["no_backslash_escapes"]),
+            // One has blocks of its own; to the other `[x]` is an identifier.
+            foreign: has(&["oracle", "mssql"]),
+            ..self
+        }
+    }
+
+    /// The modes of a client whose character set is `charset`.
+    pub(crate) fn with_charset(self, charset: &str) -> Self {
+        let charset = charset.split_ascii_whitespace().next().unwrap_or_default();
+        let charset = charset.trim_matches(['\'', '"']).to_ascii_lowercase();
+        Self { unreadable: is_unreadable(&charset), ..self }
+    }
+}
+
+/// Character sets in which a byte of ASCII's range may be part of another character.
+fn is_unreadable(charset: &str) -> bool {
+    matches!(charset, "sjis" | "cp932" | "big5" | "gbk" | "gb18030" | "ucs2" | "utf16" | "utf16le" | "utf32")
 }
 
 /// Where a statement may run.

@@ -42,6 +42,7 @@ mod mysql_login;
 mod mysql_long;
 mod mysql_servers;
 mod mysql_session;
+mod mysql_strings;
 mod mysql_wire;
 mod outcome;
 mod packaging;

@@ -92,18 +92,65 @@ fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
     } else if tokens.scan.executable {
         executable(text, &phrases, cx)
     } else {
-        let mut left = InString::default();
-        phrases
-            .iter()
-            .map(|phrase| left.of_itself(classify_phrase(phrase, cx)))
-            .reduce(Verdict::then)
-            .unwrap_or_else(Verdict::session)
+        judge_each(text, &phrases, cx)
     };
     let verdict = if shortened { without_text(verdict) } else { verdict };
     let is_query =
         matches!(phrases.as_slice(), [one] if one.is_any(0, &["select", "with", "values", "table"]));
     let verdict = asked_for(verdict, &hints, is_query);
     publish(verdict, hints, phrases.len())
+}
+
+/// Judges the statements of a string one after the other.
+fn judge_each(text: &[u8], phrases: &[Phrase<'_>], cx: &Cx<'_>) -> Verdict {
+    let mut left = InString::default();
+    let mut whole: Option<Verdict> = None;
+    for (at, phrase) in phrases.iter().enumerate() {
+        let mut verdict = classify_phrase(phrase, cx);
+        if has_body(phrase) && goes_on_behind_body(phrase) {
+            verdict.effect(Effect::Touches);
+        }
+        let behind = phrase.tokens.last().map_or(&[][..], |last| &text[last.end..]);
+        if at + 1 < phrases.len() && cx.dialect == Dialect::Mysql && rereads(phrase, &verdict, behind) {
+            return opaque(Reason::Command);
+        }
+        if at + 1 < phrases.len() && begins_transactions(&verdict) {
+            // What stands behind it may be in one, which is then open where it ran.
+            verdict.raise(Reason::State);
+        }
+        let verdict = left.of_itself(verdict);
+        whole = Some(match whole {
+            Some(before) => before.then(verdict),
+            None => verdict,
+        });
+    }
+    whole.unwrap_or_else(Verdict::session)
+}
+
+/// `SET autocommit = …` of MySQL.
+fn begins_transactions(verdict: &Verdict) -> bool {
+    verdict.effects.iter().any(|effect| matches!(effect, Effect::Set { name, .. } if &**name == "autocommit"))
+}
+
+/// Whether the server may read what stands behind a statement by other modes than it was read by here:
+/// it looks at it only when the statement has run.
+fn rereads(phrase: &Phrase<'_>, verdict: &Verdict, behind: &[u8]) -> bool {
+    match mysql_set::reading_behind(phrase, verdict) {
+        Reading::Same => false,
+        Reading::Quotes => behind.iter().any(|byte| matches!(byte, b'\\' | b'"')),
+        Reading::Unknown => true,
+    }
+}
+
+/// How text is read behind a statement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reading {
+    /// As before.
+    Same,
+    /// Backslashes and double quotes may mean something else.
+    Quotes,
+    /// In a way that is not known here.
+    Unknown,
 }
 
 fn publish(verdict: Verdict, hints: Hints, statements: usize) -> Intent {
@@ -214,6 +261,26 @@ fn has_body(phrase: &Phrase<'_>) -> bool {
     }
 }
 
+/// Whether anything may follow the body of a statement: its statements are not judged.
+fn goes_on_behind_body(phrase: &Phrase<'_>) -> bool {
+    let begins = (0..phrase.len()).find(|&at| phrase.is(at, "begin"));
+    let Some(begins) = begins else { return true };
+    let mut depth = 0_i32;
+    for at in begins..phrase.len() {
+        // An expression's CASE has an END as well, a statement's END CASE.
+        if phrase.is_any(at, &["begin", "case"]) && !phrase.is(at.wrapping_sub(1), "end") {
+            depth += 1;
+        } else if phrase.is(at, "end") && !phrase.is_any(at + 1, &["if", "loop", "while", "repeat", "for"]) {
+            depth -= 1;
+        }
+        if depth <= 0 {
+            // `END label`.
+            return phrase.len() > at + 2 || phrase.kind(at + 1) == Some(Kind::Semicolon);
+        }
+    }
+    true
+}
+
 /// What the statements of a string so far have left in their connection, for those behind them.
 #[derive(Default)]
 struct InString {
@@ -302,7 +369,7 @@ fn without_text(mut verdict: Verdict) -> Verdict {
 
 /// What cannot be split into tokens.
 fn unreadable(text: &[u8], cx: &Cx<'_>) -> Intent {
-    let reason = if cx.modes.unreadable { Reason::Unreadable } else { Reason::Unparsed };
+    let reason = if cx.modes.are_known() { Reason::Unparsed } else { Reason::Unreadable };
     let blank = text.iter().all(u8::is_ascii_whitespace);
     publish(opaque(reason), Hints::default(), usize::from(!blank))
 }

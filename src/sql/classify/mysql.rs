@@ -415,7 +415,11 @@ fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
         "analyze" | "check" | "checksum" | "optimize" | "repair" | "install" | "uninstall" => {}
         "change" | "start" | "stop" | "reset" | "purge" | "binlog" | "cache" | "clone" | "shutdown"
         | "restart" | "signal" | "resignal" | "help" | "change_master" => verdict.reason = Reason::Command,
-        _ => verdict.reason = Reason::Unparsed,
+        // Compound statements of MariaDB's among them, which may set anything.
+        _ => {
+            verdict.reason = Reason::Unparsed;
+            verdict.effect(Effect::Touches);
+        }
     }
     verdict
 }

@@ -1,8 +1,8 @@
 //! MySQL's and MariaDB's SET.
 
-use super::{Cx, classify_inner, mysql::system_variable, transaction, verdict::Verdict};
+use super::{Cx, Reading, classify_inner, mysql::system_variable, transaction, verdict::Verdict};
 use crate::sql::{
-    Access, Reason,
+    Access, LexModes, Reason,
     effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, TransactionModes},
     lexer::{Kind, tokens::Phrase},
 };
@@ -156,6 +156,52 @@ fn assignments(phrase: &Phrase<'_>) -> Verdict {
     verdict
 }
 
+/// How text is read behind a statement that has run.
+pub(super) fn reading_behind(phrase: &Phrase<'_>, verdict: &Verdict) -> Reading {
+    let said = verdict.effects.iter().map(|effect| match effect {
+        Effect::Set { name, value, .. } => reading_behind_set(name, value, phrase.modes),
+        Effect::Reset { name } if is_reading(name) => Reading::Unknown,
+        Effect::SetComputed { .. } => reading_behind_computed(phrase),
+        // A statement in a text of its own.
+        Effect::Touches => Reading::Quotes,
+        Effect::Pin(PinReason::Setting) if phrase.is(0, "set") => {
+            let sets = phrase.from(1).split_commas().iter().any(sets_reading);
+            if sets { Reading::Unknown } else { Reading::Same }
+        }
+        _ => Reading::Same,
+    });
+    said.max().unwrap_or(Reading::Same)
+}
+
+fn reading_behind_set(name: &str, value: &str, modes: LexModes) -> Reading {
+    match name {
+        "sql_mode" => {
+            let then = modes.with_sql_mode(value.trim_matches(['\'', '"']));
+            match () {
+                () if then == modes => Reading::Same,
+                () if then.are_known() => Reading::Quotes,
+                () => Reading::Unknown,
+            }
+        }
+        "names" | "character set" | "character_set_client" => {
+            // The server's default may be any.
+            let known = !value.eq_ignore_ascii_case("default") && modes.with_charset(value).are_known();
+            if known { Reading::Same } else { Reading::Unknown }
+        }
+        _ => Reading::Same,
+    }
+}
+
+/// Behind modes that are computed from what they were. Numbers may stand for any.
+fn reading_behind_computed(phrase: &Phrase<'_>) -> Reading {
+    let source = String::from_utf8_lossy(phrase.source()).to_lowercase();
+    let unknown = source.contains("oracle")
+        || source.contains("mssql")
+        || source.contains("global")
+        || (0..phrase.len()).any(|at| phrase.kind(at) == Some(Kind::Number));
+    if unknown { Reading::Unknown } else { Reading::Quotes }
+}
+
 enum Outcome {
     Carried(Effect),
     /// SET GLOBAL, PERSIST: the server's own setting.
@@ -176,15 +222,17 @@ fn is_names(item: &Phrase<'_>) -> bool {
     item.is_any(0, &["names", "charset"]) || item.says(0, &["character", "set"])
 }
 
+/// Whether text is read by a variable.
+fn is_reading(name: &str) -> bool {
+    name == "sql_mode" || name.starts_with("character_set_") || name.starts_with("collation_")
+}
+
 /// Whether text behind it is read in another way.
 fn sets_reading(item: &Phrase<'_>) -> bool {
-    let is_reading = |name: String| {
-        name == "sql_mode" || name.starts_with("character_set_") || name.starts_with("collation_")
-    };
     is_names(item)
         || (0..item.len()).take(2).any(|at| match item.kind(at) {
-            Some(Kind::SystemVariable) => is_reading(system_variable(item.raw(at))),
-            _ => item.name(at).is_some_and(is_reading),
+            Some(Kind::SystemVariable) => is_reading(&system_variable(item.raw(at))),
+            _ => item.name(at).is_some_and(|name| is_reading(&name)),
         })
 }
 

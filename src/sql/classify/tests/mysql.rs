@@ -341,6 +341,43 @@ fn modes_change_how_quotes_are_read() {
 }
 
 #[test]
+fn a_string_is_read_only_as_far_as_it_is_known_by_which_modes() {
+    for (text, reason) in [
+        (r"SET sql_mode = 'NO_BACKSLASH_ESCAPES'; SELECT '\'; DELETE FROM t -- '", Reason::Command),
+        (r#"SET sql_mode = 'ANSI_QUOTES'; SELECT "a" FROM t"#, Reason::Command),
+        ("SET sql_mode = 'ORACLE'; SELECT 1", Reason::Command),
+        ("SET sql_mode = 4; SELECT 1", Reason::Command),
+        ("SET sql_mode = DEFAULT; SELECT 1", Reason::Command),
+        ("SET sql_mode = @before; SELECT 1", Reason::Command),
+        ("SET NAMES gbk; SELECT 1", Reason::Command),
+        ("SET NAMES DEFAULT; SELECT 1", Reason::Command),
+        (r#"SET sql_mode = 'STRICT_TRANS_TABLES'; SELECT "\\""#, Reason::Read),
+        ("SET sql_mode = 'ANSI_QUOTES'; SELECT 'a' FROM t", Reason::Read),
+        ("SET NAMES utf8mb4; SELECT 'é'", Reason::Read),
+        ("SET time_zone = '+00:00'; SELECT \"a\"", Reason::Read),
+        (r#"SELECT "a\\"; SET sql_mode = 'ANSI_QUOTES'"#, Reason::Read),
+    ] {
+        let intent = mysql(text);
+        assert_eq!(intent.reason, reason, "{text}");
+        assert_eq!(intent.effects.contains(&Effect::Touches), reason == Reason::Command, "{text}");
+    }
+}
+
+#[test]
+fn what_may_stand_behind_a_body_may_leave_anything() {
+    for (text, touches) in [
+        ("CREATE PROCEDURE p() BEGIN SELECT 1; END", false),
+        ("CREATE PROCEDURE p() l: BEGIN IF 1 THEN SELECT CASE WHEN 1 THEN 2 END; END IF; END l;", false),
+        ("CREATE PROCEDURE p() BEGIN CASE 1 WHEN 1 THEN BEGIN SELECT 1; END; END CASE; END", false),
+        ("CREATE PROCEDURE p() BEGIN SELECT 1; END; SET time_zone = '+01:00'", true),
+        ("CREATE PROCEDURE p() BEGIN SELECT 1; END; BEGIN NOT ATOMIC SELECT 1; END", true),
+        ("IF TRUE THEN SET time_zone = '+01:00'; END IF", true),
+    ] {
+        assert_eq!(mysql(text).effects.contains(&Effect::Touches), touches, "{text}");
+    }
+}
+
+#[test]
 fn transaction_modes_are_said_once_each_and_with_commas() {
     let begin = |read_only| Effect::Begin(TransactionModes { read_only, ..TransactionModes::default() });
     for (text, effect) in [
