@@ -379,9 +379,20 @@ pub struct Reply {
     pub warned: bool,
     /// The position of what was written, where the server tells it.
     pub wrote: Option<Position>,
+    /// Of a string that failed midway: what the statements before the error did to the session, as far as
+    /// no error undoes that.
+    pub done: Vec<Effect>,
     /// The server ended the connection, and an open transaction with it; the client was told that
     /// the transaction has failed.
     pub lost: bool,
+}
+
+impl Reply {
+    /// Whether an effect of its request has come true.
+    pub fn has_done(&self, intent: &Intent, effect: &Effect) -> bool {
+        let done = if self.failed { &self.done } else { &intent.effects };
+        done.contains(effect)
+    }
 }
 
 /// A session's transaction as its server reported it.

@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::{
     command::code,
+    done::Done,
     gate::{Link, Shared},
     login::{
         Credentials,
@@ -244,26 +245,28 @@ impl Backend {
     }
 
     /// Follows what an answered request did to this connection.
-    pub(super) fn learn(&mut self, intent: &Intent, failed: bool, now: &Arc<Settings>) {
+    pub(super) fn learn(&mut self, intent: &Intent, done: &Done, now: &Arc<Settings>) {
+        // What leaves state is minded wherever it stands.
         for effect in &intent.effects {
             match effect {
                 Effect::Pin(reason @ (PinReason::TableLock | PinReason::NamedLock)) => {
                     self.locks.retain(|lock| lock != reason);
                     self.locks.push(*reason);
                 }
-                Effect::Unpin(reason) if !failed => self.locks.retain(|lock| lock != reason),
                 Effect::Touches | Effect::Pin(_) => self.touched = true,
-                Effect::Discard(Discard::All) if !failed => self.forget(),
-                // A failed string of several statements may have done some of them.
-                Effect::Set { .. }
-                | Effect::Reset { .. }
-                | Effect::SetComputed { .. }
-                | Effect::UseDatabase(_)
-                | Effect::Prepare { .. }
-                | Effect::Deallocate { .. }
-                    if failed =>
-                {
-                    self.touched = true;
+                Effect::Unpin(reason) if matches!(done, Done::All) => {
+                    self.locks.retain(|lock| lock != reason);
+                }
+                _ => {}
+            }
+        }
+        self.touched |= done.tried(intent).iter().any(sets_something);
+        let mut reset = false;
+        for effect in done.effects(intent) {
+            match effect {
+                Effect::Discard(Discard::All) => {
+                    self.forget();
+                    reset = true;
                 }
                 Effect::Set { name, .. } | Effect::Reset { name } if &**name == "transaction_read_only" => {
                     self.unguarded |= self.role == Role::Replica;
@@ -272,7 +275,7 @@ impl Backend {
             }
         }
         // Behind a reset it is as it was opened, which may not be what the client's login asked for.
-        if !failed && !intent.effects.contains(&Effect::Discard(Discard::All)) {
+        if !reset && !matches!(done, Done::Nothing | Done::Unknown) {
             self.carried = now.clone();
         }
     }
@@ -461,6 +464,19 @@ impl Backend {
         }
         lost(io::ErrorKind::UnexpectedEof.into())
     }
+}
+
+/// Whether it leaves something that a session carries.
+fn sets_something(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Set { .. }
+            | Effect::Reset { .. }
+            | Effect::SetComputed { .. }
+            | Effect::UseDatabase(_)
+            | Effect::Prepare { .. }
+            | Effect::Deallocate { .. }
+    )
 }
 
 fn parse_row(mut data: &[u8], columns: u64) -> Option<Row> {

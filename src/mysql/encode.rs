@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt;
 use super::{
     backend::{Backend, garbage, lost},
     command::{Command, code},
+    done::NOBODYS,
     frontend::Frontend,
     packet::{self, HEADER, MAX_PAYLOAD, u16_le, u32_le},
     parameters::Binding,
@@ -16,7 +17,6 @@ use super::{
 use crate::{
     protocol::Fault,
     refusal::{Refusal, RefusalKind},
-    sql::{Effect, Intent},
 };
 
 /// Where the statement's id stands in the packets of COM_STMT_….
@@ -189,25 +189,6 @@ pub(super) async fn name_own(backend: &mut Backend, frontend: &Frontend, name: &
         backend.own.insert(name.into(), NOBODYS);
     }
     Ok(())
-}
-
-/// In the place of a key: a name is taken by a statement that no session has.
-const NOBODYS: u128 = 0;
-
-/// Follows SQL PREPARE and DEALLOCATE, which the client's end has followed.
-pub(super) fn learn_own(backend: &mut Backend, frontend: &Frontend, intent: &Intent, failed: bool) {
-    for effect in &intent.effects {
-        if let Some(name) = effect.replaced_name() {
-            backend.own.remove(name);
-        }
-        if let Effect::Prepare { name, .. } = effect
-            && (!failed || intent.statements > 1)
-        {
-            // Of a string that failed: it may be there, and is not to be taken for the client's.
-            let key = frontend.own.get(name).filter(|_| !failed).map_or(NOBODYS, |own| own.key);
-            backend.own.insert(name.clone(), key);
-        }
-    }
 }
 
 impl Backend {

@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::{
     command::{self, Command, Cut, GATHERED, Tail, code},
     compress::{Algorithm, Unreadable, Wire},
+    done::Done,
     gate::Gate,
     login::{self, client::Login, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
@@ -325,9 +326,19 @@ impl Frontend {
     }
 
     pub(super) fn classify(&self, text: &[u8]) -> Arc<Intent> {
+        self.classify_in(self.modes, text)
+    }
+
+    pub(super) fn classify_in(&self, modes: LexModes, text: &[u8]) -> Arc<Intent> {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
         let catalog = reader.database.catalog();
-        reader.classifier.intent(reader.database.id(), &catalog, self.modes, text, Instant::now)
+        reader.classifier.intent(reader.database.id(), &catalog, modes, text, Instant::now)
+    }
+
+    /// The whole text of a query, as long as it is there.
+    pub(super) fn string(&self, command: &Command) -> Option<&[u8]> {
+        let is_here = self.unconsumed > 0 && command.tail.is_none();
+        self.inbox.data().get(command.text_at..command.length).filter(|_| is_here)
     }
 
     /// The text for servers, where it has to be another than the client's.
@@ -354,21 +365,33 @@ impl Frontend {
         if !intent.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. })) {
             return intent;
         }
-        let mut effects = Vec::with_capacity(intent.effects.len());
-        for (at, effect) in intent.effects.iter().enumerate() {
-            effects.push(effect.clone());
+        let effects = self.with_executed(&intent.effects, &[]);
+        let (access, reason, tables) = (Access::Write, Reason::Command, Tables::All);
+        Arc::new(Intent { access, reason, tables, effects, ..Intent::clone(&intent) })
+    }
+
+    /// Effects of a string, and of what it executes. `before`: those of the statements ahead of them.
+    pub(super) fn with_executed(&self, effects: &[Effect], before: &[Effect]) -> Vec<Effect> {
+        let mut all = Vec::with_capacity(effects.len());
+        for (at, effect) in effects.iter().enumerate() {
+            all.push(effect.clone());
             let Effect::Execute { name } = effect else { continue };
-            let here = intent.effects[..at].iter().rev().find(|one| one.replaced_name() == Some(name));
-            match here {
-                Some(Effect::Prepare { inner, .. }) => effects.extend(inner.effects.iter().cloned()),
-                None if let Some(own) = self.own.get(name) => {
-                    effects.extend(own.inner.effects.iter().cloned())
+            let earlier = effects[..at].iter().rev().chain(before.iter().rev());
+            let here = earlier.into_iter().find(|one| one.replaced_name() == Some(name));
+            let inner = match here {
+                Some(Effect::Prepare { inner, .. }) => Some(&**inner),
+                Some(_) => None,
+                None => self.own.get(name).map(|own| &*own.inner),
+            };
+            match inner {
+                Some(inner) if !inner.effects.iter().any(sets_reading) => {
+                    all.extend(inner.effects.iter().cloned());
                 }
-                // Whatever it is.
-                _ => effects.extend([Effect::DrawsSequence, Effect::Touches]),
+                // Whatever it is; and what stands behind it may be read in another way.
+                _ => all.extend([Effect::DrawsSequence, Effect::Touches]),
             }
         }
-        Arc::new(Intent { access: Access::Write, reason: Reason::Command, effects, ..Intent::clone(&intent) })
+        all
     }
 
     /// The connection that a closed cursor was on is free after the next request.
@@ -421,16 +444,15 @@ impl Frontend {
     }
 
     /// Follows what an answered request did to what the session carries.
-    pub(super) fn learn(&mut self, request: &Request<Command>, failed: bool) {
+    pub(super) fn learn(&mut self, request: &Request<Command>, done: &Done) {
         // A preparation leaves what was said of the next transaction.
         if request.intent.reason != Reason::Session || !request.intent.effects.is_empty() {
             (self.next_read_only, self.next_said) = (None, false);
         }
-        self.forget_replaced(&request.intent);
-        if failed {
-            return;
-        }
-        for effect in &request.intent.effects {
+        for effect in done.effects(&request.intent) {
+            if let Some(name) = effect.replaced_name() {
+                self.own.remove(name);
+            }
             // A statement is prepared by what stands before it.
             self.carried.learn(std::slice::from_ref(effect));
             match effect {
@@ -449,11 +471,12 @@ impl Frontend {
                 _ => {}
             }
         }
+        self.forget_replaced(done.tried(&request.intent));
     }
 
     /// What had the name of a SQL PREPARE before is gone.
-    pub(super) fn forget_replaced(&mut self, intent: &Intent) {
-        for name in intent.effects.iter().filter_map(Effect::replaced_name) {
+    pub(super) fn forget_replaced(&mut self, effects: &[Effect]) {
+        for name in effects.iter().filter_map(Effect::replaced_name) {
             self.own.remove(name);
         }
     }
@@ -464,21 +487,14 @@ impl Frontend {
         match name {
             "sql_mode" => self.note_sql_mode(&value),
             NAMES | "character set" | "character_set_client" => {
-                let charset = value.split_ascii_whitespace().next().unwrap_or_default();
-                self.modes.unreadable = is_unreadable(charset.trim_matches(['\'', '"']));
+                self.modes = self.modes.with_charset(&value);
             }
             _ => {}
         }
     }
 
     pub(super) fn note_sql_mode(&mut self, value: &str) {
-        let value = value.to_ascii_lowercase();
-        let has = |wanted: &[&str]| value.split(',').any(|mode| wanted.contains(&mode.trim()));
-        // ANSI and its like are combinations that hold ANSI_QUOTES.
-        self.modes.ansi_quotes =
-            has(&["ansi_quotes", "ansi", "db2", "maxdb", "mssql", "oracle", "postgresql"]);
-        self.modes.standard_strings = has(&["no_backslash_escapes"]);
-        self.modes.unreadable |= has(&["oracle"]);
+        self.modes = self.modes.with_sql_mode(value);
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
@@ -488,6 +504,17 @@ impl Frontend {
     /// Resolves when the client has closed its side; what it sends is kept, up to a bound.
     pub(super) async fn closed(&mut self) {
         self.inbox.ended(&mut self.stream, GATHERED).await;
+    }
+}
+
+/// Whether it may change how text is read.
+fn sets_reading(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set { name, .. } | Effect::Reset { name } => {
+            matches!(&**name, "sql_mode" | NAMES | "character set" | "character_set_client")
+        }
+        Effect::SetComputed { .. } | Effect::Pin(PinReason::Setting) => true,
+        _ => false,
     }
 }
 
@@ -507,11 +534,6 @@ fn with_unread(intent: &Intent) -> Intent {
         joins: false,
         ..intent.clone()
     }
-}
-
-/// Character sets in which a byte of ASCII's range may be part of another character.
-fn is_unreadable(charset: &str) -> bool {
-    matches!(charset, "sjis" | "cp932" | "big5" | "gbk" | "gb18030" | "ucs2" | "utf16" | "utf16le" | "utf32")
 }
 
 fn malformed() -> Fault {

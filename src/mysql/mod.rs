@@ -5,6 +5,7 @@ mod backend;
 mod catalog;
 pub mod command;
 pub mod compress;
+mod done;
 mod encode;
 mod frontend;
 #[doc(hidden)]
@@ -151,7 +152,9 @@ impl protocol::Frontend<Mysql> for Frontend {
     ) -> Result<(), Fault> {
         self.told = transaction;
         self.forget_values(&request.wire);
-        self.forget_replaced(&request.intent);
+        // Only of a first statement are errors kept back.
+        let done = self.done_before_error(request, self.modes, 0);
+        self.forget_replaced(done.tried(&request.intent));
         self.fail_request(refused.raw).await
     }
 

@@ -12,16 +12,17 @@ use std::{io, sync::Arc};
 use super::{
     backend::Backend,
     command::{Command, code},
-    encode,
+    done::Done,
     frontend::{Frontend, eof},
     packet::status,
     prepared::Statement,
+    settings::quote_literal,
 };
 use crate::{
     inbox,
     passage::Passage,
     protocol::{Fault, MayRefuse, Refused, Reply, Request, Terms, Transaction},
-    sql::Effect,
+    sql::{Effect, LexModes},
     standing,
     topology::Position,
 };
@@ -68,8 +69,13 @@ pub(super) struct Relay<'a> {
     warned: bool,
     refused: Option<Refused>,
     wrote: Option<Position>,
-    /// The default schema as the server has told it last.
+    /// How text was read when the request came.
+    modes: LexModes,
+    /// Results that have come whole.
+    completed: usize,
+    /// The default schema and `sql_mode` as the server has told them last.
     schema: Option<Box<str>>,
+    sql_mode: Option<Box<str>>,
     prepared: Option<Arc<Statement>>,
     /// Number of the packet by which the server asked for a file, and of those that brought it.
     asked: u8,
@@ -100,6 +106,7 @@ impl<'a> Relay<'a> {
         };
         Self {
             passage: Passage::new(std::mem::take(&mut backend.gathered)),
+            modes: frontend.modes,
             backend,
             frontend,
             terms: *terms,
@@ -111,7 +118,9 @@ impl<'a> Relay<'a> {
             warned: false,
             refused: None,
             wrote: None,
+            completed: 0,
             schema: None,
+            sql_mode: None,
             prepared: None,
             asked: 0,
         }
@@ -155,6 +164,8 @@ impl<'a> Relay<'a> {
                         self.passage.settle(&mut self.backend.inbox);
                         self.backend.busy = false;
                         self.mind_what_was_said();
+                        let done = self.frontend.done_before_error(request, self.modes, 0);
+                        self.backend.learn_own(self.frontend, &request.intent, &done);
                         return Err(refused.into());
                     }
                     return self.flush().await;
@@ -210,13 +221,17 @@ impl<'a> Relay<'a> {
     }
 
     fn finish(&mut self, request: &Request<Command>) -> Result<Reply, Fault> {
-        if self.failed {
-            self.mind_what_was_said();
-        }
+        let done = match self.failed {
+            false => Done::All,
+            true => {
+                self.mind_what_was_said();
+                self.frontend.done_before_error(request, self.modes, self.completed)
+            }
+        };
         let Self { backend, frontend, .. } = self;
         backend.gathered = self.passage.take_spare();
         let command = &request.wire;
-        frontend.learn(request, self.failed);
+        frontend.learn(request, &done);
         if command.code == code::SET_OPTION && !self.failed {
             let argument = super::command::argument(frontend.inbox.data()).into_owned();
             let on = argument.first() == Some(&0);
@@ -224,13 +239,25 @@ impl<'a> Relay<'a> {
             frontend.carried.set(settings);
         }
         frontend.forget_values(command);
-        backend.learn(&request.intent, self.failed, frontend.carried.now());
+        if let Done::Until { done, .. } = &done
+            && done.iter().any(|effect| matches!(effect, Effect::SetComputed { .. }))
+        {
+            // Whoever asks next may ask for the error: the server is asked nothing now.
+            match self.sql_mode.take() {
+                Some(value) => {
+                    let statement = set_sql_mode(&value);
+                    frontend.carried.set(frontend.carried.now().with("sql_mode", &statement));
+                }
+                None => backend.touched = true,
+            }
+        }
+        backend.learn(&request.intent, &done, frontend.carried.now());
         if let Some(schema) = self.schema.take().filter(|_| self.failed) {
             // Of a string that failed behind it: no statement is undone by the error of another.
             frontend.carried.set(frontend.carried.now().with_schema(Some(&schema)));
             backend.note_schema(&schema);
         }
-        encode::learn_own(backend, frontend, &request.intent, self.failed);
+        backend.learn_own(frontend, &request.intent, &done);
         frontend.autocommit = backend.status & status::AUTOCOMMIT != 0;
         frontend.lexing = backend.status & status::LEXING;
         frontend.read_only = backend.status & status::IN_READ_ONLY_TRANSACTION != 0;
@@ -247,6 +274,12 @@ impl<'a> Relay<'a> {
             warned: self.warned || self.failed,
             wrote: self.wrote.take(),
             lost: false,
+            done: done.into_part(),
         })
     }
+}
+
+/// `sql_mode` as the server has told it.
+fn set_sql_mode(value: &str) -> String {
+    format!("SET SESSION sql_mode = {}", quote_literal(value.as_bytes()))
 }

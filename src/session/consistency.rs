@@ -228,8 +228,8 @@ impl<P: Protocol> Session<P> {
 
     /// Adopts tokens that were set among other statements. A server has obeyed those already: what is no
     /// token changes nothing.
-    pub(super) async fn adopt_tokens_among(&mut self, intent: &Intent) {
-        for effect in &intent.effects {
+    pub(super) async fn adopt_tokens_among(&mut self, effects: &[Effect]) {
+        for effect in effects {
             if let Effect::Proxy(ProxyCommand::Set { name, value, .. }) = effect
                 && &**name == "position"
                 && let Err(refusal) = self.adopt_token(value).await

@@ -242,14 +242,16 @@ impl<P: Protocol> Session<P> {
         }
         let wrote = self.state.learn(&request.intent, reply.transaction, reply.failed, on_primary);
         if !request.intent.effects.is_empty() {
-            self.learn_effects(request, reply.failed, pinned_before);
-            if !reply.failed && request.intent.statements > 1 {
-                Box::pin(self.adopt_tokens_among(&request.intent)).await;
+            self.state.learn_part(&reply.done);
+            self.learn_effects(request, reply, pinned_before);
+            let done = if reply.failed { &reply.done } else { &request.intent.effects };
+            if !done.is_empty() && request.intent.statements > 1 {
+                Box::pin(self.adopt_tokens_among(done)).await;
             }
         }
         if wrote {
             self.wrote(&held, reply, noted);
-            if !reply.failed && request.intent.effects.contains(&Effect::Accounts) {
+            if reply.has_done(&request.intent, &Effect::Accounts) {
                 self.cluster.accounts_changed(held.address(), self.state.floor.clone());
             }
         } else if self.is_monotonic_read(&request.intent, attempt, on_primary) {
@@ -307,12 +309,13 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    fn learn_effects(&mut self, request: &Request<P::Wire>, failed: bool, pinned_before: bool) {
+    fn learn_effects(&mut self, request: &Request<P::Wire>, reply: &Reply, pinned_before: bool) {
         for effect in &request.intent.effects {
+            let is_done = || reply.has_done(&request.intent, effect);
             match effect {
-                Effect::Redefines if !failed => self.database.redefined(),
-                Effect::UseDatabase(name) if !failed => self.registered.entry.set_schema(name),
-                Effect::Ddl if !failed => {
+                Effect::Redefines if is_done() => self.database.redefined(),
+                Effect::UseDatabase(name) if is_done() => self.registered.entry.set_schema(name),
+                Effect::Ddl if is_done() => {
                     self.database.stale.store(true, Ordering::Relaxed);
                     self.cluster.topology.nudge.notify_one();
                 }

@@ -170,8 +170,14 @@ impl<P: Protocol> Session<P> {
     /// The client gets the answer that was lost.
     async fn confirm(&mut self, request: &Request<P::Wire>, attempt: &Attempt, held: Held<P>) -> Next {
         let noted = self.begin_writes(&request.intent, true);
-        let reply =
-            Reply { transaction: Transaction::Idle, failed: false, wrote: None, lost: false, warned: false };
+        let reply = Reply {
+            transaction: Transaction::Idle,
+            failed: false,
+            wrote: None,
+            done: Vec::new(),
+            lost: false,
+            warned: false,
+        };
         self.state.learn(&request.intent, reply.transaction, reply.failed, true);
         self.wrote(&held, &reply, noted);
         let address = held.address().clone();

@@ -381,6 +381,13 @@ impl State {
         false
     }
 
+    /// Takes note of what the first statements of a string did that then failed.
+    pub fn learn_part(&mut self, done: &[Effect]) {
+        for effect in done {
+            self.apply(effect, false);
+        }
+    }
+
     /// The tables of which others may see new rows once this request is answered; `None` where it
     /// commits nothing.
     pub fn commits(&self, intent: &Intent) -> Option<Tables> {

@@ -131,7 +131,6 @@ impl Relay<'_> {
                 self.pass(header);
             } else {
                 self.error(header);
-                encode::learn_own(self.backend, self.frontend, &request.intent, true);
             }
             return Ok(false);
         }
@@ -232,6 +231,7 @@ impl Relay<'_> {
         };
         self.note_cursor(flags, request);
         self.backend.status = flags;
+        self.completed += 1;
         self.phase = if flags & status::MORE_RESULTS == 0 { Phase::Done } else { Phase::First };
         Ok(())
     }
@@ -279,7 +279,9 @@ impl Relay<'_> {
                 }
                 Change::Schema(name) => self.schema = std::str::from_utf8(name).ok().map(Into::into),
                 Change::Variable { name: b"sql_mode", value } => {
-                    self.frontend.note_sql_mode(&String::from_utf8_lossy(value));
+                    let value = String::from_utf8_lossy(value);
+                    self.frontend.note_sql_mode(&value);
+                    self.sql_mode = Some(value.into());
                 }
                 Change::Variable { name: b"character_set_client", value } => {
                     self.frontend.note_setting("character_set_client", &String::from_utf8_lossy(value));
