@@ -191,3 +191,19 @@ async fn a_process_that_takes_over_knows_which_of_two_primaries_was_elected() {
     session.run("INSERT INTO t VALUES (2)").await;
     assert_eq!(database.ask(1, "SELECT count(*) FROM t"), "2");
 }
+
+#[tokio::test]
+async fn a_process_that_finds_no_primary_where_the_old_one_has_one_takes_nothing_over() {
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, "CREATE TABLE t (x int)");
+    let mut old = Proxy::start(cluster, &[]).await;
+    old.change(&["cluster.monitor.password = 'wrong'"]);
+
+    let mut new = Successor::of(&old);
+
+    let ended = wait_for_exit(&mut new.child, PATIENCE);
+    assert!(ended, "it does not end: {}", new.log());
+    assert_eq!(new.child.wait().expect("it has ended").code(), Some(69), "{}", new.log());
+    assert!(old.is_running() && !old.log().contains("another process takes over"), "{}", old.log());
+    old.session(&database.name).await.run("INSERT INTO t VALUES (1)").await;
+}
