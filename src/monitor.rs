@@ -468,9 +468,11 @@ async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
     loop {
         tick.tick().await;
         let snapshot = cluster.topology.load_full();
+        // Nobody knows a node while Patroni is asked for the first time, and then none has gone.
+        let gone = |address: &str| !snapshot.nodes.is_empty() && snapshot.find(address).is_none();
+        cluster.shares.forget(gone);
         for (_, pools) in cluster.all_pools() {
-            // Nobody knows a node while Patroni is asked for the first time, and then none has gone.
-            pools.replace(|address, _| !snapshot.nodes.is_empty() && snapshot.find(address).is_none());
+            pools.replace(|address, _| gone(address));
             for (_, pool) in pools.all() {
                 pool.reap(Instant::now());
                 pool.warm().await;

@@ -63,6 +63,13 @@ impl<P: Protocol> Shares<P> {
             .collect()
     }
 
+    /// Forgets nodes that were taken away, once nobody has a pool of theirs.
+    pub fn forget(&self, gone: impl Fn(&str) -> bool) {
+        self.nodes.lock().retain(|address, (_, siblings)| {
+            !gone(address) || siblings.lock().iter().any(|sibling| sibling.strong_count() > 0)
+        });
+    }
+
     fn entry(&self, address: &Arc<str>) -> SharedNode<P> {
         self.nodes
             .lock()
