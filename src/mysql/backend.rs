@@ -285,11 +285,12 @@ impl Backend {
         self.statements.clear();
         self.closing.clear();
         self.own.clear();
-        self.touched = false;
+        let touched = std::mem::take(&mut self.touched);
         self.locks.clear();
         self.bare = true;
         let multi_statements = self.carried.multi_statements;
-        let schema = self.carried.schema.clone();
+        // A reset leaves the schema, and what was not understood may have chosen another one.
+        let schema = if touched { Some(UNKNOWN_SCHEMA.into()) } else { self.carried.schema.clone() };
         let fresh =
             Settings::default().with_schema(schema.as_deref()).with_multi_statements(multi_statements);
         self.carried = Arc::new(fresh);
@@ -465,6 +466,9 @@ impl Backend {
         lost(io::ErrorKind::UnexpectedEof.into())
     }
 }
+
+/// In the place of a schema's name: none has this one.
+const UNKNOWN_SCHEMA: &str = "";
 
 /// Whether it leaves something that a session carries.
 fn sets_something(effect: &Effect) -> bool {

@@ -252,8 +252,11 @@ impl<'a> Relay<'a> {
             }
         }
         backend.learn(&request.intent, &done, frontend.carried.now());
-        if let Some(schema) = self.schema.take().filter(|_| self.failed) {
-            // Of a string that failed behind it: no statement is undone by the error of another.
+        let chooses = |effect: &Effect| matches!(effect, Effect::UseDatabase(_));
+        let is_known = !self.failed && request.intent.effects.iter().any(chooses);
+        if let Some(schema) = self.schema.take().filter(|_| !is_known) {
+            // Of a string that failed behind it, where no statement is undone by the error of another, or
+            // of what was not understood.
             frontend.carried.set(frontend.carried.now().with_schema(Some(&schema)));
             backend.note_schema(&schema);
         }

@@ -45,6 +45,7 @@ both_makes!(
     a_definition_is_shown_as_it_is,
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
+    a_schema_whose_name_only_its_session_reads_is_nobody_elses,
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
     a_reset_leaves_the_character_set_that_the_server_leaves,
     a_reset_ends_the_modes_by_which_text_is_read,
@@ -262,6 +263,31 @@ async fn a_session_without_schema_never_inherits_one(make: Make) {
         }
         assert_eq!(without.error("SELECT * FROM t").await, 1046);
     }
+}
+
+async fn a_schema_whose_name_only_its_session_reads_is_nobody_elses(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", ONE).await;
+    let name = format!("{}_é", stage.schema);
+    stage.session().await.run(&format!("CREATE DATABASE `{name}`")).await;
+    let latin1 = [stage.schema.as_bytes(), b"_\xe9"].concat();
+    let asks = "/* pointsman: primary */ SELECT HEX(CONVERT(DATABASE() USING utf8mb4))";
+    let use_statement = [&b"USE `"[..], &latin1, b"`"].concat();
+    for (command, argument) in [(code::INIT_DB, &latin1), (code::QUERY, &use_statement)] {
+        let mut session = stage.session().await;
+        session.run("SET NAMES latin1").await;
+
+        session.command(command, argument).await.expect("it is there");
+
+        assert_eq!(session.value(asks).await, hex::encode_upper(&name), "{command}");
+        drop(session);
+        assert_eq!(stage.session().await.value(asks).await, hex::encode_upper(&stage.schema), "{command}");
+    }
+    // What was not understood may have chosen one as well.
+    let mut session = stage.session().await;
+    session.run(&format!("SET sql_mode = 'ANSI_QUOTES'; SELECT 1 AS \"a\"; USE `{name}`")).await;
+    assert_eq!(session.value(asks).await, hex::encode_upper(&name));
+    drop(session);
+    assert_eq!(stage.session().await.value(asks).await, hex::encode_upper(&stage.schema));
 }
 
 async fn transactions_stay_on_their_server(make: Make) {
