@@ -379,6 +379,8 @@ pub struct Reply {
     pub warned: bool,
     /// The position of what was written, where the server tells it.
     pub wrote: Option<Position>,
+    /// It may have left a LAST_INSERT_ID(): an id came with the answer.
+    pub told_id: bool,
     /// Of a string that failed midway: what the statements before the error did to the session, as far as
     /// no error undoes that.
     pub done: Vec<Effect>,

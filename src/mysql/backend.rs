@@ -9,6 +9,7 @@ use super::{
     command::code,
     done::Done,
     gate::{Link, Shared},
+    insert_id::InsertId,
     login::{
         Credentials,
         server::{Connected, Exchange, Greeting},
@@ -56,8 +57,10 @@ pub struct Backend {
     pub(super) touched: bool,
     /// Locks that the session may have here, and gives back by a statement for all of a kind.
     locks: SmallVec<[PinReason; 2]>,
-    /// The session whose statement ran here last: LAST_INSERT_ID() and its like are its.
+    /// The session whose statement ran here last.
     pub(super) last_session: u64,
+    /// Whose LAST_INSERT_ID() is here.
+    pub(super) insert_id: InsertId,
     /// What every connection begins with was undone.
     pub(super) bare: bool,
     /// A replica's, and the session's own word has undone that its transactions are READ ONLY.
@@ -101,6 +104,7 @@ impl Backend {
             touched: false,
             locks: SmallVec::new(),
             last_session: 0,
+            insert_id: InsertId::default(),
             bare: true,
             unguarded: false,
             role,
@@ -286,6 +290,7 @@ impl Backend {
         self.closing.clear();
         self.own.clear();
         let touched = std::mem::take(&mut self.touched);
+        self.insert_id = InsertId::default();
         self.locks.clear();
         self.bare = true;
         let multi_statements = self.carried.multi_statements;

@@ -12,6 +12,7 @@ mod frontend;
 pub mod fuzzing;
 mod gate;
 mod group;
+mod insert_id;
 pub mod login;
 pub mod packet;
 pub mod parameters;

@@ -69,6 +69,8 @@ pub(super) struct Relay<'a> {
     warned: bool,
     refused: Option<Refused>,
     wrote: Option<Position>,
+    /// An id came with the answer, or rows of what was written.
+    told_id: bool,
     /// How text was read when the request came.
     modes: LexModes,
     /// Results that have come whole.
@@ -118,6 +120,7 @@ impl<'a> Relay<'a> {
             warned: false,
             refused: None,
             wrote: None,
+            told_id: false,
             completed: 0,
             schema: None,
             sql_mode: None,
@@ -277,6 +280,7 @@ impl<'a> Relay<'a> {
             warned: self.warned || self.failed,
             wrote: self.wrote.take(),
             lost: false,
+            told_id: self.told_id,
             done: done.into_part(),
         })
     }

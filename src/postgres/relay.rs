@@ -262,7 +262,15 @@ impl<'a> Relay<'a> {
         frontend.learn(&request.intent, outcome, &done);
         frontend.statements.settle();
         frontend.consume(&request.wire);
-        Ok(Reply { transaction, failed: self.failed, warned: false, wrote: None, done: Vec::new(), lost })
+        Ok(Reply {
+            transaction,
+            failed: self.failed,
+            warned: false,
+            wrote: None,
+            told_id: false,
+            done: Vec::new(),
+            lost,
+        })
     }
 }
 

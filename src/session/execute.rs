@@ -278,7 +278,7 @@ impl<P: Protocol> Session<P> {
             waited: attempt.waited,
             took,
         });
-        self.note_previous(&request.intent, held.role);
+        self.note_previous(&request.intent, held.role, reply.told_id);
         if !reply.failed && request.intent.effects.contains(&Effect::Discard(Discard::All)) {
             self.forget_previous(&held);
         }

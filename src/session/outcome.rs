@@ -174,6 +174,7 @@ impl<P: Protocol> Session<P> {
             transaction: Transaction::Idle,
             failed: false,
             wrote: None,
+            told_id: false,
             done: Vec::new(),
             lost: false,
             warned: false,

@@ -29,16 +29,15 @@ pub(super) struct Previous {
 
 impl<P: Protocol> Session<P> {
     /// Takes note of a statement that ran on the primary.
-    pub(super) fn note_previous(&mut self, intent: &Intent, role: Role) {
+    pub(super) fn note_previous(&mut self, intent: &Intent, role: Role, told_id: bool) {
         if role != Role::Primary || intent.access == Access::Read {
             return;
         }
         let counts_rows = P::FORGETS_PREVIOUS && intent.reason == Reason::Dml;
-        let leaves = counts_rows || intent.effects.contains(&Effect::DrawsSequence);
-        if leaves {
-            self.previous.here = true;
-            self.previous.lost = false;
-        }
+        let draws = told_id || intent.effects.contains(&Effect::DrawsSequence);
+        self.previous.here |= draws || counts_rows;
+        // An UPDATE leaves LAST_INSERT_ID() as it was, which is where it was.
+        self.previous.lost &= !draws;
     }
 
     /// Keeps a connection that nobody else wants now; gives it back otherwise.

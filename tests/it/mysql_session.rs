@@ -45,6 +45,7 @@ both_makes!(
     a_definition_is_shown_as_it_is,
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
+    what_draws_no_id_leaves_nobody_elses,
     a_schema_whose_name_only_its_session_reads_is_nobody_elses,
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
     a_reset_leaves_the_character_set_that_the_server_leaves,
@@ -776,6 +777,46 @@ async fn the_last_insert_id_is_the_sessions_own(make: Make) {
             assert_eq!(session.value("SELECT LAST_INSERT_ID()").await, id.to_string(), "round {round}");
         }
     }
+}
+
+async fn what_draws_no_id_leaves_nobody_elses(make: Make) {
+    const TABLE: &str = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)";
+    const ASKS: &str = "SELECT LAST_INSERT_ID()";
+    let stage = Stage::on(make, TABLE, ONE).await;
+    let mut other = stage.session().await;
+    for (number, (statements, wanted)) in [
+        (&["INSERT INTO t VALUES (1000, 1)"][..], "0"),
+        (&["UPDATE t SET x = x + 1 LIMIT 1"], "0"),
+        (&["INSERT INTO t (x) VALUES (1); INSERT INTO t VALUES (2000, 1)", "SELECT 1"], "the first"),
+        (&["INSERT INTO t (x) VALUES (1); SELECT 1"], "the first"),
+        (&["INSERT INTO t (x) VALUES (1)", "INSERT INTO t VALUES (3000, 1)"], "the first"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let drawn = other.run("INSERT INTO t (x) VALUES (1)").await.insert_id;
+        let mut session = stage.session().await;
+        for statement in statements {
+            session.run(statement).await;
+        }
+        let wanted = if wanted == "0" { "0".to_owned() } else { (drawn + 1).to_string() };
+        assert_eq!(session.value(ASKS).await, wanted, "{number}");
+        other.run("DELETE FROM t WHERE id >= 1000").await;
+        other.run("ALTER TABLE t AUTO_INCREMENT = 10").await;
+    }
+
+    let mut session = stage.session().await;
+    session.run("INSERT INTO t (x) VALUES (1)").await;
+    other.run("INSERT INTO t (x) VALUES (1)").await;
+    session.run("UPDATE t SET x = x + 1 LIMIT 1").await;
+    assert_eq!(session.error(ASKS).await, 1105, "its value was lost, and is not the other's");
+
+    let mut session = stage.session().await;
+    session.run("SELECT LAST_INSERT_ID(7)").await;
+    assert_eq!(session.value(ASKS).await, "7");
+    drop(session);
+    let mut next = stage.session().await;
+    assert_eq!(next.value(ASKS).await, "0");
 }
 
 async fn kill_ends_what_another_session_runs_and_the_session(make: Make) {

@@ -7,10 +7,11 @@ use crate::{
     mysql::{
         command::{Command, code},
         encode,
+        insert_id::{InsertId, Settle},
         settings::quote_literal,
     },
     protocol::{Fault, Request},
-    sql::Effect,
+    sql::{Access, Effect, PinReason, Reason},
     standing::watched,
 };
 
@@ -41,6 +42,54 @@ impl Relay<'_> {
             || !self.terms.ahead.is_empty()
             || self.terms.forget_last
             || request.intent.effects.iter().any(names)
+            || self.has_to_settle_id(request)
+    }
+
+    /// Whether LAST_INSERT_ID() has to be this session's before the request runs: it asks for it, or the
+    /// answer will not tell whether it has left one.
+    fn has_to_settle_id(&self, request: &Request<Command>) -> bool {
+        let (id, session) = (&self.backend.insert_id, self.terms.session);
+        if id.is_surely_of(session) {
+            return false;
+        }
+        let intent = &request.intent;
+        let decides = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::NeedsPrevious
+                    | Effect::AsksItself
+                    | Effect::Touches
+                    // `SET last_insert_id = …`.
+                    | Effect::Pin(PinReason::Setting)
+            )
+        };
+        let untold = request.wire.code == code::STMT_BULK_EXECUTE
+            || intent.reason == Reason::Ddl && intent.effects.contains(&Effect::DrawsSequence)
+            || intent.statements > 1 && intent.access == Access::Write;
+        untold || id.is_full_of(session) || intent.effects.iter().any(decides)
+    }
+
+    /// Forgets what is another session's.
+    async fn settle_id(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        let asks_last = |effect: &Effect| matches!(effect, Effect::NeedsLast(_));
+        let asks_last = request.intent.effects.iter().any(asks_last);
+        let backend = &mut *self.backend;
+        let forget = match backend.insert_id.before_question(self.terms.session) {
+            Settle::Nothing => false,
+            // A question of ours would be the last statement: that the ids are none is rarer.
+            Settle::Ask if asks_last => false,
+            Settle::Forget => true,
+            Settle::Ask => {
+                let rows = backend.query_all("SELECT LAST_INSERT_ID()").await?;
+                let value = rows.first().and_then(|row| row.first()?.as_deref()?.parse().ok());
+                !value.is_some_and(|value| backend.insert_id.is_told(value))
+            }
+        };
+        if forget {
+            backend.query_all(FORGET_LAST).await?;
+        }
+        backend.insert_id.is_of(self.terms.session);
+        Ok(())
     }
 
     /// What must have succeeded before the request may run: the session's settings, the statements
@@ -50,6 +99,9 @@ impl Relay<'_> {
         if !resets {
             let wanted = self.frontend.carried.now().clone();
             watched(self.terms.watch, self.backend.bring(&wanted)).await?;
+        }
+        if self.has_to_settle_id(request) {
+            self.settle_id(request).await?;
         }
         for statement in self.terms.ahead {
             watched(self.terms.watch, self.backend.query_all(statement)).await?;
@@ -65,11 +117,9 @@ impl Relay<'_> {
                 _ => {}
             }
         }
-        let foreign = self.backend.last_session != self.terms.session;
-        let previous = |effect: &Effect| matches!(effect, Effect::NeedsPrevious | Effect::AsksItself);
-        let asks = foreign && request.intent.effects.iter().any(previous);
-        if asks || self.terms.forget_last {
+        if self.terms.forget_last {
             self.backend.query_all(FORGET_LAST).await?;
+            self.backend.insert_id = InsertId::default();
         }
         if let (code::STMT_EXECUTE | code::STMT_BULK_EXECUTE, Some((_, statement))) =
             (request.wire.code, &request.wire.statement)

@@ -15,6 +15,7 @@ use crate::{
         refusal::{self, ErrorClass},
     },
     protocol::{Fault, MayRefuse, Refused, RefusedCause, Request},
+    sql::Reason,
     topology::Position,
 };
 
@@ -148,6 +149,11 @@ impl Relay<'_> {
                 let columns =
                     lenenc(self.payload(header)).map(|(columns, _)| columns).filter(|columns| *columns > 0);
                 let Some(left) = columns else { return Err(self.nonsense()) };
+                if request.intent.reason == Reason::Dml {
+                    // INSERT … RETURNING tells no id beside its rows.
+                    self.backend.insert_id.is_of(self.terms.session);
+                    self.told_id = true;
+                }
                 self.phase = Phase::Columns { left };
                 self.pass(header);
             }
@@ -212,11 +218,16 @@ impl Relay<'_> {
         let is_ok = first == packet::OK || (self.backend.deprecates_eof() && header.length >= 7);
         let flags = if is_ok {
             let Some(ok) = OkPacket::read(payload) else { return Err(self.nonsense()) };
+            let insert_id = ok.insert_id;
             let (status, warned, changes) = (ok.status, ok.warnings > 0, ok.changes.to_vec());
             let cut = (!changes.is_empty() && !self.frontend.tracks_session())
                 .then(|| without_changes(payload, ok, header.sequence));
             self.note_changes(&changes, request);
             self.warned |= warned;
+            if insert_id > 0 {
+                self.backend.insert_id.told(self.terms.session, insert_id);
+                self.told_id = true;
+            }
             match cut {
                 Some(packet) => self.replace(header, &packet),
                 None => self.pass(header),
