@@ -32,7 +32,10 @@ use crate::{
     },
 };
 
-both_makes!(who_becomes_another_user_reads_what_it_wrote_before);
+both_makes!(
+    who_becomes_another_user_reads_what_it_wrote_before,
+    who_becomes_another_user_without_a_proof_is_asked_for_one,
+);
 
 /// What MySQL stores of `sha2-pw`, with a salt of twenty letters.
 const SHA2: Login = Login { name: "sha2", password: "sha2-pw" };
@@ -234,15 +237,57 @@ async fn change_user(
     schema: &str,
 ) -> Result<(), crate::support::mysql::Refused> {
     let proof = scramble_native(&session.nonce, login.password.as_bytes()).expect("there is a password");
+    session.send(0x11, &change_by(login, &proof, schema, "mysql_native_password")).await;
+    session.prove(login).await
+}
+
+/// What follows the first byte of COM_CHANGE_USER.
+fn change_by(login: Login, proof: &[u8], schema: &str, plugin: &str) -> Vec<u8> {
     let mut argument = Vec::new();
     argument.extend_from_slice(login.name.as_bytes());
     argument.extend_from_slice(&[0, proof.len() as u8]);
-    argument.extend_from_slice(&proof);
+    argument.extend_from_slice(proof);
     argument.extend_from_slice(schema.as_bytes());
     argument.extend_from_slice(&[0, 45, 0]);
-    argument.extend_from_slice(b"mysql_native_password\0");
-    session.send(0x11, &argument).await;
-    session.prove(login).await
+    argument.extend_from_slice(plugin.as_bytes());
+    argument.push(0);
+    argument
+}
+
+/// MariaDB's client library proves nothing before it was asked.
+async fn who_becomes_another_user_without_a_proof_is_asked_for_one(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let plugin = if make == Make::MariaDb { "mysql_native_password" } else { "caching_sha2_password" };
+    for port in [stage.primary_port(), stage.proxy.port()] {
+        let mut session = Session::connect(port, APP, "", BASIC).await.expect("it logs in");
+        let wrong = scramble_native(b"another nonce altogeth", b"wrong").expect("there is a password");
+        for proof in [&[][..], &wrong] {
+            session.send(0x11, &change_by(APP, proof, &stage.schema, plugin)).await;
+
+            let (sequence, request) = session.receive().await.expect("a question");
+
+            assert_eq!((sequence, request[0]), (1, packet::EOF), "{port}: {request:?}");
+            let (name, nonce) = packet::split_nul(&request[1..]).expect("a plugin's name");
+            assert_eq!((name, nonce.len()), (plugin.as_bytes(), 21), "{port}");
+            let nonce = nonce.first_chunk::<20>().expect("it is that long");
+            let proof = match make {
+                Make::MariaDb => {
+                    scramble_native(nonce, APP.password.as_bytes()).expect("a password").to_vec()
+                }
+                Make::Mysql9 => scramble_sha256(nonce, APP.password.as_bytes()).expect("a password").to_vec(),
+            };
+            let mut out = Vec::new();
+            packet::put(&mut out, 2, |out| out.extend_from_slice(&proof));
+            session.write(&out).await;
+            let (_, mut answer) = session.receive().await.expect("it is right");
+            if make == Make::Mysql9 {
+                assert_eq!(answer, [packet::MORE_DATA, 3], "{port}");
+                (_, answer) = session.receive().await.expect("it is right");
+            }
+            assert_eq!(answer[0], packet::OK, "{port}");
+            assert_eq!(session.value("SELECT DATABASE()").await, stage.schema, "{port}");
+        }
+    }
 }
 
 async fn who_becomes_another_user_reads_what_it_wrote_before(make: Make) {

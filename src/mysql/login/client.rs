@@ -35,6 +35,16 @@ const FAST_AUTH_SUCCESS: u8 = 3;
 const FULL_AUTH: u8 = 4;
 const WANTS_KEY: &[u8] = &[2];
 
+/// What a proof may be by that comes without having been asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unasked {
+    /// By the plugin and the nonce of the greeting.
+    Counts,
+    /// Nothing: as the servers, which ask whoever becomes another user for a proof of its own. Some clients
+    /// send none before.
+    Nothing,
+}
+
 /// What a client is greeted with.
 pub struct Offer {
     /// As the servers', so that drivers do what they would do there.
@@ -194,7 +204,7 @@ pub async fn accept(
     let capabilities = response.capabilities & offer.capabilities;
     let compression = door.compression(capabilities, response.compression_level).await?;
     let secret = secret(&response.user).await;
-    let credentials = door.authenticate(&response, &secret, offer.plugin).await?;
+    let credentials = door.authenticate(&response, &secret, offer.plugin, Unasked::Counts).await?;
     Ok(Login { compression, ..door.let_in(response, credentials, capabilities) })
 }
 
@@ -225,7 +235,8 @@ pub async fn change_user(
         .ok_or(LoginFailure::Garbage("a change of user that cannot be read"))?;
     let secret = secret(&response.user).await;
     let default = if response.plugin == CACHING_SHA2 { CACHING_SHA2 } else { NATIVE };
-    let credentials = door.authenticate(&response, &secret, default).await?;
+    let unasked = if capabilities & can::PLUGIN_AUTH != 0 { Unasked::Nothing } else { Unasked::Counts };
+    let credentials = door.authenticate(&response, &secret, default, unasked).await?;
     Ok(door.let_in(response, credentials, capabilities))
 }
 
@@ -347,6 +358,7 @@ impl Door<'_> {
         response: &Response,
         secret: &Secret,
         default: &'static str,
+        unasked: Unasked,
     ) -> Result<Credentials, LoginFailure> {
         let plugin = plugin_for(secret, &response.plugin, default);
         let nonce = match plugin {
@@ -354,7 +366,8 @@ impl Door<'_> {
             _ => self.nonce.to_vec(),
         };
         // Some clients prove nothing by a nonce that came with another plugin's name.
-        let asks = plugin == ED25519 || plugin != response.plugin || plugin != default;
+        let fits = plugin != ED25519 && plugin == response.plugin && plugin == default;
+        let asks = unasked == Unasked::Nothing || !fits;
         let proof = if asks { self.switch(plugin, &nonce).await? } else { response.proof.clone() };
         let credentials = self.credentials(&response.user, secret, plugin, &nonce, &proof).await?;
         if let Some(credentials) = credentials.filter(|_| self.is_certified_as(&response.user)) {
