@@ -29,6 +29,7 @@ both_makes!(
     a_session_without_schema_never_inherits_one,
     transactions_stay_on_their_server,
     read_only_transactions_use_one_replica,
+    the_isolation_of_a_session_follows_it_by_every_name,
     the_newest_word_on_the_next_transaction_counts,
     a_write_that_was_taken_for_a_read_never_happens_on_a_replica,
     several_statements_and_several_results_pass,
@@ -337,6 +338,32 @@ async fn read_only_transactions_use_one_replica(make: Make) {
     }
     session.run("SET SESSION TRANSACTION READ WRITE").await;
     session.run("INSERT INTO t VALUES (1)").await;
+}
+
+async fn the_isolation_of_a_session_follows_it_by_every_name(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    // MySQL has given up the old name, MariaDB has the new one from 11.1 on.
+    let name = if make == Make::MariaDb { "tx_isolation" } else { "transaction_isolation" };
+    for (value, level) in [
+        ("'READ-COMMITTED'", "READ-COMMITTED"),
+        ("\"READ-UNCOMMITTED\"", "READ-UNCOMMITTED"),
+        ("1", "READ-COMMITTED"),
+        ("SERIALIZABLE", "SERIALIZABLE"),
+    ] {
+        let mut session = stage.session().await;
+        session.run(&format!("SET {name} = {value}")).await;
+
+        let mut replicas = std::collections::HashSet::new();
+        for _ in 0..40 {
+            let row = session.value(&format!("SELECT CONCAT(@@port, ' ', @@{name})")).await;
+            let (port, there) = row.split_once(' ').expect("two words");
+            assert_eq!(there, level, "{value}");
+            replicas.extend(port.parse::<u16>().ok().filter(|port| stage.is_replica(*port)));
+        }
+
+        // None can run serializable transactions.
+        assert_eq!(replicas.len(), if level == "SERIALIZABLE" { 0 } else { 2 }, "{value}");
+    }
 }
 
 async fn the_newest_word_on_the_next_transaction_counts(make: Make) {

@@ -70,22 +70,23 @@ fn set_transaction(phrase: &Phrase<'_>, at: usize, scope: Option<&str>) -> Verdi
     if scope.is_none() {
         return Verdict::session().with(Effect::SetTransaction(modes));
     }
-    let mut verdict = Verdict::session();
-    if let Some(isolation) = modes.isolation {
+    session_modes(modes).into_iter().fold(Verdict::session(), Verdict::with)
+}
+
+/// What sets the modes of a session's transactions, by the statement that every server knows: MariaDB has
+/// `transaction_isolation` from 11.1 on, MySQL no `tx_isolation` any more.
+fn session_modes(modes: TransactionModes) -> Vec<Effect> {
+    let isolation = modes.isolation.map(|isolation| {
         let value = isolation_value(isolation);
-        verdict.effect(session_setting(
-            "transaction_isolation",
-            &format!("'{}'", value.replace(' ', "-")),
-            || format!("SET SESSION TRANSACTION ISOLATION LEVEL {value}"),
-        ));
-    }
-    if let Some(read_only) = modes.read_only {
+        session_setting("transaction_isolation", &format!("'{}'", value.replace(' ', "-")), || {
+            format!("SET SESSION TRANSACTION ISOLATION LEVEL {value}")
+        })
+    });
+    let read_only = modes.read_only.map(|read_only| {
         let (value, word) = if read_only { ("1", "ONLY") } else { ("0", "WRITE") };
-        verdict.effect(session_setting("transaction_read_only", value, || {
-            format!("SET SESSION TRANSACTION READ {word}")
-        }));
-    }
-    verdict
+        session_setting("transaction_read_only", value, || format!("SET SESSION TRANSACTION READ {word}"))
+    });
+    isolation.into_iter().chain(read_only).collect()
 }
 
 const fn isolation_value(isolation: Isolation) -> &'static str {
@@ -291,13 +292,15 @@ fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
         "tx_read_only" => "transaction_read_only".to_owned(),
         _ => name,
     };
-    if wanted == Wanted::Bare
-        && let Some(modes) = next_transaction(&name, &value)
-    {
-        return Some(Outcome::Carried(Effect::SetTransaction(modes)));
-    }
     if value.len() == 1 && value.is(0, "default") {
         return Some(Outcome::Carried(Effect::Reset { name: name.into() }));
+    }
+    if matches!(name.as_str(), "transaction_isolation" | "transaction_read_only") {
+        let modes = transaction_modes(&name, &value)?;
+        return Some(Outcome::Carried(match wanted {
+            Wanted::Bare => Effect::SetTransaction(modes),
+            _ => session_modes(modes).pop()?,
+        }));
     }
     let source = format!("SESSION {name} = {}", plain(&value)?);
     Some(Outcome::Carried(carried(&name, &value, &source)))
@@ -391,7 +394,8 @@ fn is_computed_mode(name: &str, value: &Phrase<'_>) -> bool {
     name == "sql_mode" && (0..value.len()).all(fits)
 }
 
-fn next_transaction(name: &str, value: &Phrase<'_>) -> Option<TransactionModes> {
+/// What a variable of transactions is set to; `None` where only the server can tell.
+fn transaction_modes(name: &str, value: &Phrase<'_>) -> Option<TransactionModes> {
     let text = match value.kind(0)? {
         Kind::Text => value.string(0)?,
         _ => value.source_text()?.to_owned(),
@@ -406,10 +410,10 @@ fn next_transaction(name: &str, value: &Phrase<'_>) -> Option<TransactionModes> 
         },
         "transaction_isolation" => {
             let isolation = match text.as_str() {
-                "serializable" => Isolation::Serializable,
-                "repeatable-read" => Isolation::RepeatableRead,
-                "read-committed" => Isolation::ReadCommitted,
-                "read-uncommitted" => Isolation::ReadUncommitted,
+                "serializable" | "3" => Isolation::Serializable,
+                "repeatable-read" | "2" => Isolation::RepeatableRead,
+                "read-committed" | "1" => Isolation::ReadCommitted,
+                "read-uncommitted" | "0" => Isolation::ReadUncommitted,
                 _ => return None,
             };
             Some(TransactionModes { isolation: Some(isolation), ..modes })

@@ -153,7 +153,7 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
             vec![set(
                 "transaction_isolation",
                 "'SERIALIZABLE'",
-                "SET SESSION transaction_isolation = 'SERIALIZABLE'",
+                "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
             )],
         ),
         ("USE `Shop`", vec![Effect::UseDatabase("Shop".into())]),
