@@ -40,8 +40,7 @@ impl Frontend {
         let status = self.status(transaction);
         let mut out = Vec::with_capacity(64);
         match answer {
-            // A comment is not nothing.
-            Answer::Done if request.intent.statements == 0 && !self.is_comment(request) => {
+            Answer::Done if request.intent.statements == 0 => {
                 packet::put_err(&mut out, self.sequence, 1065, "42000", b"Query was empty");
             }
             Answer::Done | Answer::RolledBack => packet::put_ok(&mut out, self.sequence, status),
@@ -51,12 +50,6 @@ impl Frontend {
             }
         }
         self.finish_answer(&out).await
-    }
-
-    /// Whether a text without statements holds a comment.
-    fn is_comment(&self, request: &Request<Command>) -> bool {
-        let text = self.inbox.data().get(request.wire.text_at..request.wire.length).unwrap_or_default();
-        text.iter().any(|byte| !byte.is_ascii_whitespace() && *byte != b';')
     }
 
     fn put_row(&self, out: &mut Vec<u8>, columns: &[Column<'_>], binary: bool, status: u16) {

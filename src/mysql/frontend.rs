@@ -71,6 +71,8 @@ pub struct Frontend {
     pub(super) next_read_only: Option<bool>,
     /// SET TRANSACTION has said something of it, which no server has heard yet.
     pub(super) next_said: bool,
+    /// The servers are MariaDB's.
+    pub(super) mariadb: bool,
     /// The server has ended its connection at the client's request: so do we.
     pub(super) leaving: bool,
     /// A cursor's statement was closed: the next request frees the connection.
@@ -116,6 +118,7 @@ impl Frontend {
             read_only: false,
             next_read_only: None,
             next_said: false,
+            mariadb: false,
             leaving: false,
             cursor_closed: false,
         }
@@ -204,10 +207,7 @@ impl Frontend {
             }
             code::STMT_FETCH | code::STMT_RESET => self.of_statement(code, &argument).await,
             code::STMT_SEND_LONG_DATA => {
-                let Some((id, _)) = self.statement_id(&argument) else { return Err(malformed()) };
-                let packets = self.inbox.data()[..self.unconsumed].to_vec();
-                self.statements.keep_long_data(id, &packets);
-                self.consume();
+                self.long_data(&argument).await?;
                 Ok(None)
             }
             code::STMT_CLOSE => {
@@ -313,7 +313,13 @@ impl Frontend {
         wire.text_at += text_at;
         let intent = self.classify(text);
         let intent = if intent.effects.is_empty() { intent } else { self.behind(intent) };
-        let intent = if wire.tail.is_some() { Arc::new(with_unread(&intent)) } else { intent };
+        let intent = match () {
+            () if wire.tail.is_some() => Arc::new(with_unread(&intent)),
+            // What is no statement and not empty either only the server can answer, which takes a comment
+            // for something and a semicolon between two for an error.
+            () if intent.statements == 0 && !is_blank(text) => no_statement(&intent),
+            () => intent,
+        };
         if intent.statements == 1 && !intent.effects.is_empty() {
             wire.text = std::str::from_utf8(text).ok().map(Into::into);
         }
@@ -519,6 +525,17 @@ fn sets_reading(effect: &Effect) -> bool {
         Effect::SetComputed { .. } | Effect::Pin(PinReason::Setting) => true,
         _ => false,
     }
+}
+
+/// What a text without statements is where a server is to answer it.
+fn no_statement(intent: &Intent) -> Arc<Intent> {
+    let (hints, fingerprint) = (intent.hints.clone(), intent.fingerprint);
+    Arc::new(Intent { hints, fingerprint, ..Intent::of_session(1) })
+}
+
+/// Whether there is nothing in a text, as servers see it.
+fn is_blank(text: &[u8]) -> bool {
+    text.iter().all(|byte| byte.is_ascii_whitespace() || *byte == b';')
 }
 
 /// What a long statement does of which the end has not been read: anything may stand there, another

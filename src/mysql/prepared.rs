@@ -57,6 +57,15 @@ impl OwnStatement {
     }
 }
 
+/// What is wrong with long parameter values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LongDataFault {
+    /// They were too many to be kept.
+    TooMuch,
+    /// One was for a parameter that the statement does not have. That holds until it is reset.
+    NoParameter,
+}
+
 /// One client's use of a statement.
 #[derive(Debug)]
 pub struct Handle {
@@ -65,8 +74,8 @@ pub struct Handle {
     pub types: Box<[u8]>,
     /// COM_STMT_SEND_LONG_DATA packets that wait for the execution.
     pub long_data: Vec<u8>,
-    /// They were too many to be kept: the execution they are for must not run without them.
-    pub long_data_lost: bool,
+    /// Why the execution they are for must not run.
+    pub long_data_fault: Option<LongDataFault>,
     /// It opened a cursor.
     pub cursor: bool,
 }
@@ -100,7 +109,7 @@ impl ClientStatements {
             statement,
             types: Box::default(),
             long_data: Vec::new(),
-            long_data_lost: false,
+            long_data_fault: None,
             cursor: false,
         };
         self.handles.insert(self.last, handle);
@@ -150,12 +159,20 @@ impl ClientStatements {
         self.long_data = 0;
     }
 
-    /// Keeps packets of a long parameter value. Nothing answers them: that there is no such
-    /// statement, or that they are too many, is told to the execution.
-    pub fn keep_long_data(&mut self, id: u32, packets: &[u8]) {
-        let Some(handle) = self.handles.get_mut(&id).filter(|handle| !handle.long_data_lost) else { return };
-        if self.long_data + packets.len() > MAX_LONG_DATA {
-            handle.long_data_lost = true;
+    /// Keeps packets of a long value of a parameter. Nothing answers them: that there is no such statement or
+    /// parameter, or that they are too many, is told to the execution. A server connection's statement,
+    /// which others use, too, must not get them then.
+    pub fn keep_long_data(&mut self, id: u32, parameter: u16, packets: &[u8]) {
+        let Some(handle) = self.handles.get_mut(&id).filter(|handle| handle.long_data_fault.is_none()) else {
+            return;
+        };
+        let fault = match () {
+            () if parameter >= handle.statement.parameters => Some(LongDataFault::NoParameter),
+            () if self.long_data + packets.len() > MAX_LONG_DATA => Some(LongDataFault::TooMuch),
+            () => None,
+        };
+        if fault.is_some() {
+            handle.long_data_fault = fault;
             self.long_data -= std::mem::take(&mut handle.long_data).len();
             return;
         }
@@ -166,7 +183,7 @@ impl ClientStatements {
     pub fn forget_long_data(&mut self, id: u32) {
         if let Some(handle) = self.handles.get_mut(&id) {
             self.long_data -= std::mem::take(&mut handle.long_data).len();
-            handle.long_data_lost = false;
+            handle.long_data_fault = None;
         }
     }
 }

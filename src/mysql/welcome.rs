@@ -77,6 +77,7 @@ impl Frontend {
         context: ReaderContext,
     ) -> Result<Welcomed, Fault> {
         self.reader = Some(context);
+        self.mariadb = greeting.mariadb;
         self.note_sql_mode(&greeting.sql_mode);
         self.autocommit = greeting.autocommit;
         let modes = self.modes;

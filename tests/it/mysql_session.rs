@@ -30,6 +30,7 @@ both_makes!(
     transactions_stay_on_their_server,
     read_only_transactions_use_one_replica,
     the_isolation_of_a_session_follows_it_by_every_name,
+    a_value_for_a_parameter_that_is_not_there_fails_nobody_else,
     the_newest_word_on_the_next_transaction_counts,
     a_write_that_was_taken_for_a_read_never_happens_on_a_replica,
     several_statements_and_several_results_pass,
@@ -364,6 +365,30 @@ async fn the_isolation_of_a_session_follows_it_by_every_name(make: Make) {
         // None can run serializable transactions.
         assert_eq!(replicas.len(), if level == "SERIALIZABLE" { 0 } else { 2 }, "{value}");
     }
+}
+
+async fn a_value_for_a_parameter_that_is_not_there_fails_nobody_else(make: Make) {
+    let stage = Stage::on(make, "", &["cluster.pool.size = 1"]).await;
+    let (mut faulty, mut other) = (stage.session().await, stage.session().await);
+    let prepare = b"SELECT ? /* pointsman: primary */";
+    for session in [&mut faulty, &mut other] {
+        session.exchange(code::STMT_PREPARE, prepare).await.expect("it is legal");
+    }
+    let execution = [&1_u32.to_le_bytes()[..], &[0, 1, 0, 0, 0, 0, 1, 253, 0, 1, b'v']].concat();
+    for argument in [&[1, 0, 0, 0, 9, 0, b'x'][..], &[1, 0, 0, 0, 9]] {
+        // The second is too short, which MySQL answers.
+        faulty.send(code::STMT_SEND_LONG_DATA, argument).await;
+        if argument.len() < 6 && make == Make::Mysql9 {
+            assert_eq!(faulty.receive().await.expect_err("it is too short").errno, 1835);
+        }
+        let answer = faulty.exchange(code::STMT_EXECUTE, &execution).await.expect("an answer");
+        assert_eq!((answer[0][1], &answer[0][2..4]), (packet::ERR, &1210_u16.to_le_bytes()[..]));
+        for _ in 0..3 {
+            let answer = other.exchange(code::STMT_EXECUTE, &execution).await.expect("an answer");
+            assert_eq!(answer[0][1], 1, "{answer:?}");
+        }
+    }
+    assert_eq!(other.value("SELECT 7").await, "7");
 }
 
 async fn the_newest_word_on_the_next_transaction_counts(make: Make) {

@@ -1,5 +1,7 @@
 //! Every command is answered as the server itself answers it, byte for byte.
 
+mod makes;
+
 use pointsman::{
     demo::servers::APP,
     mysql::{

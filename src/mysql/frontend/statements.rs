@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Frontend, malformed};
+use super::{Frontend, malformed, no_statement};
 use crate::{
     mysql::{
         command::{Command, code},
         packet::{self, capability as can, u32_le},
         parameters::Binding,
-        prepared::{self, NEWEST, Statement},
+        prepared::{self, LongDataFault, NEWEST, Statement},
     },
     protocol::{Fault, Request},
     refusal::RefusalKind,
@@ -17,6 +17,12 @@ use crate::{
 
 /// ER_STMT_HAS_NO_OPEN_CURSOR.
 const NO_CURSOR: u16 = 1421;
+
+/// ER_WRONG_ARGUMENTS.
+const WRONG_ARGUMENTS: u16 = 1210;
+
+/// Bytes of COM_STMT_SEND_LONG_DATA ahead of the value: the statement's id and the parameter's number.
+const LONG_DATA_HEAD: usize = 6;
 
 /// Flags of COM_STMT_EXECUTE that ask for a cursor; one of the others tells that attributes follow.
 const CURSOR_TYPES: u8 = 7;
@@ -30,6 +36,7 @@ impl Frontend {
             return Ok(None);
         }
         let intent = self.classify(text);
+        let intent = if intent.statements == 0 { no_statement(&intent) } else { intent };
         let rewritten = self.rewritten(&intent, text);
         let text = rewritten.as_deref().unwrap_or(text);
         let settings = self.carried.now().clone();
@@ -78,8 +85,8 @@ impl Frontend {
             return self.unknown_statement(id, "mysqld_stmt_execute").await;
         };
         let binding = Binding::of_execute(argument, handle.statement.parameters, named);
-        if handle.long_data_lost {
-            return self.without_long_data(id).await;
+        if let Some(fault) = handle.long_data_fault {
+            return self.without_long_data(id, fault).await;
         }
         Ok(self.executed(id, wire, binding, flags & CURSOR_TYPES != 0))
     }
@@ -92,14 +99,51 @@ impl Frontend {
             return self.unknown_statement(id, "mysqld_stmt_execute").await;
         };
         let binding = Binding::of_bulk(argument, handle.statement.parameters);
-        if handle.long_data_lost {
-            return self.without_long_data(id).await;
+        if let Some(fault) = handle.long_data_fault {
+            return self.without_long_data(id, fault).await;
         }
         Ok(self.executed(id, wire, binding, false))
     }
 
-    /// As a server where a value is longer than `max_allowed_packet`.
-    async fn without_long_data(&mut self, id: u32) -> Result<Option<Request<Command>>, Fault> {
+    /// Keeps a long value, or a part of one, for the execution.
+    pub(super) async fn long_data(&mut self, argument: &[u8]) -> Result<(), Fault> {
+        let number = |at: usize| argument.get(at).copied();
+        let (Some((id, _)), Some(low), Some(high)) =
+            (self.statement_id(argument), number(LONG_DATA_HEAD - 2), number(LONG_DATA_HEAD - 1))
+        else {
+            return self.short_long_data().await;
+        };
+        let packets = self.inbox.data()[..self.unconsumed].to_vec();
+        self.statements.keep_long_data(id, u16::from_le_bytes([low, high]), &packets);
+        self.consume();
+        Ok(())
+    }
+
+    /// MySQL answers what is too short, though nobody waits for an answer; MariaDB says nothing.
+    async fn short_long_data(&mut self) -> Result<(), Fault> {
+        if self.mariadb {
+            self.consume();
+            return Ok(());
+        }
+        self.reject(RefusalKind::Malformed, "Malformed communication packet.".to_owned()).await
+    }
+
+    /// The values for an execution are not what they should be.
+    async fn without_long_data(
+        &mut self,
+        id: u32,
+        fault: LongDataFault,
+    ) -> Result<Option<Request<Command>>, Fault> {
+        if fault == LongDataFault::NoParameter {
+            let by = if self.mariadb { "mysqld_stmt_send_long_data" } else { "mysql_stmt_precheck" };
+            self.consume();
+            let mut out = Vec::new();
+            let message = format!("Incorrect arguments to {by}");
+            packet::put_err(&mut out, self.sequence, WRONG_ARGUMENTS, "HY000", message.as_bytes());
+            self.write(&out).await?;
+            return Ok(None);
+        }
+        // As a server where a value is longer than `max_allowed_packet`.
         self.statements.forget_long_data(id);
         let message = format!(
             "Parameters of prepared statements which are set through mysql_send_long_data() are longer than the {} bytes that the proxy keeps",

@@ -1,0 +1,54 @@
+//! Commands that MariaDB and MySQL answer each in its own way, and the proxy before them in the same.
+
+use super::{execute, of_statement, prepare, queries, same};
+use crate::{
+    both_makes,
+    support::mysql::{Make, Stage},
+};
+use pointsman::mysql::command::code;
+
+both_makes!(
+    what_is_no_statement_is_answered_as_by_the_server,
+    values_for_a_parameter_that_is_not_there_are_answered_as_by_the_server,
+);
+
+const TABLE: &str = "CREATE TABLE t (x INT, UNIQUE (x)); INSERT INTO t VALUES (1), (2), (3)";
+
+const READ: &str = "SELECT x FROM t FORCE INDEX (x) WHERE x = 1";
+
+async fn what_is_no_statement_is_answered_as_by_the_server(make: Make) {
+    let stage = Stage::on(make, TABLE, &[]).await;
+    let texts =
+        ["", ";", "; ;", "/* a */", "/* a */;", "/* a */ ; /* b */", "-- a", "/*! */", "/*! ; */", " /* a"];
+    let mut scripts = Vec::new();
+    for text in texts {
+        scripts.push((text, queries(&[text, "BEGIN", text, READ, text, "COMMIT", text])));
+        scripts.push((text, vec![prepare(text), prepare(READ), execute(1, 0, &[])]));
+    }
+    same(&stage, scripts).await;
+}
+
+async fn values_for_a_parameter_that_is_not_there_are_answered_as_by_the_server(make: Make) {
+    let stage = Stage::on(make, TABLE, &[]).await;
+    let long = |parameter: u16, data: &[u8]| {
+        of_statement(code::STMT_SEND_LONG_DATA, 1, &[&parameter.to_le_bytes()[..], data].concat())
+    };
+    let reset = || of_statement(code::STMT_RESET, 1, b"");
+    let (word, ping) = (|| execute(1, 0, &[Some("word")]), || (code::PING, Vec::new()));
+    same(
+        &stage,
+        vec![
+            ("alone", vec![prepare("SELECT ?"), long(1, b"x"), ping(), word(), word(), reset(), word()]),
+            (
+                "beside a good one",
+                vec![prepare("SELECT ?"), long(0, b"x"), long(7, b"x"), word(), reset(), word()],
+            ),
+            ("before a good one", vec![prepare("SELECT ?"), long(7, b"x"), long(0, b"x"), word(), word()]),
+            (
+                "without parameters",
+                vec![prepare("SELECT 1"), long(0, b"x"), execute(1, 0, &[]), execute(1, 0, &[])],
+            ),
+        ],
+    )
+    .await;
+}
