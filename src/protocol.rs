@@ -272,6 +272,17 @@ pub struct Welcomed {
     pub defaults: TransactionModes,
     /// `autocommit = 0`: every statement begins a transaction if none is open.
     pub implicit_transactions: bool,
+    pub begins: Begins,
+}
+
+/// What a transaction goes by that begins within another one, which it ends, and says nothing of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Begins {
+    /// That one's modes (MySQL). In PostgreSQL there is no such thing.
+    #[default]
+    AsBefore,
+    /// The session's defaults (MariaDB).
+    Anew,
 }
 
 /// Asks servers for what a user must prove (`auth.query`).

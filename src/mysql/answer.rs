@@ -33,7 +33,10 @@ impl Frontend {
             [Effect::Begin(modes)] => {
                 let said_before = self.next_read_only.take();
                 self.next_said = false;
-                self.read_only = modes.read_only.or(said_before) == Some(true);
+                self.read_only = modes.read_only.or(said_before).unwrap_or(self.reads_only);
+            }
+            [Effect::Commit { .. } | Effect::Rollback { .. }, ..] => {
+                (self.next_read_only, self.next_said) = (None, false);
             }
             _ => {}
         }

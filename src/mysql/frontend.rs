@@ -29,6 +29,9 @@ use crate::{
     stream::{self, Stream},
 };
 
+/// The variable that makes a session's transactions read-only.
+const READ_ONLY: &str = "transaction_read_only";
+
 /// SQL PREPARE names of one client.
 const MAX_OWN_STATEMENTS: usize = 4096;
 
@@ -67,6 +70,8 @@ pub struct Frontend {
     pub(super) told: Transaction,
     /// The transaction that is open is READ ONLY.
     pub(super) read_only: bool,
+    /// The session's transactions are, where they do not say otherwise.
+    pub(super) reads_only: bool,
     /// What SET TRANSACTION said of the next one.
     pub(super) next_read_only: Option<bool>,
     /// SET TRANSACTION has said something of it, which no server has heard yet.
@@ -116,6 +121,7 @@ impl Frontend {
             lexing: 0,
             told: Transaction::Idle,
             read_only: false,
+            reads_only: false,
             next_read_only: None,
             next_said: false,
             mariadb: false,
@@ -277,6 +283,7 @@ impl Frontend {
         self.startup = Some(Startup { schema: login.schema, collation: login.collation, compression: None });
         self.statements.clear();
         self.own.clear();
+        self.reads_only = false;
         (self.next_read_only, self.next_said) = (None, false);
         Ok(Request { intent: Arc::new(Intent::of_session(1)), wire })
     }
@@ -466,6 +473,7 @@ impl Frontend {
             self.carried.learn(std::slice::from_ref(effect));
             match effect {
                 Effect::Set { name, value, .. } => self.note_setting(name, value),
+                Effect::Reset { name } if &**name == READ_ONLY => self.reads_only = false,
                 Effect::Prepare { name, statement, inner } if self.own.len() < MAX_OWN_STATEMENTS => {
                     let settings = self.carried.now().clone();
                     let own = OwnStatement::new(statement.clone(), Intent::clone(inner), settings);
@@ -475,6 +483,7 @@ impl Frontend {
                     self.statements.clear();
                     self.own.clear();
                     self.modes = self.startup_modes;
+                    self.reads_only = false;
                     (self.next_read_only, self.next_said) = (None, false);
                 }
                 _ => {}
@@ -494,6 +503,7 @@ impl Frontend {
     pub(super) fn note_setting(&mut self, name: &str, value: &str) {
         let value = value.trim_matches(['\'', '"']).to_ascii_lowercase();
         match name {
+            READ_ONLY => self.reads_only = matches!(&*value, "1" | "on" | "true"),
             "sql_mode" => self.note_sql_mode(&value),
             NAMES | "character set" | "character_set_client" => {
                 self.modes = self.modes.with_charset(&value);

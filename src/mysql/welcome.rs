@@ -13,7 +13,7 @@ use super::{
     settings::{Carried, NAMES, Settings},
 };
 use crate::{
-    protocol::{Fault, ReaderContext, Welcomed},
+    protocol::{Begins, Fault, ReaderContext, Welcomed},
     sql::{Isolation, effects::TransactionModes},
     stream::Stream,
 };
@@ -98,7 +98,11 @@ impl Frontend {
         packet::put_ok(&mut out, self.sequence, self.status(crate::protocol::Transaction::Idle));
         self.write(&out).await?;
         self.compress(startup.and_then(|startup| startup.compression));
-        Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: !greeting.autocommit })
+        Ok(Welcomed {
+            defaults: greeting.defaults,
+            implicit_transactions: !greeting.autocommit,
+            begins: if greeting.mariadb { Begins::Anew } else { Begins::AsBefore },
+        })
     }
 
     /// What follows the last packet of the login is compressed, in both directions.

@@ -12,7 +12,7 @@ use super::{
     settings::{Carried, Settings, quote_literal},
 };
 use crate::{
-    protocol::{CancelKey, Fault, ReaderContext, Welcomed},
+    protocol::{Begins, CancelKey, Fault, ReaderContext, Welcomed},
     refusal::{Refusal, RefusalKind},
     sql::{
         Isolation,
@@ -151,7 +151,7 @@ impl Frontend {
         }
         self.carried = Carried::new(startup.settings);
         self.reader = Some(context);
-        Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: false })
+        Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: false, begins: Begins::default() })
     }
 
     /// Asks a server what a session with this client's startup settings looks like.

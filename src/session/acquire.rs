@@ -158,6 +158,21 @@ impl<P: Protocol> Session<P> {
         Ok(None)
     }
 
+    /// The read-only transaction on a replica has ended: what comes is no part of it. On the primary the
+    /// server ends it by itself.
+    pub(super) fn leave_outdone(&mut self) {
+        let away = self.kept.take_if(|kept| kept.role != Role::Primary);
+        if away.is_none() && !self.state.is_holding() {
+            return;
+        }
+        self.state.outdo();
+        self.forget_last();
+        if let Some(kept) = away {
+            // Nobody waits for what was read to end.
+            tokio::spawn(end_reading(kept));
+        }
+    }
+
     /// Whether the replica that a transaction reads from may still serve its reads: others may have
     /// written what they have to see.
     fn still_serves(

@@ -181,6 +181,7 @@ impl<P: Protocol> Session<P> {
         self.state.defaults = welcomed.defaults;
         self.state.startup_defaults = welcomed.defaults;
         self.state.implicit = welcomed.implicit_transactions;
+        self.state.begins = welcomed.begins;
         self.state.startup_implicit = welcomed.implicit_transactions;
         self.state.own = Overrides::at_startup(own);
     }
@@ -456,6 +457,9 @@ impl<P: Protocol> Session<P> {
         self.registered.entry.take(Call::Cancel);
         if self.state.is_holding() || self.state.implicit {
             self.state.transaction_reads = self.cluster.config.load().routing.transaction_reads;
+        }
+        if request.intent.outdoes && self.state.is_outdone_by(&request.intent) {
+            self.leave_outdone();
         }
         let step = self.state.plan(&request.intent, self.frontend.text(request));
         if !matches!(step, Step::Run(_)) {

@@ -2,6 +2,7 @@
 
 mod lost;
 mod modes;
+mod outdone;
 mod pins;
 mod reading;
 
@@ -9,7 +10,7 @@ use self::{modes::merge, pins::bit};
 use super::own::Overrides;
 use crate::{
     config::TransactionReads,
-    protocol::Transaction,
+    protocol::{Begins, Transaction},
     route::Floor,
     sql::{
         Access, Dialect, Effect, Intent, Isolation, PinReason, Reason, Tables,
@@ -51,6 +52,8 @@ pub struct State {
     pub startup_implicit: bool,
     /// `SET TRANSACTION` is for the next transaction, as in MySQL, not for the current one.
     pub sets_next: bool,
+    /// What a transaction goes by that begins within another one.
+    pub begins: Begins,
     /// What is held back waits for a later statement than the one that runs now.
     deferred: bool,
     /// The session's settings of the proxy's own.
@@ -219,7 +222,9 @@ impl State {
         }
         if let (1, [effect], Some(text)) = (intent.statements, &intent.effects[..], text) {
             match effect {
+                // What was said of the next transaction was said of none, and is over with it.
                 Effect::Commit { chain: false } | Effect::Rollback { chain: false } if !held.begun => {
+                    self.held = None;
                     return Step::Answer(Own::Done);
                 }
                 Effect::Begin(modes) if !held.begun => {

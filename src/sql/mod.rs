@@ -242,6 +242,9 @@ pub struct Intent {
     /// May be preceded, in one implicit transaction, by settings (not VACUUM, CREATE DATABASE, …,
     /// nor transaction control).
     pub joins: bool,
+    /// Its first statement ends a transaction that is open before anything runs, and runs outside of it: MySQL's
+    /// implicit commits, and COMMIT and ROLLBACK ahead of other statements.
+    pub outdoes: bool,
     /// A literal may stand for a relation or a type (`'t'::regclass`, `pg_relation_size('t')`), or a
     /// type that is not built in is named: what it touches is more than `tables` says.
     pub by_text: bool,
@@ -260,6 +263,7 @@ impl Intent {
             statements,
             plain: false,
             joins: true,
+            outdoes: false,
             by_text: false,
         }
     }

@@ -29,7 +29,9 @@ both_makes!(
     a_session_without_schema_never_inherits_one,
     transactions_stay_on_their_server,
     read_only_transactions_use_one_replica,
+    what_ends_a_read_only_transaction_runs_on_the_primary,
     the_isolation_of_a_session_follows_it_by_every_name,
+    what_was_said_of_a_transaction_that_never_was_is_over_with_its_end,
     a_value_for_a_parameter_that_is_not_there_fails_nobody_else,
     the_newest_word_on_the_next_transaction_counts,
     a_write_that_was_taken_for_a_read_never_happens_on_a_replica,
@@ -341,6 +343,49 @@ async fn read_only_transactions_use_one_replica(make: Make) {
     session.run("INSERT INTO t VALUES (1)").await;
 }
 
+async fn what_ends_a_read_only_transaction_runs_on_the_primary(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
+    for statement in [
+        "CREATE TABLE made (x INT)",
+        "ALTER TABLE made ADD y INT",
+        "DROP TABLE made",
+        "LOCK TABLES t WRITE",
+        "FLUSH TABLES",
+        "ANALYZE TABLE t",
+        "START TRANSACTION READ WRITE",
+        "COMMIT; START TRANSACTION READ WRITE",
+    ] {
+        let mut session = stage.session().await;
+        session.run("START TRANSACTION READ ONLY").await;
+        assert!(stage.is_replica(session.port().await), "{statement}");
+        session.run("SELECT x FROM t").await;
+
+        session.run(statement).await;
+
+        session.run("INSERT INTO t VALUES (1)").await;
+        session.run("COMMIT").await;
+        session.run("UNLOCK TABLES").await;
+        // A transaction that has read the table would hold up its change on the replica.
+        let change = format!("ALTER TABLE t COMMENT = '{}'", statement.len());
+        stage.cluster.node(0).sql(&stage.schema, &change).expect("it is legal");
+        stage.cluster.wait_until_caught_up(0).expect("nothing is open on the replica");
+    }
+    let count = stage.cluster.node(0).sql(&stage.schema, "SELECT COUNT(*) FROM t").expect("it answers");
+    assert_eq!(count, "8");
+
+    // What begins without a word goes on as the server has it.
+    let mut session = stage.session().await;
+    session.run("START TRANSACTION READ ONLY").await;
+    session.run("SELECT x FROM t").await;
+    session.run("BEGIN").await;
+    if make == Make::MariaDb {
+        session.run("INSERT INTO t VALUES (1)").await;
+    } else {
+        assert!([1290, 1792].contains(&session.error("INSERT INTO t VALUES (1)").await));
+    }
+    session.run("COMMIT").await;
+}
+
 async fn the_isolation_of_a_session_follows_it_by_every_name(make: Make) {
     let stage = Stage::on(make, "", &[]).await;
     // MySQL has given up the old name, MariaDB has the new one from 11.1 on.
@@ -365,6 +410,20 @@ async fn the_isolation_of_a_session_follows_it_by_every_name(make: Make) {
         // None can run serializable transactions.
         assert_eq!(replicas.len(), if level == "SERIALIZABLE" { 0 } else { 2 }, "{value}");
     }
+}
+
+async fn what_was_said_of_a_transaction_that_never_was_is_over_with_its_end(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let mut session = stage.session().await;
+    for end in ["COMMIT", "ROLLBACK"] {
+        session.run("SET TRANSACTION READ ONLY").await;
+        session.run(end).await;
+
+        session.run("BEGIN").await;
+        session.run("INSERT INTO t VALUES (1)").await;
+        session.run("COMMIT").await;
+    }
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "2");
 }
 
 async fn a_value_for_a_parameter_that_is_not_there_fails_nobody_else(make: Make) {

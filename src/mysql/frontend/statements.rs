@@ -52,6 +52,7 @@ impl Frontend {
         // It is no transaction's, and must not begin the one that SET TRANSACTION spoke of.
         let reason = if self.next_said { Reason::Session } else { intent.reason };
         let bare = Intent { effects: later.collect(), reason, plain: false, ..Intent::clone(&intent) };
+        let bare = Intent { outdoes: false, ..bare };
         // The number of its parameters comes with the answer.
         let statement = Statement { text: text.into(), settings, key, intent, parameters: 0 };
         wire.rewritten = rewritten;

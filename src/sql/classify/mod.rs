@@ -165,6 +165,7 @@ fn publish(verdict: Verdict, hints: Hints, statements: usize) -> Intent {
         statements: u32::try_from(statements).unwrap_or(u32::MAX),
         plain: verdict.plain && local,
         joins: verdict.joins,
+        outdoes: verdict.outdoes,
         by_text: verdict.by_text,
     }
 }

@@ -347,7 +347,7 @@ fn xa(phrase: &Phrase<'_>) -> Verdict {
 fn locks(phrase: &Phrase<'_>, leading: &str) -> Verdict {
     let tables = phrase.is_any(1, &["table", "tables"]);
     match leading {
-        "lock" => Verdict::write(Reason::Lock).with(Effect::Pin(PinReason::TableLock)).apart(),
+        "lock" => Verdict::write(Reason::Lock).with(Effect::Pin(PinReason::TableLock)).outdoing(),
         "unlock" if tables => Verdict::write(Reason::Lock).with(Effect::Unpin(PinReason::TableLock)).apart(),
         "unlock" => Verdict::write(Reason::Lock).apart(),
         "handler" => {
@@ -356,20 +356,20 @@ fn locks(phrase: &Phrase<'_>, leading: &str) -> Verdict {
             if opens { verdict.with(Effect::Pin(PinReason::Cursor)) } else { verdict }
         }
         _ if phrase.contains(&["with", "read", "lock"]) || phrase.contains(&["for", "export"]) => {
-            Verdict::write(Reason::Lock).with(Effect::Pin(PinReason::TableLock)).apart()
+            Verdict::write(Reason::Lock).with(Effect::Pin(PinReason::TableLock)).outdoing()
         }
         // FLUSH PRIVILEGES, after changes of the tables behind them.
         _ if phrase.contains(&["privileges"]) => {
-            Verdict::write(Reason::Command).with(Effect::Accounts).apart()
+            Verdict::write(Reason::Command).with(Effect::Accounts).outdoing()
         }
-        _ => Verdict::write(Reason::Command).apart(),
+        _ => Verdict::write(Reason::Command).outdoing(),
     }
 }
 
 /// MySQL's LOCK INSTANCE FOR BACKUP, MariaDB's BACKUP STAGE and BACKUP LOCK. BACKUP UNLOCK frees a table only:
 /// the stage goes on.
 fn backup(phrase: &Phrase<'_>) -> Verdict {
-    let verdict = Verdict::write(Reason::Lock).apart();
+    let verdict = Verdict { outdoes: phrase.is(0, "backup"), ..Verdict::write(Reason::Lock).apart() };
     match () {
         () if phrase.is(0, "unlock") || phrase.says(1, &["stage", "end"]) => {
             verdict.with(Effect::Unpin(PinReason::BackupLock))
@@ -390,9 +390,21 @@ fn evaluate(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     Verdict { plain: false, ..verdict }
 }
 
+/// Whether the server commits what is open before it runs such a statement. Of temporary tables and what
+/// belongs to replication it does not.
+fn commits_first(phrase: &Phrase<'_>, leading: &str) -> bool {
+    match leading {
+        "create" | "drop" => !phrase.is(1, "temporary") && !phrase.says(1, &["or", "replace", "temporary"]),
+        "alter" | "rename" | "truncate" | "grant" | "revoke" | "analyze" | "check" | "optimize"
+        | "repair" | "install" | "uninstall" | "cache" => true,
+        _ => false,
+    }
+}
+
 /// Data definition and everything else that only a primary runs.
 fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
     let mut verdict = Verdict::write(Reason::Ddl).apart();
+    verdict.outdoes = commits_first(phrase, leading);
     match leading {
         "drop" | "alter" | "rename" if phrase.is_any(1, &["user", "role"]) => {
             verdict.effect(Effect::Accounts)

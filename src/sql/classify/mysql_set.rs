@@ -42,7 +42,7 @@ pub(super) fn set(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     match () {
         () if phrase.is(1, "statement") => set_statement(phrase, cx),
         () if phrase.is_any(1, &["password", "default"]) => {
-            Verdict::write(Reason::Ddl).with(Effect::Accounts).apart()
+            Verdict::write(Reason::Ddl).with(Effect::Accounts).outdoing()
         }
         () if phrase.says(1, &["resource", "group"]) => Verdict::write(Reason::Ddl).apart(),
         () if phrase.is(1, "transaction") => set_transaction(phrase, 2, None),

@@ -38,13 +38,13 @@ fn after_noise(phrase: &Phrase<'_>, at: usize) -> usize {
 }
 
 fn begin(phrase: &Phrase<'_>, at: usize) -> Verdict {
-    match modes(phrase, at) {
-        Some(modes) if modes.read_only == Some(true) => {
-            Verdict { access: Access::Read, ..Verdict::transaction(Effect::Begin(modes)) }
-        }
-        Some(modes) => Verdict::transaction(Effect::Begin(modes)),
-        None => Verdict::transaction(Effect::BeginUnknown),
-    }
+    let modes = modes(phrase, at);
+    let effect = modes.map_or(Effect::BeginUnknown, Effect::Begin);
+    let read_only = modes.is_some_and(|modes| modes.read_only == Some(true));
+    let access = if read_only { Access::Read } else { Access::Write };
+    // PostgreSQL goes on with the transaction that is open.
+    let outdoes = phrase.dialect == Dialect::Mysql;
+    Verdict { access, outdoes, ..Verdict::transaction(effect) }
 }
 
 /// Transaction modes from `at` to the end; `None` if anything else stands there.
@@ -127,6 +127,7 @@ fn end(phrase: &Phrase<'_>, leading: &str) -> Option<Verdict> {
         _ => (false, at),
     };
     let effect = if commits { Effect::Commit { chain } } else { Effect::Rollback { chain } };
-    let verdict = phrase.ends_at(at).then(|| Verdict::transaction(effect))?;
+    let mut verdict = phrase.ends_at(at).then(|| Verdict::transaction(effect))?;
+    verdict.outdoes = phrase.dialect == Dialect::Mysql && !chain;
     Some(if leaves { verdict.with(Effect::Leave) } else { verdict })
 }

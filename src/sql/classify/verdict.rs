@@ -19,6 +19,8 @@ pub(super) struct Verdict {
     pub tables: Touched,
     pub plain: bool,
     pub joins: bool,
+    /// As [`crate::sql::Intent::outdoes`], of the first statement.
+    pub outdoes: bool,
     pub by_text: bool,
 }
 
@@ -69,6 +71,7 @@ impl Verdict {
             tables: Touched::none(),
             plain: false,
             joins: true,
+            outdoes: false,
             by_text: false,
         }
     }
@@ -106,6 +109,11 @@ impl Verdict {
     /// Runs in a transaction of its own, or commits inside.
     pub fn apart(self) -> Self {
         Self { joins: false, ..self }
+    }
+
+    /// As [`Self::apart`], and whatever transaction is open ends first (MySQL's implicit commit).
+    pub fn outdoing(self) -> Self {
+        Self { outdoes: true, ..self.apart() }
     }
 
     pub fn effect(&mut self, effect: Effect) {

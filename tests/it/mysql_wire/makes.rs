@@ -8,6 +8,7 @@ use crate::{
 use pointsman::mysql::command::code;
 
 both_makes!(
+    what_ends_a_read_only_transaction_is_answered_as_by_the_server,
     what_is_no_statement_is_answered_as_by_the_server,
     values_for_a_parameter_that_is_not_there_are_answered_as_by_the_server,
 );
@@ -15,6 +16,37 @@ both_makes!(
 const TABLE: &str = "CREATE TABLE t (x INT, UNIQUE (x)); INSERT INTO t VALUES (1), (2), (3)";
 
 const READ: &str = "SELECT x FROM t FORCE INDEX (x) WHERE x = 1";
+
+async fn what_ends_a_read_only_transaction_is_answered_as_by_the_server(make: Make) {
+    let stage = Stage::on(make, TABLE, &[]).await;
+    let mut scripts = Vec::new();
+    for begin in [
+        &["START TRANSACTION READ ONLY", READ][..],
+        &["START TRANSACTION READ ONLY"],
+        &["SET TRANSACTION READ ONLY", "BEGIN", READ],
+        &["SET TRANSACTION READ ONLY"],
+        &["SET autocommit = 0", "SET TRANSACTION READ ONLY", READ],
+    ] {
+        for behind in [
+            &["CREATE TABLE made (x INT)", "INSERT INTO made VALUES (1)", "COMMIT", "DROP TABLE made"][..],
+            &["CREATE TABLE made (x INT); INSERT INTO made VALUES (1)", "COMMIT", "DROP TABLE made"],
+            &["CREATE TABLE t (x INT)", "SELECT 1", "COMMIT"],
+            &["LOCK TABLES t WRITE", "DELETE FROM t WHERE x > 90", "UNLOCK TABLES", "COMMIT"],
+            &["FLUSH TABLES", "DELETE FROM t WHERE x > 90", "COMMIT"],
+            &["ANALYZE TABLE t", "DELETE FROM t WHERE x > 90", "COMMIT"],
+            &["START TRANSACTION READ WRITE", "DELETE FROM t WHERE x > 90", "ROLLBACK"],
+            &["COMMIT; DELETE FROM t WHERE x > 90", "COMMIT"],
+        ] {
+            scripts.push((begin[0], queries(&[begin, behind].concat())));
+        }
+    }
+    for again in ["BEGIN", "START TRANSACTION", "START TRANSACTION READ ONLY"] {
+        scripts.push((again, queries(&["START TRANSACTION READ ONLY", again, READ, "COMMIT", READ])));
+        scripts.push((again, queries(&["START TRANSACTION READ ONLY", READ, again, READ, "COMMIT", READ])));
+        scripts.push((again, queries(&["SET SESSION TRANSACTION READ ONLY", again, READ, "COMMIT", READ])));
+    }
+    same(&stage, scripts).await;
+}
 
 async fn what_is_no_statement_is_answered_as_by_the_server(make: Make) {
     let stage = Stage::on(make, TABLE, &[]).await;

@@ -115,6 +115,39 @@ fn mysql_transaction_control_is_recognised_in_exact_forms_only() {
 }
 
 #[test]
+fn what_commits_implicitly_outdoes_the_transaction_before() {
+    for text in [
+        "CREATE TABLE t (x INT)",
+        "DROP TABLE t",
+        "TRUNCATE t",
+        "GRANT SELECT ON t TO u",
+        "SET PASSWORD = 'x'",
+        "LOCK TABLES t WRITE",
+        "FLUSH TABLES",
+        "ANALYZE TABLE t",
+        "BEGIN",
+        "START TRANSACTION READ ONLY",
+        "COMMIT; INSERT INTO t VALUES (1)",
+        "CREATE TABLE t (x INT); SELECT 1",
+    ] {
+        assert!(mysql(text).outdoes, "{text}");
+    }
+    for text in [
+        "CREATE TEMPORARY TABLE t (x INT)",
+        "DROP TEMPORARY TABLE t",
+        "UNLOCK TABLES",
+        "CHECKSUM TABLE t",
+        "XA START 'x'",
+        "XA COMMIT 'x'",
+        "COMMIT AND CHAIN",
+        "INSERT INTO t VALUES (1)",
+        "SELECT 1; CREATE TABLE t (x INT)",
+    ] {
+        assert!(!mysql(text).outdoes, "{text}");
+    }
+}
+
+#[test]
 fn mysql_settings_carry_the_statement_that_sets_them_again() {
     let shown = |settings: &[(&str, &str)]| {
         let shown = settings.iter().map(|&(name, column)| Shown { name: name.into(), column: column.into() });
