@@ -495,7 +495,10 @@ fn only_the_proxy_can(effect: &Effect) -> Option<&'static str> {
 
 /// Whether it may end the open transaction with its work done.
 pub fn ends_transaction(intent: &Intent) -> bool {
-    intent.effects.iter().any(|effect| matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction))
+    let ends = |effect: &Effect| {
+        matches!(effect, Effect::Commit { .. } | Effect::PrepareTransaction | Effect::CommitXa)
+    };
+    intent.effects.iter().any(ends)
 }
 
 /// Tables of a transaction that are told apart; one with more counts as touching all.

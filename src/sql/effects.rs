@@ -21,6 +21,8 @@ pub enum Effect {
     RollbackTo(Box<str>),
     /// `PREPARE TRANSACTION`, XA PREPARE: ends the transaction of this session without ending its work.
     PrepareTransaction,
+    /// XA COMMIT: ends a transaction that XA START began, here or in another session, and no other.
+    CommitXa,
     /// `SET TRANSACTION …` for the current (PostgreSQL) or next (MySQL) transaction.
     SetTransaction(TransactionModes),
     /// `SET CONSTRAINTS …`: may be held behind a held BEGIN.
@@ -224,7 +226,7 @@ impl Effect {
     /// Whether a transaction ends by it, and how if all goes well.
     pub fn ends_as_committed(&self) -> Option<bool> {
         match self {
-            Self::Commit { .. } | Self::PrepareTransaction => Some(true),
+            Self::Commit { .. } | Self::PrepareTransaction | Self::CommitXa => Some(true),
             Self::Rollback { .. } => Some(false),
             _ => None,
         }
@@ -241,6 +243,7 @@ impl Effect {
             Self::Release(name) => format!("release {name}"),
             Self::RollbackTo(name) => format!("rollback to {name}"),
             Self::PrepareTransaction => "prepare transaction".into(),
+            Self::CommitXa => "commit a transaction of XA".into(),
             Self::SetTransaction(modes) => format!("set transaction{}", modes.describe()),
             Self::SetConstraints => "set constraints".into(),
             Self::Set { name, scope: Scope::Session, .. } => format!("set {name}"),

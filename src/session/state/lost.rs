@@ -16,7 +16,7 @@ impl State {
                 self.end_lost();
                 Step::Answer(Own::RolledBack)
             }
-            (Lost::Untold, Some(Effect::Commit { .. } | Effect::PrepareTransaction)) => {
+            (Lost::Untold, Some(Effect::Commit { .. } | Effect::PrepareTransaction | Effect::CommitXa)) => {
                 self.end_lost();
                 Step::Answer(Own::Lost)
             }

@@ -330,15 +330,12 @@ fn prepare(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<Verdict> {
 }
 
 fn xa(phrase: &Phrase<'_>) -> Verdict {
-    let tail = phrase.len().saturating_sub(2);
     match () {
         () if phrase.is_any(1, &["start", "begin"]) => Verdict::transaction(Effect::BeginUnknown),
         () if phrase.is(1, "prepare") => {
             Verdict::write(Reason::Command).with(Effect::PrepareTransaction).apart()
         }
-        () if phrase.is(1, "commit") && phrase.says(tail, &["one", "phase"]) => {
-            Verdict::transaction(Effect::Commit { chain: false })
-        }
+        () if phrase.is(1, "commit") => Verdict::write(Reason::Command).with(Effect::CommitXa).apart(),
         () if phrase.is(1, "recover") => Verdict::server().apart(),
         () => Verdict::write(Reason::Command).apart(),
     }

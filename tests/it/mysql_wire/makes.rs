@@ -9,6 +9,7 @@ use pointsman::mysql::command::code;
 
 both_makes!(
     what_ends_a_read_only_transaction_is_answered_as_by_the_server,
+    statements_of_xa_are_answered_as_by_the_server,
     what_is_no_statement_is_answered_as_by_the_server,
     values_for_a_parameter_that_is_not_there_are_answered_as_by_the_server,
 );
@@ -44,6 +45,31 @@ async fn what_ends_a_read_only_transaction_is_answered_as_by_the_server(make: Ma
         scripts.push((again, queries(&["START TRANSACTION READ ONLY", again, READ, "COMMIT", READ])));
         scripts.push((again, queries(&["START TRANSACTION READ ONLY", READ, again, READ, "COMMIT", READ])));
         scripts.push((again, queries(&["SET SESSION TRANSACTION READ ONLY", again, READ, "COMMIT", READ])));
+    }
+    same(&stage, scripts).await;
+}
+
+async fn statements_of_xa_are_answered_as_by_the_server(make: Make) {
+    let stage = Stage::on(make, TABLE, &[]).await;
+    let mut scripts = Vec::new();
+    for begin in [&[][..], &["BEGIN"], &["BEGIN", READ], &["START TRANSACTION READ ONLY"]] {
+        for statement in [
+            "XA START 'x'",
+            "XA END 'x'",
+            "XA PREPARE 'x'",
+            "XA COMMIT 'x'",
+            "XA COMMIT 'x' ONE PHASE",
+            "XA ROLLBACK 'x'",
+        ] {
+            let end = ["XA END 'x'", "XA ROLLBACK 'x'", "ROLLBACK", READ];
+            scripts.push((statement, queries(&[begin, &[statement], &end].concat())));
+        }
+    }
+    for inside in
+        ["BEGIN", "COMMIT", "ROLLBACK", "CREATE TABLE made (x INT)", "SAVEPOINT a", "XA START 'y'", READ]
+    {
+        let texts = ["XA START 'x'", inside, "XA END 'x'", inside, "XA COMMIT 'x' ONE PHASE", READ];
+        scripts.push((inside, queries(&texts)));
     }
     same(&stage, scripts).await;
 }
