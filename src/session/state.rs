@@ -382,8 +382,10 @@ impl State {
         }
         if !was_open {
             self.adopt_modes(intent);
+            return false;
         }
-        false
+        // What it has done itself may be still open: the end of that counts again.
+        self.wrote && self.may_commit(intent)
     }
 
     /// Takes note of what the first statements of a string did that then failed.
@@ -398,7 +400,7 @@ impl State {
     pub fn commits(&self, intent: &Intent) -> Option<Tables> {
         let writes = may_write(intent);
         let stays_open =
-            matches!(self.transaction, Transaction::Open | Transaction::Failed) && !ends_transaction(intent);
+            matches!(self.transaction, Transaction::Open | Transaction::Failed) && !self.may_commit(intent);
         if stays_open || !(writes || self.wrote) {
             return None;
         }

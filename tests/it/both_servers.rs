@@ -30,6 +30,7 @@ both_databases!(
     a_password_that_changes_with_a_reload_is_good_for_sessions_that_stay,
     reads_see_what_their_level_promises_while_a_replica_is_late,
     a_token_carries_a_write_to_another_proxy,
+    a_global_read_sees_what_was_committed_by_a_transaction_that_goes_on,
 );
 
 const TABLE: &str = "CREATE TABLE t (x int)";
@@ -456,6 +457,30 @@ async fn reads_see_what_their_level_promises_while_a_replica_is_late(engine: Eng
         }
     }
     assert!(stale > 0, "nothing was late: the promises were not tried");
+}
+
+async fn a_global_read_sees_what_was_committed_by_a_transaction_that_goes_on(engine: Engine) {
+    let servers = Servers::own(engine);
+    let settings = ["cluster.routing.consistency = 'global'"];
+    let (proxy, database) = servers.proxy(TABLE, &settings).await;
+    let mut writer = servers.session(&proxy, &database).await.expect("it logs in");
+    let mut reader = servers.session(&proxy, &database).await.expect("it logs in");
+    servers.pause_replay(1);
+    servers.pause_replay(2);
+
+    let mut ends = vec!["COMMIT AND CHAIN"];
+    if engine != Engine::Postgres {
+        ends.extend(["BEGIN", "START TRANSACTION READ WRITE", "CREATE TABLE made (x INT)"]);
+    }
+    for (x, end) in (1..).zip(ends) {
+        writer.value("BEGIN").await;
+        writer.value(&format!("INSERT INTO t VALUES ({x})")).await;
+
+        writer.value(end).await;
+
+        assert_eq!(reader.value("SELECT max(x) FROM t").await, x.to_string(), "{end}");
+        writer.value("COMMIT").await;
+    }
 }
 
 async fn a_token_carries_a_write_to_another_proxy(engine: Engine) {

@@ -6,7 +6,7 @@
 use super::State;
 use crate::{
     protocol::{Begins, Transaction},
-    sql::{Effect, Intent, effects::TransactionModes},
+    sql::{Effect, Intent, Reason, effects::TransactionModes},
 };
 
 impl State {
@@ -48,5 +48,14 @@ impl State {
         self.modes = TransactionModes::default();
         self.transaction = Transaction::Idle;
         self.own.end(true);
+    }
+
+    /// Whether a request may commit what the open transaction has done, also where another one is open
+    /// behind it.
+    pub(super) fn may_commit(&self, intent: &Intent) -> bool {
+        let rolls_back =
+            intent.statements == 1 && matches!(intent.effects[..], [Effect::Rollback { .. }, ..]);
+        let implicitly = intent.outdoes || (!intent.joins && intent.reason != Reason::Transaction);
+        super::ends_transaction(intent) || (self.sets_next && implicitly && !rolls_back)
     }
 }
