@@ -183,6 +183,17 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
     /// Whether nothing was left in it that another session could see.
     fn is_clean(&self) -> bool;
 
+    /// Whether its session has left something in it that is to be carried on.
+    fn owes(&self) -> bool {
+        false
+    }
+
+    /// Lets the session carry that, before the connection is given up. Dropping the future leaves the
+    /// connection in an unknown state.
+    fn hand_over(&mut self, _frontend: &mut P::Frontend) -> impl Future<Output = Result<(), Fault>> + Send {
+        async { Ok(()) }
+    }
+
     /// Moves the connection to the calling worker, where that is cheap.
     fn adopt(&mut self) -> io::Result<()>;
 

@@ -57,6 +57,8 @@ pub struct Backend {
     pub(super) touched: bool,
     /// Locks that the session may have here, and gives back by a statement for all of a kind.
     locks: SmallVec<[PinReason; 2]>,
+    /// User variables to which statements gave values that only the server knows.
+    pub(super) assigned: SmallVec<[Box<str>; 2]>,
     /// The session whose statement ran here last.
     pub(super) last_session: u64,
     /// Whose LAST_INSERT_ID() is here.
@@ -103,6 +105,7 @@ impl Backend {
             closed: false,
             touched: false,
             locks: SmallVec::new(),
+            assigned: SmallVec::new(),
             last_session: 0,
             insert_id: InsertId::default(),
             bare: true,
@@ -258,6 +261,7 @@ impl Backend {
                     self.locks.push(*reason);
                 }
                 Effect::Touches | Effect::Pin(_) => self.touched = true,
+                Effect::Assigns { name } => self.note_assigned(name),
                 Effect::Unpin(reason) if matches!(done, Done::All) => {
                     self.locks.retain(|lock| lock != reason);
                 }
@@ -292,6 +296,7 @@ impl Backend {
         let touched = std::mem::take(&mut self.touched);
         self.insert_id = InsertId::default();
         self.locks.clear();
+        self.assigned.clear();
         self.bare = true;
         let multi_statements = self.carried.multi_statements;
         // A reset leaves the schema, and what was not understood may have chosen another one.

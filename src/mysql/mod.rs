@@ -21,6 +21,7 @@ mod probe;
 pub mod refusal;
 mod relay;
 mod settings;
+mod variables;
 mod welcome;
 
 use std::{io, sync::Arc};
@@ -227,7 +228,15 @@ impl protocol::Backend<Mysql> for Backend {
     }
 
     fn is_clean(&self) -> bool {
-        self.is_untouched()
+        self.is_untouched() && !self.owes()
+    }
+
+    fn owes(&self) -> bool {
+        !self.assigned.is_empty()
+    }
+
+    async fn hand_over(&mut self, frontend: &mut Frontend) -> Result<(), Fault> {
+        self.carry_assigned(frontend).await
     }
 
     fn adopt(&mut self) -> io::Result<()> {

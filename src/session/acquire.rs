@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::{Session, execute::Attempt, hold::GRACE};
+use super::{Session, execute::Attempt, hold::GRACE, last::keeps_last};
 use crate::{
     pool::{Fate, Held},
     protocol::{Backend, Frontend, MayRefuse, Protocol, Request, Terms, Transaction},
@@ -33,6 +33,9 @@ impl<P: Protocol> Session<P> {
         if self.cluster.operator.pause.is_paused() && !self.holds_transaction() {
             // Rare and long, as below.
             Box::pin(self.wait_for_resume(attempt)).await?;
+        }
+        if self.aside_owes() && !keeps_last(&request.intent) {
+            Box::pin(self.give_up_aside()).await;
         }
         if let Some(aside) = self.take_aside(&request.intent, attempt) {
             return Ok(aside);

@@ -326,6 +326,9 @@ impl<P: Protocol> Session<P> {
                     self.state.pin(PinReason::Sequence);
                 }
                 Effect::Pin(reason) => self.cluster.metrics.pin(*reason),
+                Effect::Assigns { .. } if self.state.is_pinned_by(PinReason::UserVariable) => {
+                    self.cluster.metrics.pin(PinReason::UserVariable);
+                }
                 Effect::Touches if !pinned_before => self.cluster.metrics.pin(PinReason::Function),
                 _ => {}
             }
@@ -354,6 +357,9 @@ impl<P: Protocol> Session<P> {
         }
         let Some(held) = self.keep_softly(held) else { return self.note_last_kept(&request.intent) };
         let Some(mut held) = self.set_aside(held, &request.intent, warned) else { return };
+        if held.backend().owes() {
+            Box::pin(self.hand_over(&mut held)).await;
+        }
         let fate = if held.backend().is_clean() { Fate::Reuse } else { Fate::Reset };
         held.release(fate, now);
     }

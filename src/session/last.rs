@@ -43,7 +43,7 @@ pub(super) fn asks_last(intent: &Intent) -> Option<Left> {
 
 /// Whether a request leaves alone what the statement before left: it asks for that, or prepares a
 /// statement that will, which has to be done where it is.
-fn keeps_last(intent: &Intent) -> bool {
+pub(super) fn keeps_last(intent: &Intent) -> bool {
     asks_last(intent).is_some() || intent.effects.iter().any(|effect| matches!(effect, Effect::AsksLater(_)))
 }
 
@@ -58,9 +58,35 @@ impl<P: Protocol> Session<P> {
     pub(super) fn release_aside(&mut self) {
         if let Some(mut held) = self.aside.take() {
             held.pool.take_back(&self.registered.entry);
-            let fate = if held.backend().is_fresh() { Fate::Reuse } else { Fate::Close };
+            let forgotten = held.backend().is_fresh() && !held.backend().owes();
+            let fate = if forgotten { Fate::Reuse } else { Fate::Close };
             held.release(fate, Instant::now());
             self.last = Last::Gone { warned: true };
+        }
+    }
+
+    /// Whether the connection that was set aside has something that is to be carried on.
+    pub(super) fn aside_owes(&mut self) -> bool {
+        self.aside.as_mut().is_some_and(|held| held.backend().owes())
+    }
+
+    /// As [`Self::release_aside`], behind what is to be carried on. Not earlier: asking for that wipes out what
+    /// the last statement left.
+    pub(super) async fn give_up_aside(&mut self) {
+        if let Some(mut held) = self.aside.take() {
+            self.hand_over(&mut held).await;
+            self.aside = Some(held);
+        }
+        self.release_aside();
+    }
+
+    /// Carries on what was left in a connection. Where its server is gone, so is that, as it would be for a
+    /// client of that server.
+    pub(super) async fn hand_over(&mut self, held: &mut Held<P>) {
+        let timeout = self.config.load().monitor.timeout;
+        let handed = tokio::time::timeout(timeout, held.backend().hand_over(&mut self.frontend)).await;
+        if !matches!(handed, Ok(Ok(()))) {
+            tracing::info!(cluster = %self.cluster.name, node = %held.address(), "lost what a statement had left there");
         }
     }
 
@@ -127,13 +153,14 @@ impl<P: Protocol> Session<P> {
             self.database.counts_matter.store(true, Ordering::Relaxed);
         }
         let asked = keeps_last(intent);
-        if asked && self.last != Last::Aside {
+        if asked && self.last != Last::Aside && !warned {
             // It was told that there is nothing.
             return Some(held);
         }
         let has_cause = warned || asked || self.database.counts_matter.load(Ordering::Relaxed);
         self.last = Last::Gone { warned: warned || asked };
-        if !has_cause || !held.backend().is_clean() || held.pool.is_wanted() {
+        let usable = held.backend().is_clean() || held.backend().owes();
+        if !has_cause || !usable || held.pool.is_wanted() {
             return Some(held);
         }
         held.pool.lend(&self.registered.entry);

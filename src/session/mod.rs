@@ -319,6 +319,9 @@ impl<P: Protocol> Session<P> {
             return Some(End::Ended);
         }
         entry.take(Call::Look);
+        if entry.is_called(Call::Yield) && self.aside_owes() {
+            self.give_up_aside().await;
+        }
         self.yield_kept();
         let snapshot = self.snapshot();
         self.release_aside_if_barred(&snapshot);
@@ -463,6 +466,9 @@ impl<P: Protocol> Session<P> {
         }
         let step = self.state.plan(&request.intent, self.frontend.text(request));
         if !matches!(step, Step::Run(_)) {
+            if self.aside_owes() {
+                Box::pin(self.give_up_aside()).await;
+            }
             self.forget_last();
         }
         let result = match step {

@@ -361,8 +361,10 @@ impl State {
         }
         for effect in &intent.effects {
             self.apply(effect, failed);
-            if *effect == Effect::Pin(PinReason::TempTable) {
-                self.note_temporary(intent);
+            match effect {
+                Effect::Pin(PinReason::TempTable) => self.note_temporary(intent),
+                Effect::Assigns { .. } if on_primary => self.pin(PinReason::UserVariable),
+                _ => {}
             }
         }
         if intent.effects.contains(&Effect::Ddl) && self.is_pinned_by(PinReason::TempTable) {

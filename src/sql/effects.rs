@@ -111,6 +111,11 @@ pub enum Effect {
     SetComputed {
         name: Box<str>,
     },
+    /// Gives a user variable a value that only the connection knows, in which the statement before has left
+    /// it. On the primary that connection stays with the session; from another the value is carried on.
+    Assigns {
+        name: Box<str>,
+    },
     /// Calls CONNECTION_ID(), which means the client's connection.
     AsksConnectionId,
     /// MySQL's `COMMIT RELEASE`: the server ends the connection behind its answer.
@@ -279,6 +284,7 @@ impl Effect {
             Self::NeedsAlone { database } => format!("closes idle connections to {database}"),
             Self::UseDatabase(name) => format!("use {name}"),
             Self::SetComputed { name } => format!("set {name}, computed"),
+            Self::Assigns { name } => format!("set {name}, to what the statement before left"),
             Self::AsksConnectionId => "asks for the connection's number".into(),
             Self::Leave => "leaves the server".into(),
             Self::Kill { id, query_only: true } => format!("kill query {id}"),

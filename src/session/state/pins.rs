@@ -48,6 +48,7 @@ impl State {
                     | Effect::NeedsLast(_)
                     | Effect::ShowsPrepared
                     | Effect::Pin(_)
+                    | Effect::Assigns { .. }
                     // What it ends is there.
                     | Effect::Discard(_)
             )

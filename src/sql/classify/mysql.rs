@@ -21,6 +21,18 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     if connection_id::asks(phrase) {
         verdict.effect(Effect::AsksConnectionId);
     }
+    pinned_unless_asked(verdict)
+}
+
+/// What a variable is given stays where it is, but for what the statement before has left somewhere: that is
+/// carried on from there.
+fn pinned_unless_asked(mut verdict: Verdict) -> Verdict {
+    let assigns = |effect: &Effect| matches!(effect, Effect::Assigns { .. });
+    let asks = |effect: &Effect| matches!(effect, Effect::NeedsLast(_));
+    if verdict.effects.iter().any(assigns) && !verdict.effects.iter().any(asks) {
+        verdict.effects.retain(|effect| !assigns(effect));
+        verdict.pin(PinReason::UserVariable);
+    }
     verdict
 }
 
@@ -60,11 +72,19 @@ fn judge_kind(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
             Verdict::write(Reason::Dml).with(Effect::DrawsSequence).with(Effect::Touches),
             phrase,
         ),
-        "get" => {
-            Verdict::state().with(Effect::NeedsLast(Left::Counts)).with(Effect::Pin(PinReason::UserVariable))
-        }
+        "get" => diagnostics(phrase),
         _ => definition(phrase, &leading, cx),
     }
+}
+
+/// `GET DIAGNOSTICS @a = NUMBER, …`.
+fn diagnostics(phrase: &Phrase<'_>) -> Verdict {
+    let left = if phrase.contains(&["row_count"]) { Left::Counts } else { Left::Diagnostics };
+    let targets = (0..phrase.len())
+        .filter(|&at| phrase.kind(at) == Some(Kind::UserVariable) && phrase.punct(at + 1, b'='));
+    targets.fold(Verdict::state().with(Effect::NeedsLast(left)), |verdict, at| {
+        verdict.with(mysql_set::assigns(phrase.raw(at)))
+    })
 }
 
 fn with_variables(mut verdict: Verdict, phrase: &Phrase<'_>) -> Verdict {
@@ -100,7 +120,7 @@ pub(super) fn weigh_variables(verdict: &mut Verdict, phrase: &Phrase<'_>) {
                 let assigned = (phrase.punct(at + 1, b':') && phrase.punct(at + 2, b'='))
                     || phrase.contains(&["into"]) && is_into_list(phrase, at);
                 if assigned {
-                    verdict.pin(PinReason::UserVariable);
+                    verdict.effect(mysql_set::assigns(phrase.raw(at)));
                 }
             }
             Some(Kind::SystemVariable) => weigh_system_variable(verdict, phrase.raw(at)),
@@ -378,13 +398,17 @@ fn backup(phrase: &Phrase<'_>) -> Verdict {
 
 /// `DO expr, …`: judged as the SELECT of the same expressions, and sent to the primary.
 fn evaluate(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
-    let mut text = b"SELECT ".to_vec();
-    text.extend_from_slice(phrase.from(1).source());
-    let tokens = Tokens::of(&text, cx.dialect, cx.modes);
-    let select = Phrase { text: &text, tokens: &tokens.list, ..*phrase };
-    let mut verdict = query::judge(&select, cx);
+    let mut verdict = judge_values(&phrase.from(1), cx);
     verdict.raise(Reason::Command);
     Verdict { plain: false, ..verdict }
+}
+
+/// Judges expressions as a SELECT of them.
+pub(super) fn judge_values(values: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    let mut text = b"SELECT ".to_vec();
+    text.extend_from_slice(values.source());
+    let tokens = Tokens::of(&text, cx.dialect, cx.modes);
+    query::judge(&Phrase { text: &text, tokens: &tokens.list, ..*values }, cx)
 }
 
 /// Whether the server commits what is open before it runs such a statement. Of temporary tables and what

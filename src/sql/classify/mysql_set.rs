@@ -1,6 +1,11 @@
 //! MySQL's and MariaDB's SET.
 
-use super::{Cx, Reading, classify_inner, mysql::system_variable, transaction, verdict::Verdict};
+use super::{
+    Cx, Reading, classify_inner,
+    mysql::{judge_values, system_variable},
+    transaction,
+    verdict::Verdict,
+};
 use crate::sql::{
     Access, LexModes, Reason,
     effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, TransactionModes},
@@ -51,7 +56,7 @@ pub(super) fn set(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         }
         () if phrase.is(1, "global") && phrase.is(2, "transaction") => Verdict::write(Reason::Command),
         () if phrase.is(1, "role") => role(phrase),
-        () => assignments(phrase),
+        () => assignments(phrase, cx),
     }
 }
 
@@ -126,7 +131,7 @@ fn odd() -> Verdict {
 }
 
 /// `SET a = 1, @b = 2, @@session.c = 3`.
-fn assignments(phrase: &Phrase<'_>) -> Verdict {
+fn assignments(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     let mut verdict = Verdict::session();
     // The scope word holds for the assignments behind it, too.
     let mut scope = Wanted::Session;
@@ -143,7 +148,8 @@ fn assignments(phrase: &Phrase<'_>) -> Verdict {
             Some(Outcome::Server) => verdict.raise(Reason::Command),
             Some(Outcome::Variable) => {
                 verdict.raise(Reason::State);
-                verdict.pin(PinReason::UserVariable);
+                verdict.effect(assigns(item.raw(0)));
+                weigh_value(&mut verdict, &item, cx);
             }
             None => {
                 verdict.raise(Reason::State);
@@ -217,6 +223,24 @@ enum Wanted {
     /// `@@name` without a scope: means the next transaction for transaction modes.
     Bare,
     Server,
+}
+
+/// What gives a user variable a value that only the server knows.
+pub(super) fn assigns(raw: &[u8]) -> Effect {
+    match user_variable(raw) {
+        Some(name) => Effect::Assigns { name: name.into() },
+        None => Effect::Pin(PinReason::UserVariable),
+    }
+}
+
+/// What computing the value of `@a = expression` asks for and does.
+fn weigh_value(verdict: &mut Verdict, item: &Phrase<'_>, cx: &Cx<'_>) {
+    let at = if item.punct(1, b':') { 3 } else { 2 };
+    let value = judge_values(&item.from(at), cx);
+    if value.access == Access::Write {
+        verdict.raise(value.reason);
+    }
+    value.effects.into_iter().for_each(|effect| verdict.effect(effect));
 }
 
 fn is_names(item: &Phrase<'_>) -> bool {

@@ -12,6 +12,7 @@ both_makes!(
     statements_of_xa_are_answered_as_by_the_server,
     what_is_no_statement_is_answered_as_by_the_server,
     values_for_a_parameter_that_is_not_there_are_answered_as_by_the_server,
+    what_the_statement_before_left_is_kept_in_variables,
 );
 
 const TABLE: &str = "CREATE TABLE t (x INT, UNIQUE (x)); INSERT INTO t VALUES (1), (2), (3)";
@@ -46,6 +47,49 @@ async fn what_ends_a_read_only_transaction_is_answered_as_by_the_server(make: Ma
         scripts.push((again, queries(&["START TRANSACTION READ ONLY", READ, again, READ, "COMMIT", READ])));
         scripts.push((again, queries(&["SET SESSION TRANSACTION READ ONLY", again, READ, "COMMIT", READ])));
     }
+    same(&stage, scripts).await;
+}
+
+async fn what_the_statement_before_left_is_kept_in_variables(make: Make) {
+    let stage = Stage::on(make, TABLE, &[]).await;
+    const CONDITION: &str =
+        "GET DIAGNOSTICS CONDITION 1 @c = MYSQL_ERRNO, @s = RETURNED_SQLSTATE, @m = MESSAGE_TEXT";
+    // Not of the types that they have: a literal is signed, and NULL of any.
+    const TOLD: &str = "SELECT CAST(CONCAT_WS(' ', IFNULL(@n, '-'), IFNULL(@c, '-'), IFNULL(@s, '-'), IFNULL(@m, '-'), \
+         IFNULL(@w, '-'), @n + 1) AS CHAR(200))";
+    let mut scripts = Vec::new();
+    for statement in [
+        "SELECT 1/0",
+        "SELECT CAST('it''s \"x\" \\\\' AS SIGNED)",
+        "SELECT 1",
+        READ,
+        "SELECT * FROM missing",
+        "INSERT INTO t VALUES (1)",
+        "INSERT IGNORE INTO t VALUES (1)",
+    ] {
+        for asks in [
+            &["GET DIAGNOSTICS @n = NUMBER"][..],
+            &["GET DIAGNOSTICS @n = NUMBER", CONDITION, "SHOW WARNINGS"],
+            &["GET DIAGNOSTICS @n = NUMBER", CONDITION, "BEGIN", TOLD, "COMMIT"],
+            &["SELECT @@warning_count, @@error_count INTO @w, @n"],
+            &["SET @w = @@warning_count"],
+            &["SET @w = @@error_count + 1, @n = 'n'"],
+        ] {
+            let texts = [&[statement], asks, &[TOLD, READ, TOLD]].concat();
+            scripts.push((statement, queries(&texts)));
+            let within = [&["START TRANSACTION READ ONLY", statement], asks, &["COMMIT", TOLD]].concat();
+            // MariaDB keeps what was there where a statement uses no table.
+            if !statement.starts_with("INSERT") && !asks.contains(&"BEGIN") && statement != "SELECT 1" {
+                scripts.push((statement, queries(&within)));
+            }
+        }
+    }
+    scripts.push((
+        "nothing",
+        queries(&["GET DIAGNOSTICS @n = NUMBER", TOLD, "GET DIAGNOSTICS @w = NUMBER", TOLD]),
+    ));
+    let rows = ["DELETE FROM t WHERE x > 90", "GET DIAGNOSTICS @n = ROW_COUNT, @w = NUMBER", TOLD];
+    scripts.push(("rows", queries(&[&rows[..], &[READ, rows[1], TOLD]].concat())));
     same(&stage, scripts).await;
 }
 

@@ -149,6 +149,25 @@ fn what_commits_implicitly_outdoes_the_transaction_before() {
 }
 
 #[test]
+fn what_the_statement_before_left_is_carried_where_it_is_kept() {
+    let diagnostics = Effect::NeedsLast(Left::Diagnostics);
+    let assigns = |name: &str| Effect::Assigns { name: name.into() };
+    for (text, effects) in [
+        ("GET DIAGNOSTICS @N = NUMBER", vec![diagnostics.clone(), assigns("@n")]),
+        ("GET DIAGNOSTICS @n = ROW_COUNT", vec![Effect::NeedsLast(Left::Counts), assigns("@n")]),
+        (
+            "GET DIAGNOSTICS CONDITION @c @m = MESSAGE_TEXT, @s = RETURNED_SQLSTATE",
+            vec![diagnostics.clone(), assigns("@m"), assigns("@s")],
+        ),
+        ("GET DIAGNOSTICS @`n` = NUMBER", vec![diagnostics.clone(), Effect::Pin(PinReason::UserVariable)]),
+        ("SET @w = @@warning_count", vec![assigns("@w"), diagnostics]),
+        ("SET @i = LAST_INSERT_ID()", vec![Effect::NeedsPrevious, Effect::Pin(PinReason::UserVariable)]),
+    ] {
+        assert_eq!(mysql(text).effects, effects, "{text}");
+    }
+}
+
+#[test]
 fn mysql_settings_carry_the_statement_that_sets_them_again() {
     let shown = |settings: &[(&str, &str)]| {
         let shown = settings.iter().map(|&(name, column)| Shown { name: name.into(), column: column.into() });
