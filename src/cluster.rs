@@ -29,7 +29,7 @@ use crate::{
     session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
     split::Split,
-    sql::{cache::Classifier, catalog::Catalog},
+    sql::{cache::Classifier, catalog::Catalog, effects::Ending},
     topology::{
         self, ProbeCounter, Resolved, Snapshot,
         board::{Remembered, Traffic},
@@ -478,14 +478,13 @@ impl<P: Protocol> Cluster<P> {
     }
 
     /// Ends what a session is waiting for or running, as `identity` where that takes a login.
-    pub async fn interrupt(&self, entry: &Entry, identity: &Identity<P>) {
+    pub async fn interrupt(&self, entry: &Entry, identity: &Identity<P>, ending: Ending) {
         entry.call(Call::Cancel);
-        let Some(target) = entry.begin_cancel() else { return };
+        let Some(target) = entry.begin_cancel(ending.ends) else { return };
         let link = self.link.load_full();
         let timeout = self.config.load().monitor.timeout;
-        let sent =
-            tokio::time::timeout(timeout, P::Backend::cancel(&target.address, &link, identity, &target.key))
-                .await;
+        let cancel = P::Backend::cancel(&target.address, &link, identity, &target.key, ending);
+        let sent = tokio::time::timeout(timeout, cancel).await;
         if !matches!(sent, Ok(Ok(()))) {
             tracing::info!(cluster = %self.name, node = %target.address, "a cancel request could not be handed on");
         }

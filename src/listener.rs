@@ -26,7 +26,10 @@ use crate::{
         check_token,
     },
     sockets::Sharing,
-    sql::{Access, effects::ProxyCommand},
+    sql::{
+        Access,
+        effects::{Ending, ProxyCommand},
+    },
     stream,
 };
 
@@ -414,7 +417,7 @@ async fn any_server<P: Protocol>(
 async fn cancel<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
     let Some(entry) = cluster.sessions.find(key) else { return ask_peers(cluster, key).await };
     let identity = cluster.monitor_identity.load_full();
-    cluster.interrupt(&entry, &identity).await;
+    cluster.interrupt(&entry, &identity, Ending::STATEMENT).await;
 }
 
 /// Hands a cancel request for nobody here on to the other proxies before the same servers, once:
@@ -431,7 +434,7 @@ async fn ask_peers<P: Protocol>(cluster: &Arc<Cluster<P>>, key: &CancelKey) {
         let (link, identity) = (&link, &identity);
         async move {
             let peer = peer.to_string();
-            let sent = P::Backend::cancel(&peer, link, identity, key);
+            let sent = P::Backend::cancel(&peer, link, identity, key, Ending::STATEMENT);
             if !matches!(tokio::time::timeout(timeout, sent).await, Ok(Ok(()))) {
                 tracing::info!(cluster = %cluster.name, peer, "a cancel request could not be handed on");
             }

@@ -16,7 +16,7 @@ use crate::{
     sql::{
         Dialect, Effect, Intent,
         catalog::Catalog,
-        effects::{ProxyCommand, TransactionModes},
+        effects::{Ending, ProxyCommand, TransactionModes},
     },
     standing::Watch,
     topology::{Facts, Position, ProbeFault},
@@ -221,13 +221,14 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
     /// What a cancel request has to name.
     fn cancel_key(&self) -> CancelKey;
 
-    /// Asks the server at `address` to cancel what the connection of `key` is doing, and waits
+    /// Asks the server at `address` to end what the connection of `key` is doing, and waits
     /// until it has taken the request.
     fn cancel(
         address: &str,
         link: &P::Link,
         identity: &Identity<P>,
         key: &CancelKey,
+        ending: Ending,
     ) -> impl Future<Output = io::Result<()>> + Send;
 
     /// When the server process at the other end was started, as probes tell it in

@@ -18,6 +18,7 @@ use crate::{
     recent::Routed,
     session::cancel::{Activity, Call, Entry},
     shutdown::Shutdown,
+    sql::effects::Ending,
     topology::{Role, Snapshot, board::Remembered},
 };
 
@@ -170,7 +171,7 @@ impl<P: Protocol> Managed for Cluster<P> {
         entry.call(Call::Kill);
         // Whatever runs for it on a server is of no use to anybody.
         let identity = self.identity_of(&entry);
-        tokio::spawn(async move { self.interrupt(&entry, &identity).await });
+        tokio::spawn(async move { self.interrupt(&entry, &identity, Ending::SESSION).await });
         true
     }
 }

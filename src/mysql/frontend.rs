@@ -24,7 +24,7 @@ use crate::{
     refusal::{Refusal, RefusalKind},
     sql::{
         Access, Dialect, Effect, Intent, LexModes, Reason, Tables, connection_id,
-        effects::{Discard, PinReason},
+        effects::{Discard, Ending, PinReason, Whom},
     },
     stream::{self, Stream},
 };
@@ -246,7 +246,8 @@ impl Frontend {
             }
             code::PROCESS_KILL => {
                 let Some((id, _)) = u32_le(&argument) else { return Err(malformed()) };
-                let effects = vec![Effect::Kill { id: u64::from(id), query_only: false }];
+                let whom = Whom::Number(u64::from(id));
+                let effects = vec![Effect::Kill { whom, ending: Ending::SESSION }];
                 Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
             }
             // Boxed: a login is large, and every idle client has room for what comes next.

@@ -41,7 +41,11 @@ use crate::{
         Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
     },
     refusal::Refusal,
-    sql::{Dialect, catalog::Catalog, effects::ProxyCommand},
+    sql::{
+        Dialect,
+        catalog::Catalog,
+        effects::{Ending, Ends, Force, ProxyCommand},
+    },
     topology::{Facts, ProbeFault, Role},
 };
 
@@ -272,11 +276,17 @@ impl protocol::Backend<Mysql> for Backend {
         link: &Link,
         identity: &Identity<Mysql>,
         key: &CancelKey,
+        ending: Ending,
     ) -> io::Result<()> {
         let connected = gate::connect(address, link, identity, Role::Unknown).await;
         let mut backend = connected.map_err(|fault| io::Error::other(format!("{fault:?}")))?;
         // 1094: it has ended by itself.
-        match backend.query_all(&format!("KILL QUERY {}", key.process)).await {
+        let what = match ending.ends {
+            Ends::Statement => "QUERY",
+            Ends::Session => "CONNECTION",
+        };
+        let force = if ending.force == Force::Soft && backend.is_mariadb() { "SOFT" } else { "" };
+        match backend.query_all(&format!("KILL {force} {what} {}", key.process)).await {
             Ok(_) | Err(Fault::Refused(_)) => Ok(()),
             Err(fault) => Err(io::Error::other(format!("{fault:?}"))),
         }

@@ -9,6 +9,7 @@ use super::{CheckoutFault, Fate, NodePool, Pooled};
 use crate::{
     protocol::{Backend, Protocol},
     session::cancel::CancelTarget,
+    sql::effects::Ends,
     topology::{Load, Node, NodeId, Role},
 };
 
@@ -25,8 +26,8 @@ pub struct Held<P: Protocol> {
     pub pool: Arc<NodePool<P>>,
     load: Arc<Load>,
     busy: bool,
-    /// A cancel request was sent to it: it has to show that it is done with that.
-    cancelled: bool,
+    /// What a cancel request was to end in it: it has to show that it is done with that, or is over.
+    cancelled: Option<Ends>,
 }
 
 impl<P: Protocol> Held<P> {
@@ -63,7 +64,7 @@ impl<P: Protocol> Held<P> {
             pool,
             load: node.load.clone(),
             busy: false,
-            cancelled: false,
+            cancelled: None,
         }
     }
 
@@ -104,18 +105,20 @@ impl<P: Protocol> Held<P> {
         }
     }
 
-    pub fn mark_cancelled(&mut self) {
-        self.cancelled = true;
+    pub fn mark_cancelled(&mut self, ends: Ends) {
+        self.cancelled = self.cancelled.max(Some(ends));
     }
 
-    pub fn take_cancelled(&mut self) -> bool {
-        std::mem::take(&mut self.cancelled)
+    pub fn take_cancelled(&mut self) -> Option<Ends> {
+        self.cancelled.take_if(|ends| *ends == Ends::Statement)
     }
 
     /// Gives the connection back.
     pub fn release(mut self, fate: Fate, now: Instant) {
         self.set_busy(false);
         let Some(pooled) = self.pooled.take() else { return };
+        // Its server was told to end it, and may do so while it serves somebody else.
+        let fate = if self.cancelled == Some(Ends::Session) { Fate::Close } else { fate };
         match fate {
             Fate::Reuse => self.pool.put_back(pooled, now),
             Fate::Close => drop(pooled),

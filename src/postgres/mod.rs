@@ -43,7 +43,11 @@ use crate::{
         Reply, Request, Terms, Transaction, TransactionFate, TurnedAway, Welcomed,
     },
     refusal::Refusal,
-    sql::{Dialect, catalog::Catalog, effects::ProxyCommand},
+    sql::{
+        Dialect,
+        catalog::Catalog,
+        effects::{Ending, ProxyCommand},
+    },
     topology::{Facts, ProbeFault, Role},
 };
 
@@ -266,7 +270,9 @@ impl protocol::Backend<Postgres> for Backend {
         link: &Link,
         _identity: &Identity<Postgres>,
         key: &CancelKey,
+        _ending: Ending,
     ) -> io::Result<()> {
+        // There is one request for all; the rest of a string or a unit ends with its statement.
         login::send_cancel(address, &link.tls, key.process, &key.secret).await.map_err(io::Error::other)
     }
 

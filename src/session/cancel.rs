@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 use rand::{Rng, TryRngCore, rngs::OsRng};
 use subtle::ConstantTimeEq;
 
+use crate::sql::effects::Ends;
+
 /// What names a connection in a cancel request.
 #[derive(Clone, Debug, Eq)]
 pub struct CancelKey {
@@ -97,8 +99,10 @@ pub struct Entry {
 #[derive(Default)]
 struct Running {
     at: Option<Arc<CancelTarget>>,
-    /// Cancel requests under way to that connection.
+    /// Cancel requests under way.
     cancels: usize,
+    /// What was asked to end there since the statement began.
+    asked: Option<Ends>,
 }
 
 impl Entry {
@@ -167,15 +171,17 @@ impl Entry {
 
     /// A statement begins on this connection.
     pub fn runs_at(&self, target: Arc<CancelTarget>) {
-        self.running.lock().at = Some(target);
+        let mut running = self.running.lock();
+        running.at = Some(target);
+        running.asked = None;
     }
 
-    /// It has ended. `true`: a cancel request is still on its way to the connection, which must
-    /// not serve anybody else until that has arrived.
-    pub fn runs_no_more(&self) -> bool {
+    /// It has ended. What a cancel request asked to end meanwhile may still do so: the connection must
+    /// not serve anybody else until that is over.
+    pub fn runs_no_more(&self) -> Option<Ends> {
         let mut running = self.running.lock();
         running.at = None;
-        running.cancels > 0
+        running.asked.take()
     }
 
     pub fn is_being_cancelled(&self) -> bool {
@@ -183,10 +189,11 @@ impl Entry {
     }
 
     /// Where the session's statement runs, for a cancel request that is about to be sent there.
-    pub fn begin_cancel(&self) -> Option<Arc<CancelTarget>> {
+    pub fn begin_cancel(&self, ends: Ends) -> Option<Arc<CancelTarget>> {
         let mut running = self.running.lock();
         let at = running.at.clone()?;
         running.cancels += 1;
+        running.asked = running.asked.max(Some(ends));
         Some(at)
     }
 

@@ -21,8 +21,12 @@ use crate::{
     recent::Routed,
     refusal::{Refusal, RefusalKind},
     route::{Policy, Why},
-    sql::{Access, Effect, Hints, Intent, PinReason, Reason, effects::Discard, hints::Target},
-    standing::Watch,
+    sql::{
+        Access, Effect, Hints, Intent, PinReason, Reason,
+        effects::{Discard, Ending, Ends},
+        hints::Target,
+    },
+    standing::{self, Watch},
     topology::{NodeId, Role, board::Traffic},
 };
 
@@ -176,6 +180,8 @@ impl<P: Protocol> Session<P> {
         };
         let backend = held.backend();
         let result = match self.deadline {
+            // Whoever was killed runs nothing more; a KILL from now on finds the connection.
+            _ if entry.is_called(Call::Kill) => Err(standing::unsent()),
             None => backend.exchange(request, &mut self.frontend, &terms).await,
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -184,8 +190,8 @@ impl<P: Protocol> Session<P> {
             }
         };
         held.set_busy(false);
-        if self.registered.entry.runs_no_more() {
-            Box::pin(self.wait_for_cancel(held)).await;
+        if let Some(ends) = self.registered.entry.runs_no_more() {
+            Box::pin(self.wait_for_cancel(held, ends)).await;
         }
         result
     }
@@ -207,9 +213,13 @@ impl<P: Protocol> Session<P> {
         }
     }
 
-    /// A cancel request is on its way to this connection: it must have arrived before anybody
-    /// else runs a statement there (hard case 25d).
-    async fn wait_for_cancel(&mut self, held: &mut Held<P>) {
+    /// A cancel request was sent to this connection: it must have arrived before anybody else runs a
+    /// statement there (hard case 25d). Where it ends the connection, nobody does.
+    async fn wait_for_cancel(&mut self, held: &mut Held<P>, ends: Ends) {
+        held.mark_cancelled(ends);
+        if ends == Ends::Session {
+            return;
+        }
         let entry = self.registered.entry.clone();
         let timeout = self.cluster.config.load().monitor.timeout;
         let arrived = async {
@@ -222,7 +232,6 @@ impl<P: Protocol> Session<P> {
             }
         };
         let _ = tokio::time::timeout(timeout, arrived).await;
-        held.mark_cancelled();
     }
 
     /// Takes note of an answer and keeps or gives back the connection.
@@ -351,7 +360,7 @@ impl<P: Protocol> Session<P> {
             return;
         }
         let cancelled = held.take_cancelled();
-        if cancelled && Box::pin(held.backend().ping()).await.is_err() {
+        if cancelled.is_some() && Box::pin(held.backend().ping()).await.is_err() {
             held.release(Fate::Close, now);
             return;
         }
@@ -382,7 +391,7 @@ async fn limited<P: Protocol>(
     let (cluster, entry) = (cluster.clone(), entry.clone());
     tokio::spawn(async move {
         let identity = cluster.identity_of(&entry);
-        cluster.interrupt(&entry, &identity).await;
+        cluster.interrupt(&entry, &identity, Ending::STATEMENT).await;
     });
     exchange.await
 }

@@ -306,11 +306,7 @@ impl<P: Protocol> Session<P> {
     async fn heed(&mut self) -> Option<End> {
         let entry = self.registered.entry.clone();
         if entry.is_called(Call::Kill) {
-            let refusal = Refusal::fatal(
-                RefusalKind::ShuttingDown,
-                "terminating connection due to administrator command",
-            );
-            self.dismiss(&refusal).await;
+            self.dismiss(&recover::killed_refusal()).await;
             return Some(End::Ended);
         }
         if self.is_between_transactions() && entry.is_called(Call::Drain) {
@@ -520,7 +516,7 @@ impl<P: Protocol> Session<P> {
                 let text = format!("{what} has to be sent by itself: no server could answer it");
                 self.refuse(request, Refusal::new(RefusalKind::Unsupported, text)).await
             }
-            Own::Kill { id, query_only } => self.kill(request, id, query_only).await,
+            Own::Kill { whom, ending } => self.kill(request, whom, ending).await,
         }
     }
 

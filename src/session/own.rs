@@ -2,14 +2,17 @@
 
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
-use super::{Session, cancel::Call};
+use super::{
+    Session,
+    cancel::{Call, Entry},
+};
 use crate::{
     protocol::{Answer, Column, Fault, Frontend, Protocol, Request},
     refusal::{Refusal, RefusalKind},
     route::{Consistency, Floor, Why},
     sql::{
         Reason,
-        effects::{ProxyCommand, Scope, Shown},
+        effects::{Ending, Ends, ProxyCommand, Scope, Shown, Whom},
     },
 };
 
@@ -198,29 +201,45 @@ impl<P: Protocol> Session<P> {
     pub(super) async fn kill(
         &mut self,
         request: &Request<P::Wire>,
-        id: u64,
-        query_only: bool,
+        whom: Whom,
+        ending: Ending,
     ) -> Result<(), Fault> {
-        let entry = u32::try_from(id).ok().and_then(|number| self.cluster.sessions.by_process(number));
-        let Some(entry) = entry else {
-            return self
-                .refuse(
-                    request,
-                    Refusal::new(RefusalKind::UnknownSession, format!("Unknown thread id: {id}")),
-                )
-                .await;
+        let entry = match self.named(whom) {
+            Ok(entry) => entry,
+            Err(refusal) => return self.refuse(request, refusal).await,
         };
-        if entry.user != self.registered.entry.user {
-            let refusal = Refusal::new(RefusalKind::Forbidden, format!("You are not owner of thread {id}"));
-            return self.refuse(request, refusal).await;
-        }
-        if !query_only {
+        if ending.ends == Ends::Session {
             entry.call(Call::Kill);
+        }
+        if Arc::ptr_eq(&entry, &self.registered.entry) {
+            // What it runs is the KILL.
+            let refusal = Refusal::new(RefusalKind::Cancelled, "Query execution was interrupted");
+            return self.refuse(request, refusal).await;
         }
         // As the session's own user, who may end what is the user's on every server.
         let identity = self.pools.identity.load_full();
-        self.cluster.interrupt(&entry, &identity).await;
+        self.cluster.interrupt(&entry, &identity, ending).await;
         self.frontend.answer(request, Answer::Done, self.state.transaction).await
+    }
+
+    /// The session that a KILL is for.
+    fn named(&self, whom: Whom) -> Result<Arc<Entry>, Refusal> {
+        let own = &self.registered.entry;
+        let id = match whom {
+            Whom::Number(id) => id,
+            Whom::Itself => return Ok(own.clone()),
+            Whom::Computed => {
+                let text = "KILL takes a number that is written out: servers have other numbers for sessions than their clients know";
+                return Err(Refusal::new(RefusalKind::Unsupported, text));
+            }
+        };
+        let entry = u32::try_from(id).ok().and_then(|number| self.cluster.sessions.by_process(number));
+        let unknown = || Refusal::new(RefusalKind::UnknownSession, format!("Unknown thread id: {id}"));
+        let entry = entry.ok_or_else(unknown)?;
+        if entry.user != own.user {
+            return Err(Refusal::new(RefusalKind::Forbidden, format!("You are not owner of thread {id}")));
+        }
+        Ok(entry)
     }
 
     fn set_own(&mut self, name: &str, value: &str, scope: Scope) -> Result<(), Refusal> {

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Session,
+    cancel::Call,
     execute::{Attempt, Next},
     state::ends_transaction,
 };
@@ -35,12 +36,31 @@ impl<P: Protocol> Session<P> {
         held: Held<P>,
     ) -> Next {
         match fault {
+            fault @ (Fault::Refused(_) | Fault::Server { .. }) if self.is_killed() => {
+                self.end_killed(fault, held).await
+            }
             Fault::Refused(refused) => self.refused(request, attempt, refused, held).await,
             Fault::Server { sent, forwarded, error } => {
                 self.server_lost(request, attempt, Loss { sent, forwarded, error }, held).await
             }
             other => Next::Over(Err(other)),
         }
+    }
+
+    fn is_killed(&self) -> bool {
+        self.registered.entry.is_called(Call::Kill)
+    }
+
+    /// Somebody has ended the session: its statement is not asked again. MySQL's servers say nothing
+    /// to a client that was killed.
+    async fn end_killed(&mut self, fault: Fault, held: Held<P>) -> Next {
+        self.lose_previous(&held);
+        drop(held);
+        let torn = matches!(fault, Fault::Server { forwarded: Forwarded::Torn, .. });
+        if P::DIALECT == Dialect::Postgres && !torn {
+            self.dismiss(&killed_refusal()).await;
+        }
+        Next::Over(Err(fault))
     }
 
     async fn refused(
@@ -332,6 +352,10 @@ pub(super) fn in_doubt_refusal(address: &str) -> Refusal {
         format!("the server {address} was lost before it said whether the statement was committed"),
     )
     .with_hint("Look whether it took effect before sending it again.")
+}
+
+pub(super) fn killed_refusal() -> Refusal {
+    Refusal::fatal(RefusalKind::ShuttingDown, "terminating connection due to administrator command")
 }
 
 fn lost_refusal(address: &str) -> Refusal {

@@ -14,7 +14,7 @@ use crate::{
     route::Floor,
     sql::{
         Access, Dialect, Effect, Intent, Isolation, PinReason, Reason, Tables,
-        effects::{Discard, ProxyCommand, Scope, TransactionModes},
+        effects::{Discard, Ending, ProxyCommand, Scope, TransactionModes, Whom},
     },
 };
 
@@ -98,7 +98,7 @@ pub enum Own {
     /// A setting or a question for the proxy.
     Proxy(ProxyCommand),
     /// End another session, or what it is running.
-    Kill { id: u64, query_only: bool },
+    Kill { whom: Whom, ending: Ending },
     /// The end of a transaction that had failed.
     RolledBack,
     /// The transaction was lost with its server: the client is told now.
@@ -135,8 +135,8 @@ impl State {
             [Effect::Proxy(command)] if intent.statements == 1 => {
                 return Step::Answer(Own::Proxy(command.clone()));
             }
-            [Effect::Kill { id, query_only }] if intent.statements == 1 => {
-                return Step::Answer(Own::Kill { id: *id, query_only: *query_only });
+            [Effect::Kill { whom, ending }] if intent.statements == 1 => {
+                return Step::Answer(Own::Kill { whom: *whom, ending: *ending });
             }
             effects => {
                 if let Some(what) = effects.iter().find_map(only_the_proxy_can) {

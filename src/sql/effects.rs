@@ -102,10 +102,10 @@ pub enum Effect {
     },
     /// `USE db`.
     UseDatabase(Box<str>),
-    /// `KILL [QUERY|CONNECTION] id`: answered by the proxy, since ids are its own.
+    /// `KILL`: answered by the proxy, since numbers of sessions are its own.
     Kill {
-        id: u64,
-        query_only: bool,
+        whom: Whom,
+        ending: Ending,
     },
     /// Sets a variable to a value that the server computes from what it was; what it became is carried.
     SetComputed {
@@ -122,6 +122,45 @@ pub enum Effect {
     Leave,
     /// A setting or question for the proxy itself.
     Proxy(ProxyCommand),
+}
+
+/// Whose session `KILL` is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whom {
+    Number(u64),
+    /// `CONNECTION_ID()`.
+    Itself,
+    /// A value that only a server could compute, or MariaDB's `USER name`: it would mean the server's own
+    /// connections, which serve anybody.
+    Computed,
+}
+
+/// What is to end of what a session runs, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    pub ends: Ends,
+    pub force: Force,
+}
+
+impl Ending {
+    pub const STATEMENT: Self = Self { ends: Ends::Statement, force: Force::Hard };
+    pub const SESSION: Self = Self { ends: Ends::Session, force: Force::Hard };
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ends {
+    /// The one that runs now; what stands behind it in the same string may go on.
+    Statement,
+    /// All that the session was to run, and itself.
+    Session,
+}
+
+/// MariaDB's HARD and SOFT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Force {
+    Hard,
+    /// What would leave a table in between goes on.
+    Soft,
 }
 
 /// What a statement of MySQL leaves for the next one to ask for.
@@ -287,14 +326,32 @@ impl Effect {
             Self::Assigns { name } => format!("set {name}, to what the statement before left"),
             Self::AsksConnectionId => "asks for the connection's number".into(),
             Self::Leave => "leaves the server".into(),
-            Self::Kill { id, query_only: true } => format!("kill query {id}"),
-            Self::Kill { id, query_only: false } => format!("kill {id}"),
+            Self::Kill { whom, ending } => format!("kill{}{}", ending.describe(), whom.describe()),
             Self::Proxy(ProxyCommand::Set { name, .. }) => format!("set pointsman.{name}"),
             Self::Proxy(ProxyCommand::Reset { name }) => format!("reset pointsman.{name}"),
             Self::Proxy(ProxyCommand::Show { shown }) => {
                 let names: Vec<&str> = shown.iter().map(|shown| &*shown.name).collect();
                 format!("show pointsman.{}", names.join(", pointsman."))
             }
+        }
+    }
+}
+
+impl Whom {
+    fn describe(self) -> String {
+        match self {
+            Self::Number(number) => format!(" {number}"),
+            Self::Itself => " itself".into(),
+            Self::Computed => ", computed".into(),
+        }
+    }
+}
+
+impl Ending {
+    const fn describe(self) -> &'static str {
+        match self.ends {
+            Ends::Statement => " query",
+            Ends::Session => "",
         }
     }
 }

@@ -37,6 +37,7 @@ mod mysql_consistency;
 mod mysql_drivers;
 mod mysql_failover;
 mod mysql_groups;
+mod mysql_kill;
 mod mysql_late;
 mod mysql_login;
 mod mysql_long;

@@ -6,6 +6,7 @@
 
 mod calls;
 mod mysql;
+mod mysql_kill;
 mod mysql_set;
 mod postgres;
 mod postgres_set;

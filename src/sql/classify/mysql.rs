@@ -1,7 +1,7 @@
 //! MySQL's and MariaDB's statements other than queries, recognised by their tokens.
 
 use super::{
-    Cx, classify_inner, mysql_set, query, relations,
+    Cx, classify_inner, mysql_kill, mysql_set, query, relations,
     survey::Named,
     transaction,
     verdict::{Touched, Verdict},
@@ -56,7 +56,7 @@ fn judge_kind(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "show" => show(phrase, cx),
         "explain" | "describe" | "desc" | "analyze" => explain(phrase, &leading, cx),
         "use" => use_database(phrase),
-        "kill" => kill(phrase),
+        "kill" => mysql_kill::kill(phrase),
         "prepare" | "execute" | "deallocate" => prepared(phrase, &leading, cx),
         "drop" if phrase.is(1, "prepare") => prepared(phrase, &leading, cx),
         "xa" => xa(phrase),
@@ -308,16 +308,6 @@ fn use_database(phrase: &Phrase<'_>) -> Verdict {
     }
 }
 
-fn kill(phrase: &Phrase<'_>) -> Verdict {
-    let query_only = phrase.is(1, "query");
-    let at = if query_only || phrase.is(1, "connection") { 2 } else { 1 };
-    let id = std::str::from_utf8(phrase.raw(at)).ok().and_then(|digits| digits.parse().ok());
-    match id.filter(|_| phrase.len() == at + 1 && phrase.kind(at) == Some(Kind::Number)) {
-        Some(id) => Verdict::session().with(Effect::Kill { id, query_only }),
-        None => Verdict::write(Reason::Command),
-    }
-}
-
 fn prepared(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
     let odd = || Verdict::state().with(Effect::Touches).with(Effect::Pin(PinReason::Setting));
     match leading {
@@ -325,7 +315,10 @@ fn prepared(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
             Some(name) => odd().with(Effect::PreparesHere { name: name.into() }),
             None => odd(),
         }),
-        "execute" if phrase.is(1, "immediate") => odd(),
+        "execute" if phrase.is(1, "immediate") => match killing(phrase, cx) {
+            Some(kill) => odd().with(kill),
+            None => odd(),
+        },
         "execute" => match phrase.name(1) {
             Some(name) if phrase.len() == 2 || phrase.is(2, "using") => {
                 Verdict::session().with(Effect::Execute { name: name.into() })
@@ -339,6 +332,13 @@ fn prepared(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
             _ => Verdict::write(Reason::Unparsed),
         },
     }
+}
+
+/// `EXECUTE IMMEDIATE 'KILL …'`.
+fn killing(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<Effect> {
+    let text = phrase.string(2)?;
+    let inner = super::classify(text.as_bytes(), cx.dialect, cx.modes, cx.catalog, cx.rules);
+    inner.effects.into_iter().find(|effect| matches!(effect, Effect::Kill { .. }))
 }
 
 fn prepare(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<Verdict> {

@@ -1,7 +1,9 @@
 //! MySQL and MariaDB statements.
 
 use super::{super::*, mysql, set};
-use crate::sql::effects::{Isolation, Left, ProxyCommand, Scope, Shown, TransactionModes};
+use crate::sql::effects::{
+    Ending, Ends, Force, Isolation, Left, ProxyCommand, Scope, Shown, TransactionModes, Whom,
+};
 
 #[test]
 fn mysql_reads_go_to_a_replica() {
@@ -210,8 +212,6 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
             )],
         ),
         ("USE `Shop`", vec![Effect::UseDatabase("Shop".into())]),
-        ("KILL 5", vec![Effect::Kill { id: 5, query_only: false }]),
-        ("KILL QUERY 5", vec![Effect::Kill { id: 5, query_only: true }]),
         ("EXECUTE s USING @a", vec![Effect::Execute { name: "s".into() }]),
         ("DROP PREPARE s", vec![Effect::Deallocate { name: Some("s".into()) }]),
         (
@@ -443,4 +443,40 @@ fn transaction_modes_are_said_once_each_and_with_commas() {
     }
     let faulty = mysql("SET TRANSACTION READ ONLY ISOLATION LEVEL SERIALIZABLE");
     assert!(!faulty.effects.iter().any(|effect| matches!(effect, Effect::SetTransaction(_))), "{faulty:?}");
+}
+
+#[test]
+fn kill_means_a_session_of_the_proxys_or_is_the_servers_to_refuse() {
+    let soft = |ends| Ending { ends, force: Force::Soft };
+    let (five, itself) = (Whom::Number(5), Whom::Itself);
+    for (text, whom, ending) in [
+        ("KILL 5", five, Ending::SESSION),
+        ("KILL CONNECTION ((+5))", five, Ending::SESSION),
+        ("KILL QUERY '5'", five, Ending::STATEMENT),
+        ("KILL HARD 5", five, Ending::SESSION),
+        ("KILL SOFT CONNECTION 5", five, soft(Ends::Session)),
+        ("KILL SOFT QUERY 5", five, soft(Ends::Statement)),
+        ("KILL QUERY CONNECTION_ID()", itself, Ending::STATEMENT),
+        ("KILL (connection_id ())", itself, Ending::SESSION),
+        ("KILL @id", Whom::Computed, Ending::SESSION),
+        ("KILL ?", Whom::Computed, Ending::SESSION),
+        ("KILL (5) + 1", Whom::Computed, Ending::SESSION),
+        ("KILL 5.0", Whom::Computed, Ending::SESSION),
+        ("KILL -1", Whom::Computed, Ending::SESSION),
+        ("KILL TRUE", Whom::Computed, Ending::SESSION),
+        (
+            "KILL QUERY (SELECT MAX(id) FROM information_schema.processlist)",
+            Whom::Computed,
+            Ending::STATEMENT,
+        ),
+        ("KILL USER app", Whom::Computed, Ending::SESSION),
+        ("KILL SOFT QUERY USER app", Whom::Computed, soft(Ends::Statement)),
+    ] {
+        assert_eq!(mysql(text).effects, [Effect::Kill { whom, ending }], "{text}");
+    }
+    for text in ["KILL", "KILL QUERY", "KILL nonsense", "KILL QUERY ID 5", "KILL HARD QUERY ID 5"] {
+        assert_eq!((mysql(text).access, mysql(text).effects), (Access::Write, vec![]), "{text}");
+    }
+    let immediate = mysql("EXECUTE IMMEDIATE 'KILL 5'");
+    assert!(immediate.effects.iter().any(|effect| matches!(effect, Effect::Kill { .. })), "{immediate:?}");
 }
