@@ -9,8 +9,8 @@ use super::{
     },
 };
 
-/// Statements in which the name is left alone: what a definition means is decided when it is used,
-/// and a KILL of the server's connection ends the client's too.
+/// Statements in which the name is left alone: what a definition means is decided when it is used, and
+/// KILL is the proxy's to read.
 const LEFT_ALONE: [&str; 3] = ["create", "alter", "kill"];
 
 /// Words before the first item of a select list.
@@ -23,7 +23,17 @@ const ENDS_LIST: [&str; 10] =
 
 /// Whether a statement calls the function where its call may be replaced.
 pub(super) fn asks(phrase: &Phrase<'_>) -> bool {
-    !phrase.is_any(0, &LEFT_ALONE) && (0..phrase.len()).any(|at| is_call(phrase, at))
+    !phrase.is_any(0, &LEFT_ALONE)
+        && (0..phrase.len()).any(|at| is_call(phrase, at))
+        && !asks_for_holder(phrase)
+}
+
+/// Whether the statement asks who holds a lock: the answer is a server's number, and has to be compared
+/// with a server's. A session with a lock keeps the connection that holds it.
+fn asks_for_holder(phrase: &Phrase<'_>) -> bool {
+    (0..phrase.len())
+        .take_while(|at| phrase.kind(*at) != Some(Kind::Semicolon))
+        .any(|at| phrase.is(at, "is_used_lock") && phrase.punct(at + 1, b'('))
 }
 
 /// The text with `number` in the place of every call. An item of a select list keeps its name.
@@ -35,8 +45,10 @@ pub fn replace(text: &[u8], modes: LexModes, number: u32) -> Vec<u8> {
     // Whether what is read stands in a select list, by depth of parentheses.
     let mut lists = vec![false];
     for at in 0..phrase.len() {
-        leave = if begins { phrase.is_any(at, &LEFT_ALONE) } else { leave };
-        if leave && !phrase.is_any(at, &LEFT_ALONE[2..]) && begins {
+        if begins {
+            leave = phrase.is_any(at, &LEFT_ALONE) || asks_for_holder(&phrase.from(at));
+        }
+        if begins && phrase.is_any(at, &LEFT_ALONE[..2]) {
             // The body of a routine holds statements of its own.
             break;
         }
@@ -109,6 +121,10 @@ mod tests {
             ("SELECT shop.connection_id()", "SELECT shop.connection_id()"),
             ("SELECT connection_id(1), connection_id", "SELECT connection_id(1), connection_id"),
             ("KILL connection_id()", "KILL connection_id()"),
+            (
+                "SELECT IS_USED_LOCK('x') = connection_id(); DO connection_id()",
+                "SELECT IS_USED_LOCK('x') = connection_id(); DO CAST(7 AS UNSIGNED)",
+            ),
             ("KILL connection_id(); DO connection_id()", "KILL connection_id(); DO CAST(7 AS UNSIGNED)"),
             (
                 "CREATE PROCEDURE p() BEGIN SELECT connection_id(); END",

@@ -61,6 +61,7 @@ both_makes!(
     an_insert_under_locked_tables_leaves_its_id,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
     kill_ends_what_another_session_runs_and_the_session,
+    a_lock_is_told_to_be_the_sessions_own,
     commands_of_every_kind_are_answered,
     a_file_of_the_clients_is_loaded_and_long_statements_pass,
     the_proxys_own_variables_are_answered_by_it,
@@ -949,6 +950,23 @@ async fn kill_ends_what_another_session_runs_and_the_session(make: Make) {
     killer.run(&format!("KILL {number}")).await;
     assert!(victim.query("SELECT 3").await.is_err());
     assert_eq!(killer.error("KILL 4000000000").await, 1094);
+}
+
+async fn a_lock_is_told_to_be_the_sessions_own(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+    let lock = format!("{}-{:?}", stage.schema, make);
+    let asked = format!("SELECT IS_USED_LOCK('{lock}') = CONNECTION_ID()");
+    assert_eq!(session.run(&asked).await.results[0][0][0], None);
+
+    session.run(&format!("SELECT GET_LOCK('{lock}', 1)")).await;
+
+    assert_eq!(session.value(&asked).await, "1");
+    assert_eq!(other.value(&asked).await, "0");
+    other.run("BEGIN").await;
+    assert_eq!(other.value(&asked).await, "0");
+    session.run(&format!("DO RELEASE_LOCK('{lock}')")).await;
+    assert_eq!(session.run(&asked).await.results[0][0][0], None);
 }
 
 #[tokio::test]
