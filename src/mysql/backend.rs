@@ -33,6 +33,9 @@ use crate::{
 /// Rows in an answer to a question of our own: routines and views of a server.
 const MOST_OWN_ROWS: usize = 1_000_000;
 
+/// Statements with cursors that a connection tells apart.
+const MAX_CURSORS: usize = 64;
+
 /// A server connection that has logged in.
 pub struct Backend {
     pub(super) stream: Stream,
@@ -59,6 +62,8 @@ pub struct Backend {
     locks: SmallVec<[PinReason; 2]>,
     /// User variables to which statements gave values that only the server knows.
     pub(super) assigned: SmallVec<[Box<str>; 2]>,
+    /// Statements that may have a cursor open: it ends with them.
+    cursors: SmallVec<[u128; 1]>,
     /// The session whose statement ran here last.
     pub(super) last_session: u64,
     /// Whose LAST_INSERT_ID() is here.
@@ -106,6 +111,7 @@ impl Backend {
             touched: false,
             locks: SmallVec::new(),
             assigned: SmallVec::new(),
+            cursors: SmallVec::new(),
             last_session: 0,
             insert_id: InsertId::default(),
             bare: true,
@@ -168,7 +174,7 @@ impl Backend {
 
     /// Whether a session can leave it without a trace.
     pub(super) fn is_untouched(&self) -> bool {
-        !self.touched && self.locks.is_empty()
+        !self.touched && self.locks.is_empty() && self.cursors.is_empty()
     }
 
     /// Whether it needs no bringing to a session's settings.
@@ -251,11 +257,19 @@ impl Backend {
         self.carried = Arc::new(self.carried.with_schema(Some(schema)));
     }
 
-    /// Follows what an answered request did to this connection.
-    pub(super) fn learn(&mut self, intent: &Intent, done: &Done, now: &Arc<Settings>) {
+    /// Follows what an answered request, of the prepared `statement`, did to this connection.
+    pub(super) fn learn(
+        &mut self,
+        intent: &Intent,
+        statement: Option<u128>,
+        done: &Done,
+        now: &Arc<Settings>,
+    ) {
         // What leaves state is minded wherever it stands.
         for effect in &intent.effects {
             match effect {
+                Effect::Pin(PinReason::Cursor) => self.note_cursor(statement),
+                Effect::Unpin(PinReason::Cursor) => self.end_cursors(),
                 Effect::Pin(reason @ (PinReason::TableLock | PinReason::NamedLock)) => {
                     self.locks.retain(|lock| lock != reason);
                     self.locks.push(*reason);
@@ -288,6 +302,22 @@ impl Backend {
         }
     }
 
+    /// A statement was executed with a cursor. More than a few are not told apart: a reset closes them.
+    fn note_cursor(&mut self, statement: Option<u128>) {
+        match statement {
+            Some(key) if self.cursors.contains(&key) => {}
+            Some(key) if self.cursors.len() < MAX_CURSORS => self.cursors.push(key),
+            _ => self.touched = true,
+        }
+    }
+
+    /// The session has none any more; the server closes them with their statements.
+    fn end_cursors(&mut self) {
+        for key in std::mem::take(&mut self.cursors) {
+            self.closing.extend(self.statements.remove(key));
+        }
+    }
+
     /// The server has forgotten all session state.
     fn forget(&mut self) {
         self.statements.clear();
@@ -297,6 +327,7 @@ impl Backend {
         self.insert_id = InsertId::default();
         self.locks.clear();
         self.assigned.clear();
+        self.cursors.clear();
         self.bare = true;
         let multi_statements = self.carried.multi_statements;
         // A reset leaves the schema, and what was not understood may have chosen another one.

@@ -411,14 +411,25 @@ impl Frontend {
         all
     }
 
-    /// The connection that a closed cursor was on is free after the next request.
+    /// The connection that a closed cursor was on is free after the next request that it sees.
     fn closing_cursor(&mut self, intent: Arc<Intent>) -> Arc<Intent> {
-        if !std::mem::take(&mut self.cursor_closed) || self.statements.has_cursor() {
+        let unseen =
+            |intent: &Intent| intent.statements == 0 || intent.effects.iter().any(Effect::is_the_proxys);
+        if !self.cursor_closed || unseen(&intent) {
+            return intent;
+        }
+        self.cursor_closed = false;
+        if self.statements.has_cursor() {
             return intent;
         }
         let mut intent = Intent::clone(&intent);
         intent.effects.push(Effect::Unpin(PinReason::Cursor));
         Arc::new(intent)
+    }
+
+    /// No server has answered the request that was to free the connection: the next one is.
+    pub(super) fn recall_closed_cursor(&mut self, intent: &Intent) {
+        self.cursor_closed |= intent.effects.contains(&Effect::Unpin(PinReason::Cursor));
     }
 
     /// Status flags of an answer of ours.

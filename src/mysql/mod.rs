@@ -134,6 +134,7 @@ impl protocol::Frontend<Mysql> for Frontend {
         answer: Answer<'_>,
         transaction: Transaction,
     ) -> Result<(), Fault> {
+        self.recall_closed_cursor(&request.intent);
         self.answer_here(request, answer, transaction).await
     }
 
@@ -145,6 +146,7 @@ impl protocol::Frontend<Mysql> for Frontend {
     ) -> Result<(), Fault> {
         self.told = transaction;
         self.forget_values(&request.wire);
+        self.recall_closed_cursor(&request.intent);
         let mut out = Vec::new();
         refusal::put_error(&mut out, self.sequence, refusal);
         self.fail_request(out).await
@@ -158,6 +160,7 @@ impl protocol::Frontend<Mysql> for Frontend {
     ) -> Result<(), Fault> {
         self.told = transaction;
         self.forget_values(&request.wire);
+        self.recall_closed_cursor(&request.intent);
         // Only of a first statement are errors kept back.
         let done = self.done_before_error(request, self.modes, 0);
         self.forget_replaced(done.tried(&request.intent));

@@ -219,6 +219,11 @@ impl ServerStatements {
         self.ids.remove(&oldest).map(|(id, _)| id)
     }
 
+    /// Forgets a statement that is to be closed; returns its id.
+    pub fn remove(&mut self, key: u128) -> Option<u32> {
+        self.ids.remove(&key).map(|(id, _)| id)
+    }
+
     pub fn clear(&mut self) {
         self.ids.clear();
     }

@@ -254,7 +254,8 @@ impl<'a> Relay<'a> {
                 None => backend.touched = true,
             }
         }
-        backend.learn(&request.intent, &done, frontend.carried.now());
+        let statement = command.statement.as_ref().map(|(_, statement)| statement.key);
+        backend.learn(&request.intent, statement, &done, frontend.carried.now());
         let chooses = |effect: &Effect| matches!(effect, Effect::UseDatabase(_));
         let is_known = !self.failed && request.intent.effects.iter().any(chooses);
         if let Some(schema) = self.schema.take().filter(|_| !is_known) {

@@ -424,6 +424,8 @@ impl State {
             // A pin is kept even when the statement failed: part of it may have run.
             Effect::Pin(reason) => self.pin(*reason),
             Effect::Touches => self.pin(PinReason::Function),
+            // A cursor was closed before, whatever became of the request that tells of it.
+            Effect::Unpin(PinReason::Cursor) => self.unpin(PinReason::Cursor),
             Effect::Unpin(reason) if !failed => self.unpin(*reason),
             Effect::HoldsCursor(name) if !failed => self.held_cursors.push(name.clone()),
             Effect::ClosesCursor(name) if !failed => {

@@ -221,8 +221,10 @@ pub enum PinReason {
     Function,
     /// LOAD 'library'.
     Library,
-    /// SQL_CALC_FOUND_ROWS, HANDLER … OPEN, a MySQL cursor.
+    /// A cursor of MySQL's protocol.
     Cursor,
+    /// HANDLER … OPEN.
+    Handler,
     /// `pool.mode = "session"`.
     SessionMode,
     /// A setting that cannot be sent again (its value is not literal, or lexing depends on it).
@@ -265,6 +267,11 @@ impl Effect {
             | Self::Deallocate { name: Some(name) } => Some(name),
             _ => None,
         }
+    }
+
+    /// Whether the proxy alone can answer for it.
+    pub fn is_the_proxys(&self) -> bool {
+        matches!(self, Self::Kill { .. } | Self::Proxy(_))
     }
 
     /// Whether a transaction ends by it, and how if all goes well.
@@ -371,7 +378,7 @@ impl TransactionModes {
 }
 
 impl PinReason {
-    pub const ALL: [PinReason; 14] = [
+    pub const ALL: [PinReason; 15] = [
         Self::TempTable,
         Self::HoldCursor,
         Self::Listen,
@@ -384,6 +391,7 @@ impl PinReason {
         Self::Function,
         Self::Library,
         Self::Cursor,
+        Self::Handler,
         Self::SessionMode,
         Self::Setting,
     ];
@@ -403,6 +411,7 @@ impl PinReason {
             Self::Function => "function",
             Self::Library => "library",
             Self::Cursor => "cursor",
+            Self::Handler => "handler",
             Self::SessionMode => "session_mode",
             Self::Setting => "setting",
         }

@@ -34,6 +34,7 @@ mod metrics;
 mod monitor;
 mod mysql_compress;
 mod mysql_consistency;
+mod mysql_cursors;
 mod mysql_drivers;
 mod mysql_failover;
 mod mysql_groups;

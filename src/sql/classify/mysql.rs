@@ -370,7 +370,7 @@ fn locks(phrase: &Phrase<'_>, leading: &str) -> Verdict {
         "handler" => {
             let verdict = Verdict { tables: Touched::All, ..Verdict::state() };
             let opens = (1..phrase.len()).any(|at| phrase.is(at, "open"));
-            if opens { verdict.with(Effect::Pin(PinReason::Cursor)) } else { verdict }
+            if opens { verdict.with(Effect::Pin(PinReason::Handler)) } else { verdict }
         }
         _ if phrase.contains(&["with", "read", "lock"]) || phrase.contains(&["for", "export"]) => {
             Verdict::write(Reason::Lock).with(Effect::Pin(PinReason::TableLock)).outdoing()

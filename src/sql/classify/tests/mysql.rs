@@ -293,7 +293,7 @@ fn mysql_state_that_cannot_be_carried_pins() {
         ("BACKUP STAGE START", PinReason::BackupLock),
         ("BACKUP LOCK t", PinReason::BackupLock),
         ("SELECT GET_LOCK('a', 1)", PinReason::NamedLock),
-        ("HANDLER t OPEN", PinReason::Cursor),
+        ("HANDLER t OPEN", PinReason::Handler),
         ("CREATE TEMPORARY TABLE t (a int)", PinReason::TempTable),
         ("PREPARE s FROM @v", PinReason::Setting),
         ("/*!40101 SET NAMES utf8 */", PinReason::Setting),
