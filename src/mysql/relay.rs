@@ -73,6 +73,8 @@ pub(super) struct Relay<'a> {
     told_id: bool,
     /// How text was read when the request came.
     modes: LexModes,
+    /// Number of the last packet that was passed.
+    passed: u8,
     /// Results that have come whole.
     completed: usize,
     /// The default schema and `sql_mode` as the server has told them last.
@@ -121,6 +123,7 @@ impl<'a> Relay<'a> {
             refused: None,
             wrote: None,
             told_id: false,
+            passed: 0,
             completed: 0,
             schema: None,
             sql_mode: None,
@@ -210,6 +213,8 @@ impl<'a> Relay<'a> {
     async fn flush(&mut self) -> Result<(), Fault> {
         let bytes = self.passage.ready(&self.backend.inbox);
         if !bytes.is_empty() {
+            // What the proxy may have to add is numbered behind it.
+            self.frontend.sequence = self.passed.wrapping_add(1);
             self.frontend.write(bytes).await?;
         }
         self.passage.settle(&mut self.backend.inbox);
@@ -233,6 +238,7 @@ impl<'a> Relay<'a> {
         };
         let Self { backend, frontend, .. } = self;
         backend.gathered = self.passage.take_spare();
+        frontend.sequence = 1;
         let command = &request.wire;
         frontend.learn(request, &done);
         if command.code == code::SET_OPTION && !self.failed {

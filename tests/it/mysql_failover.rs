@@ -10,6 +10,7 @@ use pointsman::{
         mysql::{MysqlCluster, MysqlNode},
         servers::{APP, Stop},
     },
+    mysql::{command::code, packet},
     topology::GtidSet,
 };
 
@@ -19,6 +20,7 @@ use crate::{
         PATIENCE, Proxy, eventually,
         link::Link,
         mysql::{self, BASIC, Make, Refused, Session},
+        soon,
     },
 };
 
@@ -32,6 +34,7 @@ both_makes!(
     reads_after_a_write_wait_for_no_replica_and_never_see_old_data,
     a_write_whose_answer_is_lost_is_never_sent_twice_whatever_was_said_of_the_next_transaction,
     a_first_write_whose_server_is_lost_is_sent_again_only_where_a_rollback_undoes_it,
+    an_error_behind_the_first_rows_has_the_number_of_the_next_packet,
 );
 
 /// Sessions that write at the same time.
@@ -412,4 +415,26 @@ async fn a_first_write_whose_server_is_lost_is_sent_again_only_where_a_rollback_
         let x = cluster.node(0).sql(&schema, &format!("SELECT x FROM {table}")).expect("it answers");
         assert!(x == "1" || (x == "0" && code.is_some()), "{table}: {x}");
     }
+}
+
+async fn an_error_behind_the_first_rows_has_the_number_of_the_next_packet(make: Make) {
+    let cluster = make.own();
+    let (proxy, link, schema) = behind_a_link(&cluster).await;
+    let mut session = Session::open(proxy.port(), APP, &schema).await;
+
+    // The first row is too long for the server to keep it back.
+    session.send(code::QUERY, b"SELECT REPEAT('x', 200000) UNION ALL SELECT SLEEP(60)").await;
+    let mut next = 1;
+    loop {
+        let frame = soon("a packet", session.frame()).await.expect("it goes on");
+        assert_eq!(frame[0], next);
+        next += 1;
+        if frame.len() > 200_000 {
+            break;
+        }
+    }
+    link.cut();
+
+    let error = soon("the error", session.frame()).await.expect("it is told");
+    assert_eq!((error[0], error[1]), (next, packet::ERR));
 }

@@ -69,7 +69,7 @@ impl Relay<'_> {
             return;
         }
         let data = self.passage.unseen(&self.backend.inbox);
-        let mut passed = 0;
+        let (mut passed, mut number) = (0, 0);
         while let Some(header) = packet::header(&data[passed..])
             && let Some(first) = data.get(passed + HEADER)
             && !matches!(*first, packet::ERR | packet::EOF)
@@ -77,9 +77,11 @@ impl Relay<'_> {
             && header.total() <= data.len() - passed
         {
             passed += header.total();
+            number = header.sequence;
         }
         if passed > 0 {
             self.decided = true;
+            self.passed = number;
             self.passage.pass(&self.backend.inbox, passed, true);
         }
     }
@@ -102,11 +104,13 @@ impl Relay<'_> {
 
     /// Passes a packet whose end may not have arrived.
     fn pass(&mut self, header: packet::Header) {
+        self.passed = header.sequence;
         self.passage.pass_message(&self.backend.inbox, header.total(), true);
     }
 
     /// Puts a packet of ours in the place of the one at hand.
     fn replace(&mut self, header: packet::Header, packet: &[u8]) {
+        self.passed = header.sequence;
         self.passage.put(&self.backend.inbox, packet);
         self.passage.pass(&self.backend.inbox, header.total(), false);
     }
