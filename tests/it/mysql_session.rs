@@ -30,6 +30,7 @@ both_makes!(
     transactions_stay_on_their_server,
     read_only_transactions_use_one_replica,
     what_ends_a_read_only_transaction_runs_on_the_primary,
+    an_error_of_the_proxys_own_leaves_the_transaction_open,
     the_isolation_of_a_session_follows_it_by_every_name,
     what_was_said_of_a_transaction_that_never_was_is_over_with_its_end,
     a_value_for_a_parameter_that_is_not_there_fails_nobody_else,
@@ -342,6 +343,18 @@ async fn read_only_transactions_use_one_replica(make: Make) {
     }
     session.run("SET SESSION TRANSACTION READ WRITE").await;
     session.run("INSERT INTO t VALUES (1)").await;
+}
+
+async fn an_error_of_the_proxys_own_leaves_the_transaction_open(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
+    let mut session = stage.session().await;
+    session.run("BEGIN").await;
+
+    assert_eq!(session.error("KILL 4294967295").await, 1094);
+
+    session.run("INSERT INTO t VALUES (1)").await;
+    session.run("ROLLBACK").await;
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "0");
 }
 
 async fn what_ends_a_read_only_transaction_runs_on_the_primary(make: Make) {
