@@ -142,7 +142,9 @@ fn the_systemd_units_are_sound_and_leave_little_open() {
 
     let said = run("systemd-analyze", &["verify", "--man=no", &units[0], &units[1]]);
 
-    assert!(said.trim().is_empty(), "{said}");
+    // It also finds fault with other units of the machine.
+    let of_ours: Vec<&str> = said.lines().filter(|line| line.contains("pointsman")).collect();
+    assert!(of_ours.is_empty(), "{said}");
     run("systemd-analyze", &["security", "--offline=true", EXPOSURE, &units[0]]);
 }
 
