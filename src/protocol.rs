@@ -413,10 +413,14 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// Those effects of its request that have come true.
+    pub fn effects<'a>(&'a self, intent: &'a Intent) -> &'a [Effect] {
+        if self.failed { &self.done } else { &intent.effects }
+    }
+
     /// Whether an effect of its request has come true.
     pub fn has_done(&self, intent: &Intent, effect: &Effect) -> bool {
-        let done = if self.failed { &self.done } else { &intent.effects };
-        done.contains(effect)
+        self.effects(intent).contains(effect)
     }
 }
 

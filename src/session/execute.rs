@@ -253,7 +253,7 @@ impl<P: Protocol> Session<P> {
         if !request.intent.effects.is_empty() {
             self.state.learn_part(&reply.done);
             self.learn_effects(request, reply, pinned_before);
-            let done = if reply.failed { &reply.done } else { &request.intent.effects };
+            let done = reply.effects(&request.intent);
             if !done.is_empty() && request.intent.statements > 1 {
                 Box::pin(self.adopt_tokens_among(done)).await;
             }

@@ -328,10 +328,12 @@ impl<P: Protocol> Session<P> {
             kind = refusal.kind.label(),
             "refused a statement: {}", refusal.message
         );
-        // To MySQL an error is no reason to give up what a server has not even begun.
-        let stays = P::DIALECT == Dialect::Mysql && self.state.is_holding();
-        let open = self.state.is_holding() || self.state.transaction == Transaction::Open;
-        if self.kept.is_none() && open && !stays {
+        let ends = match self.state.is_holding() {
+            // To MySQL an error is no reason to give up what a server has not even begun.
+            true => P::DIALECT == Dialect::Postgres,
+            false => self.state.transaction == Transaction::Open,
+        };
+        if self.kept.is_none() && ends {
             // As after any error in a transaction; no server has anything of this one.
             self.state.lose_transaction(Some(&request.intent));
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pointsman::demo::servers::{APP, Stop};
+use pointsman::demo::servers::{APP, PgCluster, Stop};
 
 use crate::support::{
     Database, Proxy, cluster, eventually,
@@ -85,13 +85,19 @@ async fn a_transaction_on_a_server_that_dies_ends_with_a_connection_error() {
 }
 
 /// The client hears of it, by an error or by the end of its connection, and the others go on.
+/// A proxy that has the primary behind a link, and one replica.
+async fn behind_a_link(cluster: &PgCluster, settings: &[&str]) -> (Proxy, Link) {
+    let link = Link::to(&cluster.node(0).address());
+    let proxy = Proxy::start_unready(&[link.address(), cluster.node(1).address()], settings);
+    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    (proxy, link)
+}
+
 #[tokio::test]
 async fn a_server_that_vanishes_in_the_middle_of_an_answer_takes_only_that_with_it() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, "CREATE TABLE t (x int)");
-    let link = Link::to(&cluster.node(0).address());
-    let proxy = Proxy::start_unready(&[link.address(), cluster.node(1).address()], &[]);
-    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let (proxy, link) = behind_a_link(&cluster, &[]).await;
     let other = proxy.session(&database.name).await;
     let rows = "generate_series(1, 100000000)";
     let insert = Batch::new().run("INSERT INTO t VALUES (1)", &[]);
@@ -127,10 +133,7 @@ async fn a_server_that_vanishes_in_the_middle_of_an_answer_takes_only_that_with_
 async fn a_primary_that_takes_no_connections_is_not_beset_by_those_who_wait() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, "CREATE TABLE t (x int)");
-    let link = Link::to(&cluster.node(0).address());
-    let nodes = [link.address(), cluster.node(1).address()];
-    let proxy = Proxy::start_unready(&nodes, &["cluster.failover.hold = '1s'"]);
-    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let (proxy, link) = behind_a_link(&cluster, &["cluster.failover.hold = '1s'"]).await;
     let mut sessions = Vec::new();
     for _ in 0..20 {
         sessions.push(proxy.session(&database.name).await);
@@ -160,10 +163,7 @@ async fn a_primary_that_takes_no_connections_is_not_beset_by_those_who_wait() {
 async fn a_commit_whose_answer_is_lost_is_in_doubt() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, "CREATE TABLE t (x int)");
-    let link = Link::to(&cluster.node(0).address());
-    let nodes = [link.address(), cluster.node(1).address()];
-    let proxy = Proxy::start_unready(&nodes, &[]);
-    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let (proxy, link) = behind_a_link(&cluster, &[]).await;
     let session = proxy.session(&database.name).await;
     session.run("BEGIN; INSERT INTO t VALUES (1)").await;
 
@@ -180,10 +180,7 @@ async fn a_commit_whose_answer_is_lost_is_in_doubt() {
 async fn an_autocommit_write_whose_answer_is_lost_is_never_sent_twice() {
     let cluster = cluster::own();
     let database = Database::with(&cluster, "CREATE TABLE t (x int)");
-    let link = Link::to(&cluster.node(0).address());
-    let nodes = [link.address(), cluster.node(1).address()];
-    let proxy = Proxy::start_unready(&nodes, &[]);
-    proxy.wait_until_reads_use(&[cluster.node(1).port()]).await;
+    let (proxy, link) = behind_a_link(&cluster, &[]).await;
     let session = proxy.session(&database.name).await;
     session.run("INSERT INTO t VALUES (0)").await;
 
