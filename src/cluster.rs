@@ -410,7 +410,7 @@ impl<P: Protocol> Cluster<P> {
             }
             let down = node.is_some_and(|node| node.state == topology::State::Down);
             if pool.standing.set_down(down) && !down {
-                pool.share.forget_refusals();
+                pool.share.refusals.forget();
             }
             let open = vacant && role == topology::Role::Primary;
             pool.standing.set_vacant(open && node.is_some_and(|node| node.may_write));

@@ -381,18 +381,20 @@ impl From<ProbeFault> for Missed {
 
 impl From<ConnectFault> for Missed {
     fn from(fault: ConnectFault) -> Self {
-        // A server's text is foreign: it must not begin a line of its own.
-        let text: String = fault.to_string().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let detail = Some(text.into());
+        let detail = Some(one_line(&fault.to_string()).into());
         let fault = match fault {
             ConnectFault::Unreachable(_) => ProbeFault::Unreachable,
-            // The monitor's own connections are not of a pool, which is what pauses.
-            ConnectFault::NotReady | ConnectFault::Paused { .. } => ProbeFault::NotReady,
+            ConnectFault::NotReady => ProbeFault::NotReady,
             ConnectFault::TooMany => ProbeFault::Full,
             ConnectFault::Refused { .. } => ProbeFault::Refused,
         };
         Self { fault, detail }
     }
+}
+
+/// A server's text is foreign: it must not begin a line of its own.
+fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn login<P: Protocol>(

@@ -5,6 +5,7 @@
 
 mod held;
 mod pools;
+mod refusals;
 mod share;
 
 use std::{
@@ -25,6 +26,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 pub use self::{
     held::Held,
     pools::{NodeKey, Pools, Shares},
+    refusals::Pause,
     share::NodeShare,
 };
 use crate::{
@@ -66,8 +68,23 @@ pub enum CheckoutFault {
     /// All were busy for `checkout_timeout`.
     TimedOut,
     Connect(ConnectFault),
+    /// The node refused others just now and was not asked.
+    Paused(Pause),
     /// The pool was replaced or is closing: look again.
     Closed,
+}
+
+impl From<ConnectFault> for CheckoutFault {
+    fn from(fault: ConnectFault) -> Self {
+        Self::Connect(fault)
+    }
+}
+
+impl CheckoutFault {
+    /// The node has no connection left to give.
+    fn is_full(&self) -> bool {
+        matches!(self, Self::Connect(ConnectFault::TooMany) | Self::Paused(Pause { full: true, .. }))
+    }
 }
 
 /// One node's connections of one user and database.
@@ -227,14 +244,12 @@ impl<P: Protocol> NodePool<P> {
                 }
                 match self.open().await {
                     Ok(pooled) => break pooled,
-                    Err(ConnectFault::TooMany | ConnectFault::Paused { full: true })
-                        if self.role == Role::Primary =>
-                    {
+                    Err(fault) if fault.is_full() && self.role == Role::Primary => {
                         if let Some(pooled) = self.sit_out().await {
                             break pooled;
                         }
                     }
-                    Err(fault) => return Err(CheckoutFault::Connect(fault)),
+                    Err(fault) => return Err(fault),
                 }
             };
             pooled.place = Some(place);
@@ -252,7 +267,7 @@ impl<P: Protocol> NodePool<P> {
             return Some(pooled);
         }
         self.ask_back();
-        let pause = self.share.pause(Instant::now()).map_or(Duration::ZERO, |pause| pause.left);
+        let pause = self.share.refusals.pause(Instant::now()).map_or(Duration::ZERO, |pause| pause.left);
         let _ = tokio::time::timeout(pause, returned).await;
         None
     }
@@ -295,26 +310,25 @@ impl<P: Protocol> NodePool<P> {
         self.role
     }
 
-    async fn open(&self) -> Result<Box<Pooled<P>>, ConnectFault> {
-        let share = self.take_share().await?;
+    async fn open(&self) -> Result<Box<Pooled<P>>, CheckoutFault> {
+        let share = self.take_share().await;
         self.open_with(share).await
     }
 
-    async fn open_with(&self, share: OwnedSemaphorePermit) -> Result<Box<Pooled<P>>, ConnectFault> {
+    async fn open_with(&self, share: OwnedSemaphorePermit) -> Result<Box<Pooled<P>>, CheckoutFault> {
         let identity = self.identity.load_full();
         let link = self.link.load_full();
-        if let Err(pause) = self.share.may_ask(Instant::now()) {
-            return Err(ConnectFault::Paused { full: pause.full });
-        }
+        let refusals = &self.share.refusals;
+        refusals.may_ask(Instant::now()).map_err(CheckoutFault::Paused)?;
         let connected = P::Backend::connect(&self.share.address, &link, &identity, self.role).await;
         match &connected {
-            Ok(_) => self.share.forget_refusals(),
+            Ok(_) => refusals.forget(),
             Err(ConnectFault::Unreachable(_) | ConnectFault::NotReady) => {
-                self.share.refused(false, Instant::now());
+                refusals.add(false, Instant::now());
             }
-            Err(ConnectFault::TooMany) => self.share.refused(true, Instant::now()),
+            Err(ConnectFault::TooMany) => refusals.add(true, Instant::now()),
             // By name and password: others may be let in.
-            Err(ConnectFault::Refused { .. } | ConnectFault::Paused { .. }) => {}
+            Err(ConnectFault::Refused { .. }) => {}
         }
         let backend = connected?;
         let target = CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() };
@@ -336,12 +350,12 @@ impl<P: Protocol> NodePool<P> {
     }
 
     /// A share of the node's connections: a free one, or that of another pool's idle connection.
-    async fn take_share(&self) -> Result<OwnedSemaphorePermit, ConnectFault> {
-        if let Ok(permit) = self.share.permits.clone().try_acquire_owned() {
-            return Ok(permit);
+    async fn take_share(&self) -> OwnedSemaphorePermit {
+        if let Some(permit) = self.share.try_permit() {
+            return permit;
         }
         // From here on another pool that gets one back gives it up.
-        let _starving = Count::up(&self.share.starving);
+        let _starving = self.share.starve();
         let siblings: Vec<_> = self.siblings.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
         for sibling in siblings {
             if sibling.give_up_idle() || sibling.ask_back() {
@@ -349,7 +363,7 @@ impl<P: Protocol> NodePool<P> {
             }
         }
         // Whoever gives one back first; the caller's deadline bounds the wait.
-        self.share.permits.clone().acquire_owned().await.map_err(|_| ConnectFault::TooMany)
+        self.share.permit().await
     }
 
     fn put_back(&self, mut pooled: Box<Pooled<P>>, now: Instant) {
@@ -361,19 +375,23 @@ impl<P: Protocol> NodePool<P> {
         if self.is_waited_for() {
             let place = pooled.place.take();
             here.0.lock().push(pooled);
-            drop(place);
-            self.returned.notify_waiters();
+            self.hand_on(place);
             return;
         }
         here.0.lock().push(pooled);
         // Who began to wait meanwhile may have looked before it lay there.
         if self.is_waited_for() {
             let place = here.0.lock().iter_mut().find_map(|pooled| pooled.place.take());
-            drop(place);
-            self.returned.notify_waiters();
+            self.hand_on(place);
         } else if self.share.is_starved() {
             self.give_up_idle();
         }
+    }
+
+    /// A connection lies on a shelf for whoever waits: its place is deadpool's to give.
+    fn hand_on(&self, place: Option<Object<Places>>) {
+        drop(place);
+        self.returned.notify_waiters();
     }
 
     /// Whether somebody waits for a place. Sequentially consistent, as is the waiters' counting:
@@ -407,7 +425,7 @@ impl<P: Protocol> NodePool<P> {
 
     /// Somebody waits for a connection of this pool, or for a share of the node's.
     pub fn is_wanted(&self) -> bool {
-        self.wanting.load(Ordering::Relaxed) > 0 || self.share.permits.available_permits() == 0
+        self.wanting.load(Ordering::Relaxed) > 0 || self.share.is_exhausted()
     }
 
     /// Closes one idle connection for another pool's sake.
@@ -451,7 +469,7 @@ impl<P: Protocol> NodePool<P> {
     pub async fn warm(&self) {
         let wanted = self.limits.min_idle.min(self.limits.size);
         while self.status().total() < wanted && !self.share.is_starved() {
-            let Ok(share) = self.share.permits.clone().try_acquire_owned() else { return };
+            let Some(share) = self.share.try_permit() else { return };
             match self.open_with(share).await {
                 Ok(pooled) => self.put_back(pooled, Instant::now()),
                 Err(_) => return,

@@ -511,8 +511,6 @@ pub enum ConnectFault {
     NotReady,
     /// It has no connection left to give: wait and shrink, do not call it down.
     TooMany,
-    /// It refused others just now and was not asked; `full`: for want of connections.
-    Paused { full: bool },
     /// It refused this user or database: `raw` is its error as its protocol has it.
     Refused { raw: Vec<u8>, code: [u8; 5] },
 }
@@ -524,14 +522,20 @@ impl fmt::Display for ConnectFault {
             Self::NotReady => {
                 f.write_str("is starting or stopping, or takes no connections (hot_standby = off?)")
             }
-            Self::TooMany | Self::Paused { full: true } => f.write_str("has no connection left to give"),
-            Self::Paused { full: false } => f.write_str("takes no connections"),
-            Self::Refused { raw, code } => {
-                let (said, code) = (String::from_utf8_lossy(message(raw)), String::from_utf8_lossy(code));
-                write!(f, "{said} ({code})")
-            }
+            Self::TooMany => f.write_str("has no connection left to give"),
+            Self::Refused { raw, code } => write_error(f, raw, *code),
         }
     }
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_error(f, &self.raw, self.code)
+    }
+}
+
+fn write_error(f: &mut fmt::Formatter<'_>, raw: &[u8], code: [u8; 5]) -> fmt::Result {
+    write!(f, "{} ({})", String::from_utf8_lossy(message(raw)), String::from_utf8_lossy(&code))
 }
 
 /// The text of a server's error, in either protocol.

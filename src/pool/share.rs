@@ -1,119 +1,88 @@
 //! What bounds the connections of one node, whoever's they are.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Count, refusals::Refusals};
+
+/// Before a server has said how many connections it has.
+const UNKNOWN_LIMIT: usize = 100;
 
 /// All connections of one node, whoever's: bounded together.
 pub struct NodeShare {
     pub address: Arc<str>,
-    pub(super) permits: Arc<Semaphore>,
-    /// Permits that exist, taken ones included.
-    limit: AtomicUsize,
-    limit_known: AtomicBool,
+    /// One for each connection that there may be; taken by those that there are.
+    permits: Arc<Semaphore>,
+    bound: Mutex<Bound>,
     /// Those who wait for a permit that some pool's connection has.
-    pub(super) starving: AtomicUsize,
-    refusals: Mutex<Refusals>,
+    starving: AtomicUsize,
+    pub refusals: Refusals,
 }
 
-/// New connections that a node refused, one after the other. While it may not be asked again nobody
-/// is: a thousand clients that wait for it would keep themselves and it busy with that alone.
-#[derive(Debug, Default)]
-struct Refusals {
-    count: u32,
-    over: Option<Instant>,
-    /// Somebody asks again, and the others wait for what becomes of it.
-    trying: bool,
-    /// The first of the pause came from a server that is full.
-    full: bool,
+struct Bound {
+    limit: usize,
+    /// Permits taken beyond it, since it was lowered: each is given up by whoever gets it next.
+    surplus: usize,
 }
-
-/// A node may not be asked for a connection for so long.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pause {
-    pub left: Duration,
-    pub full: bool,
-}
-
-/// How long a node is left alone by the first refusal; each further one doubles it.
-const FIRST_PAUSE: Duration = Duration::from_millis(10);
-/// The longest: nobody notices that a server is back much later than its monitor.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-
-impl Refusals {
-    fn add(&mut self, full: bool, now: Instant) {
-        if !self.trying && self.over.is_some_and(|over| now < over) {
-            // Asked at the same time as the one that is counted.
-            return;
-        }
-        let over = Some(now + self.next_pause());
-        *self = Self { count: self.count.saturating_add(1), over, trying: false, full };
-    }
-
-    fn next_pause(&self) -> Duration {
-        FIRST_PAUSE.saturating_mul(1 << self.count.min(16)).min(LONGEST_PAUSE)
-    }
-
-    /// Whether the node may be asked now; behind a pause by one only, for as long as the next pause
-    /// would be.
-    fn may_ask(&mut self, now: Instant) -> Result<(), Pause> {
-        match (self.over, self.pause(now)) {
-            (_, Some(pause)) => Err(pause),
-            (Some(_), None) => {
-                self.over = Some(now + self.next_pause());
-                self.trying = true;
-                Ok(())
-            }
-            (None, None) => Ok(()),
-        }
-    }
-
-    fn pause(&self, now: Instant) -> Option<Pause> {
-        let left = self.over?.checked_duration_since(now).filter(|left| !left.is_zero())?;
-        Some(Pause { left, full: self.full })
-    }
-}
-
-/// Before a server has said how many connections it has.
-const UNKNOWN_LIMIT: usize = 100;
 
 impl NodeShare {
     pub fn new(address: Arc<str>) -> Self {
         Self {
             address,
             permits: Arc::new(Semaphore::new(UNKNOWN_LIMIT)),
-            limit: AtomicUsize::new(UNKNOWN_LIMIT),
-            limit_known: AtomicBool::new(false),
+            bound: Mutex::new(Bound { limit: UNKNOWN_LIMIT, surplus: 0 }),
             starving: AtomicUsize::new(0),
-            refusals: Mutex::default(),
+            refusals: Refusals::default(),
         }
     }
 
-    /// How long no connection may be opened yet, because the node has refused some.
-    pub(super) fn pause(&self, now: Instant) -> Option<Pause> {
-        self.refusals.lock().pause(now)
+    /// The right to a connection, where there is one to be had at once.
+    pub(super) fn try_permit(&self) -> Option<OwnedSemaphorePermit> {
+        loop {
+            let permit = self.permits.clone().try_acquire_owned().ok()?;
+            if let Some(permit) = self.within_bound(permit) {
+                return Some(permit);
+            }
+        }
     }
 
-    /// Asks before a connection is opened.
-    pub(super) fn may_ask(&self, now: Instant) -> Result<(), Pause> {
-        self.refusals.lock().may_ask(now)
+    /// Waits for one, in the order of asking.
+    pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
+        loop {
+            let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+            if let Some(permit) = self.within_bound(permit) {
+                return permit;
+            }
+        }
     }
 
-    /// `full`: it has no connection left to give.
-    pub(super) fn refused(&self, full: bool, now: Instant) {
-        self.refusals.lock().add(full, now);
+    fn within_bound(&self, permit: OwnedSemaphorePermit) -> Option<OwnedSemaphorePermit> {
+        let mut bound = self.bound.lock();
+        if bound.surplus == 0 {
+            return Some(permit);
+        }
+        bound.surplus -= 1;
+        permit.forget();
+        None
     }
 
-    /// It has taken a connection, or is back: what it refused before tells nothing any more.
-    pub fn forget_refusals(&self) {
-        *self.refusals.lock() = Refusals::default();
+    /// How many connections there may be.
+    pub fn limit(&self) -> usize {
+        self.bound.lock().limit
+    }
+
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.permits.available_permits() == 0
+    }
+
+    /// Says that somebody waits for a permit which some pool's connection has, until dropped.
+    pub(super) fn starve(&self) -> Count<'_> {
+        Count::up(&self.starving)
     }
 
     /// Whether somebody waits for a permit. Sequentially consistent, as is the counting: who waits has
@@ -126,17 +95,17 @@ impl NodeShare {
     /// but not replaced either.
     pub fn set_limit(&self, limit: usize) {
         let limit = limit.max(1);
-        self.limit_known.store(true, Ordering::Relaxed);
-        let before = self.limit.swap(limit, Ordering::Relaxed);
-        if limit > before {
-            self.permits.add_permits(limit - before);
+        let mut bound = self.bound.lock();
+        if limit > bound.limit {
+            let more = limit - bound.limit;
+            let kept = more.min(bound.surplus);
+            bound.surplus -= kept;
+            self.permits.add_permits(more - kept);
         } else {
-            self.permits.forget_permits(before - limit);
+            let fewer = bound.limit - limit;
+            bound.surplus += fewer - self.permits.forget_permits(fewer);
         }
-    }
-
-    pub fn limit(&self) -> usize {
-        self.limit.load(Ordering::Relaxed)
+        bound.limit = limit;
     }
 }
 
@@ -144,22 +113,36 @@ impl NodeShare {
 mod tests {
     use super::*;
 
+    fn take_all(share: &NodeShare) -> Vec<OwnedSemaphorePermit> {
+        std::iter::from_fn(|| share.try_permit()).collect()
+    }
+
     #[test]
-    fn a_node_that_refuses_is_left_alone_longer_each_time() {
-        let mut refusals = Refusals::default();
-        let mut now = Instant::now();
-        let mut pauses = Vec::new();
-        for _ in 0..8 {
-            for _ in 0..20 {
-                refusals.add(false, now);
-            }
-            let pause = refusals.pause(now).expect("it was refused just now").left;
-            pauses.push(pause.as_millis());
-            assert!(refusals.may_ask(now).is_err());
-            now += pause;
-            assert!(refusals.may_ask(now).is_ok());
-            assert!(refusals.may_ask(now).is_err(), "one is enough to find out");
-        }
-        assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 500, 500]);
+    fn a_lowered_limit_holds_once_connections_beyond_it_are_closed() {
+        let share = NodeShare::new("node:1".into());
+        share.set_limit(8);
+        let mut taken = take_all(&share);
+        assert_eq!(taken.len(), 8);
+
+        share.set_limit(3);
+
+        taken.truncate(5);
+        assert!(share.try_permit().is_none(), "five are more than three");
+        taken.truncate(2);
+        assert_eq!(take_all(&share).len(), 1);
+    }
+
+    #[test]
+    fn a_limit_that_is_lowered_and_raised_again_is_what_it_was() {
+        let share = NodeShare::new("node:1".into());
+        share.set_limit(8);
+        let taken = take_all(&share);
+
+        share.set_limit(3);
+        share.set_limit(10);
+
+        assert_eq!(take_all(&share).len(), 2);
+        drop(taken);
+        assert_eq!(take_all(&share).len(), 10);
     }
 }

@@ -338,9 +338,7 @@ impl<P: Protocol> Session<P> {
                 format!("no connection to {} became free within pool.checkout_timeout", node.address),
             )
             .into(),
-            CheckoutFault::Connect(ConnectFault::TooMany | ConnectFault::Paused { .. }) => {
-                TakeFault::NextNode
-            }
+            CheckoutFault::Connect(ConnectFault::TooMany) | CheckoutFault::Paused(_) => TakeFault::NextNode,
             CheckoutFault::Connect(ConnectFault::Refused { raw, code }) => {
                 attempt.refused = Some(Refused { raw, cause: RefusedCause::MaybeStale, code });
                 let is_primary = self.cluster.topology.load().primary == Some(node.id);
