@@ -186,6 +186,8 @@ pub struct Database {
     pub counts_matter: AtomicBool,
     read_at: AtomicU64,
     read: Notify,
+    /// The servers have refused to show the catalog.
+    refused: AtomicBool,
     /// How often names came to stand for something else, and what of it the catalog shows.
     redefined: AtomicU64,
     known: AtomicU64,
@@ -204,6 +206,7 @@ impl Database {
             counts_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
             read: Notify::new(),
+            refused: AtomicBool::new(false),
             redefined: AtomicU64::new(0),
             known: AtomicU64::new(0),
             floors: Arc::default(),
@@ -226,11 +229,17 @@ impl Database {
         self.read.notify_waiters();
     }
 
-    /// Resolves when the catalog has been read at least once.
-    pub async fn loaded(&self) {
+    /// The catalog may not be read: nobody waits for it until it has been.
+    pub fn give_up(&self) {
+        self.refused.store(true, Ordering::Release);
+        self.read.notify_waiters();
+    }
+
+    /// Resolves when the catalog has been read, or may not be.
+    pub async fn settled(&self) {
         loop {
             let read = self.read.notified();
-            if self.catalog.load().loaded {
+            if self.catalog.load().loaded || self.refused.load(Ordering::Acquire) {
                 return;
             }
             read.await;

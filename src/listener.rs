@@ -275,13 +275,13 @@ async fn enter<P: Protocol>(
     if let Some(schema) = frontend.schema() {
         registered.entry.set_schema(schema);
     }
-    // Until the catalog is known, every call of a function is a write that may leave state behind:
-    // a session that began in that moment would be pinned by its first statement.
     let database = cluster.database(&identity.database);
-    let patience = cluster.config.load().monitor.timeout;
-    let _ = tokio::time::timeout(patience, database.loaded()).await;
-    let context = ReaderContext { classifier: cluster.classifier.load_full(), database };
+    let context = ReaderContext { classifier: cluster.classifier.load_full(), database: database.clone() };
     let welcomed = welcome(&mut frontend, &identity, &registered, context, until, cluster).await?;
+    // Until the catalog is known, every call of a function and every write may leave state behind: a
+    // session that begins in that moment would keep its connection for good.
+    let patience = cluster.config.load().monitor.catalog_timeout();
+    let _ = tokio::time::timeout(patience, database.settled()).await;
     let mut session = Box::new(Session::new(frontend, cluster.clone(), &identity, registered));
     session.start(&welcomed, own, adopted);
     Ok(Some(session))

@@ -1,12 +1,13 @@
 //! Asks every node who it is and how far it has come, and publishes what follows from that.
 
+mod catalogs;
 mod logins;
 mod members;
 mod memory;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -15,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::{sync::Notify, task::JoinHandle};
 
 use crate::{
-    cluster::{Cluster, Database},
+    cluster::Cluster,
     config::{self, Engine, Members},
     discovery::Membership,
     operator::Order,
@@ -35,12 +36,6 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// How many different failures of one node are logged between two of its answers.
 const MAX_SAID: usize = 8;
-
-/// Shortest time between two readings of one catalog, however much DDL passes through.
-const CATALOG_SPACING: Duration = Duration::from_millis(100);
-
-/// How long after an attempt to read a catalog that failed comes the next.
-const CATALOG_RETRY: Duration = Duration::from_secs(1);
 
 /// One cluster's monitor: a task per node, one that publishes, one that looks after the rest.
 struct Monitor<P: Protocol> {
@@ -75,7 +70,7 @@ pub async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     monitor.publish();
     let mut tasks: HashMap<Arc<str>, JoinHandle<()>> = HashMap::new();
     let housekeeping = tokio::spawn(housekeeping(cluster.clone()));
-    let catalogs = tokio::spawn(catalogs(cluster.clone()));
+    let catalogs = tokio::spawn(catalogs::run(cluster.clone()));
     let mut discovery = monitor.start_discovery(&config);
     let mut applied = config;
     monitor.start_nodes(&mut tasks);
@@ -483,75 +478,3 @@ async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
         cluster.refresh_metrics();
     }
 }
-
-/// Reads the catalogs of databases that have clients: at the first login, after DDL that passed
-/// through, and every `catalog_refresh`.
-async fn catalogs<P: Protocol>(cluster: Arc<Cluster<P>>) {
-    let mut read: HashMap<Arc<str>, Reading> = HashMap::new();
-    let mut tick = tokio::time::interval(CATALOG_SPACING);
-    loop {
-        tick.tick().await;
-        let refresh = cluster.config.load().monitor.catalog_refresh;
-        for database in cluster.databases() {
-            let used = Arc::strong_count(&database) > UNUSED;
-            let due = read.get(&database.name).is_none_or(|last| last.is_due(refresh, used));
-            let redefinitions = database.redefinitions();
-            if !database.stale.swap(false, Ordering::AcqRel) && !due {
-                continue;
-            }
-            let succeeded = read_catalog(&cluster, &database).await;
-            // Where nobody has ever been able to read it, nobody waits for it.
-            if succeeded || database.readings() == 0 {
-                database.knows(redefinitions);
-            }
-            read.insert(database.name.clone(), Reading { at: Instant::now(), succeeded });
-        }
-    }
-}
-
-/// How many know a database without clients: the cluster and who reads its catalog.
-const UNUSED: usize = 2;
-
-/// The last attempt to read a catalog.
-struct Reading {
-    at: Instant,
-    succeeded: bool,
-}
-
-impl Reading {
-    /// One that could not be read is tried again for those who use it: it may have been dropped.
-    fn is_due(&self, refresh: Option<Duration>, used: bool) -> bool {
-        let after = if self.succeeded { refresh } else { used.then_some(CATALOG_RETRY) };
-        after.is_some_and(|after| self.at.elapsed() >= after)
-    }
-}
-
-/// Reads one database's catalog, on the primary if there is one. `false` when nobody could say.
-async fn read_catalog<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> bool {
-    let snapshot = cluster.topology.load_full();
-    let up = |node: &&topology::Node| matches!(node.state, topology::State::Up);
-    let Some(node) = snapshot.primary().filter(up).or_else(|| snapshot.nodes.iter().find(up)) else {
-        return false;
-    };
-    let identity = cluster.monitor_identity.load_full();
-    let identity = Identity { database: database.name.clone(), ..Identity::clone(&identity) };
-    let link = cluster.link.load_full();
-    let timeout = cluster.config.load().monitor.timeout * CATALOG_PATIENCE;
-    let reading = tokio::time::timeout(timeout, async {
-        let mut backend = P::Backend::connect(&node.address, &link, &identity, Role::Unknown).await.ok()?;
-        backend.catalog().await.ok()
-    });
-    match reading.await {
-        Ok(Some(catalog)) => {
-            database.set_catalog(catalog);
-            true
-        }
-        _ => {
-            tracing::debug!(cluster = %cluster.name, database = %database.name, "the catalog could not be read");
-            false
-        }
-    }
-}
-
-/// How many times `monitor.timeout` the reading of a whole catalog may take.
-const CATALOG_PATIENCE: u32 = 10;

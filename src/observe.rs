@@ -46,9 +46,10 @@ pub async fn look<P: Protocol>(config: &config::Cluster, parts: Parts<P>, databa
         }
     };
     // What is not known by then stays unknown, and the snapshot says so.
-    let _ =
-        tokio::time::timeout(patience(&config.monitor), async { tokio::join!(all_known, database.loaded()) })
-            .await;
+    let _ = tokio::time::timeout(patience(&config.monitor), async {
+        tokio::join!(all_known, database.settled())
+    })
+    .await;
     let seen = Observed {
         snapshot: cluster.topology.load_full(),
         at: Instant::now(),

@@ -185,7 +185,15 @@ pub struct Monitor {
     pub catalog_refresh: Option<Duration>,
 }
 
+/// A whole catalog takes longer than a probe.
+const CATALOG_TIMEOUTS: u32 = 10;
+
 impl Monitor {
+    /// How long the reading of a catalog may take; a session that begins meanwhile waits for it.
+    pub fn catalog_timeout(&self) -> Duration {
+        self.timeout * CATALOG_TIMEOUTS
+    }
+
     /// Whether both open the same connections.
     pub fn logs_in_as(&self, other: &Self) -> bool {
         (&self.user, &self.password, &self.database) == (&other.user, &other.password, &other.database)

@@ -1,5 +1,7 @@
 //! What the server's catalog says of functions, views and tables decides where a statement runs.
 
+use pointsman::demo::servers::{APP, MONITOR};
+
 use crate::support::{Database, Proxy, Stage, cluster, eventually};
 
 #[tokio::test]
@@ -193,4 +195,44 @@ async fn a_sequence_is_never_read_on_a_replica_also_under_a_name_it_just_got() {
         session.run(&format!("ALTER SEQUENCE s{round} RENAME TO r{round}")).await;
         assert_eq!(session.value(&format!("SELECT last_value FROM r{round}")).await, "1");
     }
+}
+
+/// Until a catalog is known, whatever a write sets off may leave state behind.
+#[tokio::test]
+async fn a_session_that_begins_while_a_large_catalog_is_read_keeps_no_connection() {
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, "CREATE TABLE t (x int)");
+    let proxy = Proxy::start(cluster, &[]).await;
+    let name = database.name.clone();
+    let slow = tokio::task::spawn_blocking(move || {
+        let lock = "BEGIN; LOCK TABLE pg_trigger IN ACCESS EXCLUSIVE MODE; SELECT pg_sleep(3); COMMIT";
+        cluster.node(0).sql(&name, lock).map(drop)
+    });
+    let locked = "SELECT count(*) FROM pg_locks WHERE relation = 'pg_trigger'::regclass AND granted
+                  AND mode = 'AccessExclusiveLock'";
+    eventually("the catalog takes long", async || database.ask(0, locked) == "1").await;
+
+    let session = proxy.session(&database.name).await;
+    session.run("INSERT INTO t VALUES (1)").await;
+
+    eventually("reads use replicas", async || session.port().await != cluster.node(0).port()).await;
+    assert_eq!(proxy.metric("pointsman_pins_total", &["reason=\"function\""]), 0.0);
+    slow.await.expect("it does not panic").expect("it is locked");
+}
+
+#[tokio::test]
+async fn a_catalog_that_may_not_be_read_is_told_of_and_waited_for_by_nobody() {
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, "CREATE TABLE t (x int)");
+    let revoke = format!("REVOKE CONNECT ON DATABASE {} FROM PUBLIC, {}", database.name, MONITOR.name);
+    let grant = format!("GRANT CONNECT ON DATABASE {} TO {}", database.name, APP.name);
+    database.run(&format!("RESET ROLE; {revoke}; {grant}"));
+    let timeout = "cluster.monitor.timeout = '1h'";
+    let proxy = Proxy::start(cluster, &[timeout]).await;
+
+    let session = proxy.session(&database.name).await;
+    session.run("INSERT INTO t VALUES (1)").await;
+
+    proxy.wait_for_log("the catalog cannot be read").await;
+    assert_eq!(session.value("SELECT count(*) FROM t").await, "1");
 }

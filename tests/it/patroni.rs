@@ -75,13 +75,23 @@ fn is_up_as(proxy: &Proxy, address: &str, role: &str) -> bool {
 }
 
 /// Waits until reads without a floor have used every one of these members.
-async fn reads_use(session: &Session, patroni: &Shared, members: &[usize]) {
+async fn reads_use(proxy: &Proxy, session: &Session, patroni: &Shared, members: &[usize]) {
     for &member in members {
         let port = patroni.0.lock().ports()[member];
-        eventually("reads use every replica", async || {
-            session.try_port().await.is_ok_and(|used| used == port)
-        })
-        .await;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let used = session.try_port().await;
+            if used.as_ref().is_ok_and(|used| *used == port) {
+                break;
+            }
+            if Instant::now() > deadline {
+                let route = session.try_run("SHOW pointsman.route").await;
+                let metrics = proxy.http("/metrics");
+                let nodes: Vec<_> = metrics.lines().filter(|line| line.contains("node=")).collect();
+                panic!("no read used {port}: {used:?}, {route:?}\n{}", nodes.join("\n"));
+            }
+            tokio::time::sleep(PACE).await;
+        }
     }
 }
 
@@ -130,7 +140,7 @@ async fn nodes_found_by_patroni_survive_a_switchover_and_the_leaders_death() {
     let session = Session::retry(&proxy.dsn(APP.name)).await;
     session.run("CREATE TABLE t (x int)").await;
     let first = patroni.leader().await;
-    reads_use(&session, &patroni, &[(first + 1) % 3, (first + 2) % 3]).await;
+    reads_use(&proxy, &session, &patroni, &[(first + 1) % 3, (first + 2) % 3]).await;
 
     let writer = Writer::start(&proxy).await;
     let second = patroni
@@ -148,7 +158,7 @@ async fn nodes_found_by_patroni_survive_a_switchover_and_the_leaders_death() {
 
     // Replication is asynchronous: what the next death must not lose has to be on both replicas.
     session.run("INSERT INTO t VALUES (3)").await;
-    reads_use(&session, &patroni, &[(second + 1) % 3, (second + 2) % 3]).await;
+    reads_use(&proxy, &session, &patroni, &[(second + 1) % 3, (second + 2) % 3]).await;
     let writer = Writer::start(&proxy).await;
     let third = patroni
         .with(move |patroni| {
@@ -192,7 +202,7 @@ async fn members_that_come_and_go_are_heard_of_over_https() {
             patroni.wait_for_replicas();
         })
         .await;
-    reads_use(&session, &patroni, &[1]).await;
+    reads_use(&proxy, &session, &patroni, &[1]).await;
     let label = format!("pointsman_node_state{{cluster=\"it\",node=\"{}\"", patroni.address(1));
     assert!(proxy.http("/metrics").contains(&label), "it has another name");
 

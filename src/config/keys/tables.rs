@@ -252,7 +252,7 @@ pub static TABLES: &[Table] = &[
                 "timeout",
                 Default("\"1s\""),
                 "duration, at least 1ms",
-                "A probe without an answer by then has failed. A login that takes longer is gone on with, up to 30 times as long.",
+                "A probe without an answer by then has failed. A login that takes longer is gone on with, up to 30 times as long. A catalog may take 10 times as long; sessions that begin meanwhile wait for it.",
             ),
             key(
                 "failures",
