@@ -101,6 +101,9 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
         false
     }
 
+    /// Whether a request runs a statement; else it prepares some at most.
+    fn runs_any(&self, request: &Request<P::Wire>) -> bool;
+
     /// Answers a request that no server has to see, and consumes it.
     fn answer(
         &mut self,

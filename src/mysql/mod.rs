@@ -128,6 +128,10 @@ impl protocol::Frontend<Mysql> for Frontend {
         &text[..text.len().min(TEXT_SHOWN)]
     }
 
+    fn runs_any(&self, request: &Request<Command>) -> bool {
+        request.wire.code != code::STMT_PREPARE
+    }
+
     async fn answer(
         &mut self,
         request: &Request<Command>,

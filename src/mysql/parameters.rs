@@ -114,6 +114,25 @@ impl Binding {
         Some(Self { flag_at: FLAGS, flag: SEND_TYPES, types_at, types, has_attributes: false, named: false })
     }
 
+    /// The value of the only parameter, a text; the inner `None` is NULL. `types`: as sent now or before.
+    pub fn only_text<'a>(&self, argument: &'a [u8], types: &[u8]) -> Option<Option<&'a [u8]>> {
+        let kind = u16_le(types)?.0 & !UNSIGNED;
+        let nulls = argument.get(self.flag_at.checked_sub(1)?)?;
+        if types.len() != 2 || self.has_attributes {
+            return None;
+        }
+        if nulls & 1 != 0 {
+            return Some(None);
+        }
+        let behind = argument.get(self.types_at..)?;
+        let value = match (&self.types, self.named) {
+            (None, _) => behind,
+            (Some(_), false) => behind.get(2..)?,
+            (Some(_), true) => lenenc_bytes(behind.get(2..)?)?.1,
+        };
+        matches!(kind, 15 | 249..=254).then(|| lenenc_bytes(value).map(|(text, _)| Some(text)))?
+    }
+
     /// What has to follow the flag, once it is set, so that the server takes the values for
     /// `types`. `None`: it knows them, or will not take them.
     pub fn missing(&self, types: &[u8]) -> Option<SmallVec<[u8; 32]>> {

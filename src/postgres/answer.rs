@@ -147,6 +147,7 @@ fn put_completion(out: &mut Vec<u8>, batch: &Batch, intent: &Intent, answer: Ans
         return;
     }
     let tag = match answer {
+        Answer::Row(_) if is_select(batch.text.as_deref().unwrap_or("")) => "SELECT 1",
         Answer::Row(_) => "SHOW",
         Answer::RolledBack => "ROLLBACK",
         Answer::Done => command_tag(batch.text.as_deref().unwrap_or("")),
@@ -169,6 +170,11 @@ fn command_tag(text: &str) -> &'static str {
         "SET" if words.next().is_some_and(|word| word == "CONSTRAINTS") => "SET CONSTRAINTS",
         _ => "SET",
     }
+}
+
+/// `SELECT set_config(…)` and `current_setting`.
+fn is_select(text: &str) -> bool {
+    words_outside_comments(text).next().is_some_and(|word| word == "SELECT")
 }
 
 /// The first words of a statement, in capitals.

@@ -20,7 +20,7 @@ use crate::{
     inbox::Inbox,
     protocol::{Fault, ReaderContext, Request, Transaction},
     sql::{
-        Access, Effect, Intent, LexModes, PinReason, Reason,
+        Access, Effect, Intent, LexModes, PinReason, Reason, bound_set_config,
         effects::{Discard, ProxyCommand},
     },
     stream::{self, Stream},
@@ -448,8 +448,14 @@ impl Frontend {
                 }
             },
         };
+        let own = text.as_deref().and_then(|text| self.sets_own(text, &intent, values));
+        let is_own = own.is_some();
+        let intent = match own {
+            Some(own) => unit.instead(&intent, own),
+            None => intent,
+        };
         // Values for a statement that has no place for any are the server's to complain of.
-        unit.bound_text = text.filter(|_| !has_values(values));
+        unit.bound_text = text.filter(|_| is_own || !has_values(values));
         unit.add(&self.resolved(&intent, unit), false);
         self.portals.retain(|(other, _)| **other != *portal);
         if self.portals.len() < MAX_PORTALS {
@@ -458,6 +464,21 @@ impl Frontend {
             self.more_portals = true;
         }
         subject
+    }
+
+    /// `SELECT set_config($1, …)` with values by which it sets what is the proxy's own: SET takes no
+    /// parameters, so drivers say it this way.
+    fn sets_own(&self, text: &str, intent: &Intent, values: &[u8]) -> Option<Arc<Intent>> {
+        let may_set = |effect: &Effect| {
+            matches!(
+                effect,
+                Effect::Pin(PinReason::Setting) | Effect::Proxy(ProxyCommand::SetComputed { .. })
+            )
+        };
+        let [effect] = &intent.effects[..] else { return None };
+        let values = bound_values(values).filter(|values| may_set(effect) && !values.is_empty())?;
+        let command = bound_set_config(text.as_bytes(), self.modes, &values)?;
+        Some(Arc::new(Intent { effects: vec![Effect::Proxy(command)], ..Intent::of_session(1) }))
     }
 
     /// A catalog that was read since, or a replica's refusal, may make other things of statements
@@ -574,6 +595,25 @@ fn named_in<'a>(effects: &'a [Effect], name: &[u8]) -> Option<Option<&'a Intent>
 fn has_values(bind: &[u8]) -> bool {
     let formats = bind.first_chunk().map_or(0, |count| usize::from(u16::from_be_bytes(*count)));
     bind.get(2 + 2 * formats..4 + 2 * formats).is_some_and(|count| count != [0, 0])
+}
+
+/// The values of a Bind, from behind its names on; `None` among them is NULL.
+fn bound_values(bind: &[u8]) -> Option<Vec<Option<&[u8]>>> {
+    let formats = usize::from(u16::from_be_bytes(*bind.first_chunk()?));
+    let (count, mut rest) = bind.get(2 + 2 * formats..)?.split_first_chunk()?;
+    let mut values = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
+        let (length, behind) = rest.split_first_chunk()?;
+        rest = behind;
+        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
+            values.push(None);
+            continue;
+        };
+        let (value, behind) = rest.split_at_checked(length)?;
+        values.push(Some(value));
+        rest = behind;
+    }
+    Some(values)
 }
 
 /// A statement that a server describes as the proxy describes its own answer to a question, which is asked

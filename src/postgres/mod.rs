@@ -128,6 +128,10 @@ impl protocol::Frontend<Postgres> for Frontend {
         request.wire.kind == Kind::Extended && request.wire.end != End::Whole
     }
 
+    fn runs_any(&self, request: &Request<Box<Batch>>) -> bool {
+        request.wire.kind != Kind::Extended || request.wire.executes > 0
+    }
+
     async fn answer(
         &mut self,
         request: &Request<Box<Batch>>,

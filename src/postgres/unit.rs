@@ -78,6 +78,14 @@ impl Unit {
         }
     }
 
+    /// Has `own` in the place of what a Bind would run: nothing of it is for a server.
+    pub(super) fn instead(&mut self, prepared: &Arc<Intent>, own: Arc<Intent>) -> Arc<Intent> {
+        if self.counted == 0 && self.intent.as_ref().is_some_and(|so_far| Arc::ptr_eq(so_far, prepared)) {
+            self.intent = None;
+        }
+        own
+    }
+
     /// A statement is executed.
     pub(super) fn execute(&mut self, intent: &Arc<Intent>) {
         self.add(intent, true);

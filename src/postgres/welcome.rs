@@ -66,6 +66,7 @@ impl StartupRequest {
                 name: own.into(),
                 value: value.into(),
                 scope: Scope::Session,
+                column: None,
             });
             return;
         }
@@ -240,7 +241,12 @@ mod tests {
         assert_eq!(request.settings.get("jit"), Some("off"));
         assert_eq!(
             request.commands,
-            [ProxyCommand::Set { name: "consistency".into(), value: "global".into(), scope: Scope::Session }]
+            [ProxyCommand::Set {
+                name: "consistency".into(),
+                value: "global".into(),
+                scope: Scope::Session,
+                column: None
+            }]
         );
     }
 }

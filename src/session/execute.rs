@@ -17,7 +17,9 @@ use super::{
 use crate::{
     cluster::Cluster,
     pool::{Fate, Held},
-    protocol::{Backend, Fault, MayRefuse, Protocol, Refused, Reply, Request, Terms, Transaction},
+    protocol::{
+        Backend, Fault, Frontend as _, MayRefuse, Protocol, Refused, Reply, Request, Terms, Transaction,
+    },
     recent::Routed,
     refusal::{Refusal, RefusalKind},
     route::{Policy, Why},
@@ -274,8 +276,11 @@ impl<P: Protocol> Session<P> {
         self.known(held.address(), held.role).meter.statement(attempt.run.access, reason);
         let took = now.duration_since(attempt.began);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, took);
-        self.route.note(held.address(), attempt.why, reason, attempt.waited);
-        self.route.note_misspelt(&request.intent.hints.unknown);
+        // A driver prepares the question where the last statement went ahead of asking it.
+        if self.frontend.runs_any(request) {
+            self.route.note(held.address(), attempt.why, reason, attempt.waited);
+            self.route.note_misspelt(&request.intent.hints.unknown);
+        }
         self.log_if_slow(request, attempt, held.address(), took);
         self.cluster.recent.add(|| Routed {
             at: SystemTime::now(),

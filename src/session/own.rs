@@ -180,10 +180,14 @@ impl<P: Protocol> Session<P> {
     ) -> Result<(), Fault> {
         let transaction = self.state.transaction;
         let outcome = match &command {
-            ProxyCommand::Set { name, value, .. } if &**name == "position" => {
-                self.adopt_token(value).await.map(|()| None)
+            ProxyCommand::Set { name, value, scope, column } => {
+                let set = match &**name {
+                    "position" => self.adopt_token(value).await,
+                    _ => self.set_own(name, value, *scope),
+                };
+                set.map(|()| column.as_deref().map(|column| vec![(column, value.to_string())]))
             }
-            ProxyCommand::Set { name, value, scope } => self.set_own(name, value, *scope).map(|()| None),
+            ProxyCommand::SetComputed { name } => Err(computed(name)),
             ProxyCommand::Reset { name } => self.reset_own(name).map(|()| None),
             ProxyCommand::Show { shown } => self.show_all(shown).await.map(Some),
         };
@@ -300,6 +304,15 @@ fn invalid(name: &str, value: &str) -> Refusal {
     Refusal::new(
         RefusalKind::InvalidSetting,
         format!("invalid value for parameter \"pointsman.{name}\": \"{value}\""),
+    )
+}
+
+fn computed(name: &str) -> Refusal {
+    Refusal::new(
+        RefusalKind::Unsupported,
+        format!(
+            "the value for \"pointsman.{name}\" has to be written out, or bound as text: only a server could compute it"
+        ),
     )
 }
 

@@ -463,7 +463,7 @@ impl State {
                 self.temporary = Tables::default();
                 self.held_cursors.clear();
             }
-            Effect::Proxy(ProxyCommand::Set { name, value, scope }) if !failed => {
+            Effect::Proxy(ProxyCommand::Set { name, value, scope, .. }) if !failed => {
                 // Among other statements, where a server has obeyed it. What makes no sense to the proxy
                 // changes nothing.
                 let _ = self.own.set(name, value, *scope, self.undoes_own_settings());
@@ -494,6 +494,9 @@ impl State {
 fn only_the_proxy_can(effect: &Effect) -> Option<&'static str> {
     match effect {
         Effect::Proxy(ProxyCommand::Show { .. }) => Some("a question to the proxy"),
+        Effect::Proxy(ProxyCommand::SetComputed { .. }) => {
+            Some("a setting of the proxy's own by what is bound")
+        }
         Effect::Kill { .. } => Some("KILL"),
         _ => None,
     }

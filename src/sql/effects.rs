@@ -240,6 +240,12 @@ pub enum ProxyCommand {
         name: Box<str>,
         value: Box<str>,
         scope: Scope,
+        /// What its column is to be called, where it is answered by a row (`set_config`).
+        column: Option<Box<str>>,
+    },
+    /// To what only a server could compute, or what is bound.
+    SetComputed {
+        name: Box<str>,
     },
     Reset {
         name: Box<str>,
@@ -334,7 +340,9 @@ impl Effect {
             Self::AsksConnectionId => "asks for the connection's number".into(),
             Self::Leave => "leaves the server".into(),
             Self::Kill { whom, ending } => format!("kill{}{}", ending.describe(), whom.describe()),
-            Self::Proxy(ProxyCommand::Set { name, .. }) => format!("set pointsman.{name}"),
+            Self::Proxy(ProxyCommand::Set { name, .. } | ProxyCommand::SetComputed { name }) => {
+                format!("set pointsman.{name}")
+            }
             Self::Proxy(ProxyCommand::Reset { name }) => format!("reset pointsman.{name}"),
             Self::Proxy(ProxyCommand::Show { shown }) => {
                 let names: Vec<&str> = shown.iter().map(|shown| &*shown.name).collect();

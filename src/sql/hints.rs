@@ -38,11 +38,13 @@ pub(super) fn addressed(comment: &[u8]) -> Option<&[u8]> {
 }
 
 impl Hints {
-    /// Adds the items of one comment, separated by commas or white space. Of two that contradict
-    /// each other the later one counts.
+    /// Adds the items of one comment, separated by commas, semicolons or white space, which may also
+    /// stand around an equals sign. Of two that contradict each other the later one counts.
     pub(super) fn add(&mut self, items: &[u8]) {
-        let items = String::from_utf8_lossy(items);
-        for item in items.split(|c: char| c == ',' || c.is_whitespace()).filter(|item| !item.is_empty()) {
+        let items = without_space_at_equals(&String::from_utf8_lossy(items));
+        for item in
+            items.split(|c: char| ",;".contains(c) || c.is_whitespace()).filter(|item| !item.is_empty())
+        {
             if self.take(item).is_none() && self.unknown.len() < MAX_UNKNOWN {
                 self.unknown.push(item.into());
             }
@@ -64,6 +66,11 @@ impl Hints {
         }
         Some(())
     }
+}
+
+fn without_space_at_equals(items: &str) -> String {
+    let sides: Vec<&str> = items.split('=').map(str::trim).collect();
+    sides.join("=")
 }
 
 fn consistency(value: &str) -> Option<Consistency> {

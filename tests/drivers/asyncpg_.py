@@ -96,12 +96,27 @@ async def stale_plans():
     await other.close()
 
 
+async def the_proxys_own_settings():
+    db = await asyncpg.connect(**LOGIN)
+    on_replicas([await db.fetchval(WHERE)], "a read")
+    await db.fetchval("/* pointsman: primary */ SELECT 1")
+    route = await db.fetchval("SHOW pointsman.route")
+    assert f":{PRIMARY} " in route, route
+    level = "pointsman.consistency"
+    equal(await db.fetchval(f"SELECT set_config('{level}', 'user', false)"), "user")
+    equal(await db.fetchval("SELECT set_config($1, $2, $3)", level, "global", False), "global")
+    equal(await db.fetchval(f"SELECT current_setting('{level}')"), "global")
+    equal(await db.fetchval(f"SHOW {level}"), "global")
+    await db.close()
+
+
 async def main():
     await reads_and_writes()
     await transactions()
     await copy_and_listen()
     await pool()
     await stale_plans()
+    await the_proxys_own_settings()
 
 
 asyncio.run(main())

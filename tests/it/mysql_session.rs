@@ -1251,7 +1251,27 @@ async fn the_proxys_own_variables_are_answered_by_it(make: Make) {
     let answer = session.query(both).await.expect("it is answered");
     assert_eq!(answer.results, [[[Some(position), Some("eventual".to_owned())]]]);
 
+    for (set, get) in [
+        ("SET @`pointsman_consistency` := 'user'", "SELECT @pointsman_consistency level"),
+        ("SET @'Pointsman_consistency' = 'user'", "SELECT @`pointsman_consistency` FROM DUAL LIMIT 1"),
+    ] {
+        session.run("SET @pointsman_consistency = DEFAULT").await;
+        session.run(set).await;
+        assert_eq!(session.value(get).await, "user", "{set} {get}");
+    }
+    // What only a server could compute is not passed over in silence.
+    assert_eq!(session.error("SET @pointsman_consistency = CONCAT('glo', 'bal')").await, 1235);
+
     let mut client = each_time_anew(&stage).await;
+    client.exec_drop("SET @pointsman_consistency = ?", ("global",)).await.expect("it is bound");
+    let level: Vec<String> = client.query("SELECT @pointsman_consistency").await.expect("it is shown");
+    assert_eq!(level, ["global"]);
+    let wrong = client.exec_drop("SET @pointsman_consistency = ?", ("strong",)).await;
+    assert!(format!("{wrong:?}").contains("1231"), "{wrong:?}");
+    client.exec_drop("SET @pointsman_consistency = ?", (Option::<String>::None,)).await.expect("as NULL");
+    client.query_drop("/* pointsman: primary */ SELECT 1").await.expect("it answers");
+    let route: Vec<String> = client.exec("SELECT @pointsman_route", ()).await.expect("it is shown");
+    assert!(route[0].contains("reason=hint"), "{route:?}");
     client.query_drop("SET @pointsman_max_lag = '2s'").await.expect("it is set");
     let both = "SELECT @pointsman_consistency AS `The level`, @pointsman_max_lag";
     let rows: [Vec<mysql_async::Row>; 2] =

@@ -101,6 +101,77 @@ async fn a_question_to_the_proxy_can_be_prepared() {
     assert_eq!(tags(&described), "1tTZ");
     assert_eq!(tags(&answer), "2DCZ");
     assert!(first_columns(&answer)[0].contains("choice="), "{answer:?}");
+
+    // As asyncpg asks: what was prepared for it is no statement that went anywhere.
+    wire.ask(&Batch::new().query("/* pointsman: primary */ SELECT 1")).await;
+    wire.ask(&Batch::new().parse("t", "SHOW pointsman.route").describe_statement("t").sync()).await;
+    let answer = wire.ask(&Batch::new().bind("", "t", &[]).execute("", 0).sync()).await;
+    assert!(first_columns(&answer)[0].contains("reason=hint"), "{answer:?}");
+}
+
+/// The SQLSTATE of the error among some frames.
+fn error_code(frames: &[Frame]) -> String {
+    frames.iter().find(|frame| frame.tag == b'E').map(Frame::code).unwrap_or_default()
+}
+
+/// SET takes no parameters, `set_config` does.
+#[tokio::test]
+async fn the_proxys_own_settings_are_those_of_set_config_and_current_setting() {
+    let stage = Stage::set("", &[]).await;
+    let mut wire = stage.wire().await;
+    let get = "SELECT current_setting('pointsman.consistency')";
+
+    let literal = "SELECT set_config('pointsman.consistency', 'eventual', false)";
+    let answer = wire.ask(&Batch::new().query(literal)).await;
+    assert_eq!((tags(&answer).as_str(), first_columns(&answer)), ("TDCZ", vec!["eventual".to_owned()]));
+    let answer = wire.ask(&Batch::new().query(get)).await;
+    assert_eq!((tags(&answer).as_str(), first_columns(&answer)), ("TDCZ", vec!["eventual".to_owned()]));
+
+    let bound = [
+        ("SELECT set_config('pointsman.consistency', $1, false)", &["user"][..]),
+        ("SELECT set_config($1, $2, $3) AS set;", &["Pointsman.consistency", "global", "f"]),
+        ("SELECT pg_catalog.set_config('pointsman.consistency', $1::text, false)", &["monotonic"]),
+    ];
+    for (at, (sql, values)) in bound.into_iter().enumerate() {
+        let level = values[values.len().min(2) - 1];
+        let at_once =
+            Batch::new().parse("", sql).bind("", "", values).describe_portal("").execute("", 0).sync();
+        let answer = wire.ask(&at_once).await;
+        assert_eq!(
+            (tags(&answer).as_str(), first_columns(&answer)),
+            ("12TDCZ", vec![level.to_owned()]),
+            "{sql}"
+        );
+        assert_eq!(
+            first_columns(&wire.ask(&Batch::new().query("SHOW pointsman.consistency")).await),
+            [level]
+        );
+
+        wire.ask(&Batch::new().query("RESET pointsman.consistency")).await;
+        let name = format!("s{at}");
+        wire.ask(&Batch::new().parse(&name, sql).describe_statement(&name).sync()).await;
+        let answer = wire.ask(&Batch::new().bind("", &name, values).execute("", 0).sync()).await;
+        assert_eq!(
+            (tags(&answer).as_str(), first_columns(&answer)),
+            ("2DCZ", vec![level.to_owned()]),
+            "{sql}"
+        );
+        assert_eq!(first_columns(&wire.ask(&Batch::new().query(get)).await), [level], "{sql}");
+    }
+
+    // What the proxy cannot read is not passed over in silence.
+    for sql in
+        ["SELECT set_config('pointsman.consistency', current_user, false)", "SELECT 1; SHOW pointsman.route"]
+    {
+        let answer = wire.ask(&Batch::new().query(sql)).await;
+        assert_eq!(error_code(&answer), "0A000", "{sql}");
+    }
+    let wrong = Batch::new().parse("", bound[0].0).bind("", "", &["strong"]).execute("", 0).sync();
+    assert_eq!(error_code(&wire.ask(&wrong).await), "22023");
+    let others =
+        Batch::new().parse("", "SELECT set_config($1, $2, false)").bind("", "", &["work_mem", "5MB"]);
+    wire.ask(&others.execute("", 0).sync()).await;
+    assert_eq!(first_columns(&wire.ask(&Batch::new().query("SHOW work_mem")).await), ["5MB"]);
 }
 
 #[tokio::test]

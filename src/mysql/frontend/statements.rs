@@ -8,11 +8,14 @@ use crate::{
         command::{Command, code},
         packet::{self, capability as can, u32_le},
         parameters::Binding,
-        prepared::{self, LongDataFault, NEWEST, Statement},
+        prepared::{self, Handle, LongDataFault, NEWEST, Statement},
     },
     protocol::{Fault, Request},
     refusal::RefusalKind,
-    sql::{self, Access, Effect, Intent, Reason, effects::PinReason},
+    sql::{
+        self, Access, Effect, Intent, LexModes, Reason,
+        effects::{PinReason, ProxyCommand},
+    },
 };
 
 /// ER_STMT_HAS_NO_OPEN_CURSOR.
@@ -89,7 +92,12 @@ impl Frontend {
         if let Some(fault) = handle.long_data_fault {
             return self.without_long_data(id, fault).await;
         }
-        Ok(self.executed(id, wire, binding, flags & CURSOR_TYPES != 0))
+        let own = binding.as_ref().and_then(|binding| sets_own(handle, binding, argument, self.modes));
+        let mut request = self.executed(id, wire, binding, flags & CURSOR_TYPES != 0);
+        if let (Some(request), Some(own)) = (&mut request, own) {
+            request.intent = Arc::new(Intent { effects: vec![Effect::Proxy(own)], ..Intent::of_session(1) });
+        }
+        Ok(request)
     }
 
     /// Many executions in one; only of statements that write, says the server.
@@ -226,4 +234,14 @@ impl Frontend {
         let intent = Intent { access: Access::Write, reason: Reason::State, ..Intent::of_session(1) };
         Ok(Some(Request { intent: self.closing_cursor(Arc::new(intent)), wire }))
     }
+}
+
+/// What an execution of `SET @pointsman_name = ?` sets.
+fn sets_own(handle: &Handle, binding: &Binding, argument: &[u8], modes: LexModes) -> Option<ProxyCommand> {
+    let [Effect::Proxy(ProxyCommand::SetComputed { .. })] = &handle.statement.intent.effects[..] else {
+        return None;
+    };
+    let types = binding.types.as_deref().unwrap_or(&handle.types);
+    let value = binding.only_text(argument, types).filter(|_| handle.long_data.is_empty())?;
+    sql::bound_variable(&handle.statement.text, modes, value)
 }

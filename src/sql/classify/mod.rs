@@ -16,8 +16,8 @@ mod survey;
 mod transaction;
 mod verdict;
 
-pub use self::relations::system_view;
 use self::verdict::Verdict;
+pub use self::{mysql_set::bound_variable, postgres_set::bound_set_config, relations::system_view};
 use super::{
     Access, Dialect, Hints, Intent, LexModes, Reason,
     catalog::{Catalog, FunctionRules},

@@ -186,15 +186,16 @@ pub(super) fn system_variable(raw: &[u8]) -> String {
     name.rsplit('.').next().unwrap_or(name).to_owned()
 }
 
-/// `SELECT @pointsman_route, @pointsman_position AS p LIMIT 1`.
+/// `SELECT @pointsman_route, @pointsman_position AS p FROM DUAL LIMIT 1`.
 fn shown_variables(phrase: &Phrase<'_>) -> Option<Verdict> {
     let (mut shown, mut at) = (Vec::new(), 1);
     loop {
         let name = mysql_set::proxy_variable(phrase.raw(at))?;
-        let renamed = phrase.is(at + 1, "as");
-        if renamed {
+        if phrase.is(at + 1, "as") {
             phrase.name(at + 2)?;
             at += 2;
+        } else if phrase.name(at + 1).is_some() && !phrase.is_any(at + 1, &["from", "limit", "into"]) {
+            at += 1;
         }
         let column = String::from_utf8_lossy(phrase.raw(at));
         shown.push(Shown { name, column: column.trim_matches('`').into() });
@@ -203,6 +204,9 @@ fn shown_variables(phrase: &Phrase<'_>) -> Option<Verdict> {
             break;
         }
         at += 1;
+    }
+    if phrase.says(at, &["from", "dual"]) {
+        at += 2;
     }
     let alone = phrase.ends_at(at) || phrase.is(at, "limit");
     alone.then(|| Verdict::session().with(Effect::Proxy(ProxyCommand::Show { shown: shown.into() })))

@@ -7,9 +7,12 @@ use super::{
     verdict::Verdict,
 };
 use crate::sql::{
-    Access, LexModes, Reason,
+    Access, Dialect, LexModes, Reason,
     effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, TransactionModes},
-    lexer::{Kind, tokens::Phrase},
+    lexer::{
+        Kind,
+        tokens::{Phrase, Tokens},
+    },
 };
 
 /// Variables that hold for the next statement, or tell the connection apart: they are neither set again
@@ -30,10 +33,12 @@ const OF_ONE_CONNECTION: [&str; 10] = [
 /// The prefix of the proxy's own settings.
 const PROXY: &str = "pointsman_";
 
-/// The setting that `@pointsman_name` names.
+/// The setting that `@pointsman_name` names, quoted or not.
 pub(super) fn proxy_variable(raw: &[u8]) -> Option<Box<str>> {
-    let name = user_variable(raw)?;
-    name.strip_prefix("@")?.strip_prefix(PROXY).map(Into::into)
+    let name = std::str::from_utf8(raw).ok()?.strip_prefix('@')?;
+    let quoted = |quote| name.strip_prefix(quote)?.strip_suffix(quote);
+    let name = ['`', '\'', '"'].into_iter().find_map(quoted).unwrap_or(name);
+    name.is_ascii().then(|| name.to_lowercase())?.strip_prefix(PROXY).map(Into::into)
 }
 
 /// `@name`, folded: user variables are not case-sensitive. `None` for quoted ones, and for those whose
@@ -377,10 +382,10 @@ fn set_user_variable(item: &Phrase<'_>) -> Option<Outcome> {
                 true => return Some(Outcome::Carried(Effect::Proxy(ProxyCommand::Reset { name }))),
                 false => value.source_text()?.to_owned(),
             },
-            _ => return None,
+            _ => return Some(Outcome::Carried(Effect::Proxy(ProxyCommand::SetComputed { name }))),
         };
-        let (value, scope) = (value.into(), Scope::Session);
-        return Some(Outcome::Carried(Effect::Proxy(ProxyCommand::Set { name, value, scope })));
+        let (value, scope, column) = (value.into(), Scope::Session, None);
+        return Some(Outcome::Carried(Effect::Proxy(ProxyCommand::Set { name, value, scope, column })));
     }
     let literal = match value.len() {
         1 => {
@@ -395,6 +400,19 @@ fn set_user_variable(item: &Phrase<'_>) -> Option<Outcome> {
         Some(name) => Outcome::Carried(carried(&name, &value, item.source_text()?)),
         None => Outcome::Variable,
     })
+}
+
+/// What a prepared `SET @pointsman_name = ?` sets; `value`: that of its only parameter, `None` for NULL.
+pub fn bound_variable(text: &[u8], modes: LexModes, value: Option<&[u8]>) -> Option<ProxyCommand> {
+    let tokens = Tokens::of(text, Dialect::Mysql, modes);
+    let end = tokens.list.iter().rposition(|token| token.kind != Kind::Semicolon)?;
+    let phrase = Phrase { text, tokens: &tokens.list[..=end], dialect: Dialect::Mysql, modes };
+    let at = if phrase.punct(2, b':') { 4 } else { 3 };
+    let alone = phrase.kind(at) == Some(Kind::Param) && phrase.ends_at(at + 1);
+    let name = proxy_variable(phrase.raw(1)).filter(|_| alone && tokens.scan.clean && phrase.is(0, "set"))?;
+    let Some(value) = value else { return Some(ProxyCommand::Reset { name }) };
+    let value = std::str::from_utf8(value).ok()?.into();
+    Some(ProxyCommand::Set { name, value, scope: Scope::Session, column: None })
 }
 
 /// A value that means the same on any server connection.

@@ -21,7 +21,8 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         }
         // Inside EXPLAIN, DECLARE or COPY it may not run, or not now.
         "select" if cx.depth == 0 => {
-            postgres_set::set_config(phrase).unwrap_or_else(|| query::judge(phrase, cx))
+            let setting = postgres_set::set_config(phrase).or_else(|| postgres_set::current_setting(phrase));
+            setting.unwrap_or_else(|| query::judge(phrase, cx))
         }
         "select" | "insert" | "update" | "delete" | "merge" | "with" | "values" | "table" | "" => {
             query::judge(phrase, cx)

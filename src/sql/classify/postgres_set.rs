@@ -2,9 +2,12 @@
 
 use super::{calls::PRIMARY_SETTINGS, transaction, verdict::Verdict};
 use crate::sql::{
-    Reason,
+    Dialect, LexModes, Reason,
     effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, Shown, TransactionModes},
-    lexer::{Kind, tokens::Phrase},
+    lexer::{
+        Kind,
+        tokens::{Phrase, Tokens},
+    },
 };
 
 /// The namespace of the proxy's own settings.
@@ -54,8 +57,8 @@ fn assignment(phrase: &Phrase<'_>, scope: Scope, at: usize) -> Option<Verdict> {
         let name = name.into();
         let command = match is_default {
             true if scope == Scope::Session => ProxyCommand::Reset { name },
-            true => ProxyCommand::Set { name, value: "default".into(), scope },
-            false => ProxyCommand::Set { name, value: plain_value(&value)?.into(), scope },
+            true => ProxyCommand::Set { name, value: "default".into(), scope, column: None },
+            false => ProxyCommand::Set { name, value: plain_value(&value)?.into(), scope, column: None },
         };
         return Some(Verdict::session().with(Effect::Proxy(command)));
     }
@@ -157,6 +160,7 @@ fn is_literal(value: &Phrase<'_>) -> bool {
 fn plain_value(value: &Phrase<'_>) -> Option<String> {
     match (value.len(), value.kind(0)) {
         (1, Some(Kind::Text)) => value.string(0),
+        (1, Some(Kind::Quoted)) => value.name(0),
         _ => value.source_text().map(str::to_owned),
     }
 }
@@ -244,36 +248,25 @@ pub(super) fn set_config(phrase: &Phrase<'_>) -> Option<Verdict> {
 }
 
 fn set_config_item(item: &Phrase<'_>, verdict: &mut Verdict) -> Option<()> {
-    let at = if item.is(0, "pg_catalog") && item.punct(1, b'.') { 2 } else { 0 };
-    let closing = item.closing(at + 1).filter(|_| item.name(at).as_deref() == Some("set_config"))?;
-    // Behind it at most an alias.
-    let alias = match item.len() - closing - 1 {
-        0 => true,
-        1 => item.name(closing + 1).is_some(),
-        2 => item.is(closing + 1, "as") && item.name(closing + 2).is_some(),
-        _ => false,
-    };
-    let arguments = item.range(at + 2..closing).split_commas();
+    let Call { arguments, at, closing, column } = call(item, "set_config")?;
     let [name, value, local] = arguments.as_slice() else { return None };
-    if !alias || name.len() != 1 || value.len() != 1 || local.len() != 1 {
+    if name.len() != 1 {
         return None;
     }
     let name = name.string(0)?.to_ascii_lowercase();
-    let value_read = value.string(0)?;
-    let scope = match () {
-        () if local.is(0, "true") => Scope::Local,
-        () if local.is(0, "false") => Scope::Session,
-        () => match local.string(0)?.to_ascii_lowercase().as_str() {
-            "true" | "t" | "on" | "yes" | "1" => Scope::Local,
-            "false" | "f" | "off" | "no" | "0" => Scope::Session,
-            _ => return None,
-        },
-    };
+    let scope = scope_of(local);
     if let Some(name) = name.strip_prefix(PROXY) {
-        let (name, value) = (name.into(), value_read.into());
-        verdict.effect(Effect::Proxy(ProxyCommand::Set { name, value, scope }));
+        let (name, read) = (name.into(), value.string(0).filter(|_| value.len() == 1));
+        let command = match (read, scope) {
+            (Some(read), Some(scope)) => {
+                ProxyCommand::Set { name, value: read.into(), scope, column: Some(column.into()) }
+            }
+            _ => ProxyCommand::SetComputed { name },
+        };
+        verdict.effect(Effect::Proxy(command));
         return Some(());
     }
+    let scope = scope.filter(|_| value.len() == 1 && local.len() == 1 && value.string(0).is_some())?;
     if OF_TRANSACTIONS.contains(&name.as_str()) {
         // Nothing to carry either: it ends with the transaction. A replica refuses some of it.
         verdict.raise(Reason::State);
@@ -294,4 +287,101 @@ fn set_config_item(item: &Phrase<'_>, verdict: &mut Verdict) -> Option<()> {
         scope,
     });
     Some(())
+}
+
+/// The last argument of `set_config`, as a literal.
+fn scope_of(local: &Phrase<'_>) -> Option<Scope> {
+    match () {
+        () if local.len() != 1 => None,
+        () if local.is(0, "true") => Some(Scope::Local),
+        () if local.is(0, "false") => Some(Scope::Session),
+        () => scope_by(&local.string(0)?),
+    }
+}
+
+/// A boolean of text: whether a setting is local.
+fn scope_by(text: &str) -> Option<Scope> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "t" | "on" | "yes" | "1" => Some(Scope::Local),
+        "false" | "f" | "off" | "no" | "0" => Some(Scope::Session),
+        _ => None,
+    }
+}
+
+/// `SELECT current_setting('pointsman.name')`, once or several times, and nothing else.
+pub(super) fn current_setting(phrase: &Phrase<'_>) -> Option<Verdict> {
+    let shown: Option<Box<[Shown]>> = phrase.from(1).split_commas().iter().map(shown_setting).collect();
+    Some(Verdict::session().with(Effect::Proxy(ProxyCommand::Show { shown: shown? })))
+}
+
+fn shown_setting(item: &Phrase<'_>) -> Option<Shown> {
+    let Call { arguments, column, .. } = call(item, "current_setting")?;
+    let ([name] | [name, _]) = arguments.as_slice() else { return None };
+    let name = name.string(0).filter(|_| name.len() == 1)?.to_ascii_lowercase();
+    Some(Shown { name: name.strip_prefix(PROXY)?.into(), column: column.into() })
+}
+
+/// An item of a SELECT list that is one call, and at most an alias behind it.
+struct Call<'a> {
+    arguments: Vec<Phrase<'a>>,
+    /// Of the name.
+    at: usize,
+    /// Of the parenthesis behind the arguments.
+    closing: usize,
+    /// What the server calls the column.
+    column: String,
+}
+
+fn call<'a>(item: &Phrase<'a>, function: &str) -> Option<Call<'a>> {
+    let at = if item.is(0, "pg_catalog") && item.punct(1, b'.') { 2 } else { 0 };
+    let closing = item.closing(at + 1).filter(|_| item.name(at).as_deref() == Some(function))?;
+    let column = match item.len() - closing - 1 {
+        0 => function.to_owned(),
+        1 => item.name(closing + 1)?,
+        2 if item.is(closing + 1, "as") => item.name(closing + 2)?,
+        _ => return None,
+    };
+    Some(Call { arguments: item.range(at + 2..closing).split_commas(), at, closing, column })
+}
+
+/// What `SELECT set_config($1, $2, false)` sets of the proxy's own, with the values of a Bind: NULL, or as
+/// sent.
+pub fn bound_set_config(text: &[u8], modes: LexModes, values: &[Option<&[u8]>]) -> Option<ProxyCommand> {
+    let tokens = Tokens::of(text, Dialect::Postgres, modes);
+    let end = tokens.list.iter().rposition(|token| token.kind != Kind::Semicolon)?;
+    let phrase = Phrase { text, tokens: &tokens.list[..=end], dialect: Dialect::Postgres, modes };
+    let call = call(&phrase.from(1), "set_config").filter(|_| tokens.scan.clean && phrase.is(0, "select"))?;
+    let [name, value, local] = call.arguments.as_slice() else { return None };
+    let name = bound(name, values)??.to_ascii_lowercase();
+    let scope = match scope_of(local) {
+        Some(scope) => scope,
+        None => match bound(local, values)?.as_deref() {
+            // Binary booleans are a byte.
+            Some("\0") | None => Scope::Session,
+            Some("\u{1}") => Scope::Local,
+            Some(text) => scope_by(text)?,
+        },
+    };
+    Some(ProxyCommand::Set {
+        name: name.strip_prefix(PROXY)?.into(),
+        value: bound(value, values)?.map_or_else(|| "default".into(), Into::into),
+        scope,
+        column: Some(call.column.into()),
+    })
+}
+
+/// A literal, or the value of `$1` or `$1::text`; the inner `None` is NULL.
+fn bound(argument: &Phrase<'_>, values: &[Option<&[u8]>]) -> Option<Option<String>> {
+    if argument.len() == 1 && argument.kind(0) == Some(Kind::Text) {
+        return argument.string(0).map(Some);
+    }
+    let cast = argument.punct(1, b':') && argument.punct(2, b':') && argument.name(3).is_some();
+    if argument.kind(0) != Some(Kind::Param) || !(argument.len() == 1 || cast && argument.len() == 4) {
+        return None;
+    }
+    let number: usize = std::str::from_utf8(argument.raw(0)).ok()?.strip_prefix('$')?.parse().ok()?;
+    match values.get(number.checked_sub(1)?)? {
+        None => Some(None),
+        Some(value) => String::from_utf8(value.to_vec()).ok().map(Some),
+    }
 }

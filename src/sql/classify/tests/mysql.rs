@@ -220,6 +220,7 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
                 name: "consistency".into(),
                 value: "global".into(),
                 scope: Scope::Session,
+                column: None,
             })],
         ),
         ("SELECT @pointsman_route", vec![shown(&[("route", "@pointsman_route")])]),

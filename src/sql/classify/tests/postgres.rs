@@ -333,23 +333,44 @@ fn sequences_and_unknown_code_are_reported() {
 
 #[test]
 fn the_proxys_own_settings_are_answered_by_it() {
-    let set =
-        |name: &str, value: &str, scope| ProxyCommand::Set { name: name.into(), value: value.into(), scope };
+    let set = |name: &str, value: &str, scope| ProxyCommand::Set {
+        name: name.into(),
+        value: value.into(),
+        scope,
+        column: None,
+    };
+    let answered = |name: &str, value: &str, scope, column: &str| ProxyCommand::Set {
+        name: name.into(),
+        value: value.into(),
+        scope,
+        column: Some(column.into()),
+    };
+    let shown = |name: &str, column: &str| Shown { name: name.into(), column: column.into() };
     let value = |name: &str, value: &str| set(name, value, Scope::Session);
     for (text, command) in [
         ("SET pointsman.consistency = 'eventual'", value("consistency", "eventual")),
         ("SET pointsman.max_lag TO '500ms'", value("max_lag", "500ms")),
         ("set session POINTSMAN.max_lag = off", value("max_lag", "off")),
-        ("SELECT set_config('pointsman.position', 'x', false)", value("position", "x")),
+        ("SET pointsman.consistency TO \"global\"", value("consistency", "global")),
+        (
+            "SELECT set_config('pointsman.position', 'x', false)",
+            answered("position", "x", Scope::Session, "set_config"),
+        ),
+        (
+            "SELECT set_config('pointsman.max_lag', $1, false)",
+            ProxyCommand::SetComputed { name: "max_lag".into() },
+        ),
+        (
+            "SELECT current_setting('pointsman.max_lag', true), current_setting('Pointsman.Route') AS r",
+            ProxyCommand::Show { shown: [shown("max_lag", "current_setting"), shown("route", "r")].into() },
+        ),
         ("SET LOCAL pointsman.consistency = 'global'", set("consistency", "global", Scope::Local)),
         ("SET LOCAL pointsman.max_lag TO DEFAULT", set("max_lag", "default", Scope::Local)),
-        ("SELECT set_config('pointsman.max_lag', '1s', true)", set("max_lag", "1s", Scope::Local)),
         (
-            "SHOW Pointsman.route",
-            ProxyCommand::Show {
-                shown: [Shown { name: "route".into(), column: "pointsman.route".into() }].into(),
-            },
+            "SELECT set_config('pointsman.max_lag', '1s', true) b",
+            answered("max_lag", "1s", Scope::Local, "b"),
         ),
+        ("SHOW Pointsman.route", ProxyCommand::Show { shown: [shown("route", "pointsman.route")].into() }),
         ("RESET pointsman.max_lag", ProxyCommand::Reset { name: "max_lag".into() }),
         ("SET pointsman.max_lag TO DEFAULT", ProxyCommand::Reset { name: "max_lag".into() }),
     ] {
@@ -477,6 +498,11 @@ fn hints_are_read_from_any_comment() {
     assert_eq!(many.consistency, Some(Consistency::Global));
     assert_eq!(many.target, Some(Target::Node("10.0.0.2:5432".into())));
     assert_eq!(many.unknown, ["what".into()]);
+    let spaced = hints("/* pointsman: max_lag = 500ms; consistency= 'global' */ SELECT 1");
+    assert_eq!(
+        (spaced.max_lag, spaced.consistency, spaced.unknown),
+        (many.max_lag, many.consistency, vec![])
+    );
     assert_eq!(hints("SELECT '/* pointsman: primary */'"), Hints::default());
     assert_eq!(hints("SELECT 1 /* pointsmanly: primary */"), Hints::default());
 }
