@@ -233,7 +233,8 @@ pub struct Node {
     /// Whether it may be taking writes, whoever has the role: it has not stopped, as far as anybody can
     /// tell, and does not call itself a replica.
     pub may_write: bool,
-    /// What the last probe met, if it failed; else why it gets no reads, where that is being benched.
+    /// What the last probe met, if it failed; else why it gets no reads, where it is benched or cannot tell
+    /// its timeline.
     pub trouble: Option<Arc<str>>,
     pub load: Arc<Load>,
     /// Since when it is in this state.

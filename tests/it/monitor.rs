@@ -1,6 +1,6 @@
 //! How the monitor gets on with servers that do not let it in.
 
-use pointsman::demo::servers::{MONITOR, PgCluster};
+use pointsman::demo::servers::{APP, MONITOR, PgCluster};
 
 use crate::support::{Database, Proxy, cluster, eventually};
 
@@ -16,6 +16,20 @@ fn monitors(cluster: &PgCluster, node: usize) -> String {
 
 fn superuser(cluster: &PgCluster, sql: &str) {
     cluster.node(0).sql("postgres", sql).expect("the server answers");
+}
+
+/// Without `pg_monitor` a replica tells nobody which timeline it is on.
+#[tokio::test]
+async fn a_monitor_that_may_not_see_what_replicas_receive_says_so() {
+    let stage = cluster::shared();
+    let monitor = format!("cluster.monitor = {{ user = '{}', password = '{}' }}", APP.name, APP.password);
+
+    let proxy = Proxy::start_unready(&stage.addresses(), &[&monitor]);
+
+    proxy.wait_for_log("role replica: its timeline is unknown").await;
+    assert!(proxy.log().contains("monitor.user is no member of pg_monitor"), "{}", proxy.log());
+    let session = proxy.session("app").await;
+    assert_eq!(session.port().await, stage.node(0).port());
 }
 
 /// Ends the monitor's connections to the primary.

@@ -95,7 +95,7 @@ impl Board {
                 node.since = now;
             }
             let address = Arc::clone(&node.config.address);
-            let trouble = node.trouble.clone();
+            let trouble = node.why();
             self.push_event(Event::Changed { address, role, was, state, trouble });
         }
     }
@@ -123,7 +123,7 @@ impl fmt::Display for Event {
                     write!(f, "{address} is {}, was {}, role {}", state.label(), was.label(), role.label())?;
                 }
                 match (state, trouble) {
-                    (State::Fenced(why), _) | (State::Down | State::Suspect, Some(why)) => {
+                    (State::Fenced(why), _) | (State::Down | State::Suspect | State::Up, Some(why)) => {
                         write!(f, ": {why}")
                     }
                     _ => Ok(()),

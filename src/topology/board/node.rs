@@ -12,6 +12,10 @@ use crate::topology::{
     health::{Health, Status},
 };
 
+/// What people are told of a replica that cannot tell on whose history it is, and so serves no reads.
+const NO_TIMELINE: &str = "its timeline is unknown, so it serves no reads: it receives nothing from a primary, or \
+                           monitor.user is no member of pg_monitor";
+
 /// Weight of a node in another zone than the proxy's, of what it would have at home.
 const OTHER_ZONE: f64 = 0.1;
 /// What a node begins its slow start with, of its whole weight.
@@ -214,6 +218,13 @@ impl Tracked {
     pub(super) fn may_write(&self) -> bool {
         let has_stopped = matches!(self.health.fault, Some(ProbeFault::Unreachable | ProbeFault::NotReady));
         !has_stopped && !self.is_replica()
+    }
+
+    /// What the last probe met, or what its answer lacks so that the node serves no reads.
+    pub(super) fn why(&self) -> Option<Arc<str>> {
+        let replays = self.facts.as_ref().and_then(|facts| facts.replayed.as_ref());
+        let blind = self.timeline.is_none() && matches!(replays, Some(Position::Postgres { .. }));
+        self.trouble.clone().or_else(|| blind.then(|| NO_TIMELINE.into()))
     }
 
     pub(super) fn timeline(&self) -> Option<u32> {

@@ -82,7 +82,7 @@ impl Board {
             benched,
             no_load_balance: node.config.no_load_balance,
             may_write: node.may_write(),
-            trouble: node.trouble.clone().or_else(|| benched.then(|| BENCHED.into())),
+            trouble: node.why().or_else(|| benched.then(|| BENCHED.into())),
             load: Arc::clone(&node.load),
             since: node.since,
         }
