@@ -410,6 +410,8 @@ pub struct Reply {
     /// Of a string that failed midway: what the statements before the error did to the session, as far as
     /// no error undoes that.
     pub done: Vec<Effect>,
+    /// It failed before it could begin a transaction (MySQL).
+    pub begun_none: bool,
     /// The server ended the connection, and an open transaction with it; the client was told that
     /// the transaction has failed.
     pub lost: bool,

@@ -68,6 +68,8 @@ pub struct Backend {
     pub(super) last_session: u64,
     /// Whose LAST_INSERT_ID() is here.
     pub(super) insert_id: InsertId,
+    /// Something may be said of the next transaction, which is its session's that said it.
+    pub(super) said_next: bool,
     /// What every connection begins with was undone.
     pub(super) bare: bool,
     /// A replica's, and the session's own word has undone that its transactions are READ ONLY.
@@ -114,6 +116,7 @@ impl Backend {
             cursors: SmallVec::new(),
             last_session: 0,
             insert_id: InsertId::default(),
+            said_next: false,
             bare: true,
             unguarded: false,
             role,
@@ -328,6 +331,7 @@ impl Backend {
         self.locks.clear();
         self.assigned.clear();
         self.cursors.clear();
+        self.said_next = false;
         self.bare = true;
         let multi_statements = self.carried.multi_statements;
         // A reset leaves the schema, and what was not understood may have chosen another one.

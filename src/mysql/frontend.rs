@@ -24,7 +24,7 @@ use crate::{
     refusal::{Refusal, RefusalKind},
     sql::{
         Access, Dialect, Effect, Intent, LexModes, Reason, Tables, connection_id,
-        effects::{Discard, Ending, PinReason, Whom},
+        effects::{Discard, Ending, PinReason, Whom, said_of_next},
     },
     stream::{self, Stream},
 };
@@ -471,12 +471,24 @@ impl Frontend {
         inbox
     }
 
-    /// Follows what an answered request did to what the session carries.
-    pub(super) fn learn(&mut self, request: &Request<Command>, done: &Done) {
-        // A preparation leaves what was said of the next transaction.
-        if request.intent.reason != Reason::Session || !request.intent.effects.is_empty() {
+    /// Follows what was said of the next transaction, as the session's state does. `begun_none`: the request
+    /// failed before it could begin one.
+    pub(super) fn note_next(&mut self, intent: &Intent, done: &Done, begun_none: bool) {
+        if !begun_none && !intent.begins_none() {
             (self.next_read_only, self.next_said) = (None, false);
         }
+        let done = done.effects(intent);
+        if done.iter().any(|effect| matches!(effect, Effect::Set { name, .. } if &**name == READ_ONLY)) {
+            self.next_read_only = None;
+        }
+        if let Some(modes) = said_of_next(done) {
+            self.next_read_only = modes.read_only.or(self.next_read_only);
+            self.next_said = true;
+        }
+    }
+
+    /// Follows what an answered request did to what the session carries.
+    pub(super) fn learn(&mut self, request: &Request<Command>, done: &Done) {
         for effect in done.effects(&request.intent) {
             if let Some(name) = effect.replaced_name() {
                 self.own.remove(name);

@@ -81,6 +81,17 @@ pub fn classify(error: &ErrPacket<'_>) -> ErrorClass {
     }
 }
 
+/// Whether a statement that ends with this error has used no table yet: where no transaction was open it has
+/// begun none. What is no error of the text, of a name or of a privilege counts as one that has.
+pub const fn precedes_tables(errno: u16, mariadb: bool) -> bool {
+    match errno {
+        1044 | 1049 | 1064 | 1142 | 1143 | 1146 | 1227 | 1290 | 1305 | 1792 | 1836 => true,
+        // MariaDB opens and locks tables before it looks for their columns.
+        1054 => !mariadb,
+        _ => false,
+    }
+}
+
 fn names_read_only(message: &[u8]) -> bool {
     const OPTION: &[u8] = b"read-only";
     const VARIABLE: &[u8] = b"read_only";

@@ -65,6 +65,8 @@ pub(super) struct Relay<'a> {
     /// A row or a success has come: the request cannot run elsewhere.
     decided: bool,
     failed: bool,
+    /// By an error that comes before a transaction begins.
+    begun_none: bool,
     /// A result came with warnings.
     warned: bool,
     refused: Option<Refused>,
@@ -119,6 +121,7 @@ impl<'a> Relay<'a> {
             sent: false,
             decided: false,
             failed: false,
+            begun_none: false,
             warned: false,
             refused: None,
             wrote: None,
@@ -169,7 +172,7 @@ impl<'a> Relay<'a> {
                     if let Some(refused) = self.refused.take() {
                         self.passage.settle(&mut self.backend.inbox);
                         self.backend.busy = false;
-                        self.mind_what_was_said();
+                        self.mind_what_was_said(request);
                         let done = self.frontend.done_before_error(request, self.modes, 0);
                         self.backend.learn_own(self.frontend, &request.intent, &done);
                         return Err(refused.into());
@@ -221,25 +224,26 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    /// SET TRANSACTION ran ahead of a statement that has begun no transaction: it is still to come, and
+    /// SET TRANSACTION ran here or ahead, and no transaction is open: the next one may be still to come, and
     /// must not be another session's.
-    fn mind_what_was_said(&mut self) {
-        let begun = self.backend.open_transaction() != Transaction::Idle;
-        self.backend.touched |= !self.terms.ahead.is_empty() && !begun;
+    fn mind_what_was_said(&mut self, request: &Request<Command>) {
+        let says = |effect: &Effect| matches!(effect, Effect::SetTransaction(_));
+        let backend = &mut *self.backend;
+        backend.said_next |= !self.terms.ahead.is_empty() || request.intent.effects.iter().any(says);
+        backend.said_next &= backend.open_transaction() == Transaction::Idle;
     }
 
     fn finish(&mut self, request: &Request<Command>) -> Result<Reply, Fault> {
+        self.mind_what_was_said(request);
         let done = match self.failed {
             false => Done::All,
-            true => {
-                self.mind_what_was_said();
-                self.frontend.done_before_error(request, self.modes, self.completed)
-            }
+            true => self.frontend.done_before_error(request, self.modes, self.completed),
         };
         let Self { backend, frontend, .. } = self;
         backend.gathered = self.passage.take_spare();
         frontend.sequence = 1;
         let command = &request.wire;
+        frontend.note_next(&request.intent, &done, self.begun_none);
         frontend.learn(request, &done);
         if command.code == code::SET_OPTION && !self.failed {
             let argument = super::command::argument(frontend.inbox.data()).into_owned();
@@ -287,6 +291,7 @@ impl<'a> Relay<'a> {
             warned: self.warned || self.failed,
             wrote: self.wrote.take(),
             lost: false,
+            begun_none: self.begun_none,
             told_id: self.told_id,
             done: done.into_part(),
         })

@@ -269,6 +269,7 @@ impl<'a> Relay<'a> {
             wrote: None,
             told_id: false,
             done: Vec::new(),
+            begun_none: false,
             lost,
         })
     }

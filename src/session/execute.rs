@@ -251,6 +251,9 @@ impl<P: Protocol> Session<P> {
             // Whatever it was taken for.
             self.state.note_write();
         }
+        if reply.begun_none {
+            self.state.spare_next();
+        }
         let wrote = self.state.learn(&request.intent, reply.transaction, reply.failed, on_primary);
         if !request.intent.effects.is_empty() {
             self.state.learn_part(&reply.done);

@@ -176,6 +176,7 @@ impl<P: Protocol> Session<P> {
             wrote: None,
             told_id: false,
             done: Vec::new(),
+            begun_none: false,
             lost: false,
             warned: false,
         };

@@ -214,11 +214,13 @@ impl State {
         if intent.statements == 0 {
             return Step::Answer(Own::Done);
         }
-        let sets = matches!(intent.effects[..], [Effect::SetTransaction(_)]);
-        if !held.begun && intent.reason == Reason::Session && !sets {
-            // It begins no transaction: what was said of the next one stays said.
+        let sets = text.is_some() && matches!(intent.effects[..], [Effect::SetTransaction(_)]);
+        if !held.begun && intent.begins_none() && !sets {
+            // What was said of the next transaction stays said.
             self.deferred = true;
-            return Step::Run(self.run_idle(intent));
+            let implicit = self.implicit && intent.reason != Reason::Session;
+            let run = if implicit { self.plan_implicit(intent) } else { self.run_idle(intent) };
+            return Step::Run(run);
         }
         if let (1, [effect], Some(text)) = (intent.statements, &intent.effects[..], text) {
             match effect {
@@ -367,6 +369,9 @@ impl State {
                 _ => {}
             }
         }
+        if !failed && !intent.effects.is_empty() {
+            self.say_next(&intent.effects);
+        }
         if intent.effects.contains(&Effect::Ddl) && self.is_pinned_by(PinReason::TempTable) {
             // It may have renamed one, or made a view of one, which is temporary as well.
             self.temporary = Tables::All;
@@ -395,6 +400,7 @@ impl State {
         for effect in done {
             self.apply(effect, false);
         }
+        self.say_next(done);
     }
 
     /// The tables of which others may see new rows once this request is answered; `None` where it

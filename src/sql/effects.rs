@@ -25,6 +25,9 @@ pub enum Effect {
     CommitXa,
     /// `SET TRANSACTION …` for the current (PostgreSQL) or next (MySQL) transaction.
     SetTransaction(TransactionModes),
+    /// MySQL: a statement of a string, behind one that sets what the next transaction is, uses a table: that is
+    /// the next one.
+    UsesNext,
     /// `SET CONSTRAINTS …`: may be held behind a held BEGIN.
     SetConstraints,
     /// A session setting to be carried to other server connections. `statement` is the whole
@@ -280,6 +283,23 @@ impl Effect {
         matches!(self, Self::Kill { .. } | Self::Proxy(_))
     }
 
+    /// Whether a statement with it may use no table all the same, and is no transaction's (MySQL).
+    pub(super) fn begins_none(&self) -> bool {
+        matches!(
+            self,
+            Self::Set { .. }
+                | Self::SetTransaction(_)
+                | Self::Reset { .. }
+                | Self::UseDatabase(_)
+                | Self::NeedsPrevious
+                | Self::NeedsLast(_)
+                | Self::AsksItself
+                | Self::AsksConnectionId
+                | Self::Pin(PinReason::NamedLock)
+                | Self::Unpin(_)
+        )
+    }
+
     /// Whether a transaction ends by it, and how if all goes well.
     pub fn ends_as_committed(&self) -> Option<bool> {
         match self {
@@ -302,6 +322,7 @@ impl Effect {
             Self::PrepareTransaction => "prepare transaction".into(),
             Self::CommitXa => "commit a transaction of XA".into(),
             Self::SetTransaction(modes) => format!("set transaction{}", modes.describe()),
+            Self::UsesNext => "a transaction of what was set".into(),
             Self::SetConstraints => "set constraints".into(),
             Self::Set { name, scope: Scope::Session, .. } => format!("set {name}"),
             Self::Set { name, scope: Scope::Local, .. } => format!("set local {name}"),
@@ -371,7 +392,38 @@ impl Ending {
     }
 }
 
+/// What statements leave said of the next transaction (MySQL); `None` if they leave nothing.
+pub fn said_of_next(effects: &[Effect]) -> Option<TransactionModes> {
+    effects.iter().fold(None, |said, effect| match effect {
+        Effect::SetTransaction(modes) => Some(said.unwrap_or_default().with(*modes)),
+        Effect::Set { name, .. } => said.map(|said| said.outdone_by(name)),
+        Effect::Begin(_) | Effect::BeginUnknown | Effect::UsesNext => None,
+        effect if effect.ends_as_committed().is_some() => None,
+        _ => said,
+    })
+}
+
 impl TransactionModes {
+    /// What a setting of all transactions to come leaves said of the next one (MySQL).
+    #[must_use]
+    pub fn outdone_by(self, name: &str) -> Self {
+        match name {
+            "transaction_isolation" => Self { isolation: None, ..self },
+            "transaction_read_only" => Self { read_only: None, ..self },
+            _ => self,
+        }
+    }
+
+    /// With what `newer` says.
+    #[must_use]
+    pub fn with(self, newer: Self) -> Self {
+        Self {
+            read_only: newer.read_only.or(self.read_only),
+            isolation: newer.isolation.or(self.isolation),
+            deferrable: newer.deferrable.or(self.deferrable),
+        }
+    }
+
     fn describe(self) -> String {
         let isolation = self.isolation.map(|isolation| match isolation {
             Isolation::ReadUncommitted => " read uncommitted",

@@ -269,6 +269,16 @@ impl Intent {
     }
 }
 
+impl Intent {
+    /// MySQL: whether it uses no table and is no transaction's: where none is open it begins none, and what was
+    /// said of the next one is still to come. (Tables of the server's own it may use: that is not told apart.)
+    pub fn begins_none(&self) -> bool {
+        let kind = matches!(self.reason, Reason::Read | Reason::Server | Reason::State | Reason::Command);
+        let uses_none = kind && self.tables.is_empty() && self.effects.iter().all(Effect::begins_none);
+        self.reason == Reason::Session || (uses_none && !self.outdoes)
+    }
+}
+
 impl Tables {
     /// The names, sorted; `None` for [`Tables::All`].
     pub fn names(&self) -> Option<&[Box<str>]> {

@@ -58,6 +58,7 @@ both_makes!(
     a_reset_releases_the_locks_of_its_session,
     what_later_transactions_are_may_be_said_within_one,
     what_was_said_of_the_next_transaction_outlives_a_preparation,
+    what_was_said_of_the_next_transaction_is_used_by_its_session_alone,
     a_string_answers_what_it_asks_of_itself,
     an_insert_under_locked_tables_leaves_its_id,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
@@ -1125,6 +1126,64 @@ async fn what_was_said_of_the_next_transaction_outlives_a_preparation(make: Make
     session.run("SET TRANSACTION READ ONLY").await;
     session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
     session.run("INSERT INTO t VALUES (4)").await;
+}
+
+/// A connection whose next transaction was shaped by somebody else refused every write.
+async fn what_was_said_of_the_next_transaction_is_used_by_its_session_alone(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", ONE).await;
+    let variable = if make == Make::MariaDb { "tx_read_only" } else { "transaction_read_only" };
+    let of_a_list = format!("SET @a = 1, @@{variable} = 1");
+    let cases: [(bool, &[&str]); 15] = [
+        (true, &["SET TRANSACTION READ ONLY; SELECT 1"]),
+        (true, &["SELECT COUNT(*) FROM t; SET TRANSACTION READ ONLY"]),
+        (true, &["SET TRANSACTION READ ONLY, ISOLATION LEVEL SERIALIZABLE; SELECT 1", "DO 1"]),
+        (true, &[&of_a_list, "SELECT 1"]),
+        (true, &["SET TRANSACTION READ ONLY", "SELECT 1"]),
+        (true, &["SET TRANSACTION READ ONLY", "DO 1", "SHOW WARNINGS"]),
+        (true, &["SET TRANSACTION READ ONLY, ISOLATION LEVEL SERIALIZABLE", "SHOW STATUS LIKE 'none'"]),
+        (true, &["SET TRANSACTION READ ONLY", "INSERT INTO t (x) VALUES (1)"]),
+        (true, &["SET TRANSACTION READ ONLY, ISOLATION LEVEL SERIALIZABLE", "SELECT * FROM missing"]),
+        (true, &["SET TRANSACTION READ ONLY", "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; SELECT 1"]),
+        (false, &["SET TRANSACTION READ ONLY", "SELECT COUNT(*) FROM t"]),
+        (false, &["SET TRANSACTION READ ONLY; SELECT COUNT(*) FROM t"]),
+        (false, &["SET TRANSACTION READ ONLY, ISOLATION LEVEL SERIALIZABLE; SELECT COUNT(*) FROM t"]),
+        (false, &["SET TRANSACTION READ ONLY; COMMIT"]),
+        (false, &["SET TRANSACTION READ ONLY; SELECT 1", "BEGIN", "SELECT 1", "COMMIT"]),
+    ];
+    for (port, what) in [(stage.primary_port(), "server"), (stage.proxy.port(), "proxy")] {
+        for (is_to_come, texts) in cases {
+            let mut session = Session::open(port, APP, &stage.schema).await;
+            for text in texts {
+                // Some are errors.
+                let _ = session.query(text).await;
+            }
+
+            let mut other = Session::open(port, APP, &stage.schema).await;
+            other.run("INSERT INTO t (x) VALUES (2)").await;
+
+            if is_to_come {
+                let refused = session.error("INSERT INTO t (x) VALUES (3)").await;
+                assert!([1290, 1792].contains(&refused), "{what}: {texts:?}");
+                session.run("SELECT COUNT(*) FROM t").await;
+            }
+            session
+                .query("INSERT INTO t (x) VALUES (4)")
+                .await
+                .unwrap_or_else(|error| panic!("{what}: {texts:?}: {error:?}"));
+        }
+        let mut session = Session::open(port, APP, &stage.schema).await;
+        session.run("SET TRANSACTION ISOLATION LEVEL READ COMMITTED").await;
+        let id = session.run("INSERT INTO t (x) VALUES (5)").await.insert_id.to_string();
+        assert_eq!(session.value("SELECT LAST_INSERT_ID()").await, id, "{what}");
+        let told =
+            session.exchange(code::STMT_PREPARE, b"SET TRANSACTION READ ONLY").await.expect("an answer");
+        let execution = [&told[0][2..6], &[0, 1, 0, 0, 0]].concat();
+        let told = session.exchange(code::STMT_EXECUTE, &execution).await.expect("an answer");
+        assert_eq!(told[0][1], packet::OK, "{what}");
+        Session::open(port, APP, &stage.schema).await.run("INSERT INTO t (x) VALUES (6)").await;
+        let refused = session.error("INSERT INTO t (x) VALUES (7)").await;
+        assert!([1290, 1792].contains(&refused), "{what}");
+    }
 }
 
 async fn a_string_answers_what_it_asks_of_itself(make: Make) {

@@ -38,11 +38,19 @@ impl Relay<'_> {
             _ => false,
         };
         unprepared
+            || self.has_to_unsay(request)
             || !self.backend.is_at(self.frontend.carried.now())
             || !self.terms.ahead.is_empty()
             || self.terms.forget_last
             || request.intent.effects.iter().any(names)
             || self.has_to_settle_id(request)
+    }
+
+    /// Whether what may be said of the next transaction has to be taken back: if it is still this session's it
+    /// is said again. A question for what the statement before left would find another one's.
+    fn has_to_unsay(&self, request: &Request<Command>) -> bool {
+        let asks_last = |effect: &Effect| matches!(effect, Effect::NeedsLast(_));
+        self.backend.said_next && !request.intent.effects.iter().any(asks_last)
     }
 
     /// Whether LAST_INSERT_ID() has to be this session's before the request runs: it asks for it, or the
@@ -95,6 +103,11 @@ impl Relay<'_> {
     /// What must have succeeded before the request may run: the session's settings, the statements
     /// kept back, and the prepared statements that it names.
     pub(super) async fn prepare_connection(&mut self, request: &Request<Command>) -> Result<(), Fault> {
+        if self.has_to_unsay(request) {
+            // Where nothing is open it ends that and nothing else.
+            watched(self.terms.watch, self.backend.query_all("ROLLBACK")).await?;
+            self.backend.said_next = false;
+        }
         let resets = request.wire.code == code::RESET_CONNECTION;
         if !resets {
             let wanted = self.frontend.carried.now().clone();

@@ -14,7 +14,7 @@ use crate::{
         prepared::Statement,
         refusal::{self, ErrorClass},
     },
-    protocol::{Fault, MayRefuse, Refused, RefusedCause, Request},
+    protocol::{Fault, MayRefuse, Refused, RefusedCause, Request, Transaction},
     sql::Reason,
     topology::Position,
 };
@@ -364,6 +364,8 @@ impl Relay<'_> {
         let payload = self.payload(header).to_vec();
         if let Some(error) = ErrPacket::read(&payload) {
             let class = refusal::classify(&error);
+            let begins_none = refusal::precedes_tables(error.errno, self.backend.is_mariadb());
+            self.begun_none = begins_none && self.backend.open_transaction() == Transaction::Idle;
             self.backend.closed |= class == ErrorClass::Stopping;
             if let Some(cause) = self.refusal_cause(class) {
                 let mut raw = Vec::with_capacity(header.total());

@@ -1,9 +1,35 @@
 //! What a transaction is: its isolation, and whether it may write.
 
-use super::State;
-use crate::sql::{Effect, Intent, Isolation, effects::TransactionModes};
+use super::{Held, State};
+use crate::{
+    protocol::Transaction,
+    sql::{
+        Effect, Intent, Isolation,
+        effects::{TransactionModes, said_of_next},
+    },
+};
 
 impl State {
+    /// A statement failed before it could begin a transaction: what was said of the next one is still to come.
+    pub fn spare_next(&mut self) {
+        self.deferred |= self.held.as_ref().is_some_and(|held| !held.begun);
+    }
+
+    /// Takes note of what a server was told of the next transaction, beside other statements: it is said again
+    /// wherever that one begins.
+    pub(super) fn say_next(&mut self, effects: &[Effect]) {
+        let Some(said) = said_of_next(effects).filter(|_| self.sets_next) else { return };
+        if self.transaction != Transaction::Idle {
+            return;
+        }
+        let modes = self.held.as_ref().map_or(said, |held| held.modes.with(said));
+        self.held = set_transaction(modes).map(|statement| Held {
+            modes,
+            statements: vec![statement],
+            ..Held::default()
+        });
+    }
+
     pub(super) fn adopt_modes(&mut self, intent: &Intent) {
         for effect in &intent.effects {
             if let Effect::Begin(modes) | Effect::SetTransaction(modes) = effect {
@@ -28,13 +54,8 @@ impl State {
     /// A setting of all transactions to come outdoes what was said of the next one (MySQL).
     pub(super) fn outdo_next(&mut self, name: &str) {
         let Some(held) = self.held.as_mut().filter(|held| self.sets_next && !held.begun) else { return };
-        let modes = match name {
-            "transaction_isolation" => TransactionModes { isolation: None, ..held.modes },
-            "transaction_read_only" => TransactionModes { read_only: None, ..held.modes },
-            _ => return,
-        };
-        held.modes = modes;
-        held.statements = set_transaction(modes).into_iter().collect();
+        held.modes = held.modes.outdone_by(name);
+        held.statements = set_transaction(held.modes).into_iter().collect();
         if held.statements.is_empty() {
             self.held = None;
         }
@@ -50,9 +71,7 @@ fn set_transaction(modes: TransactionModes) -> Option<Box<str>> {
 }
 
 pub(super) fn merge(into: &mut TransactionModes, from: TransactionModes) {
-    into.read_only = from.read_only.or(into.read_only);
-    into.isolation = from.isolation.or(into.isolation);
-    into.deferrable = from.deferrable.or(into.deferrable);
+    *into = into.with(from);
 }
 
 fn parse_bool(value: &str) -> Option<bool> {

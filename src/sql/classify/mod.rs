@@ -21,7 +21,7 @@ pub use self::{mysql_set::bound_variable, postgres_set::bound_set_config, relati
 use super::{
     Access, Dialect, Hints, Intent, LexModes, Reason,
     catalog::{Catalog, FunctionRules},
-    effects::{Effect, PinReason},
+    effects::{Effect, PinReason, said_of_next},
     hints::Target,
     lexer::{
         Kind,
@@ -119,6 +119,10 @@ fn judge_each(text: &[u8], phrases: &[Phrase<'_>], cx: &Cx<'_>) -> Verdict {
             // What stands behind it may be in one, which is then open where it ran.
             verdict.raise(Reason::State);
         }
+        let uses_next = !verdict.tables.is_none() || verdict.outdoes;
+        if uses_next && cx.dialect == Dialect::Mysql && whole.as_ref().is_some_and(sets_next) {
+            verdict.effect(Effect::UsesNext);
+        }
         let verdict = left.of_itself(verdict);
         whole = Some(match whole {
             Some(before) => before.then(verdict),
@@ -131,6 +135,11 @@ fn judge_each(text: &[u8], phrases: &[Phrase<'_>], cx: &Cx<'_>) -> Verdict {
 /// `SET autocommit = …` of MySQL.
 fn begins_transactions(verdict: &Verdict) -> bool {
     verdict.effects.iter().any(|effect| matches!(effect, Effect::Set { name, .. } if &**name == "autocommit"))
+}
+
+/// Whether something was said of the next transaction, as MySQL has it.
+fn sets_next(verdict: &Verdict) -> bool {
+    said_of_next(&verdict.effects).is_some()
 }
 
 /// Whether the server may read what stands behind a statement by other modes than it was read by here:

@@ -36,6 +36,10 @@ impl Touched {
         Self::Some(BTreeSet::new())
     }
 
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::Some(names) if names.is_empty())
+    }
+
     pub fn add(&mut self, name: &str) {
         if let Self::Some(names) = self {
             if names.len() == MAX_TABLES && !names.contains(name) {
