@@ -70,6 +70,9 @@ pub struct Backend {
     pub(super) insert_id: InsertId,
     /// Something may be said of the next transaction, which is its session's that said it.
     pub(super) said_next: bool,
+    /// MariaDB's: a statement has left warnings or an error here, and none since has used a table, which is
+    /// what forgets them.
+    pub(super) warns: bool,
     /// What every connection begins with was undone.
     pub(super) bare: bool,
     /// A replica's, and the session's own word has undone that its transactions are READ ONLY.
@@ -117,6 +120,7 @@ impl Backend {
             last_session: 0,
             insert_id: InsertId::default(),
             said_next: false,
+            warns: false,
             bare: true,
             unguarded: false,
             role,
@@ -332,6 +336,7 @@ impl Backend {
         self.assigned.clear();
         self.cursors.clear();
         self.said_next = false;
+        self.warns = self.is_mariadb();
         self.bare = true;
         let multi_statements = self.carried.multi_statements;
         // A reset leaves the schema, and what was not understood may have chosen another one.
@@ -445,12 +450,15 @@ impl Backend {
     }
 
     fn end_by_ok(&mut self, payload: &[u8]) -> Result<(), Fault> {
-        self.status = OkPacket::read(payload).ok_or_else(garbage)?.status;
+        let ok = OkPacket::read(payload).ok_or_else(garbage)?;
+        self.status = ok.status;
+        self.warns |= ok.warnings > 0 && self.is_mariadb();
         Ok(())
     }
 
     pub(super) fn refused(&mut self, payload: &[u8]) -> Fault {
         self.busy = false;
+        self.warns = self.is_mariadb();
         let Some(error) = ErrPacket::read(payload) else { return garbage() };
         let mut raw = Vec::with_capacity(HEADER + payload.len());
         packet::put(&mut raw, 1, |out| out.extend_from_slice(payload));

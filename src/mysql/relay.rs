@@ -155,6 +155,22 @@ impl<'a> Relay<'a> {
         self.finish(request)
     }
 
+    /// Takes note of what the request leaves for MariaDB's SHOW WARNINGS.
+    fn mind_warnings(&mut self, request: &Request<Command>) {
+        let warns = self.warned || self.failed;
+        if warns || !self.may_leave_warnings(request) {
+            self.backend.warns = warns && self.backend.is_mariadb();
+        }
+    }
+
+    /// Whether a request may leave alone the warnings of a statement before: a server forgets them for one that
+    /// uses a table.
+    fn may_leave_warnings(&self, request: &Request<Command>) -> bool {
+        let intent = &request.intent;
+        let runs = matches!(request.wire.code, code::QUERY | code::STMT_EXECUTE) && intent.statements == 1;
+        !runs || intent.tables.names().is_none_or(<[_]>::is_empty)
+    }
+
     fn server_lost(&mut self, error: io::Error) -> Fault {
         self.backend.closed = true;
         match self.refused.take() {
@@ -173,6 +189,7 @@ impl<'a> Relay<'a> {
                         self.passage.settle(&mut self.backend.inbox);
                         self.backend.busy = false;
                         self.mind_what_was_said(request);
+                        self.mind_warnings(request);
                         let done = self.frontend.done_before_error(request, self.modes, 0);
                         self.backend.learn_own(self.frontend, &request.intent, &done);
                         return Err(refused.into());
@@ -235,6 +252,7 @@ impl<'a> Relay<'a> {
 
     fn finish(&mut self, request: &Request<Command>) -> Result<Reply, Fault> {
         self.mind_what_was_said(request);
+        self.mind_warnings(request);
         let done = match self.failed {
             false => Done::All,
             true => self.frontend.done_before_error(request, self.modes, self.completed),

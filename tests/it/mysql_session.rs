@@ -59,6 +59,7 @@ both_makes!(
     what_later_transactions_are_may_be_said_within_one,
     what_was_said_of_the_next_transaction_outlives_a_preparation,
     what_was_said_of_the_next_transaction_is_used_by_its_session_alone,
+    warnings_are_of_the_sessions_own_statements,
     a_string_answers_what_it_asks_of_itself,
     an_insert_under_locked_tables_leaves_its_id,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
@@ -1183,6 +1184,37 @@ async fn what_was_said_of_the_next_transaction_is_used_by_its_session_alone(make
         Session::open(port, APP, &stage.schema).await.run("INSERT INTO t (x) VALUES (6)").await;
         let refused = session.error("INSERT INTO t (x) VALUES (7)").await;
         assert!([1290, 1792].contains(&refused), "{what}");
+    }
+}
+
+/// MariaDB keeps them until a statement uses a table.
+async fn warnings_are_of_the_sessions_own_statements(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", ONE).await;
+    let leaves = ["SELECT 1/0 /* pointsman: primary */", "INSERT INTO missing VALUES (1)", "SELECT 1/0"];
+    let asks: [&[&str]; 5] = [
+        &["BEGIN", "SELECT 1", "SHOW WARNINGS", "SELECT @@warning_count", "ROLLBACK"],
+        &["START TRANSACTION READ ONLY", "SELECT 1", "SHOW WARNINGS", "ROLLBACK"],
+        &["BEGIN", "SELECT 1/0", "SELECT 1", "SHOW WARNINGS", "SELECT x FROM t", "SHOW WARNINGS", "ROLLBACK"],
+        &["DO GET_LOCK('warnings', 0)", "SHOW WARNINGS", "DO RELEASE_LOCK('warnings')"],
+        &["SET SESSION max_error_count = 1000", "BEGIN", "DO 1", "SHOW WARNINGS", "COMMIT"],
+    ];
+    for texts in asks {
+        for left in leaves {
+            let mut answers = Vec::new();
+            for port in [stage.primary_port(), stage.proxy.port()] {
+                let mut other = Session::open(port, APP, &stage.schema).await;
+                // Some are errors.
+                let _ = other.query(left).await;
+                other.run("SET @a = 1").await;
+                let mut session = Session::open(port, APP, &stage.schema).await;
+                let mut told = Vec::new();
+                for text in texts {
+                    told.push(session.run(text).await.results);
+                }
+                answers.push(told);
+            }
+            assert_eq!(answers[0], answers[1], "{texts:?} behind another session's {left}");
+        }
     }
 }
 

@@ -19,6 +19,9 @@ use crate::{
 /// ROW_COUNT(), and the warnings, which MariaDB keeps until a statement uses a table.
 const FORGET_LAST: &str = "DO (SELECT LAST_INSERT_ID(0) FROM (SELECT 1) AS nothing)";
 
+/// Clears the warnings alone.
+const FORGET_WARNINGS: &str = "DO (SELECT 1 FROM (SELECT 1) AS nothing)";
+
 impl Relay<'_> {
     /// Whether anything is to be done ahead of the request.
     pub(super) fn has_to_prepare(&mut self, request: &Request<Command>) -> bool {
@@ -39,6 +42,7 @@ impl Relay<'_> {
         };
         unprepared
             || self.has_to_unsay(request)
+            || self.has_to_forget_warnings(request)
             || !self.backend.is_at(self.frontend.carried.now())
             || !self.terms.ahead.is_empty()
             || self.terms.forget_last
@@ -51,6 +55,12 @@ impl Relay<'_> {
     fn has_to_unsay(&self, request: &Request<Command>) -> bool {
         let asks_last = |effect: &Effect| matches!(effect, Effect::NeedsLast(_));
         self.backend.said_next && !request.intent.effects.iter().any(asks_last)
+    }
+
+    /// Whether warnings have to be forgotten that another session's statement, or one of ours for it, has left.
+    fn has_to_forget_warnings(&self, request: &Request<Command>) -> bool {
+        let is_anothers = self.backend.last_session != self.terms.session;
+        is_anothers && self.backend.warns && self.may_leave_warnings(request)
     }
 
     /// Whether LAST_INSERT_ID() has to be this session's before the request runs: it asks for it, or the
@@ -133,6 +143,10 @@ impl Relay<'_> {
         if self.terms.forget_last {
             self.backend.query_all(FORGET_LAST).await?;
             self.backend.insert_id = InsertId::default();
+            self.backend.warns = false;
+        } else if self.has_to_forget_warnings(request) {
+            self.backend.query_all(FORGET_WARNINGS).await?;
+            self.backend.warns = false;
         }
         if let (code::STMT_EXECUTE | code::STMT_BULK_EXECUTE, Some((_, statement))) =
             (request.wire.code, &request.wire.statement)
