@@ -306,7 +306,7 @@ impl<P: Protocol> Session<P> {
     async fn heed(&mut self) -> Option<End> {
         let entry = self.registered.entry.clone();
         if entry.is_called(Call::Kill) {
-            self.dismiss(&recover::killed_refusal()).await;
+            self.tell_killed().await;
             return Some(End::Ended);
         }
         if self.is_between_transactions() && entry.is_called(Call::Drain) {

@@ -51,14 +51,20 @@ impl<P: Protocol> Session<P> {
         self.registered.entry.is_called(Call::Kill)
     }
 
-    /// Somebody has ended the session: its statement is not asked again. MySQL's servers say nothing
-    /// to a client that was killed.
+    /// Says why to a client that was killed. MySQL's servers and MariaDB's say nothing.
+    pub(super) async fn tell_killed(&mut self) {
+        if P::DIALECT == Dialect::Postgres {
+            self.dismiss(&killed_refusal()).await;
+        }
+    }
+
+    /// Somebody has ended the session: its statement is not asked again.
     async fn end_killed(&mut self, fault: Fault, held: Held<P>) -> Next {
         self.lose_previous(&held);
         drop(held);
         let torn = matches!(fault, Fault::Server { forwarded: Forwarded::Torn, .. });
-        if P::DIALECT == Dialect::Postgres && !torn {
-            self.dismiss(&killed_refusal()).await;
+        if !torn {
+            self.tell_killed().await;
         }
         Next::Over(Err(fault))
     }
@@ -359,7 +365,7 @@ pub(super) fn in_doubt_refusal(address: &str) -> Refusal {
     .with_hint("Look whether it took effect before sending it again.")
 }
 
-pub(super) fn killed_refusal() -> Refusal {
+fn killed_refusal() -> Refusal {
     Refusal::fatal(RefusalKind::ShuttingDown, "terminating connection due to administrator command")
 }
 

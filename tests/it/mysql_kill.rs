@@ -6,6 +6,7 @@ use pointsman::{
     demo::{Port, servers::APP},
     mysql::command::code,
 };
+use tokio::io::AsyncReadExt;
 
 use crate::{
     both_makes,
@@ -20,6 +21,7 @@ use crate::{
 both_makes!(
     a_killed_session_runs_nothing_more_of_its_string,
     a_killed_session_frees_the_connection_of_its_transaction,
+    a_session_that_is_killed_between_statements_hears_nothing,
     killing_at_every_moment_never_hits_the_next_client,
     a_session_that_kills_itself_is_told_so,
     kill_takes_every_form_that_its_server_takes,
@@ -119,6 +121,42 @@ async fn a_killed_session_frees_the_connection_of_its_transaction(make: Make) {
     let mut other = stage.session().await;
     other.run("INSERT INTO t VALUES (2)").await;
     assert_eq!(other.value("/* pointsman: primary */ SELECT MIN(x) FROM t").await, "2");
+}
+
+async fn a_session_that_is_killed_between_statements_hears_nothing(make: Make) {
+    let scene = Scene::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let stage = &scene.stage;
+    let states: [&[&str]; 3] = [
+        &[],
+        &["BEGIN", "SELECT COUNT(*) FROM t"],
+        &["START TRANSACTION READ ONLY", "SELECT COUNT(*) FROM t"],
+    ];
+    for texts in states {
+        for (port, ways) in [
+            (stage.primary_port(), &[Way::Statement][..]),
+            (stage.proxy.port(), &[Way::Statement, Way::Command, Way::Console]),
+        ] {
+            for way in ways {
+                let mut victim = Session::open(port, APP, &stage.schema).await;
+                for text in texts {
+                    victim.run(text).await;
+                }
+
+                match port == stage.proxy.port() {
+                    true => scene.kill(*way, victim.number).await,
+                    false => {
+                        let mut killer = Session::open(port, APP, "").await;
+                        killer.run(&format!("KILL {}", victim.number)).await;
+                    }
+                }
+
+                let mut said = Vec::new();
+                let read = victim.stream().read_to_end(&mut said);
+                soon("the connection ends", read).await.expect("it ends");
+                assert_eq!(said, b"", "{way:?} {texts:?}");
+            }
+        }
+    }
 }
 
 async fn killing_at_every_moment_never_hits_the_next_client(make: Make) {
