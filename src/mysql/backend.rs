@@ -19,7 +19,7 @@ use super::{
     },
     parameters::NO_ATTRIBUTES,
     prepared::ServerStatements,
-    settings::{Settings, Steps},
+    settings::{SCHEMAS_CHARSET, Settings, Steps},
 };
 use crate::{
     inbox::Inbox,
@@ -243,10 +243,18 @@ impl Backend {
     }
 
     async fn take(&mut self, steps: &Steps) -> Result<(), Fault> {
+        let (early, late) = match &steps.schema {
+            Some(schema) if !schema.is_ascii() => (Some(schema), None),
+            other => (None, other.as_ref()),
+        };
+        if let Some(schema) = early {
+            self.query_all(SCHEMAS_CHARSET).await?;
+            self.select_schema(schema).await?;
+        }
         for statement in &steps.statements {
             self.query_all(statement).await?;
         }
-        if let Some(schema) = &steps.schema {
+        if let Some(schema) = late {
             self.select_schema(schema).await?;
         }
         if let Some(on) = steps.multi_statements {

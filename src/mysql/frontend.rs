@@ -228,12 +228,9 @@ impl Frontend {
                 Ok(None)
             }
             code::INIT_DB => {
-                let (access, reason, effect) = match String::from_utf8(argument.into_vec()) {
-                    Ok(schema) => (Access::Read, Reason::Session, Effect::UseDatabase(schema.into())),
-                    // In a character set of the client's, in which no other connection would read it.
-                    Err(_) => (Access::Write, Reason::State, Effect::Pin(PinReason::Setting)),
-                };
-                Ok(Some(self.plain(code, access, reason, vec![effect])))
+                // In a character set of the client's it is told by the server.
+                let effect = Effect::UseDatabase(String::from_utf8_lossy(&argument).into());
+                Ok(Some(self.plain(code, Access::Read, Reason::Session, vec![effect])))
             }
             code::FIELD_LIST => Ok(Some(self.plain(code, Access::Read, Reason::Read, Vec::new()))),
             code::STATISTICS | code::PROCESS_INFO | code::DEBUG | code::REFRESH => {

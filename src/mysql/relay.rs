@@ -284,8 +284,12 @@ impl<'a> Relay<'a> {
         }
         let statement = command.statement.as_ref().map(|(_, statement)| statement.key);
         backend.learn(&request.intent, statement, &done, frontend.carried.now());
-        let chooses = |effect: &Effect| matches!(effect, Effect::UseDatabase(_));
-        let is_known = !self.failed && request.intent.effects.iter().any(chooses);
+        let chosen = request.intent.effects.iter().rev().find_map(|effect| match effect {
+            Effect::UseDatabase(name) => Some(name),
+            _ => None,
+        });
+        // Other characters than ASCII's are read by the session's character set, and told in UTF-8.
+        let is_known = !self.failed && chosen.is_some_and(|name| name.is_ascii());
         if let Some(schema) = self.schema.take().filter(|_| !is_known) {
             // Of a string that failed behind it, where no statement is undone by the error of another, or
             // of what was not understood.

@@ -41,11 +41,16 @@ struct Value {
 pub struct Steps {
     /// In this order, each waiting for the one before.
     pub statements: Vec<Box<str>>,
+    /// Ahead of the statements, under [`SCHEMAS_CHARSET`], if it has other characters than ASCII's; else behind.
     pub schema: Option<Box<str>>,
     /// The session has no default schema and the connection has one: only a new login forgets it.
     pub forget_schema: bool,
     pub multi_statements: Option<bool>,
 }
+
+/// Lets a server read the name of a schema as it is kept here; the session's own character set comes behind.
+pub const SCHEMAS_CHARSET: &str = "SET SESSION character_set_client = utf8mb4";
+const CLIENT: &str = "character_set_client";
 
 /// Character set and collation.
 pub const NAMES: &str = "names";
@@ -57,7 +62,7 @@ const CONNECTION: &str = "character_set_connection";
 const COLLATION: &str = "collation_connection";
 
 /// What `SET NAMES` and `SET CHARACTER SET` set together.
-const PARTS_OF_NAMES: [&str; 4] = ["character_set_client", CONNECTION, "character_set_results", COLLATION];
+const PARTS_OF_NAMES: [&str; 4] = [CLIENT, CONNECTION, "character_set_results", COLLATION];
 
 /// Setting it back takes more than a default.
 const ROLE: &str = "role";
@@ -140,6 +145,9 @@ impl Settings {
         }
         let kept = |name: &str| on_replica && name == "transaction_read_only";
         let mut sets = Sets { now: had.lexing.clone(), ..Sets::default() };
+        if self.schema != had.schema && self.schema.as_ref().is_some_and(|schema| !schema.is_ascii()) {
+            Arc::make_mut(&mut sets.now).insert(CLIENT.into(), SCHEMAS_CHARSET.into());
+        }
         for name in had.values.keys().filter(|name| !self.values.contains_key(*name) && !kept(name)) {
             match &**name {
                 ROLE => sets.apart.push("SET ROLE NONE".into()),
@@ -405,6 +413,22 @@ mod tests {
         );
         assert_eq!(steps.schema.as_deref(), Some("shop"));
         assert_eq!(wanted.steps_from(&wanted, false), Steps::default());
+    }
+
+    #[test]
+    fn a_schema_is_named_under_a_character_set_that_the_sessions_own_follows() {
+        let named = Settings::default().with_schema(Some("café"));
+        let latin1 = named.with(NAMES, "SET NAMES latin1");
+        for (had, wanted, statements) in [
+            (Settings::default().with(NAMES, "SET NAMES latin1"), &latin1, vec!["SET NAMES latin1"]),
+            (Settings::default(), &named, vec!["SET NAMES DEFAULT"]),
+            (named.clone(), &latin1, vec!["SET NAMES latin1"]),
+            (latin1.clone(), &latin1, vec![]),
+        ] {
+            let steps = wanted.steps_from(&had, false);
+            assert_eq!(steps.statements, statements.into_iter().map(Box::from).collect::<Vec<Box<str>>>());
+            assert_eq!(steps.schema.is_some(), had.schema.is_none());
+        }
     }
 
     #[test]

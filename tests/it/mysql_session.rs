@@ -52,6 +52,7 @@ both_makes!(
     the_last_insert_id_is_the_sessions_own,
     what_draws_no_id_leaves_nobody_elses,
     a_schema_whose_name_only_its_session_reads_is_nobody_elses,
+    a_schema_is_the_same_whatever_character_set_the_session_has_since,
     a_reset_gives_up_the_connection_that_an_insert_had_kept,
     a_reset_leaves_the_character_set_that_the_server_leaves,
     a_reset_ends_the_modes_by_which_text_is_read,
@@ -297,6 +298,51 @@ async fn a_schema_whose_name_only_its_session_reads_is_nobody_elses(make: Make) 
     assert_eq!(session.value(asks).await, hex::encode_upper(&name));
     drop(session);
     assert_eq!(stage.session().await.value(asks).await, hex::encode_upper(&stage.schema));
+}
+
+async fn a_schema_is_the_same_whatever_character_set_the_session_has_since(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", ONE).await;
+    let name = format!("{}_é", stage.schema);
+    let latin1 = [stage.schema.as_bytes(), b"_\xe9"].concat();
+    stage.session().await.run(&format!("CREATE DATABASE `{name}`")).await;
+    stage.cluster.wait_until_caught_up(0).expect("nothing stops it");
+    const ASKS: [&str; 2] = [
+        "SELECT CONCAT(HEX(CONVERT(DATABASE() USING utf8mb4)), @@character_set_client) FROM (SELECT 1) AS one FOR UPDATE",
+        "SELECT CONCAT(HEX(CONVERT(DATABASE() USING utf8mb4)), @@character_set_client)",
+    ];
+    let by_use = |name: &[u8]| [b"USE `", name, b"`"].concat();
+    for port in [stage.primary_port(), stage.proxy.port()] {
+        for (before, named, since) in [
+            ("utf8mb4", name.as_bytes(), "latin1"),
+            ("utf8mb4", name.as_bytes(), "utf8mb4"),
+            ("latin1", &latin1, "utf8mb4"),
+            ("latin1", &latin1, "latin1"),
+        ] {
+            for (command, argument) in [(code::INIT_DB, named.to_vec()), (code::QUERY, by_use(named))] {
+                let (mut session, mut other) =
+                    (Session::open(port, APP, "").await, Session::open(port, APP, &stage.schema).await);
+                session.run(&format!("SET NAMES {before}")).await;
+                session.command(command, &argument).await.expect("it is there");
+                session.run(&format!("SET NAMES {since}")).await;
+                other.run("SET NAMES latin1").await;
+
+                for asks in [ASKS, ASKS].concat() {
+                    let told = other.value(asks).await;
+                    assert_eq!(told, format!("{}latin1", hex::encode_upper(&stage.schema)), "{port}");
+                    let told = session.value(asks).await;
+                    assert_eq!(told, format!("{}{since}", hex::encode_upper(&name)), "{port}: {before}");
+                }
+            }
+        }
+        // latin1_swedish_ci and utf8mb4_general_ci.
+        for (named, collation) in [(&latin1[..], 8), (name.as_bytes(), 45)] {
+            let mut session = Session::connect_in(port, APP, named, collation).await.expect("it is there");
+            let told = session.value("SELECT HEX(CONVERT(DATABASE() USING utf8mb4))").await;
+            assert_eq!(told, hex::encode_upper(&name), "{port}: {collation}");
+        }
+        let other = Session::connect_in(port, APP, name.as_bytes(), 8).await.err().expect("there is none");
+        assert_eq!(other.errno, 1049, "{port}");
+    }
 }
 
 async fn transactions_stay_on_their_server(make: Make) {
@@ -1037,7 +1083,8 @@ async fn a_reset_leaves_the_character_set_that_the_server_leaves(make: Make) {
     let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
     let mut left = Vec::new();
     for port in [stage.primary_port(), stage.proxy.port()] {
-        let mut session = Session::connect_in(port, APP, &stage.schema, LATIN1).await.expect("a login");
+        let mut session =
+            Session::connect_in(port, APP, stage.schema.as_bytes(), LATIN1).await.expect("a login");
         session.run("SET NAMES utf8mb4, SESSION wait_timeout = 1000").await;
         session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
         let asked =

@@ -1,5 +1,7 @@
 //! What a client says of itself: in answer to the greeting, or to become another user.
 
+use mysql_common::collations::{Collation, CollationId};
+
 use super::NATIVE;
 use crate::mysql::packet::{capability as can, lenenc_bytes, split_nul, u32_le};
 
@@ -44,7 +46,7 @@ impl Response {
         if capabilities & can::CONNECT_WITH_DB != 0 && !rest.is_empty() {
             // Some clients leave out the last NUL.
             let (name, behind) = split_nul(rest).unwrap_or((rest, &[]));
-            schema = Some(String::from_utf8(name.to_vec()).ok()?).filter(|name| !name.is_empty());
+            schema = Some(decode(name, collation)?).filter(|name| !name.is_empty());
             rest = behind;
         }
         let mut plugin = NATIVE.to_owned();
@@ -56,7 +58,7 @@ impl Response {
         if capabilities & can::CONNECT_ATTRS != 0 {
             rest = lenenc_bytes(rest).map_or(&[], |(_, behind)| behind);
         }
-        let user = String::from_utf8(user.to_vec()).ok()?;
+        let user = decode(user, collation)?;
         let compression_level = rest.first().copied().unwrap_or(ZSTD_LEVEL);
         Some(Self { capabilities, collation, user, proof: proof.to_vec(), schema, plugin, compression_level })
     }
@@ -67,21 +69,42 @@ impl Response {
         let (&length, rest) = rest.split_first()?;
         let (proof, rest) = rest.split_at_checked(usize::from(length))?;
         let (schema, rest) = split_nul(rest).unwrap_or((rest, &[]));
-        let schema = Some(String::from_utf8(schema.to_vec()).ok()?).filter(|name| !name.is_empty());
         // Two bytes of character set, then the plugin; old clients leave out both.
         let behind = rest.get(2..).unwrap_or_default();
         let (plugin, _) = split_nul(behind).unwrap_or((behind, &[]));
         let plugin = if plugin.is_empty() { NATIVE.into() } else { String::from_utf8_lossy(plugin) };
+        let collation = rest.first().copied().unwrap_or_default();
+        let schema = Some(decode(schema, collation)?).filter(|name| !name.is_empty());
         Some(Self {
             capabilities,
-            collation: rest.first().copied().unwrap_or_default(),
-            user: String::from_utf8(user.to_vec()).ok()?,
+            collation,
+            user: decode(user, collation)?,
             proof: proof.to_vec(),
             schema,
             plugin: plugin.into_owned(),
             compression_level: ZSTD_LEVEL,
         })
     }
+}
+
+/// A name as the character set of a collation has it: of those with other characters than ASCII's latin1 (MySQL's:
+/// Windows-1252) and UTF-8 are known. `None`: it cannot be read.
+fn decode(name: &[u8], collation: u8) -> Option<String> {
+    /// Those of 0x80 to 0x9F; what Windows-1252 leaves out stands for itself.
+    const LATIN1: [char; 32] = [
+        '€', '\u{81}', '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', '\u{8d}', 'Ž', '\u{8f}',
+        '\u{90}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{9d}', 'ž', 'Ÿ',
+    ];
+    let id = CollationId::from(u16::from(collation));
+    let is_latin1 = id != CollationId::UNKNOWN_COLLATION_ID && Collation::resolve(id).charset() == "latin1";
+    if !is_latin1 {
+        return String::from_utf8(name.to_vec()).ok();
+    }
+    let character = |byte: &u8| match byte {
+        0x80..=0x9F => LATIN1[usize::from(byte - 0x80)],
+        other => char::from(*other),
+    };
+    Some(name.iter().map(character).collect())
 }
 
 /// What the client can do, by the first bytes of its answer.
@@ -92,6 +115,20 @@ pub fn flags(payload: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::{super::CACHING_SHA2, *};
+
+    #[test]
+    fn names_are_read_by_the_character_set_of_the_login() {
+        // latin1_swedish_ci, utf8mb4_general_ci and one that does not exist.
+        for (name, collation, read) in [
+            (&b"caf\xe9\x80"[..], 8, Some("café€")),
+            ("café".as_bytes(), 45, Some("café")),
+            ("café".as_bytes(), 8, Some("cafÃ©")),
+            (b"caf\xe9", 45, None),
+            (b"cafe", 0, Some("cafe")),
+        ] {
+            assert_eq!(decode(name, collation).as_deref(), read, "{name:?} {collation}");
+        }
+    }
 
     #[test]
     fn a_login_is_read_in_every_form_that_clients_use_and_never_panics() {

@@ -298,12 +298,13 @@ fn explain(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
 
 fn use_database(phrase: &Phrase<'_>) -> Verdict {
     let name = match phrase.kind(1) {
-        // A database's name keeps its case.
-        Some(Kind::Word) => std::str::from_utf8(phrase.raw(1)).ok().map(str::to_owned),
-        Some(Kind::Quoted) => std::str::from_utf8(phrase.raw(1)).ok().map(|raw| {
+        // A database's name keeps its case. One in another character set is told by the server.
+        Some(Kind::Word) => Some(String::from_utf8_lossy(phrase.raw(1)).into_owned()),
+        Some(Kind::Quoted) => {
+            let raw = String::from_utf8_lossy(phrase.raw(1));
             let quote = &raw[..1];
-            raw[1..raw.len() - 1].replace(&quote.repeat(2), quote)
-        }),
+            Some(raw[1..raw.len() - 1].replace(&quote.repeat(2), quote))
+        }
         _ => None,
     };
     match name.filter(|_| phrase.len() == 2) {

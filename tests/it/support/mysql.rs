@@ -83,18 +83,18 @@ impl Session {
     }
 
     pub async fn connect(port: u16, login: Login, schema: &str, capabilities: u64) -> Result<Self, Refused> {
-        soon("a login", Self::log_in(port, login, schema, (capabilities, UTF8), &[])).await
+        soon("a login", Self::log_in(port, login, schema.as_bytes(), (capabilities, UTF8), &[])).await
     }
 
-    /// As [`Session::connect`], with the character set of a collation.
-    pub async fn connect_in(port: u16, login: Login, schema: &str, collation: u8) -> Result<Self, Refused> {
+    /// As [`Session::connect`], with the character set of a collation, in which the schema is named.
+    pub async fn connect_in(port: u16, login: Login, schema: &[u8], collation: u8) -> Result<Self, Refused> {
         soon("a login", Self::log_in(port, login, schema, (BASIC, collation), &[])).await
     }
 
     /// As [`Session::connect`], asking for zstd of a level.
     pub async fn connect_at_level(port: u16, login: Login, level: u8) -> Result<Self, Refused> {
         let capabilities = BASIC | can::ZSTD_COMPRESSION;
-        soon("a login", Self::log_in(port, login, "", (capabilities, UTF8), &[level])).await
+        soon("a login", Self::log_in(port, login, b"", (capabilities, UTF8), &[level])).await
     }
 
     /// What is beneath.
@@ -106,7 +106,7 @@ impl Session {
     async fn log_in(
         port: u16,
         login: Login,
-        schema: &str,
+        schema: &[u8],
         (capabilities, collation): (u64, u8),
         tail: &[u8],
     ) -> Result<Self, Refused> {
@@ -132,7 +132,7 @@ impl Session {
             out.push(proof.len() as u8);
             out.extend_from_slice(&proof);
             if !schema.is_empty() {
-                out.extend_from_slice(schema.as_bytes());
+                out.extend_from_slice(schema);
                 out.push(0);
             }
             out.extend_from_slice(b"mysql_native_password\0");
