@@ -12,7 +12,7 @@ use super::{
     compress::{Algorithm, Unreadable, Wire},
     done::Done,
     gate::Gate,
-    login::{self, client::Login, scramble::NONCE},
+    login::{self, client::Login, response::Response, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
     parameters,
     prepared::{ClientStatements, OwnStatement},
@@ -248,7 +248,7 @@ impl Frontend {
                 Ok(Some(self.plain(code, Access::Read, Reason::Session, effects)))
             }
             // Boxed: a login is large, and every idle client has room for what comes next.
-            code::CHANGE_USER => Box::pin(self.change_user(&argument)).await.map(Some),
+            code::CHANGE_USER => Box::pin(self.change_user(&argument)).await,
             code::BINLOG_DUMP | code::TABLE_DUMP | code::REGISTER_SLAVE | code::BINLOG_DUMP_GTID => {
                 let text = "the proxy passes on no binary log: replicate from a server itself";
                 self.reject(RefusalKind::Unsupported, text.to_owned()).await?;
@@ -262,15 +262,21 @@ impl Frontend {
     }
 
     /// COM_CHANGE_USER: a login of its own, on the same connection.
-    async fn change_user(&mut self, argument: &[u8]) -> Result<Request<Command>, Fault> {
+    async fn change_user(&mut self, argument: &[u8]) -> Result<Option<Request<Command>>, Fault> {
+        let Some(response) = Response::read_change(argument, self.capabilities) else {
+            // MariaDB goes on with whom it had.
+            self.leaving = !self.mariadb;
+            self.reject(RefusalKind::Protocol, "Unknown command".to_owned()).await?;
+            return Ok(None);
+        };
         let wire = self.command(code::CHANGE_USER);
         self.consume();
         let stream = std::mem::replace(&mut self.stream, Wire::Bare(Stream::Moving));
         let inbox = std::mem::take(&mut self.inbox);
         let gate = self.gate.clone();
         let secret = async |user: &str| gate.secret(user).await;
-        let (capabilities, nonce) = (self.capabilities, self.nonce);
-        let change = login::client::Change { stream, inbox, argument, capabilities, nonce };
+        let nonce = self.nonce;
+        let change = login::client::Change { stream, inbox, response, nonce };
         let login = login::client::change_user(change, gate.house(), secret);
         let login = login.await.map_err(|failure| Fault::Client(io::Error::other(failure)))?;
         self.user = login.user.as_str().into();
@@ -283,7 +289,7 @@ impl Frontend {
         self.own.clear();
         self.reads_only = false;
         (self.next_read_only, self.next_said) = (None, false);
-        Ok(Request { intent: Arc::new(Intent::of_session(1)), wire })
+        Ok(Some(Request { intent: Arc::new(Intent::of_session(1)), wire }))
     }
 
     /// Answers the current command with an error.

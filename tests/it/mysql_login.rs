@@ -16,6 +16,7 @@ use pointsman::{
         servers::{APP, Login},
     },
     mysql::{
+        command::code,
         login::server::Greeting,
         packet::{self, capability as can},
     },
@@ -33,6 +34,7 @@ use crate::{
 };
 
 both_makes!(
+    who_becomes_another_user_without_a_plugin_is_refused,
     who_becomes_another_user_reads_what_it_wrote_before,
     who_becomes_another_user_without_a_proof_is_asked_for_one,
 );
@@ -260,6 +262,7 @@ async fn who_becomes_another_user_without_a_proof_is_asked_for_one(make: Make) {
     let plugin = if make == Make::MariaDb { "mysql_native_password" } else { "caching_sha2_password" };
     for port in [stage.primary_port(), stage.proxy.port()] {
         let mut session = Session::connect(port, APP, "", BASIC).await.expect("it logs in");
+        let mut nonces = Vec::from([session.nonce.clone()]);
         let wrong = scramble_native(b"another nonce altogeth", b"wrong").expect("there is a password");
         for proof in [&[][..], &wrong] {
             session.send(0x11, &change_by(APP, proof, &stage.schema, plugin)).await;
@@ -270,6 +273,9 @@ async fn who_becomes_another_user_without_a_proof_is_asked_for_one(make: Make) {
             let (name, nonce) = packet::split_nul(&request[1..]).expect("a plugin's name");
             assert_eq!((name, nonce.len()), (plugin.as_bytes(), 21), "{port}");
             let nonce = nonce.first_chunk::<20>().expect("it is that long");
+            // One plugin goes by the connection's, the other by a new one each time.
+            assert_eq!(nonces.contains(&nonce.to_vec()), make == Make::MariaDb, "{port}: {nonces:?}");
+            nonces.push(nonce.to_vec());
             let proof = match make {
                 Make::MariaDb => {
                     scramble_native(nonce, APP.password.as_bytes()).expect("a password").to_vec()
@@ -286,6 +292,25 @@ async fn who_becomes_another_user_without_a_proof_is_asked_for_one(make: Make) {
             }
             assert_eq!(answer[0], packet::OK, "{port}");
             assert_eq!(session.value("SELECT DATABASE()").await, stage.schema, "{port}");
+        }
+    }
+}
+
+async fn who_becomes_another_user_without_a_plugin_is_refused(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let whole = change_by(APP, b"", &stage.schema, "");
+    let without = &whole[..whole.len() - 1];
+    for argument in [without, &without[..without.len() - 2], b"app", b"app\0\xffproof"] {
+        for port in [stage.primary_port(), stage.proxy.port()] {
+            let mut session = Session::open(port, APP, &stage.schema).await;
+
+            session.send(code::CHANGE_USER, argument).await;
+
+            let error = session.receive().await.expect_err("it is none");
+            assert_eq!((error.errno, &*error.message), (1047, "Unknown command"), "{port}: {argument:?}");
+            // MariaDB goes on with whom it had.
+            let goes_on = session.query("SELECT 1").await.is_ok();
+            assert_eq!(goes_on, make == Make::MariaDb, "{port}: {argument:?}");
         }
     }
 }

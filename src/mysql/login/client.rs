@@ -209,12 +209,10 @@ pub async fn accept(
 }
 
 /// A connection on which a client becomes another user.
-pub struct Change<'a> {
+pub struct Change {
     pub stream: Wire,
     pub inbox: Inbox,
-    /// The command without its first byte.
-    pub argument: &'a [u8],
-    pub capabilities: u64,
+    pub response: Response,
     /// That of the connection's first login: clients prove by it again.
     pub nonce: [u8; NONCE],
 }
@@ -224,15 +222,14 @@ pub struct Change<'a> {
 /// # Errors
 /// See [`LoginFailure`]; as with the server, the connection ends with it.
 pub async fn change_user(
-    change: Change<'_>,
+    change: Change,
     house: House<'_>,
     secret: impl AsyncFnOnce(&str) -> Secret,
 ) -> Result<Login, LoginFailure> {
-    let Change { stream, inbox, argument, capabilities, nonce } = change;
+    let Change { stream, inbox, response, nonce } = change;
+    let capabilities = response.capabilities;
     let peer = stream.stream().peer_addr()?.ip();
     let mut door = Door { stream, inbox, sequence: 0, peer, house, nonce };
-    let response = Response::read_change(argument, capabilities)
-        .ok_or(LoginFailure::Garbage("a change of user that cannot be read"))?;
     let secret = secret(&response.user).await;
     let default = if response.plugin == CACHING_SHA2 { CACHING_SHA2 } else { NATIVE };
     let unasked = if capabilities & can::PLUGIN_AUTH != 0 { Unasked::Nothing } else { Unasked::Counts };
@@ -268,7 +265,8 @@ struct Door<'a> {
     sequence: u8,
     peer: IpAddr,
     house: House<'a>,
-    /// One for the whole life of the connection, as with servers.
+    /// One for the whole life of the connection, as with servers, but for what is asked by plugins that have
+    /// their own each time.
     nonce: [u8; NONCE],
 }
 
@@ -361,13 +359,15 @@ impl Door<'_> {
         unasked: Unasked,
     ) -> Result<Credentials, LoginFailure> {
         let plugin = plugin_for(secret, &response.plugin, default);
-        let nonce = match plugin {
-            ED25519 => scramble::nonce::<ED25519_NONCE>().to_vec(),
-            _ => self.nonce.to_vec(),
-        };
         // Some clients prove nothing by a nonce that came with another plugin's name.
         let fits = plugin != ED25519 && plugin == response.plugin && plugin == default;
         let asks = unasked == Unasked::Nothing || !fits;
+        let nonce = match plugin {
+            ED25519 => scramble::nonce::<ED25519_NONCE>().to_vec(),
+            // As the server, which asks by a new one each time.
+            CACHING_SHA2 if asks => scramble::nonce::<NONCE>().to_vec(),
+            _ => self.nonce.to_vec(),
+        };
         let proof = if asks { self.switch(plugin, &nonce).await? } else { response.proof.clone() };
         let credentials = self.credentials(&response.user, secret, plugin, &nonce, &proof).await?;
         if let Some(credentials) = credentials.filter(|_| self.is_certified_as(&response.user)) {

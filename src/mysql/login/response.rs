@@ -63,7 +63,8 @@ impl Response {
         Some(Self { capabilities, collation, user, proof: proof.to_vec(), schema, plugin, compression_level })
     }
 
-    /// Reads COM_CHANGE_USER without its first byte.
+    /// Reads COM_CHANGE_USER without its first byte. `None`: it is none; to who can name a plugin, also one
+    /// without.
     pub fn read_change(argument: &[u8], capabilities: u64) -> Option<Self> {
         let (user, rest) = split_nul(argument)?;
         let (&length, rest) = rest.split_first()?;
@@ -71,6 +72,9 @@ impl Response {
         let (schema, rest) = split_nul(rest).unwrap_or((rest, &[]));
         // Two bytes of character set, then the plugin; old clients leave out both.
         let behind = rest.get(2..).unwrap_or_default();
+        if behind.is_empty() && capabilities & can::PLUGIN_AUTH != 0 {
+            return None;
+        }
         let (plugin, _) = split_nul(behind).unwrap_or((behind, &[]));
         let plugin = if plugin.is_empty() { NATIVE.into() } else { String::from_utf8_lossy(plugin) };
         let collation = rest.first().copied().unwrap_or_default();
