@@ -208,25 +208,13 @@ async fn log_in<P: Protocol>(
         }
         Ok(None) => None,
         Err(TurnedAway { fault, detail }) => {
-            cluster.metrics.login(fault.label());
-            if let Some(kind) = told_at_the_door(fault) {
-                cluster.metrics.error(kind.label());
-            }
+            cluster.metrics.turned_away(fault);
             // They come by the thousand.
             if !matches!(fault, LoginFault::Closed | LoginFault::Crowded) {
                 tracing::info!(cluster = %cluster.name, %peer, reason = fault.label(), detail, "a client did not get in");
             }
             None
         }
-    }
-}
-
-/// What a client heard before it was known who it is.
-fn told_at_the_door(fault: LoginFault) -> Option<RefusalKind> {
-    match fault {
-        LoginFault::Password | LoginFault::UnknownUser => Some(RefusalKind::Authentication),
-        LoginFault::Protocol => Some(RefusalKind::Protocol),
-        _ => None,
     }
 }
 
@@ -276,7 +264,11 @@ async fn enter<P: Protocol>(
         registered.entry.set_schema(schema);
     }
     let database = cluster.database(&identity.database);
-    let context = ReaderContext { classifier: cluster.classifier.load_full(), database: database.clone() };
+    let context = ReaderContext {
+        classifier: cluster.classifier.load_full(),
+        database: database.clone(),
+        metrics: Some(cluster.metrics.clone()),
+    };
     let welcomed = welcome(&mut frontend, &identity, &registered, context, until, cluster).await?;
     // Until the catalog is known, every call of a function and every write may leave state behind: a
     // session that begins in that moment would keep its connection for good.

@@ -337,6 +337,8 @@ impl<P: Protocol> Clone for Identity<P> {
 pub struct ReaderContext {
     pub classifier: Arc<crate::sql::cache::Classifier>,
     pub database: Arc<crate::cluster::Database>,
+    /// Counts what it refuses by itself.
+    pub metrics: Option<Arc<crate::metrics::ClusterMetrics>>,
 }
 
 /// What gets one full answer.

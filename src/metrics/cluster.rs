@@ -19,7 +19,7 @@ use super::{
     series::{Histograms, StatementSeries},
 };
 use crate::{
-    protocol::TransactionFate,
+    protocol::{LoginFault, TransactionFate},
     refusal::RefusalKind,
     sql::{Access, PinReason},
     topology::Snapshot,
@@ -211,6 +211,14 @@ impl ClusterMetrics {
         self.logins.with_label_values(&[&*self.name, result]).inc();
     }
 
+    /// A login has failed, and its client heard why if that is not the server's word.
+    pub fn turned_away(&self, fault: LoginFault) {
+        self.login(fault.label());
+        if let Some(kind) = told_at_the_door(fault) {
+            self.error(kind.label());
+        }
+    }
+
     pub fn failover_took(&self, seconds: f64) {
         self.failover_seconds.with_label_values(&[&*self.name]).set(seconds);
     }
@@ -241,5 +249,14 @@ impl ClusterMetrics {
             }
             self.gauges.show(&self.name, node);
         }
+    }
+}
+
+/// What a client heard before it was known who it is.
+fn told_at_the_door(fault: LoginFault) -> Option<RefusalKind> {
+    match fault {
+        LoginFault::Password | LoginFault::UnknownUser => Some(RefusalKind::Authentication),
+        LoginFault::Protocol => Some(RefusalKind::Protocol),
+        _ => None,
     }
 }

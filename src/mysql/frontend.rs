@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     inbox::Inbox,
+    metrics::ClusterMetrics,
     protocol::{Fault, Identity, ReaderContext, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{
@@ -278,7 +279,16 @@ impl Frontend {
         let nonce = self.nonce;
         let change = login::client::Change { stream, inbox, response, nonce };
         let login = login::client::change_user(change, gate.house(), secret);
-        let login = login.await.map_err(|failure| Fault::Client(io::Error::other(failure)))?;
+        let login = match login.await {
+            Ok(login) => login,
+            Err(failure) => {
+                let fault = super::gate::login_fault(&failure);
+                if let Some(metrics) = self.metrics() {
+                    metrics.turned_away(fault);
+                }
+                return Err(Fault::Client(io::Error::other(failure)));
+            }
+        };
         self.user = login.user.as_str().into();
         self.renewed = Some(super::gate::identity(&login));
         self.stream = login.stream;
@@ -292,9 +302,21 @@ impl Frontend {
         Ok(Some(Request { intent: Arc::new(Intent::of_session(1)), wire }))
     }
 
+    /// Whom the errors of this end are counted by.
+    fn metrics(&self) -> Option<&ClusterMetrics> {
+        self.reader.as_ref()?.metrics.as_deref()
+    }
+
+    pub(super) fn count(&self, kind: RefusalKind) {
+        if let Some(metrics) = self.metrics() {
+            metrics.error(kind.label());
+        }
+    }
+
     /// Answers the current command with an error.
     async fn reject(&mut self, kind: RefusalKind, message: String) -> Result<(), Fault> {
         self.consume();
+        self.count(kind);
         let mut out = Vec::new();
         super::refusal::put_error(&mut out, self.sequence, &Refusal::new(kind, message));
         self.write(&out).await

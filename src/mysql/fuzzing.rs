@@ -111,6 +111,7 @@ fn commands_with(data: &[u8], capabilities: u64) {
     frontend.reader = Some(ReaderContext {
         classifier: Arc::new(Classifier::new(Dialect::Mysql, FunctionRules::default(), CACHE)),
         database: Arc::new(Database::new(1, "".into())),
+        metrics: None,
     });
     let mut backend = server(capabilities);
     // Ends with the data: the stream that would have more fails, as does every answer of ours.

@@ -253,7 +253,7 @@ pub(super) fn identity(login: &client::Login) -> Identity<super::Mysql> {
     }
 }
 
-fn login_fault(failure: &LoginFailure) -> LoginFault {
+pub(super) fn login_fault(failure: &LoginFailure) -> LoginFault {
     match failure {
         LoginFailure::Io(_) => LoginFault::Closed,
         LoginFailure::Garbage(_) | LoginFailure::CompressionLevel(_) => LoginFault::Protocol,

@@ -48,6 +48,7 @@ pub fn requests(data: &[u8]) {
     frontend.reader = Some(ReaderContext {
         classifier: Arc::new(Classifier::new(Dialect::Postgres, FunctionRules::default(), CACHE)),
         database: Arc::new(Database::new(1, "app".into())),
+        metrics: None,
     });
     let mut server = ServerStatements::new(KEPT);
     let mut expect = VecDeque::new();

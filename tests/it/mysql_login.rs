@@ -34,6 +34,7 @@ use crate::{
 };
 
 both_makes!(
+    what_the_proxy_refuses_by_itself_is_counted,
     who_becomes_another_user_without_a_plugin_is_refused,
     who_becomes_another_user_reads_what_it_wrote_before,
     who_becomes_another_user_without_a_proof_is_asked_for_one,
@@ -313,6 +314,28 @@ async fn who_becomes_another_user_without_a_plugin_is_refused(make: Make) {
             assert_eq!(goes_on, make == Make::MariaDb, "{port}: {argument:?}");
         }
     }
+}
+
+async fn what_the_proxy_refuses_by_itself_is_counted(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let errors = |kind: &str| stage.proxy.metric("pointsman_errors_total", &[&*format!("kind=\"{kind}\"")]);
+    let mut session = stage.session().await;
+    let no_statement = [9, 0, 0, 0, 0, 1, 0, 0, 0];
+    for (command, argument, kind) in [
+        (0x7F, &[][..], "protocol"),
+        (code::BINLOG_DUMP, &[], "unsupported"),
+        (code::STMT_EXECUTE, &no_statement, "unknown_statement"),
+    ] {
+        let before = errors(kind);
+        session.command(command, argument).await.expect_err("it is refused");
+        assert_eq!(errors(kind), before + 1.0, "{kind}");
+    }
+
+    let logins = || stage.proxy.metric("pointsman_logins_total", &["result=\"wrong_password\""]);
+    let before = (errors("authentication"), logins());
+    let wrong = Login { password: "wrong", ..APP };
+    change_user(&mut session, wrong, "").await.expect_err("the password is wrong");
+    assert_eq!((errors("authentication"), logins()), (before.0 + 1.0, before.1 + 1.0));
 }
 
 async fn who_becomes_another_user_reads_what_it_wrote_before(make: Make) {

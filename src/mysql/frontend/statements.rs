@@ -146,6 +146,7 @@ impl Frontend {
         if fault == LongDataFault::NoParameter {
             let by = if self.mariadb { "mysqld_stmt_send_long_data" } else { "mysql_stmt_precheck" };
             self.consume();
+            self.count(RefusalKind::Malformed);
             let mut out = Vec::new();
             let message = format!("Incorrect arguments to {by}");
             packet::put_err(&mut out, self.sequence, WRONG_ARGUMENTS, "HY000", message.as_bytes());
