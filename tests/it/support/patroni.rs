@@ -251,6 +251,8 @@ postgresql:
     superuser: {{ username: {super_name}, password: {super_password} }}
     replication: {{ username: {repl_name}, password: {repl_password} }}
     rewind: {{ username: {super_name}, password: {super_password} }}
+  # A copy waits for a checkpoint, which is spread over minutes otherwise.
+  basebackup: [{{ checkpoint: fast }}]
   parameters: {{ unix_socket_directories: "{folder}", password_encryption: scram-sha-256 }}
   pg_hba:
     - local all all trust
