@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::{Session, execute::Attempt, hold::GRACE, last::keeps_last};
 use crate::{
     pool::{Fate, Held},
-    protocol::{Backend, Frontend, MayRefuse, Protocol, Request, Terms, Transaction},
+    protocol::{Backend, Frontend, Protocol, Request, Terms, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{Access, Intent, hints::Target},
     standing::Watch,
@@ -137,16 +137,7 @@ impl<P: Protocol> Session<P> {
     async fn end_unit(&mut self, mut kept: Held<P>, intent: &Intent) -> Result<Option<Held<P>>, Refusal> {
         let pool = kept.pool.clone();
         let entry = self.registered.entry.clone();
-        let terms = Terms {
-            ahead: &[],
-            ahead_savepoints: &[],
-            ahead_sets_modes: false,
-            may_refuse: MayRefuse::No,
-            wants_id: false,
-            session: entry.id,
-            forget_last: false,
-            watch: Watch::new(&pool.standing, &entry),
-        };
+        let terms = Terms::of_rest(entry.id, Watch::new(&pool.standing, &entry));
         match kept.backend().settle_unit(&mut self.frontend, &terms).await {
             Ok(true) => return Ok(Some(kept)),
             Ok(false) => {}
