@@ -12,6 +12,9 @@ const LONGEST_BENCH: Duration = Duration::from_secs(60);
 const FORGIVEN_AFTER: Duration = Duration::from_secs(120);
 /// Refused connections between two good probes that count as one fall.
 const REFUSALS_PER_FALL: u32 = 3;
+/// Refusals closer to each other than this are one series; one that has lasted as long keeps the node
+/// suspect whatever its probes say. Longer than waiting clients are kept from asking again.
+const REFUSAL_SERIES: Duration = Duration::from_secs(1);
 
 /// What probes and traffic say of a node, apart from what people and elections say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,12 +46,33 @@ pub struct Health {
     /// Those of them that count towards down.
     misses: u32,
     refusals: u32,
+    refusing: Option<Refusing>,
     falls: u32,
     /// It fell since its last good probe: what else happens until then is the same fall.
     fell: bool,
     came_up: Option<Instant>,
     /// Joined a cluster that was running already.
     late: bool,
+}
+
+/// New connections that are refused one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Refusing {
+    first: Instant,
+    last: Instant,
+}
+
+impl Refusing {
+    fn again(series: Option<Self>, now: Instant) -> Self {
+        let goes_on = |series: &Self| now.saturating_duration_since(series.last) <= REFUSAL_SERIES;
+        Self { first: series.filter(goes_on).map_or(now, |series| series.first), last: now }
+    }
+
+    /// Clients cannot get in, though probes are answered.
+    fn lasts(self, now: Instant) -> bool {
+        self.last.saturating_duration_since(self.first) >= REFUSAL_SERIES
+            && now.saturating_duration_since(self.last) <= REFUSAL_SERIES
+    }
 }
 
 /// What happened to a node.
@@ -83,6 +107,7 @@ impl Health {
             unanswered: 0,
             misses: 0,
             refusals: 0,
+            refusing: None,
             falls: 0,
             fell: false,
             came_up: None,
@@ -125,7 +150,8 @@ pub fn step(health: Health, signal: Signal, now: Instant, rules: Rules) -> Healt
         Signal::Broke => troubled(health, now),
         Signal::Refused => {
             let refusals = health.refusals.saturating_add(1);
-            let health = troubled(Health { refusals, ..health }, now);
+            let refusing = Some(Refusing::again(health.refusing, now));
+            let health = troubled(Health { refusals, refusing, ..health }, now);
             // Probes are answered, yet clients cannot get in.
             if refusals.is_multiple_of(REFUSALS_PER_FALL) && health.usable() {
                 fallen(health, now)
@@ -155,7 +181,9 @@ fn answered(health: Health, sent: Instant, now: Instant) -> Health {
     let steady = health.came_up.is_none_or(|up| now.saturating_duration_since(up) >= FORGIVEN_AFTER);
     let (falls, refusals) = if steady { (0, 0) } else { (health.falls, health.refusals) };
     let came_up = health.came_up.or(Some(now));
-    Health { trouble: None, falls, fell: false, refusals, came_up, ..health.turn(Status::Up, now) }
+    let status =
+        if health.refusing.is_some_and(|series| series.lasts(now)) { Status::Suspect } else { Status::Up };
+    Health { trouble: None, falls, fell: false, refusals, came_up, ..health.turn(status, now) }
 }
 
 fn missed(health: Health, fault: ProbeFault, now: Instant, rules: Rules) -> Health {
@@ -232,6 +260,28 @@ mod tests {
     }
 
     #[test]
+    fn a_node_that_refuses_connections_for_long_stays_suspect_until_it_has_stopped() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut health = after(&[(0, Signal::Answered { sent: start })], start);
+        let mut turns = 0;
+        for tenth in 1..100 {
+            let now = 100 * tenth;
+            let before = health.status;
+            if tenth % 5 == 0 {
+                health = step(health, Signal::Refused, at(now), RULES);
+            }
+            health = step(health, Signal::Answered { sent: at(now + 1) }, at(now + 2), RULES);
+            turns += u32::from(health.status != before);
+        }
+        assert_eq!((health.status, turns), (Status::Suspect, 1));
+
+        health = step(health, Signal::Answered { sent: at(11_000) }, at(11_001), RULES);
+
+        assert_eq!(health.status, Status::Up);
+    }
+
+    #[test]
     fn a_node_that_comes_and_goes_is_kept_from_reads_longer_each_time() {
         let start = Instant::now();
         let mut health = after(&[(0, Signal::Answered { sent: start })], start);
@@ -266,7 +316,7 @@ mod tests {
             let later = now + Duration::from_millis(1);
             health = step(health, Signal::Answered { sent: later }, later, RULES);
         }
-        assert_eq!(health.status, Status::Up);
+        assert_eq!(health.status, Status::Suspect, "its clients know better");
         assert!(health.benched(start + Duration::from_secs(6)));
     }
 
