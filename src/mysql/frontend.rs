@@ -502,11 +502,12 @@ impl Frontend {
         if !begun_none && !intent.begins_none() {
             (self.next_read_only, self.next_said) = (None, false);
         }
+        let failed = !matches!(done, Done::All);
         let done = done.effects(intent);
         if done.iter().any(|effect| matches!(effect, Effect::Set { name, .. } if &**name == READ_ONLY)) {
             self.next_read_only = None;
         }
-        if let Some(modes) = said_of_next(done) {
+        if let Some(modes) = said_of_next(done).filter(|_| begun_none || !failed) {
             self.next_read_only = modes.read_only.or(self.next_read_only);
             self.next_said = true;
         }

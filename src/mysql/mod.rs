@@ -267,7 +267,9 @@ impl protocol::Backend<Mysql> for Backend {
         if self.open_transaction() == Transaction::Idle {
             return Ok(());
         }
-        self.query_all("ROLLBACK").await.map(drop)
+        self.query_all("ROLLBACK").await?;
+        self.said_next = false;
+        Ok(())
     }
 
     async fn ping(&mut self) -> Result<(), Fault> {

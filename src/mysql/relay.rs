@@ -21,7 +21,7 @@ use super::{
 use crate::{
     inbox,
     passage::Passage,
-    protocol::{Fault, MayRefuse, Refused, Reply, Request, Terms, Transaction},
+    protocol::{Fault, MayRefuse, Refused, Reply, Request, Terms},
     sql::{Effect, LexModes},
     standing,
     topology::Position,
@@ -241,13 +241,18 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    /// SET TRANSACTION ran here or ahead, and no transaction is open: the next one may be still to come, and
-    /// must not be another session's.
+    /// SET TRANSACTION ran here or ahead: until a COMMIT or ROLLBACK is seen, the next transaction may be still to
+    /// come, and must not be another session's. `SET autocommit = 1`, for one, ends an open one and leaves that.
     fn mind_what_was_said(&mut self, request: &Request<Command>) {
+        let effects = &request.intent.effects[..];
+        let ends = matches!(effects, [Effect::Commit { chain: false } | Effect::Rollback { chain: false }]);
+        if ends && !self.failed && request.intent.statements == 1 {
+            self.backend.said_next = false;
+            return;
+        }
         let says = |effect: &Effect| matches!(effect, Effect::SetTransaction(_));
-        let backend = &mut *self.backend;
-        backend.said_next |= !self.terms.ahead.is_empty() || request.intent.effects.iter().any(says);
-        backend.said_next &= backend.open_transaction() == Transaction::Idle;
+        let ahead = !self.terms.ahead.is_empty() && self.terms.ahead_sets_modes;
+        self.backend.said_next |= ahead || effects.iter().any(says);
     }
 
     fn finish(&mut self, request: &Request<Command>) -> Result<Reply, Fault> {

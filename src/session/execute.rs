@@ -256,7 +256,7 @@ impl<P: Protocol> Session<P> {
         }
         let wrote = self.state.learn(&request.intent, reply.transaction, reply.failed, on_primary);
         if !request.intent.effects.is_empty() {
-            self.state.learn_part(&reply.done);
+            self.state.learn_part(&reply.done, reply.begun_none);
             self.learn_effects(request, reply, pinned_before);
             let done = reply.effects(&request.intent);
             if !done.is_empty() && request.intent.statements > 1 {

@@ -395,12 +395,15 @@ impl State {
         self.wrote && self.may_commit(intent)
     }
 
-    /// Takes note of what the first statements of a string did that then failed.
-    pub fn learn_part(&mut self, done: &[Effect]) {
+    /// Takes note of what the first statements of a string did that then failed. `begun_none`: by a statement that
+    /// came to no transaction.
+    pub fn learn_part(&mut self, done: &[Effect], begun_none: bool) {
         for effect in done {
             self.apply(effect, false);
         }
-        self.say_next(done);
+        if begun_none {
+            self.say_next(done);
+        }
     }
 
     /// The tables of which others may see new rows once this request is answered; `None` where it

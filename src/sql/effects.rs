@@ -397,7 +397,7 @@ pub fn said_of_next(effects: &[Effect]) -> Option<TransactionModes> {
     effects.iter().fold(None, |said, effect| match effect {
         Effect::SetTransaction(modes) => Some(said.unwrap_or_default().with(*modes)),
         Effect::Set { name, .. } => said.map(|said| said.outdone_by(name)),
-        Effect::Begin(_) | Effect::BeginUnknown | Effect::UsesNext => None,
+        Effect::Begin(_) | Effect::BeginUnknown | Effect::UsesNext | Effect::Execute { .. } => None,
         effect if effect.ends_as_committed().is_some() => None,
         _ => said,
     })

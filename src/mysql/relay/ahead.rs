@@ -10,7 +10,7 @@ use crate::{
         insert_id::{InsertId, Settle},
         settings::quote_literal,
     },
-    protocol::{Fault, Request},
+    protocol::{Fault, Request, Transaction},
     sql::{Access, Effect, PinReason, Reason},
     standing::watched,
 };
@@ -54,7 +54,8 @@ impl Relay<'_> {
     /// is said again. A question for what the statement before left would find another one's.
     fn has_to_unsay(&self, request: &Request<Command>) -> bool {
         let asks_last = |effect: &Effect| matches!(effect, Effect::NeedsLast(_));
-        self.backend.said_next && !request.intent.effects.iter().any(asks_last)
+        let idle = self.backend.open_transaction() == Transaction::Idle;
+        self.backend.said_next && idle && !request.intent.effects.iter().any(asks_last)
     }
 
     /// Whether warnings have to be forgotten that another session's statement, or one of ours for it, has left.
@@ -115,7 +116,11 @@ impl Relay<'_> {
     pub(super) async fn prepare_connection(&mut self, request: &Request<Command>) -> Result<(), Fault> {
         if self.has_to_unsay(request) {
             // Where nothing is open it ends that and nothing else.
-            watched(self.terms.watch, self.backend.query_all("ROLLBACK")).await?;
+            match watched(self.terms.watch, self.backend.query_all("ROLLBACK")).await {
+                // What XA has prepared is no transaction to the status, and cannot be ended so.
+                Err(Fault::Refused(_)) => self.backend.touched = true,
+                ended => drop(ended?),
+            }
             self.backend.said_next = false;
         }
         let resets = request.wire.code == code::RESET_CONNECTION;
