@@ -56,6 +56,7 @@ pub struct Cluster<P: Protocol> {
     pub shares: Arc<Shares<P>>,
     pools: Mutex<HashMap<PoolKey, Arc<Pools<P>>>>,
     databases: Mutex<HashMap<Arc<str>, Arc<Database>>>,
+    databases_so_far: AtomicU64,
     pub classifier: ArcSwap<Classifier>,
     pub sessions: Arc<Registry>,
     /// Clients that are no session yet.
@@ -209,6 +210,7 @@ impl<P: Protocol> Cluster<P> {
             config: Arc::new(ArcSwap::from_pointee(config)),
             pools: Mutex::default(),
             databases: Mutex::default(),
+            databases_so_far: AtomicU64::new(0),
             classifier: ArcSwap::from_pointee(classifier),
             sessions: Arc::default(),
             arrivals: Arc::default(),
@@ -239,6 +241,25 @@ impl<P: Protocol> Cluster<P> {
                 pools.insert(key, made.clone());
                 made
             }
+        }
+    }
+
+    /// Forgets what was made for a login that came to nothing: whoever may log in could name any number of
+    /// databases that there are not. What somebody uses stays, and so does what sessions have left.
+    pub fn forget_unused(&self, identity: &Identity<P>) {
+        let key = (identity.user.clone(), identity.database.clone(), identity.flavour);
+        let mut pools = self.pools.lock();
+        let unused = |pools: &Arc<Pools<P>>| Arc::strong_count(pools) == 1 && pools.is_empty();
+        if pools.get(&key).is_some_and(unused) {
+            pools.remove(&key);
+        }
+        if pools.keys().any(|(_, database, _)| *database == identity.database) {
+            return;
+        }
+        let mut databases = self.databases.lock();
+        let unused = |database: &Arc<Database>| Arc::strong_count(database) == 1 && !database.was_entered();
+        if databases.get(&identity.database).is_some_and(unused) {
+            databases.remove(&identity.database);
         }
     }
 
@@ -349,9 +370,9 @@ impl<P: Protocol> Cluster<P> {
     /// A database by its name. Its catalog is read soon after the first login to it.
     pub fn database(&self, name: &Arc<str>) -> Arc<Database> {
         let mut databases = self.databases.lock();
-        let id = databases.len() as u64 + 1;
         let found = databases.entry(name.clone()).or_insert_with(|| {
             self.topology.nudge.notify_one();
+            let id = self.databases_so_far.fetch_add(1, Ordering::Relaxed) + 1;
             Arc::new(Database::new(id, name.clone()))
         });
         found.clone()

@@ -269,7 +269,15 @@ async fn enter<P: Protocol>(
         database: database.clone(),
         metrics: Some(cluster.metrics.clone()),
     };
-    let welcomed = welcome(&mut frontend, &identity, &registered, context, until, cluster).await?;
+    let welcomed = match welcome(&mut frontend, &identity, &registered, context, until, cluster).await {
+        Ok(welcomed) => welcomed,
+        Err(fault) => {
+            drop(database);
+            cluster.forget_unused(&identity);
+            return Err(fault);
+        }
+    };
+    database.enter();
     // Until the catalog is known, every call of a function and every write may leave state behind: a
     // session that begins in that moment would keep its connection for good.
     let patience = cluster.config.load().monitor.catalog_timeout();

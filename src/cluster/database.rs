@@ -31,6 +31,8 @@ pub struct Database {
     known: AtomicU64,
     /// What `global` reads must not be behind of.
     pub floors: Arc<SharedFloors>,
+    /// A session has begun here.
+    entered: AtomicBool,
 }
 
 impl Database {
@@ -48,7 +50,17 @@ impl Database {
             redefined: AtomicU64::new(0),
             known: AtomicU64::new(0),
             floors: Arc::default(),
+            entered: AtomicBool::new(false),
         }
+    }
+
+    /// A session begins here: from now on it is remembered.
+    pub fn enter(&self) {
+        self.entered.store(true, Ordering::Relaxed);
+    }
+
+    pub fn was_entered(&self) -> bool {
+        self.entered.load(Ordering::Relaxed)
     }
 
     pub fn id(&self) -> u64 {

@@ -116,6 +116,14 @@ impl<P: Protocol> Pools<P> {
         kept
     }
 
+    /// Whether there is no connection, and nobody waits for one.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.load().values().all(|pool| {
+            let status = pool.status();
+            status.idle + status.in_use + status.waiters == 0
+        })
+    }
+
     pub fn all(&self) -> Vec<(NodeKey, Arc<NodePool<P>>)> {
         self.nodes.load().iter().map(|(key, pool)| (key.clone(), pool.clone())).collect()
     }

@@ -181,6 +181,22 @@ async fn drivers_with_the_extended_protocol_get_typed_columns() {
 }
 
 #[tokio::test]
+async fn a_database_that_there_is_not_leaves_nothing_behind() {
+    let console = Console::open("", &[]).await;
+    console.stage.session().await.run("SELECT 1").await;
+
+    for number in 0..3 {
+        let error = client::connect(&console.stage.proxy.dsn(&format!("nowhere_{number}"))).await.err();
+        assert_eq!(error.as_ref().map(code).as_deref(), Some("3D000"));
+    }
+
+    let names = || [console.column("POOLS", "database"), console.column("DATABASES", "name")].concat();
+    let is_there = |name: &str| names().iter().any(|shown| shown.starts_with(name));
+    assert!(is_there(&console.stage.database.name));
+    eventually("they are forgotten", async || !is_there("nowhere_")).await;
+}
+
+#[tokio::test]
 async fn nobody_comes_in_without_the_password() {
     let console = Console::open("", &[]).await;
 
