@@ -76,7 +76,11 @@ pub fn parse(text: &str) -> Result<Command, String> {
     if text.len() > MAX_LENGTH {
         return Err(format!("a command has at most {MAX_LENGTH} bytes"));
     }
-    let text = text.trim().trim_end_matches(';').trim();
+    let text = without_comments(text).trim_end_matches(';').trim();
+    if text.contains(';') {
+        let tag = of_a_pool(text).ok_or_else(|| "one command at a time".to_owned())?;
+        return Ok(Command::Ignored(tag));
+    }
     let mut words = text.split_whitespace();
     let Some(first) = words.next() else { return Ok(Command::Empty) };
     let rest: Vec<&str> = words.collect();
@@ -94,12 +98,49 @@ pub fn parse(text: &str) -> Result<Command, String> {
         "KILL" | "KILL_CLIENT" => kill(&verb, &rest),
         "SHUTDOWN" => shutdown(&rest),
         "SET" => Ok(Command::Ignored("SET")),
+        "RESET" => Ok(Command::Ignored("RESET")),
+        "CLOSE" => Ok(Command::Ignored("CLOSE CURSOR ALL")),
+        "UNLISTEN" => Ok(Command::Ignored("UNLISTEN")),
+        "DEALLOCATE" => Ok(Command::Ignored("DEALLOCATE ALL")),
+        "DISCARD" => Ok(Command::Ignored("DISCARD ALL")),
         "BEGIN" | "START" => Ok(Command::Ignored("BEGIN")),
         "COMMIT" | "END" => Ok(Command::Ignored("COMMIT")),
         "ROLLBACK" => Ok(Command::Ignored("ROLLBACK")),
         "SELECT" => constant(text),
         _ => Err(format!("unknown command {first:?}; SHOW HELP lists them")),
     }
+}
+
+/// What stands behind the comments that a command begins with: drivers and tools sign with those.
+fn without_comments(text: &str) -> &str {
+    let mut text = text.trim();
+    loop {
+        let end = match () {
+            () if text.starts_with("/*") => text.find("*/").map(|at| at + 2),
+            () if text.starts_with("--") => text.find('\n'),
+            () => None,
+        };
+        match end {
+            Some(end) => text = text[end..].trim_start(),
+            None => return text,
+        }
+    }
+}
+
+/// The last tag of a string of several statements by which a driver's pool resets a connection, such as
+/// `SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;`.
+fn of_a_pool(text: &str) -> Option<&'static str> {
+    let mut last = None;
+    for part in text.split(';').map(str::trim) {
+        last = match part.eq_ignore_ascii_case("select pg_advisory_unlock_all()") {
+            true => Some("SELECT 1"),
+            false => match parse(part) {
+                Ok(Command::Ignored(tag)) => Some(tag),
+                _ => return None,
+            },
+        };
+    }
+    last
 }
 
 fn show(words: &[&str]) -> Result<Command, String> {
@@ -200,6 +241,13 @@ mod tests {
             ("SET autocommit=0", Command::Ignored("SET")),
             ("select 1", Command::Constant("?column?".to_owned(), "1".to_owned())),
             (";", Command::Empty),
+            ("/* a tool, 1.0 */ -- and more\n SHOW NODES", Command::Show(Show::Nodes)),
+            // asyncpg's pool, Npgsql's.
+            (
+                "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;",
+                Command::Ignored("RESET"),
+            ),
+            ("DISCARD ALL", Command::Ignored("DISCARD ALL")),
         ];
         for (text, command) in cases {
             assert_eq!(parse(text), Ok(command), "{text}");
@@ -222,6 +270,8 @@ mod tests {
             "SELECT * FROM users",
             "DROP TABLE t",
             "PAUSE a b",
+            "RESET ALL; SHUTDOWN",
+            "/* a comment without end",
             &long,
         ];
         for text in cases {
