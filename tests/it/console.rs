@@ -207,7 +207,8 @@ async fn nobody_comes_in_without_the_password() {
         assert_eq!(message, Some(&*format!("password authentication failed for user \"{user}\"")));
     }
     let mysql = console.mysql("wrong", "SHOW NODES");
-    assert!(!mysql.status.success() && said(&mysql).contains("ERROR 1045 (28000)"), "{}", said(&mysql));
+    let denied = "ERROR 1045 (28000): Access denied for user 'root' (using password: YES)";
+    assert!(!mysql.status.success() && said(&mysql).contains(denied), "{}", said(&mysql));
 }
 
 #[tokio::test]

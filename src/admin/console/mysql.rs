@@ -223,6 +223,15 @@ impl AsyncRead for Reader {
     }
 }
 
+/// What servers say to a wrong password, in the place of what opensrv says, whose length is told already.
+fn denied(said: &[u8]) -> Vec<u8> {
+    let text = String::from_utf8_lossy(said);
+    let name = text.split('"').nth(1).unwrap_or_default();
+    let mut words = format!("#28000Access denied for user '{name}' (using password: YES)").into_bytes();
+    words.resize(said.len(), b' ');
+    words
+}
+
 /// Notes that the client was answered.
 struct Writer {
     inner: OwnedWriteHalf,
@@ -239,7 +248,7 @@ impl AsyncWrite for Writer {
                 if !this.turn.is_authenticated() && [*low, *high] == NO_PASSWORD.to_le_bytes() =>
             {
                 let [low, high] = ACCESS_DENIED.to_le_bytes();
-                inner.poll_write(context, &[&[ERROR, low, high], rest].concat())
+                inner.poll_write(context, &[&[ERROR, low, high], &*denied(rest)].concat())
             }
             _ => inner.poll_write(context, data),
         }
