@@ -261,7 +261,10 @@ fn read_members(cluster: &Section<'_>, engine: Engine) -> Members {
         }
         Some(Members::Patroni(PatroniSource { endpoints, ca }))
     });
-    discovered.unwrap_or_else(|| Members::Nodes(cluster.take_by("nodes", |cell| read_nodes(cell, engine))))
+    // Read in any case: whoever has both is to hear of what is wrong in either.
+    let named = cluster.cell("nodes").is_some() || discovered.is_none();
+    let nodes = named.then(|| cluster.take_by("nodes", |cell| read_nodes(cell, engine)));
+    discovered.unwrap_or_else(|| Members::Nodes(nodes.unwrap_or_default()))
 }
 
 fn read_endpoints(cell: &Cell<'_>) -> Option<Vec<Endpoint>> {

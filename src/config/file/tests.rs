@@ -194,6 +194,12 @@ fn each_wrong_line_about_servers_is_told_in_words() {
         ),
         (
             nodes,
+            "nodes = [\"a\", \"a:x\"]\ndiscovery = { patroni = [\"http://p:8008\"] }",
+            "p.toml:6:15: cluster.shop.nodes[1]: \"a:x\": `x` is no port (0 to 65535)\n\
+             p.toml:7:13: cluster.shop.discovery: stands beside `nodes`: one of them has to go",
+        ),
+        (
+            nodes,
             "discovery = { patroni = [\"p:8008\"] }",
             "p.toml:6:26: cluster.shop.discovery.patroni[0]: must begin with http:// or https://",
         ),
