@@ -179,6 +179,11 @@ impl Backend {
         Ok(())
     }
 
+    /// Whether a replica's transactions are READ ONLY unless they say otherwise.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.role == Role::Replica && !self.unguarded && !self.bare
+    }
+
     /// Whether a session can leave it without a trace.
     pub(super) fn is_untouched(&self) -> bool {
         !self.touched && self.locks.is_empty() && self.cursors.is_empty()

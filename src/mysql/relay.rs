@@ -4,6 +4,7 @@
 //! packets that decide something. Rows are never decoded.
 
 mod ahead;
+mod read_only;
 mod scan;
 mod send;
 
@@ -70,6 +71,8 @@ pub(super) struct Relay<'a> {
     /// A result came with warnings.
     warned: bool,
     refused: Option<Refused>,
+    /// The error of a replica's `read_only`, in the place of which the client is to hear of its transaction.
+    by_option: Option<Refused>,
     wrote: Option<Position>,
     /// An id came with the answer, or rows of what was written.
     told_id: bool,
@@ -124,6 +127,7 @@ impl<'a> Relay<'a> {
             begun_none: false,
             warned: false,
             refused: None,
+            by_option: None,
             wrote: None,
             told_id: false,
             passed: 0,
@@ -185,6 +189,9 @@ impl<'a> Relay<'a> {
         loop {
             match self.scan(request)? {
                 Scan::Done => {
+                    if let Some(error) = self.by_option.take() {
+                        Box::pin(self.say_read_only(error)).await?;
+                    }
                     if let Some(refused) = self.refused.take() {
                         self.passage.settle(&mut self.backend.inbox);
                         self.backend.busy = false;

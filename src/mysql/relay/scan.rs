@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use super::{Phase, Relay, Scan};
+use super::{Phase, Relay, Scan, read_only::OPTION_PREVENTS};
 use crate::{
     mysql::{
         command::{Command, code},
@@ -367,11 +367,16 @@ impl Relay<'_> {
             let begins_none = refusal::precedes_tables(error.errno, self.backend.is_mariadb());
             self.begun_none = begins_none && self.backend.open_transaction() == Transaction::Idle;
             self.backend.closed |= class == ErrorClass::Stopping;
-            if let Some(cause) = self.refusal_cause(class) {
-                let mut raw = Vec::with_capacity(header.total());
-                packet::put(&mut raw, 1, |out| out.extend_from_slice(&payload));
-                self.refused = Some(Refused { raw, cause, code: error.sqlstate });
-            }
+            let mut raw = Vec::with_capacity(header.total());
+            packet::put(&mut raw, 1, |out| out.extend_from_slice(&payload));
+            let refused = |cause| Refused { raw: raw.clone(), cause, code: error.sqlstate };
+            let by_option = class == ErrorClass::Writes && error.errno == OPTION_PREVENTS;
+            self.refused = self.refusal_cause(class).map(refused);
+            self.by_option = (by_option && self.is_told_read_only()).then(|| refused(RefusedCause::Writes));
+        }
+        if self.by_option.is_some() {
+            self.passed = header.sequence;
+            return self.passage.pass(&self.backend.inbox, header.total(), false);
         }
         self.pass(header);
     }

@@ -9,6 +9,7 @@ use pointsman::mysql::command::code;
 
 both_makes!(
     what_ends_a_read_only_transaction_is_answered_as_by_the_server,
+    writes_in_a_read_only_transaction_are_answered_as_by_the_server,
     statements_of_xa_are_answered_as_by_the_server,
     what_is_no_statement_is_answered_as_by_the_server,
     values_for_a_parameter_that_is_not_there_are_answered_as_by_the_server,
@@ -47,6 +48,33 @@ async fn what_ends_a_read_only_transaction_is_answered_as_by_the_server(make: Ma
         scripts.push((again, queries(&["START TRANSACTION READ ONLY", READ, again, READ, "COMMIT", READ])));
         scripts.push((again, queries(&["SET SESSION TRANSACTION READ ONLY", again, READ, "COMMIT", READ])));
     }
+    same(&stage, scripts).await;
+}
+
+async fn writes_in_a_read_only_transaction_are_answered_as_by_the_server(make: Make) {
+    let stage = Stage::on(make, TABLE, &[]).await;
+    const WRITES: [&str; 5] = [
+        "INSERT INTO t VALUES (9)",
+        "UPDATE t SET x = 9 WHERE x = 1",
+        "DELETE FROM t",
+        "INSERT INTO missing VALUES (9)",
+        "SELECT 1; DELETE FROM t; SELECT 2",
+    ];
+    let mut scripts = Vec::new();
+    for write in WRITES {
+        for (begin, end) in [
+            (&["START TRANSACTION READ ONLY", READ][..], "COMMIT"),
+            (&["START TRANSACTION READ ONLY"], "ROLLBACK"),
+            (&["SET TRANSACTION READ ONLY", "BEGIN", READ], "COMMIT"),
+            (&["SET TRANSACTION READ ONLY"], READ),
+            (&["SET SESSION TRANSACTION READ ONLY"], "SET SESSION TRANSACTION READ WRITE"),
+            (&["SET SESSION TRANSACTION READ ONLY", "BEGIN"], "COMMIT"),
+        ] {
+            scripts.push((begin[0], queries(&[begin, &[write, "SHOW WARNINGS", write, end, READ]].concat())));
+        }
+    }
+    let begin = (code::QUERY, b"START TRANSACTION READ ONLY".to_vec());
+    scripts.push(("prepared", vec![prepare("DELETE FROM t"), begin, execute(1, 0, &[]), execute(1, 0, &[])]));
     same(&stage, scripts).await;
 }
 
