@@ -283,7 +283,13 @@ impl<P: Protocol> Cluster<P> {
     pub fn publish(&self, snapshot: Snapshot, roles: bool) {
         let version = snapshot.version;
         self.follow_accounts(&snapshot);
+        let elected = snapshot.primary().map(|primary| primary.address.clone());
+        let before = self.topology.load().primary().map(|primary| primary.address.clone());
         self.topology.store(snapshot);
+        if elected.is_some() && elected != before {
+            // It may be of another version, or configured otherwise.
+            P::forget_greetings(&self.gate.load());
+        }
         if roles {
             self.apply_standings();
             // Sessions that hold a connection look whether it may still be used.
@@ -293,14 +299,19 @@ impl<P: Protocol> Cluster<P> {
         self.topology.changed.notify_waiters();
     }
 
-    /// A statement on the node at `address` changed accounts; `floor` bounds it. MySQL's connections keep
-    /// global privileges, those on their schema and their roles as they were when they were opened: on
-    /// each node they are replaced as soon as it has the change. What a session keeps stays, as a
-    /// server's own sessions do.
+    /// A statement on the node at `address` changed accounts; `floor` bounds it. Connections keep as it was
+    /// when they were opened: MySQL's global privileges, those on their schema and their roles, PostgreSQL's
+    /// settings of their role and database. On each node they are replaced as soon as it has the
+    /// change. What a session keeps stays, as a server's own sessions do.
     pub fn accounts_changed(&self, address: &Arc<str>, floor: Floor) {
         self.replace_connections(address);
         let done = HashSet::from([address.clone()]);
         *self.accounts.lock() = Some(AccountsChanged { floor, done });
+    }
+
+    /// Whether accounts were changed and not every node has that yet.
+    pub fn changes_accounts(&self) -> bool {
+        self.accounts.lock().is_some()
     }
 
     /// Before the snapshot can tell anybody that a node has the change.
@@ -331,6 +342,7 @@ impl<P: Protocol> Cluster<P> {
         for (_, pools) in self.all_pools() {
             pools.replace(|other, _| other == &**address);
         }
+        P::forget_greetings(&self.gate.load());
     }
 
     fn apply_standings(&self) {

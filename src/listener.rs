@@ -378,8 +378,10 @@ async fn any_server<P: Protocol>(
     loop {
         let changed = cluster.topology.changed.notified();
         let snapshot = cluster.topology.load_full();
+        // Until every node has it, only the primary surely tells what accounts were changed to.
+        let changing = cluster.changes_accounts();
         let mut question = Question {
-            access: Access::Read,
+            access: if changing { Access::Write } else { Access::Read },
             target: None,
             consistency: Consistency::Eventual,
             floor: &Floor::None,
@@ -390,7 +392,7 @@ async fn any_server<P: Protocol>(
         let now = std::time::Instant::now();
         let mut choice = route::choose(&question, &snapshot, &policy, now, &mut rand::random::<f64>);
         if choice.is_err() {
-            question.access = Access::Write;
+            question.access = if changing { Access::Read } else { Access::Write };
             choice = route::choose(&question, &snapshot, &policy, now, &mut rand::random::<f64>);
         }
         let Ok(choice) = choice else {

@@ -44,6 +44,10 @@ pub trait Protocol: Sized + Send + Sync + 'static {
 
     /// What the configuration itself knows that opens servers for a user.
     fn configured_credentials(gate: &Self::Gate, user: &str) -> Option<Self::Credentials>;
+
+    /// Servers may greet new sessions otherwise than they did: the next ones are greeted as a server says
+    /// then.
+    fn forget_greetings(gate: &Self::Gate);
 }
 
 /// Our end of a client's connection.

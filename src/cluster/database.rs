@@ -111,6 +111,10 @@ impl Database {
         self.known.fetch_max(redefinitions, Ordering::AcqRel);
     }
 
+    pub fn known_redefinitions(&self) -> u64 {
+        self.known.load(Ordering::Acquire)
+    }
+
     pub fn has_new_names(&self) -> bool {
         self.redefined.load(Ordering::Relaxed) > self.known.load(Ordering::Relaxed)
     }

@@ -228,6 +228,10 @@ impl Gate {
             None => Secret::Unknown,
         }
     }
+
+    pub(super) fn forget_greetings(&self) {
+        self.shared.greetings.lock().clear();
+    }
 }
 
 /// Greets a client and turns its login into a frontend.

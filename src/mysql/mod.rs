@@ -65,6 +65,10 @@ impl Protocol for Mysql {
     fn configured_credentials(gate: &Gate, user: &str) -> Option<login::Credentials> {
         gate.configured_credentials(user)
     }
+
+    fn forget_greetings(gate: &Gate) {
+        gate.forget_greetings();
+    }
 }
 
 impl protocol::Frontend<Mysql> for Frontend {

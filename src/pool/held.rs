@@ -28,6 +28,8 @@ pub struct Held<P: Protocol> {
     busy: bool,
     /// What a cancel request was to end in it: it has to show that it is done with that, or is over.
     cancelled: Option<Ends>,
+    /// Something ran in it of which nobody knows what it leaves behind.
+    doubted: bool,
 }
 
 impl<P: Protocol> Held<P> {
@@ -65,6 +67,7 @@ impl<P: Protocol> Held<P> {
             load: node.load.clone(),
             busy: false,
             cancelled: None,
+            doubted: false,
         }
     }
 
@@ -105,6 +108,11 @@ impl<P: Protocol> Held<P> {
         }
     }
 
+    /// It forgets everything before its next session, however clean it seems.
+    pub fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
     pub fn mark_cancelled(&mut self, ends: Ends) {
         self.cancelled = self.cancelled.max(Some(ends));
     }
@@ -118,7 +126,11 @@ impl<P: Protocol> Held<P> {
         self.set_busy(false);
         let Some(pooled) = self.pooled.take() else { return };
         // Its server was told to end it, and may do so while it serves somebody else.
-        let fate = if self.cancelled == Some(Ends::Session) { Fate::Close } else { fate };
+        let fate = match fate {
+            _ if self.cancelled == Some(Ends::Session) => Fate::Close,
+            Fate::Reuse if self.doubted => Fate::Reset,
+            fate => fate,
+        };
         match fate {
             Fate::Reuse => self.pool.put_back(pooled, now),
             Fate::Close => drop(pooled),

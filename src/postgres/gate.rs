@@ -80,6 +80,10 @@ impl Gate {
         let door = Arc::new(Door::new(tls, trust_loopback, shared.mock.clone()));
         Self { door, users, source, shared }
     }
+
+    pub(super) fn forget_greetings(&self) {
+        self.shared.greetings.lock().clear();
+    }
 }
 
 impl Gate {

@@ -55,6 +55,8 @@ pub(super) struct Attempt {
     pub kept: bool,
     /// It asks for what the last statement left, which was nothing.
     pub forget_last: bool,
+    /// How many new definitions the catalog told of when it was judged.
+    pub names: u64,
 }
 
 /// What comes after an attempt that did not answer.
@@ -70,6 +72,8 @@ impl<P: Protocol> Session<P> {
         run: Run,
         began: Instant,
     ) -> Result<(), Fault> {
+        // Of a transaction whose end nobody saw.
+        self.publish_changed(None);
         self.deadline = self.config.load().limits.statement_timeout.map(|limit| began + limit);
         let mut attempt = Attempt {
             run,
@@ -83,6 +87,7 @@ impl<P: Protocol> Session<P> {
             resent: false,
             kept: false,
             forget_last: false,
+            names: self.database.known_redefinitions(),
         };
         self.apply_hint(request, &mut attempt.run);
         if !request.intent.hints.unknown.is_empty() {
@@ -242,7 +247,7 @@ impl<P: Protocol> Session<P> {
         request: &Request<P::Wire>,
         attempt: &Attempt,
         reply: &Reply,
-        held: Held<P>,
+        mut held: Held<P>,
         noted: Noted,
     ) {
         let on_primary = held.role == Role::Primary;
@@ -257,6 +262,7 @@ impl<P: Protocol> Session<P> {
         let wrote = self.state.learn(&request.intent, reply.transaction, reply.failed, on_primary);
         if !request.intent.effects.is_empty() {
             self.state.learn_part(&reply.done, reply.begun_none);
+            self.note_changed(&request.intent, reply);
             self.learn_effects(request, reply, pinned_before);
             let done = reply.effects(&request.intent);
             if !done.is_empty() && request.intent.statements > 1 {
@@ -265,12 +271,13 @@ impl<P: Protocol> Session<P> {
         }
         if wrote {
             self.wrote(&held, reply, noted);
-            if reply.has_done(&request.intent, &Effect::Accounts) {
-                self.cluster.accounts_changed(held.address(), self.state.floor.clone());
-            }
         } else if self.is_monotonic_read(&request.intent, attempt, on_primary) {
             self.read(&held);
         }
+        if self.ran_unread_code(attempt.names) {
+            held.doubt();
+        }
+        self.publish_changed(Some(held.address()));
         let reason = attempt.run.reason;
         let now = Instant::now();
         if request.intent.access == Access::Read {
@@ -330,12 +337,7 @@ impl<P: Protocol> Session<P> {
         for effect in &request.intent.effects {
             let is_done = || reply.has_done(&request.intent, effect);
             match effect {
-                Effect::Redefines if is_done() => self.database.redefined(),
                 Effect::UseDatabase(name) if is_done() => self.registered.entry.set_schema(name),
-                Effect::Ddl if is_done() => {
-                    self.database.stale.store(true, Ordering::Relaxed);
-                    self.cluster.topology.nudge.notify_one();
-                }
                 Effect::NeedsPrevious if !P::FORGETS_PREVIOUS => {
                     self.database.sequences_matter.store(true, Ordering::Relaxed);
                 }

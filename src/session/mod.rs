@@ -4,6 +4,7 @@ mod acquire;
 pub mod cancel;
 mod checkout;
 mod consistency;
+mod definitions;
 mod execute;
 mod hold;
 mod last;
@@ -86,6 +87,7 @@ pub struct Session<P: Protocol> {
     /// What `user` reads must not be behind of.
     user_floors: Arc<SharedFloors>,
     tally: Tally,
+    changed: definitions::Changed,
 }
 
 /// A node as a session knows it: what it would otherwise look up for every statement.
@@ -169,6 +171,7 @@ impl<P: Protocol> Session<P> {
             deadline: None,
             user_floors: cluster.user_floors(identity),
             tally: Tally::default(),
+            changed: definitions::Changed::default(),
             config: Cache::new(cluster.config.clone()),
             cluster,
         }
@@ -433,6 +436,7 @@ impl<P: Protocol> Session<P> {
     fn leave(&mut self, end: End) -> After<P> {
         tracing::trace!(peer = %self.registered.entry.peer, ?end, "a session ends");
         self.tell_of_reads();
+        self.publish_changed(None);
         self.release_aside();
         if let Some(mut held) = self.kept.take() {
             self.lose_previous(&held);

@@ -96,8 +96,8 @@ pub enum Effect {
     /// Makes or changes something that only a fresh catalog tells from an ordinary table (a sequence, a
     /// view, a function, a new name): until it was read, reads that name tables use the primary.
     Redefines,
-    /// Changes accounts or what they may do, of which MySQL's connections keep a part as it was when they
-    /// were opened.
+    /// Changes accounts, what they may do or their settings, of which connections keep a part as it was when
+    /// they were opened.
     Accounts,
     /// Fails as long as anybody is connected to that database: PostgreSQL's DROP DATABASE and its like.
     NeedsAlone {
@@ -353,7 +353,7 @@ impl Effect {
             Self::Touches => "may leave state behind".into(),
             Self::Ddl => "changes the catalog".into(),
             Self::Redefines => "changes what a name stands for".into(),
-            Self::Accounts => "changes accounts".into(),
+            Self::Accounts => "changes accounts or what their sessions begin with".into(),
             Self::NeedsAlone { database } => format!("closes idle connections to {database}"),
             Self::UseDatabase(name) => format!("use {name}"),
             Self::SetComputed { name } => format!("set {name}, computed"),

@@ -236,3 +236,86 @@ async fn a_catalog_that_may_not_be_read_is_told_of_and_waited_for_by_nobody() {
     proxy.wait_for_log("the catalog cannot be read").await;
     assert_eq!(session.value("SELECT count(*) FROM t").await, "1");
 }
+
+/// What a function leaves behind once its definition has changed; the catalog tells of that only later.
+async fn what_new_code_leaves_is_nobody_elses(in_transaction: bool) {
+    let define = |body: &str| {
+        format!("CREATE OR REPLACE FUNCTION f() RETURNS text LANGUAGE sql AS $$ SELECT {body} $$")
+    };
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, &define("'nothing'"));
+    let settings = ["cluster.pool.size = 2", "cluster.monitor.catalog_refresh = '1h'"];
+    let proxy = Proxy::start(cluster, &settings).await;
+    let (migration, user) = (proxy.session(&database.name).await, proxy.session(&database.name).await);
+    user.run("/* pointsman: primary */ SELECT f()").await;
+
+    if in_transaction {
+        migration.run("BEGIN").await;
+    }
+    migration.run(&define("set_config('app.tenant', '7', false)")).await;
+    if in_transaction {
+        // The catalog is read meanwhile, and shows what was there before.
+        for table in ["a", "b"] {
+            let read = || database.calls("pg_catalog.pg_trigger t WHERE t.tgrelid").on_primary();
+            let before = read();
+            user.run(&format!("CREATE TABLE {table} (x int)")).await;
+            eventually("the catalog is read again", async || read() > before).await;
+        }
+        migration.run("COMMIT").await;
+    }
+    user.run("/* pointsman: primary */ SELECT f()").await;
+    drop(user);
+    eventually("it has left", async || proxy.metric("pointsman_clients", &[]) == 1.0).await;
+
+    for _ in 0..5 {
+        let other = proxy.session(&database.name).await;
+        let tenant = "/* pointsman: primary */ SELECT coalesce(current_setting('app.tenant', true), '')";
+        assert_eq!(other.value(tenant).await, "");
+    }
+}
+
+#[tokio::test]
+async fn what_a_function_leaves_is_nobody_elses_right_after_it_was_replaced() {
+    what_new_code_leaves_is_nobody_elses(false).await;
+}
+
+#[tokio::test]
+async fn what_a_function_leaves_is_nobody_elses_when_a_transaction_has_replaced_it() {
+    what_new_code_leaves_is_nobody_elses(true).await;
+}
+
+#[tokio::test]
+async fn sessions_that_begin_after_a_default_was_changed_have_it_wherever_they_ask() {
+    let cluster = cluster::shared();
+    let database = Database::create(cluster);
+    let proxy = Proxy::start(cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+    let on_all: Vec<String> = cluster
+        .addresses()
+        .iter()
+        .map(|address| format!("/* pointsman: node={address} */ SELECT current_setting('TimeZone')"))
+        .collect();
+    for sql in &on_all {
+        session.value(sql).await;
+    }
+
+    for zone in ["Asia/Karachi", "Asia/Tashkent"] {
+        let change = format!("ALTER DATABASE {} SET TimeZone = '{zone}'", database.name);
+        session.run(&format!("BEGIN; {change}; COMMIT")).await;
+        let position = session.value("SHOW pointsman.position").await;
+
+        let new = proxy.session(&database.name).await;
+        new.run(&format!("SET pointsman.position = '{position}'")).await;
+        for sql in &on_all {
+            assert_eq!(new.value(sql).await, zone, "{sql}");
+        }
+    }
+
+    session.run(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", database.name)).await;
+
+    let new = proxy.session(&database.name).await;
+    new.run("BEGIN").await;
+    assert_ne!(new.port().await, cluster.node(0).port(), "its transactions only read");
+    new.run("COMMIT").await;
+    assert_eq!(new.error("CREATE TABLE t (x int)").await, "25006");
+}

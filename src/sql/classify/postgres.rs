@@ -269,6 +269,9 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
     {
         verdict.effect(Effect::NeedsAlone { database: database.into() });
     }
+    if leading == "alter" && sets_for_sessions(phrase) {
+        verdict.effect(Effect::Accounts);
+    }
     if leading == "alter" {
         verdict.effect(Effect::DrawsSequence);
         if phrase.contains(&["default"]) || phrase.contains(&["using"]) {
@@ -295,6 +298,14 @@ fn emptied_database(phrase: &Phrase<'_>, leading: &str) -> Option<String> {
         _ => return None,
     };
     phrase.name(at)
+}
+
+/// `ALTER ROLE … SET` and its like: what sessions begin with.
+fn sets_for_sessions(phrase: &Phrase<'_>) -> bool {
+    // ALTER ROLE a IN DATABASE d SET …
+    phrase.is_any(1, &["role", "user", "database"])
+        && (3..phrase.len().min(7)).any(|at| phrase.is_any(at, &["set", "reset"]))
+        && !phrase.says(3, &["set", "tablespace"])
 }
 
 /// Whether it is among the commands for which event triggers run: not what concerns all databases.

@@ -332,6 +332,22 @@ fn sequences_and_unknown_code_are_reported() {
 }
 
 #[test]
+fn what_sessions_begin_with_is_changed_by_these() {
+    for (text, changes) in [
+        ("ALTER ROLE app SET search_path = x", true),
+        ("ALTER USER \"App\" RESET ALL", true),
+        ("ALTER ROLE app IN DATABASE shop SET jit = off", true),
+        ("ALTER DATABASE shop SET TimeZone = 'UTC'", true),
+        ("ALTER DATABASE shop SET TABLESPACE fast", false),
+        ("ALTER DATABASE shop OWNER TO app", false),
+        ("ALTER ROLE app PASSWORD 'set'", false),
+        ("ALTER TABLE t SET SCHEMA s", false),
+    ] {
+        assert_eq!(postgres(text).effects.contains(&Effect::Accounts), changes, "{text}");
+    }
+}
+
+#[test]
 fn the_proxys_own_settings_are_answered_by_it() {
     let set = |name: &str, value: &str, scope| ProxyCommand::Set {
         name: name.into(),
