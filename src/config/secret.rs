@@ -24,6 +24,8 @@ pub enum SecretForm {
     Md5,
     /// `*` and 40 hexadecimal digits: mysql_native_password's SHA1(SHA1(password)).
     MysqlNative,
+    /// `$A$rounds$`, a salt of 20 bytes and a hash of 43: caching_sha2_password's SHA-256 crypt.
+    MysqlSha2,
 }
 
 impl Secret {
@@ -54,6 +56,7 @@ impl Secret {
             Engine::Mysql if text.strip_prefix('*').is_some_and(|digits| hex(digits, 40)) => {
                 SecretForm::MysqlNative
             }
+            Engine::Mysql if is_sha2_verifier(text) => SecretForm::MysqlSha2,
             Engine::Postgres | Engine::Mysql => SecretForm::Plain,
         }
     }
@@ -72,6 +75,14 @@ fn is_scram_verifier(text: &str) -> bool {
         Some(iterations > 0 && !salt.is_empty() && keys_fit)
     };
     shape().unwrap_or(false)
+}
+
+fn is_sha2_verifier(text: &str) -> bool {
+    const SALT_AND_HASH: usize = 20 + 43;
+    let parts = text.strip_prefix("$A$").and_then(|rest| rest.split_once('$'));
+    parts.is_some_and(|(rounds, rest)| {
+        u32::from_str_radix(rounds, 16).is_ok_and(|rounds| rounds > 0) && rest.len() == SALT_AND_HASH
+    })
 }
 
 impl fmt::Debug for Secret {
@@ -125,6 +136,10 @@ mod tests {
             (Engine::Mysql, hash.clone(), SecretForm::MysqlNative),
             (Engine::Postgres, hash, SecretForm::Plain),
             (Engine::Mysql, "*2470C0C06".to_owned(), SecretForm::Plain),
+            (Engine::Mysql, format!("$A$005${}", "x".repeat(63)), SecretForm::MysqlSha2),
+            (Engine::Mysql, format!("$A$005${}", "x".repeat(62)), SecretForm::Plain),
+            (Engine::Mysql, "$A$ secret".to_owned(), SecretForm::Plain),
+            (Engine::Postgres, format!("$A$005${}", "x".repeat(63)), SecretForm::Plain),
         ];
         for (engine, text, form) in cases {
             assert_eq!(Secret::new(text.as_str()).form(engine), form, "{engine:?} {text}");

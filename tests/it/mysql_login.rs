@@ -34,6 +34,7 @@ use crate::{
 };
 
 both_makes!(
+    a_user_of_whom_the_file_has_the_verifier_comes_in_by_the_password,
     what_the_proxy_refuses_by_itself_is_counted,
     who_becomes_another_user_without_a_plugin_is_refused,
     who_becomes_another_user_reads_what_it_wrote_before,
@@ -503,4 +504,26 @@ async fn servers_are_reached_by_tls_and_checked_as_the_mode_asks() {
         &[ENGINE, &settings, "cluster.limits.login_timeout = '2s'"],
     );
     assert!(Session::connect(proxy.port(), APP, "", BASIC | can::SESSION_TRACK).await.is_err());
+}
+
+/// caching_sha2_password's verifier tells whether a password is right and opens no server: the password that the
+/// client shows does (hard case 24).
+async fn a_user_of_whom_the_file_has_the_verifier_comes_in_by_the_password(make: Make) {
+    const KEPT: Login = Login { name: "kept", password: "kept-pw" };
+    let cluster = make.own();
+    let create = format!("CREATE USER kept@'%' IDENTIFIED BY '{}'", KEPT.password);
+    let stored = "SELECT HEX(authentication_string) FROM mysql.user WHERE user = 'kept'";
+    cluster.node(0).sql("", &create).expect("root may");
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    let stored = hex::decode(cluster.node(0).sql("", stored).expect("root may")).expect("it is HEX");
+    let stored = toml::Value::String(String::from_utf8(stored).expect("it is ASCII"));
+    let app = "{ name = 'app', password = 'app-pw' }";
+    let users = format!("cluster.users = [{app}, {{ name = 'kept', password = {stored} }}]");
+    let proxy = crate::support::mysql::proxy(&cluster, &[&users]).await;
+
+    for _ in 0..2 {
+        assert_eq!(pymysql(proxy.port(), KEPT, "", "SELECT CURRENT_USER()"), Ok("kept@%".into()));
+    }
+    let wrong = pymysql(proxy.port(), Login { password: "wrong", ..KEPT }, "", "SELECT 1");
+    assert!(wrong.as_ref().is_err_and(|error| error.contains("1045")), "{wrong:?}");
 }

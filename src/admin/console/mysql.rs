@@ -293,7 +293,7 @@ fn stored(secret: &Secret) -> Option<[u8; 20]> {
     match secret.form(Engine::Mysql) {
         SecretForm::Plain => Some(Sha1::digest(Sha1::digest(secret.expose())).into()),
         SecretForm::MysqlNative => hex::decode(secret.expose().get(1..)?).ok()?.try_into().ok(),
-        SecretForm::ScramSha256 | SecretForm::Md5 => None,
+        SecretForm::ScramSha256 | SecretForm::Md5 | SecretForm::MysqlSha2 => None,
     }
 }
 

@@ -189,7 +189,7 @@ impl AuthSource for People {
         let verifier = secret.and_then(|secret| match secret.form(Engine::Postgres) {
             SecretForm::Plain => Some(Verifier::derive(secret.expose())),
             SecretForm::ScramSha256 => Verifier::parse(secret.expose()),
-            SecretForm::Md5 | SecretForm::MysqlNative => None,
+            SecretForm::Md5 | SecretForm::MysqlNative | SecretForm::MysqlSha2 => None,
         });
         // An unknown user fails as a wrong password does.
         let verifier = verifier.unwrap_or_else(|| Verifier::mock(name, &self.mock));

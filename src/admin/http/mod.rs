@@ -211,7 +211,7 @@ fn is_known(control: &Control, headers: &HeaderMap) -> bool {
         SecretForm::ScramSha256 => {
             Verifier::parse(secret.expose()).is_some_and(|verifier| verifier.is_of(&password))
         }
-        SecretForm::Md5 | SecretForm::MysqlNative => false,
+        SecretForm::Md5 | SecretForm::MysqlNative | SecretForm::MysqlSha2 => false,
     }
 }
 
