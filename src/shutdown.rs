@@ -121,11 +121,13 @@ pub enum Ending {
 }
 
 /// The signals of a daemon: SIGTERM and SIGINT drain, the second of them ends at once, SIGHUP
-/// asks for a reload.
+/// asks for a reload. SIGUSR1 and SIGUSR2, by which PgBouncer's users pause and resume, would end the
+/// process if nobody caught them.
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user: [Signal; 2],
 }
 
 impl Signals {
@@ -138,15 +140,25 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            user: [signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?],
         })
     }
 
     /// Serves the signals until the phase is [`Phase::Stopping`]. `reload` is notified for each
     /// SIGHUP; those that come while one is waiting are one.
     pub async fn serve(mut self, shutdown: &Shutdown, reload: &Notify) {
+        let [user1, user2] = &mut self.user;
         loop {
             let name = tokio::select! {
                 () = shutdown.stopping() => return,
+                Some(()) = user1.recv() => {
+                    info!(signal = "SIGUSR1", "nothing was done: PAUSE is a command of the console");
+                    continue;
+                }
+                Some(()) = user2.recv() => {
+                    info!(signal = "SIGUSR2", "nothing was done: RESUME is a command of the console");
+                    continue;
+                }
                 Some(()) = self.terminate.recv() => "SIGTERM",
                 Some(()) = self.interrupt.recv() => "SIGINT",
                 Some(()) = self.hangup.recv() => {
@@ -248,6 +260,8 @@ mod tests {
         block_on(async {
             let signals = Signals::install().expect("handlers can be installed");
             let steps = async {
+                send(libc::SIGUSR1);
+                send(libc::SIGUSR2);
                 send(libc::SIGHUP);
                 reload.notified().await;
                 assert_eq!(shutdown.phase(), Phase::Running);
