@@ -290,6 +290,9 @@ impl<P: Protocol> Session<P> {
         if self.frontend.runs_any(request) {
             self.route.note(held.address(), attempt.why, reason, attempt.waited);
             self.route.note_misspelt(&request.intent.hints.unknown);
+        } else {
+            let goes_on = self.state.transaction == Transaction::Unit;
+            self.route.note_prepared(attempt.why, reason, attempt.waited, goes_on);
         }
         self.log_if_slow(request, attempt, held.address(), took);
         self.cluster.recent.add(|| Routed {

@@ -134,16 +134,26 @@ pub struct LastRoute {
     waited: Duration,
     /// What its hints said that means nothing.
     misspelt: Vec<Box<str>>,
+    /// How the statement was routed that was prepared in a pipeline which is to run it.
+    ahead: Option<(Option<Why>, Reason, Duration)>,
 }
 
 impl LastRoute {
     pub fn note(&mut self, node: &Arc<str>, why: Option<Why>, reason: Reason, waited: Duration) {
+        // Kept by its own pipeline: what was prepared there chose the connection.
+        let (why, reason, waited) =
+            self.ahead.take().filter(|_| why.is_none()).unwrap_or((why, reason, waited));
         if !self.node.as_ref().is_some_and(|known| Arc::ptr_eq(known, node)) {
             self.node = Some(node.clone());
         }
         self.why = why;
         self.reason = Some(reason);
         self.waited = waited;
+    }
+
+    /// A statement was prepared, and nothing run. `goes_on`: what follows belongs to the same pipeline.
+    pub fn note_prepared(&mut self, why: Option<Why>, reason: Reason, waited: Duration, goes_on: bool) {
+        self.ahead = goes_on.then_some((why, reason, waited));
     }
 
     pub fn note_misspelt(&mut self, items: &[Box<str>]) {

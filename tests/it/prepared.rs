@@ -107,6 +107,14 @@ async fn a_question_to_the_proxy_can_be_prepared() {
     wire.ask(&Batch::new().parse("t", "SHOW pointsman.route").describe_statement("t").sync()).await;
     let answer = wire.ask(&Batch::new().bind("", "t", &[]).execute("", 0).sync()).await;
     assert!(first_columns(&answer)[0].contains("reason=hint"), "{answer:?}");
+
+    // As asyncpg runs a text for the first time: what was prepared has chosen where it runs.
+    let statement = Batch::new().parse("u", "/* pointsman: primary */ SELECT 2").describe_statement("u");
+    wire.send(&statement.flush()).await;
+    while wire.recv().await.tag != b'T' {}
+    wire.ask(&Batch::new().bind("", "u", &[]).execute("", 0).sync()).await;
+    let route = wire.ask(&Batch::new().query("SHOW pointsman.route")).await;
+    assert!(first_columns(&route)[0].contains("reason=hint choice=write"), "{route:?}");
 }
 
 /// The SQLSTATE of the error among some frames.
