@@ -253,14 +253,18 @@ impl<P: Protocol> Cluster<P> {
         if pools.get(&key).is_some_and(unused) {
             pools.remove(&key);
         }
-        if pools.keys().any(|(_, database, _)| *database == identity.database) {
-            return;
-        }
-        let mut databases = self.databases.lock();
-        let unused = |database: &Arc<Database>| Arc::strong_count(database) == 1 && !database.was_entered();
-        if databases.get(&identity.database).is_some_and(unused) {
-            databases.remove(&identity.database);
-        }
+        drop(pools);
+        self.forget_unentered();
+    }
+
+    /// Forgets databases where no session has begun and nobody is about to.
+    pub fn forget_unentered(&self) {
+        let pools = self.pools.lock();
+        self.databases.lock().retain(|name, database| {
+            database.was_entered()
+                || Arc::strong_count(database) > 1
+                || pools.keys().any(|(_, of_pools, _)| of_pools == name)
+        });
     }
 
     /// Who may end what a session runs: its own user, for the monitor's need not have the right to

@@ -475,6 +475,8 @@ async fn housekeeping<P: Protocol>(cluster: Arc<Cluster<P>>) {
                 pool.warm().await;
             }
         }
+        // Those whose catalog was being read when their login came to nothing.
+        cluster.forget_unentered();
         cluster.refresh_metrics();
     }
 }

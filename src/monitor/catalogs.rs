@@ -87,7 +87,11 @@ pub(super) async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
             }
         }
         let refresh = cluster.config.load().monitor.catalog_refresh;
-        for database in cluster.databases() {
+        let databases = cluster.databases();
+        if known.len() > databases.len() {
+            known.retain(|name, _| databases.iter().any(|database| database.name == *name));
+        }
+        for database in databases {
             let reading = known.get(&database.name);
             let due = reading.is_none_or(|reading| reading.is_due(&database, refresh));
             if due && running.len() < MOST_AT_ONCE {
