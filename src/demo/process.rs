@@ -209,13 +209,17 @@ impl RunAs {
         }
     }
 
-    /// Gives a file or a whole folder to this user.
+    /// Gives a file or a whole folder to this user, in which servers may be running.
     pub fn own(self, path: &Path) -> io::Result<()> {
         let Self::Other { uid, gid } = self else { return Ok(()) };
         std::os::unix::fs::lchown(path, Some(uid), Some(gid))?;
         if fs::symlink_metadata(path)?.is_dir() {
             for entry in fs::read_dir(path)? {
-                self.own(&entry?.path())?;
+                match self.own(&entry?.path()) {
+                    // They remove files of their own meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    owned => owned?,
+                }
             }
         }
         Ok(())
