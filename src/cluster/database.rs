@@ -24,8 +24,8 @@ pub struct Database {
     pub counts_matter: AtomicBool,
     read_at: AtomicU64,
     read: Notify,
-    /// The servers have refused to show the catalog.
-    refused: AtomicBool,
+    /// Reading the catalog has failed in a way that will not mend itself.
+    hopeless: AtomicBool,
     /// How often names came to stand for something else, and what of it the catalog shows.
     redefined: AtomicU64,
     known: AtomicU64,
@@ -46,7 +46,7 @@ impl Database {
             counts_matter: AtomicBool::new(false),
             read_at: AtomicU64::new(0),
             read: Notify::new(),
-            refused: AtomicBool::new(false),
+            hopeless: AtomicBool::new(false),
             redefined: AtomicU64::new(0),
             known: AtomicU64::new(0),
             floors: Arc::default(),
@@ -79,17 +79,17 @@ impl Database {
         self.read.notify_waiters();
     }
 
-    /// The catalog may not be read: nobody waits for it until it has been.
+    /// The catalog cannot be read: nobody waits for it until it has been.
     pub fn give_up(&self) {
-        self.refused.store(true, Ordering::Release);
+        self.hopeless.store(true, Ordering::Release);
         self.read.notify_waiters();
     }
 
-    /// Resolves when the catalog has been read, or may not be.
+    /// Resolves when the catalog has been read, or cannot be.
     pub async fn settled(&self) {
         loop {
             let read = self.read.notified();
-            if self.catalog.load().loaded || self.refused.load(Ordering::Acquire) {
+            if self.catalog.load().loaded || self.hopeless.load(Ordering::Acquire) {
                 return;
             }
             read.await;

@@ -30,8 +30,8 @@ const MOST_AT_ONCE: usize = 4;
 /// How many know a database without clients: the cluster and who goes over its databases.
 const UNUSED: usize = 2;
 
-/// There is no such database, any more or at all: PostgreSQL's SQLSTATE and MySQL's for 1049.
-const UNKNOWN_DATABASE: [&[u8; 5]; 2] = [b"3D000", b"42000"];
+/// There is no such database, any more or at all. MySQL's connections need none.
+const UNKNOWN_DATABASE: [u8; 5] = *b"3D000";
 
 /// What is known of the readings of one catalog.
 struct Reading {
@@ -49,8 +49,8 @@ enum Stage {
 /// Why a catalog was not read.
 enum Unread {
     NoNode,
-    /// The monitor's user may not: this will not mend itself.
-    Refused(String),
+    /// The monitor's user may not, or it takes too long: nobody is to wait for the next attempt.
+    Hopeless(String),
     Failed(String),
 }
 
@@ -125,7 +125,7 @@ async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<C
         Ok(backend.catalog().await?)
     };
     let Ok(read) = tokio::time::timeout(timeout, reading).await else {
-        return Err(Unread::Failed(format!("it took longer than {timeout:?}")));
+        return Err(Unread::Hopeless(format!("it took longer than {timeout:?}")));
     };
     read
 }
@@ -134,7 +134,7 @@ impl From<ConnectFault> for Unread {
     fn from(fault: ConnectFault) -> Self {
         let said = one_line(&fault.to_string());
         match fault {
-            ConnectFault::Refused { code, .. } if !UNKNOWN_DATABASE.contains(&&code) => Self::Refused(said),
+            ConnectFault::Refused { code, .. } if code != UNKNOWN_DATABASE => Self::Hopeless(said),
             _ => Self::Failed(said),
         }
     }
@@ -143,7 +143,7 @@ impl From<ConnectFault> for Unread {
 impl From<Fault> for Unread {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Refused(refused) => Self::Refused(one_line(&refused.to_string())),
+            Fault::Refused(refused) => Self::Hopeless(one_line(&refused.to_string())),
             Fault::Client(error) | Fault::Server { error, .. } => Self::Failed(error.to_string()),
             Fault::Protocol(refusal) => Self::Failed(refusal.message.into()),
         }
@@ -166,7 +166,7 @@ fn note<P: Protocol>(cluster: &Cluster<P>, known: &mut HashMap<Arc<str>, Reading
             known.remove(name);
             return;
         }
-        Err(Unread::Refused(why)) => {
+        Err(Unread::Hopeless(why)) => {
             if !told {
                 tracing::warn!(
                     cluster = %cluster.name, database = %name, why,
