@@ -40,6 +40,7 @@ both_makes!(
     what_pins_stays_with_its_session,
     what_is_set_for_the_next_statement_stays_with_its_session,
     a_backup_lock_ends_with_its_session,
+    what_a_new_view_locks_ends_with_its_session,
     a_dump_is_restored,
     a_name_means_the_statement_that_was_prepared_last,
     a_prepared_statement_names_the_tables_of_its_own_sessions_schema,
@@ -907,6 +908,25 @@ async fn what_is_set_for_the_next_statement_stays_with_its_session(make: Make) {
     for seed in ["SET rand_seed1 = 5, rand_seed2 = 7", "SELECT RAND()", "SELECT RAND()"] {
         assert_eq!(session.value(seed).await, direct.value(seed).await);
     }
+}
+
+/// The catalog tells of a definition only a moment after it was made.
+async fn what_a_new_view_locks_ends_with_its_session(make: Make) {
+    let view = "CREATE VIEW v AS SELECT 1 AS locked";
+    let stage = Stage::on(make, view, &["cluster.monitor.catalog_refresh = '1h'"]).await;
+    let mut migration = stage.session().await;
+    let mut user = stage.session().await;
+    let name = format!("{}.lock", stage.schema);
+    let look = "/* pointsman: primary */ SELECT locked FROM v";
+    user.run(look).await;
+
+    migration.run(&format!("CREATE OR REPLACE VIEW v AS SELECT GET_LOCK('{name}', 0) AS locked")).await;
+    assert_eq!(user.value(look).await, "1");
+    drop(user);
+
+    let other = tokio::sync::Mutex::new(stage.session().await);
+    let free = format!("/* pointsman: primary */ SELECT IS_FREE_LOCK('{name}')");
+    eventually("the lock is released", async || other.lock().await.value(&free).await == "1").await;
 }
 
 async fn a_backup_lock_ends_with_its_session(make: Make) {

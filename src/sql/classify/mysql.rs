@@ -427,6 +427,22 @@ fn commits_first(phrase: &Phrase<'_>, leading: &str) -> bool {
     }
 }
 
+/// Whether statements may run other code from then on than the catalog tells.
+fn redefines(phrase: &Phrase<'_>, leading: &str) -> bool {
+    const CODE: [&str; 4] = ["function", "procedure", "trigger", "view"];
+    const OTHERS: [&str; 9] =
+        ["table", "index", "database", "schema", "sequence", "event", "server", "tablespace", "package"];
+    // OR REPLACE, ALGORITHM, DEFINER and SQL SECURITY may stand before it.
+    let kind = (1..phrase.len()).find(|&at| phrase.is_any(at, &CODE) || phrase.is_any(at, &OTHERS));
+    let is_code = kind.is_some_and(|at| phrase.is_any(at, &CODE) || phrase.is(at, "package"));
+    match leading {
+        "create" => is_code,
+        "alter" => is_code || phrase.contains(&["rename"]),
+        "rename" => true,
+        _ => false,
+    }
+}
+
 /// Data definition and everything else that only a primary runs.
 fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
     let mut verdict = Verdict::write(Reason::Ddl).apart();
@@ -437,6 +453,9 @@ fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
         }
         "create" | "drop" | "alter" | "rename" | "truncate" => {
             verdict.effect(Effect::Ddl);
+            if redefines(phrase, leading) {
+                verdict.effect(Effect::Redefines);
+            }
             if phrase.is_any(1, &["temporary"]) || phrase.says(1, &["or", "replace", "temporary"]) {
                 // What it is filled from may write.
                 let filled = phrase.contains(&["select"]);

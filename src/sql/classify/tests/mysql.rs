@@ -481,3 +481,21 @@ fn kill_means_a_session_of_the_proxys_or_is_the_servers_to_refuse() {
     let immediate = mysql("EXECUTE IMMEDIATE 'KILL 5'");
     assert!(immediate.effects.iter().any(|effect| matches!(effect, Effect::Kill { .. })), "{immediate:?}");
 }
+
+#[test]
+fn definitions_of_code_may_change_what_statements_run() {
+    for (text, redefines) in [
+        ("CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET @a = 1", true),
+        ("CREATE OR REPLACE DEFINER = root@localhost FUNCTION f() RETURNS INT RETURN 1", true),
+        ("CREATE ALGORITHM = MERGE SQL SECURITY INVOKER VIEW v AS SELECT 1", true),
+        ("ALTER VIEW v AS SELECT f()", true),
+        ("RENAME TABLE t TO u", true),
+        ("ALTER TABLE t RENAME TO u", true),
+        ("CREATE TABLE t (view INT)", false),
+        ("ALTER TABLE t ADD COLUMN a INT", false),
+        ("CREATE DATABASE d", false),
+        ("DROP TRIGGER tr", false),
+    ] {
+        assert_eq!(mysql(text).effects.contains(&Effect::Redefines), redefines, "{text}");
+    }
+}
