@@ -229,7 +229,7 @@ async fn a_transaction_begun_after_the_stop_of_a_switchover_waits_for_the_new_pr
 
     let switch = switch_over(&cluster);
     let go_on = async {
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        proxy.wait_for_log("monitor: no primary").await;
         for x in 2..6 {
             after.run(&format!("INSERT INTO t VALUES (1, {x})")).await;
         }
@@ -254,7 +254,7 @@ async fn writes_that_wait_for_a_primary_run_in_the_order_they_came() {
         sessions.push(proxy.session(&database.name).await);
     }
     cluster.stop(0, Stop::Kill).expect("it dies");
-    proxy.wait_for_log("no primary").await;
+    proxy.wait_for_log("monitor: no primary").await;
 
     let mut tasks = Vec::new();
     for (x, session) in sessions.into_iter().enumerate() {
@@ -282,7 +282,7 @@ async fn a_statement_whose_client_went_away_while_it_waited_is_never_sent() {
     let mut gone = Wire::login(proxy.port(), APP, &database.name).await;
     let stays = proxy.session(&database.name).await;
     cluster.stop(0, Stop::Kill).expect("it dies");
-    proxy.wait_for_log("no primary").await;
+    proxy.wait_for_log("monitor: no primary").await;
     let held = || proxy.metric("pointsman_held_statements", &[]);
 
     gone.send(&Batch::new().query("INSERT INTO t VALUES (1, 1)")).await;
@@ -304,7 +304,7 @@ async fn without_a_primary_writes_are_refused_after_the_hold_and_beyond_its_limi
     let proxy = Proxy::start(&cluster, &settings).await;
     let (first, second) = (proxy.session(&database.name).await, proxy.session(&database.name).await);
     cluster.stop(0, Stop::Kill).expect("it dies");
-    proxy.wait_for_log("no primary").await;
+    proxy.wait_for_log("monitor: no primary").await;
 
     let began = Instant::now();
     let held = tokio::spawn(async move { first.error("INSERT INTO t VALUES (1, 1)").await });
