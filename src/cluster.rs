@@ -308,9 +308,16 @@ impl<P: Protocol> Cluster<P> {
     /// settings of their role and database. On each node they are replaced as soon as it has the
     /// change. What a session keeps stays, as a server's own sessions do.
     pub fn accounts_changed(&self, address: &Arc<str>, floor: Floor) {
-        self.replace_connections(address);
+        let snapshot = self.topology.load();
         let done = HashSet::from([address.clone()]);
-        *self.accounts.lock() = Some(AccountsChanged { floor, done });
+        {
+            let mut accounts = self.accounts.lock();
+            let before = accounts.take().map_or(Floor::None, |before| before.floor);
+            let floor = crate::floors::higher(floor, before, &snapshot);
+            // From here on the primary alone is asked what new sessions are told.
+            *accounts = Some(AccountsChanged { floor, done });
+        }
+        self.replace_connections(address);
     }
 
     /// Whether accounts were changed and not every node has that yet.
@@ -533,7 +540,8 @@ impl<P: Protocol> AuthQuery<P> {
         let identity = cluster.monitor_identity.load_full();
         let pools = cluster.pools(&identity);
         let snapshot = cluster.topology.load_full();
-        let up = |node: &&topology::Node| matches!(node.state, topology::State::Up);
+        let up =
+            |node: &&topology::Node| matches!(node.state, topology::State::Up | topology::State::Suspect);
         let primary = snapshot.primary().filter(up);
         let mut failure = "no server is up".to_owned();
         for node in primary.into_iter().chain(snapshot.nodes.iter().filter(up)) {

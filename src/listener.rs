@@ -280,8 +280,11 @@ async fn enter<P: Protocol>(
     database.enter();
     // Until the catalog is known, every call of a function and every write may leave state behind: a
     // session that begins in that moment would keep its connection for good.
-    let patience = cluster.config.load().monitor.catalog_timeout();
-    let _ = tokio::time::timeout(patience, database.settled()).await;
+    let patience = Instant::now() + cluster.config.load().monitor.catalog_timeout();
+    tokio::select! {
+        _ = timeout_at(patience.min(until), database.settled()) => {}
+        () = cluster.shutdown.draining() => {}
+    }
     let mut session = Box::new(Session::new(frontend, cluster.clone(), &identity, registered));
     session.start(&welcomed, own, adopted);
     Ok(Some(session))

@@ -322,13 +322,12 @@ impl<P: Protocol> NodePool<P> {
         refusals.may_ask(Instant::now()).map_err(CheckoutFault::Paused)?;
         let connected = P::Backend::connect(&self.share.address, &link, &identity, self.role).await;
         match &connected {
-            Ok(_) => refusals.forget(),
+            // Who is refused by name and password was let in so far.
+            Ok(_) | Err(ConnectFault::Refused { .. }) => refusals.forget(),
             Err(ConnectFault::Unreachable(_) | ConnectFault::NotReady) => {
                 refusals.add(false, Instant::now());
             }
             Err(ConnectFault::TooMany) => refusals.add(true, Instant::now()),
-            // By name and password: others may be let in.
-            Err(ConnectFault::Refused { .. }) => {}
         }
         let backend = connected?;
         let target = CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() };

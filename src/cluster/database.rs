@@ -2,13 +2,43 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 
 use crate::{floors::SharedFloors, sql::catalog::Catalog};
+
+/// Definitions of one kind that passed through, and how many of them the catalog tells of.
+#[derive(Debug, Default)]
+pub struct Definitions {
+    so_far: AtomicU64,
+    known: AtomicU64,
+}
+
+impl Definitions {
+    pub fn add(&self) {
+        self.so_far.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub fn so_far(&self) -> u64 {
+        self.so_far.load(Ordering::Acquire)
+    }
+
+    pub fn known(&self) -> u64 {
+        self.known.load(Ordering::Acquire)
+    }
+
+    /// The catalog shows the first `count` of them, or could not be read at all: then nobody waits for it.
+    pub fn knows(&self, count: u64) {
+        self.known.fetch_max(count, Ordering::AcqRel);
+    }
+
+    pub fn has_new(&self) -> bool {
+        self.so_far.load(Ordering::Relaxed) > self.known.load(Ordering::Relaxed)
+    }
+}
 
 /// One database of the cluster: its catalog, as last read.
 pub struct Database {
@@ -26,9 +56,12 @@ pub struct Database {
     read: Notify,
     /// Reading the catalog has failed in a way that will not mend itself.
     hopeless: AtomicBool,
-    /// How often names came to stand for something else, and what of it the catalog shows.
-    redefined: AtomicU64,
-    known: AtomicU64,
+    /// After which a name may stand for something that the catalog does not tell.
+    pub names: Definitions,
+    /// After which statements may run other code than the catalog tells.
+    pub code: Definitions,
+    /// Strings under way that may commit such before they are answered.
+    pub committing: AtomicUsize,
     /// What `global` reads must not be behind of.
     pub floors: Arc<SharedFloors>,
     /// A session has begun here.
@@ -47,8 +80,9 @@ impl Database {
             read_at: AtomicU64::new(0),
             read: Notify::new(),
             hopeless: AtomicBool::new(false),
-            redefined: AtomicU64::new(0),
-            known: AtomicU64::new(0),
+            names: Definitions::default(),
+            code: Definitions::default(),
+            committing: AtomicUsize::new(0),
             floors: Arc::default(),
             entered: AtomicBool::new(false),
         }
@@ -94,29 +128,6 @@ impl Database {
             }
             read.await;
         }
-    }
-
-    /// DDL passed through after which a name may stand for something that the catalog does not tell.
-    pub fn redefined(&self) {
-        self.redefined.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub fn redefinitions(&self) -> u64 {
-        self.redefined.load(Ordering::Acquire)
-    }
-
-    /// The catalog shows the first `redefinitions` of them, or could not be read at all: then nobody
-    /// waits for it.
-    pub fn knows(&self, redefinitions: u64) {
-        self.known.fetch_max(redefinitions, Ordering::AcqRel);
-    }
-
-    pub fn known_redefinitions(&self) -> u64 {
-        self.known.load(Ordering::Acquire)
-    }
-
-    pub fn has_new_names(&self) -> bool {
-        self.redefined.load(Ordering::Relaxed) > self.known.load(Ordering::Relaxed)
     }
 
     /// Grows with every reading of the catalog.

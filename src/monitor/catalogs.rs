@@ -22,6 +22,10 @@ const SPACING: Duration = Duration::from_millis(100);
 
 /// How long after an attempt to read a catalog that failed comes the next.
 const RETRY: Duration = Duration::from_secs(1);
+/// The same where the next one will hardly do better.
+const LATER: Duration = Duration::from_secs(10);
+/// Failures in a row after which nobody waits for the next attempt.
+const PATIENCE: u32 = 2;
 
 /// Catalogs that are read at a time: a slow one does not keep the others waiting, and all together
 /// are no burden to the server.
@@ -30,20 +34,30 @@ const MOST_AT_ONCE: usize = 4;
 /// How many know a database without clients: the cluster and who goes over its databases.
 const UNUSED: usize = 2;
 
+/// Classes of SQLSTATE that say nothing of the next attempt: out of resources, stopping, a conflict, a
+/// definition that changed meanwhile.
+const PASSING: [&[u8; 2]; 4] = [b"53", b"57", b"40", b"XX"];
 /// There is no such database, any more or at all. MySQL's connections need none.
 const UNKNOWN_DATABASE: [u8; 5] = *b"3D000";
 
 /// What is known of the readings of one catalog.
 struct Reading {
     stage: Stage,
+    /// Failures in a row.
+    failures: u32,
     /// People were told why it cannot be read.
     told: bool,
 }
 
 enum Stage {
+    /// No node was up.
+    Due,
     Running,
     Read(Instant),
-    Failed(Instant),
+    Failed {
+        at: Instant,
+        again: Duration,
+    },
 }
 
 /// Why a catalog was not read.
@@ -57,18 +71,26 @@ enum Unread {
 /// A reading that is over.
 struct Ended {
     database: Arc<Database>,
-    /// What the catalog shows of them, if it was read.
-    redefinitions: u64,
-    result: Result<(), Unread>,
+    /// What the catalog shows of its names and of its code, if it was read.
+    shown: (u64, u64),
+    /// `false`: by a replica beside a primary, which may have newer ones.
+    result: Result<bool, Unread>,
+}
+
+impl Default for Reading {
+    fn default() -> Self {
+        Self { stage: Stage::Due, failures: 0, told: false }
+    }
 }
 
 impl Reading {
     fn is_due(&self, database: &Arc<Database>, refresh: Option<Duration>) -> bool {
         let (at, after) = match self.stage {
+            Stage::Due => return true,
             Stage::Running => return false,
             Stage::Read(at) => (at, refresh),
             // For those who use it: it may have been dropped.
-            Stage::Failed(at) => (at, (Arc::strong_count(database) > UNUSED).then_some(RETRY)),
+            Stage::Failed { at, again } => (at, (Arc::strong_count(database) > UNUSED).then_some(again)),
         };
         database.stale.load(Ordering::Acquire) || after.is_some_and(|after| at.elapsed() >= after)
     }
@@ -95,8 +117,7 @@ pub(super) async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
             let reading = known.get(&database.name);
             let due = reading.is_none_or(|reading| reading.is_due(&database, refresh));
             if due && running.len() < MOST_AT_ONCE {
-                let told = reading.is_some_and(|reading| reading.told);
-                known.insert(database.name.clone(), Reading { stage: Stage::Running, told });
+                known.entry(database.name.clone()).or_default().stage = Stage::Running;
                 running.push(read(&cluster, database));
             }
         }
@@ -105,24 +126,30 @@ pub(super) async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
 
 async fn read<P: Protocol>(cluster: &Cluster<P>, database: Arc<Database>) -> Ended {
     database.stale.store(false, Ordering::Release);
-    let redefinitions = database.redefinitions();
-    let result = ask(cluster, &database).await.map(|catalog| database.set_catalog(catalog));
-    Ended { database, redefinitions, result }
+    let shown = (database.names.so_far(), database.code.so_far());
+    let result = ask(cluster, &database).await.map(|(catalog, is_newest)| {
+        database.set_catalog(catalog);
+        is_newest
+    });
+    Ended { database, shown, result }
 }
 
-/// Reads one database's catalog, on the primary if there is one.
-async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<Catalog, Unread> {
+/// Reads one database's catalog, on the primary if there is one; `false` where a replica told it though
+/// there is.
+async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<(Catalog, bool), Unread> {
     let snapshot = cluster.topology.load_full();
-    let up = |node: &&Node| matches!(node.state, State::Up);
-    let node = snapshot.primary().filter(up).or_else(|| snapshot.nodes.iter().find(up));
-    let node = node.ok_or(Unread::NoNode)?;
+    // A suspect one answers, more often than not.
+    let usable = |node: &&Node| matches!(node.state, State::Up | State::Suspect);
+    let primary = snapshot.primary().filter(usable);
+    let node = primary.or_else(|| snapshot.nodes.iter().find(usable)).ok_or(Unread::NoNode)?;
+    let is_newest = primary.is_some() || snapshot.primary().is_none();
     let identity = cluster.monitor_identity.load_full();
     let identity = Identity { database: database.name.clone(), ..Identity::clone(&identity) };
     let link = cluster.link.load_full();
     let timeout = cluster.config.load().monitor.catalog_timeout();
     let reading = async {
         let mut backend = P::Backend::connect(&node.address, &link, &identity, Role::Unknown).await?;
-        Ok(backend.catalog().await?)
+        Ok((backend.catalog().await?, is_newest))
     };
     let Ok(read) = tokio::time::timeout(timeout, reading).await else {
         return Err(Unread::Hopeless(format!("it took longer than {timeout:?}")));
@@ -130,11 +157,16 @@ async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<C
     read
 }
 
+fn refused(code: [u8; 5], said: String) -> Unread {
+    let passes = PASSING.iter().any(|class| code.starts_with(*class)) || code == UNKNOWN_DATABASE;
+    if passes { Unread::Failed(said) } else { Unread::Hopeless(said) }
+}
+
 impl From<ConnectFault> for Unread {
     fn from(fault: ConnectFault) -> Self {
         let said = one_line(&fault.to_string());
         match fault {
-            ConnectFault::Refused { code, .. } if code != UNKNOWN_DATABASE => Self::Hopeless(said),
+            ConnectFault::Refused { code, .. } => refused(code, said),
             _ => Self::Failed(said),
         }
     }
@@ -143,7 +175,7 @@ impl From<ConnectFault> for Unread {
 impl From<Fault> for Unread {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Refused(refused) => Self::Hopeless(one_line(&refused.to_string())),
+            Fault::Refused(error) => refused(error.code, one_line(&error.to_string())),
             Fault::Client(error) | Fault::Server { error, .. } => Self::Failed(error.to_string()),
             Fault::Protocol(refusal) => Self::Failed(refusal.message.into()),
         }
@@ -151,35 +183,37 @@ impl From<Fault> for Unread {
 }
 
 fn note<P: Protocol>(cluster: &Cluster<P>, known: &mut HashMap<Arc<str>, Reading>, ended: Ended) {
-    let Ended { database, redefinitions, result } = ended;
+    let Ended { database, shown, result } = ended;
     // Where nobody has ever been able to read it, nobody waits for it.
-    if result.is_ok() || database.readings() == 0 {
-        database.knows(redefinitions);
+    if matches!(result, Ok(true)) || database.readings() == 0 {
+        database.names.knows(shown.0);
+        database.code.knows(shown.1);
     }
-    let name = &database.name;
-    let told = known.get(name).is_some_and(|reading| reading.told);
-    let now = Instant::now();
-    let reading = match result {
-        Ok(()) => Reading { stage: Stage::Read(now), told: false },
-        Err(Unread::NoNode) => {
-            // Looked for again at the next tick.
-            known.remove(name);
+    let reading = known.entry(database.name.clone()).or_default();
+    let (why, again) = match result {
+        Ok(_) => {
+            *reading = Reading { stage: Stage::Read(Instant::now()), ..Reading::default() };
             return;
         }
-        Err(Unread::Hopeless(why)) => {
-            if !told {
-                tracing::warn!(
-                    cluster = %cluster.name, database = %name, why,
-                    "the catalog cannot be read: sessions that call functions or write keep their connections"
-                );
-            }
-            database.give_up();
-            Reading { stage: Stage::Failed(now), told: true }
+        Err(Unread::NoNode) => {
+            reading.stage = Stage::Due;
+            return;
         }
-        Err(Unread::Failed(why)) => {
-            tracing::debug!(cluster = %cluster.name, database = %name, why, "the catalog could not be read");
-            Reading { stage: Stage::Failed(now), told }
-        }
+        Err(Unread::Hopeless(why)) => (why, LATER),
+        Err(Unread::Failed(why)) => (why, RETRY),
     };
-    known.insert(name.clone(), reading);
+    reading.stage = Stage::Failed { at: Instant::now(), again };
+    reading.failures += 1;
+    if again == RETRY && reading.failures < PATIENCE {
+        tracing::debug!(cluster = %cluster.name, database = %database.name, why, "the catalog could not be read");
+        return;
+    }
+    database.give_up();
+    if !std::mem::replace(&mut reading.told, true) {
+        let meaning = match database.readings() {
+            0 => "sessions that call functions or write keep their connections",
+            _ => "functions and triggers are judged by what it said before",
+        };
+        tracing::warn!(cluster = %cluster.name, database = %database.name, why, "the catalog cannot be read: {meaning}");
+    }
 }

@@ -51,7 +51,7 @@ impl NodeShare {
         }
     }
 
-    /// Waits for one, in the order of asking.
+    /// Waits for one, in the order of asking; behind a lowered limit not quite.
     pub(super) async fn permit(&self) -> OwnedSemaphorePermit {
         loop {
             let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");

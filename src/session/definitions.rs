@@ -5,8 +5,9 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::Session;
 use crate::{
+    cluster::Database,
     protocol::{Protocol, Reply, Transaction},
-    sql::{Effect, Intent},
+    sql::{Dialect, Effect, Intent},
 };
 
 /// What the statements of the transaction at hand have changed.
@@ -16,39 +17,100 @@ pub(super) struct Changed {
     catalog: bool,
     /// A name may stand for something that the catalog does not tell.
     names: bool,
+    /// Statements may run other code than the catalog tells.
+    code: bool,
     accounts: bool,
 }
 
-impl<P: Protocol> Session<P> {
-    pub(super) fn note_changed(&mut self, intent: &Intent, reply: &Reply) {
-        for effect in reply.effects(intent) {
-            match effect {
-                Effect::Ddl => self.changed.catalog = true,
-                Effect::Redefines => self.changed.names = true,
-                Effect::Accounts => self.changed.accounts = true,
-                _ => {}
+impl Changed {
+    fn add(&mut self, effect: &Effect, dialect: Dialect) {
+        match effect {
+            Effect::Ddl => {
+                self.catalog = true;
+                // A default, a check or an index may call what it likes. MySQL's call no routines.
+                self.code |= dialect == Dialect::Postgres;
             }
+            Effect::Redefines => (self.names, self.code) = (true, true),
+            Effect::Accounts => self.accounts = true,
+            _ => {}
         }
+    }
+
+    fn tell(self, database: &Database) {
+        if self.names {
+            database.names.add();
+        }
+        if self.code {
+            database.code.add();
+        }
+        if self.catalog {
+            database.stale.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// A request that may commit definitions before it is answered, or without ever being.
+pub(super) struct Committing {
+    database: Arc<Database>,
+    changed: Changed,
+    /// What it commits shows long before its answer, in which others are in doubt.
+    counted: bool,
+}
+
+impl Committing {
+    fn begin(database: Arc<Database>, changed: Changed, counted: bool) -> Self {
+        if counted {
+            database.committing.fetch_add(1, Ordering::SeqCst);
+        }
+        Self { database, changed, counted }
+    }
+}
+
+impl Drop for Committing {
+    fn drop(&mut self) {
+        self.changed.tell(&self.database);
+        if self.counted {
+            self.database.committing.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl<P: Protocol> Session<P> {
+    /// To be kept until a request is over that may commit definitions.
+    pub(super) fn begin_definitions(&self, intent: &Intent) -> Option<Committing> {
+        let mut changed = self.changed;
+        intent.effects.iter().for_each(|effect| changed.add(effect, P::DIALECT));
+        if changed == Changed::default() {
+            return None;
+        }
+        let open = self.state.transaction != Transaction::Idle;
+        let commits = intent.statements > 1 || !open || self.state.may_commit(intent);
+        commits.then(|| Committing::begin(self.database.clone(), changed, intent.statements > 1))
+    }
+
+    pub(super) fn note_changed(&mut self, intent: &Intent, reply: &Reply) {
+        reply.effects(intent).iter().for_each(|effect| self.changed.add(effect, P::DIALECT));
     }
 
     /// Whether a statement may have run code that nobody had read when it was judged; `known`: how many
     /// new definitions the catalog told of then.
     pub(super) fn ran_unread_code(&self, known: u64) -> bool {
-        self.changed.names || self.database.redefinitions() > known
+        self.changed.code
+            || self.database.code.so_far() > known
+            || self.database.committing.load(Ordering::SeqCst) > 0
     }
 
     /// Others go by what was changed once no transaction is open any more, whether it was committed or not:
-    /// of one that was lost nobody knows. `address`: where; else on the primary.
+    /// of one that was lost nobody knows. MySQL commits each change by itself. `address`: where; else on the
+    /// primary.
     pub(super) fn publish_changed(&mut self, address: Option<&Arc<str>>) {
-        if self.changed == Changed::default() || self.state.transaction != Transaction::Idle {
+        let waits = self.state.transaction != Transaction::Idle && P::DIALECT == Dialect::Postgres;
+        if self.changed == Changed::default() || waits {
             return;
         }
         let changed = std::mem::take(&mut self.changed);
-        if changed.names {
-            self.database.redefined();
-        }
+        changed.tell(&self.database);
         if changed.catalog {
-            self.database.stale.store(true, Ordering::Release);
             self.cluster.topology.nudge.notify_one();
         }
         if changed.accounts {

@@ -55,8 +55,8 @@ pub(super) struct Attempt {
     pub kept: bool,
     /// It asks for what the last statement left, which was nothing.
     pub forget_last: bool,
-    /// How many new definitions the catalog told of when it was judged.
-    pub names: u64,
+    /// How many new definitions the catalog told of when it was judged, or a moment later.
+    pub definitions: u64,
 }
 
 /// What comes after an attempt that did not answer.
@@ -87,7 +87,7 @@ impl<P: Protocol> Session<P> {
             resent: false,
             kept: false,
             forget_last: false,
-            names: self.database.known_redefinitions(),
+            definitions: self.database.code.known(),
         };
         self.apply_hint(request, &mut attempt.run);
         if !request.intent.hints.unknown.is_empty() {
@@ -104,6 +104,10 @@ impl<P: Protocol> Session<P> {
                 Err(refusal) => return Box::pin(self.give_up(request, attempt, refusal)).await,
             };
             let noted = self.begin_writes(&request.intent, held.role == Role::Primary);
+            let _committing = match request.intent.effects.is_empty() {
+                true => None,
+                false => self.begin_definitions(&request.intent),
+            };
             match self.exchange(request, &mut held, &attempt, &noted).await {
                 Ok(reply) => {
                     self.learn(request, &attempt, &reply, held, noted).await;
@@ -144,7 +148,7 @@ impl<P: Protocol> Session<P> {
     /// a function that writes), reads of tables use the primary.
     fn mind_new_names(&self, intent: &Intent, run: &mut Run) {
         let reads_tables = run.access == Access::Read && !run.in_transaction && !intent.tables.is_empty();
-        if reads_tables && self.database.has_new_names() {
+        if reads_tables && self.database.names.has_new() {
             run.access = Access::Write;
             run.reason = Reason::Relation;
         }
@@ -274,7 +278,7 @@ impl<P: Protocol> Session<P> {
         } else if self.is_monotonic_read(&request.intent, attempt, on_primary) {
             self.read(&held);
         }
-        if self.ran_unread_code(attempt.names) {
+        if self.ran_unread_code(attempt.definitions) {
             held.doubt();
         }
         self.publish_changed(Some(held.address()));

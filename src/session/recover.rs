@@ -78,6 +78,9 @@ impl<P: Protocol> Session<P> {
     ) -> Next {
         let (node, address, role) = (held.node, held.address().clone(), held.role);
         self.lose_previous(&held);
+        if self.ran_unread_code(attempt.definitions) {
+            held.doubt();
+        }
         let on_primary = role == Role::Primary;
         let elsewhere = match refused.cause {
             RefusedCause::Stopping => {

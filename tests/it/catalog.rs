@@ -237,8 +237,17 @@ async fn a_catalog_that_may_not_be_read_is_told_of_and_waited_for_by_nobody() {
     assert_eq!(session.value("SELECT count(*) FROM t").await, "1");
 }
 
+/// How a definition is changed.
+#[derive(Clone, Copy, PartialEq)]
+enum Change {
+    ByItself,
+    InTransaction,
+    /// Committed long before the string is answered.
+    InString,
+}
+
 /// What a function leaves behind once its definition has changed; the catalog tells of that only later.
-async fn what_new_code_leaves_is_nobody_elses(in_transaction: bool) {
+async fn what_new_code_leaves_is_nobody_elses(how: Change) {
     let define = |body: &str| {
         format!("CREATE OR REPLACE FUNCTION f() RETURNS text LANGUAGE sql AS $$ SELECT {body} $$")
     };
@@ -248,25 +257,41 @@ async fn what_new_code_leaves_is_nobody_elses(in_transaction: bool) {
     let proxy = Proxy::start(cluster, &settings).await;
     let (migration, user) = (proxy.session(&database.name).await, proxy.session(&database.name).await);
     user.run("/* pointsman: primary */ SELECT f()").await;
+    let dirty = define("set_config('app.tenant', '7', false)");
 
-    if in_transaction {
-        migration.run("BEGIN").await;
-    }
-    migration.run(&define("set_config('app.tenant', '7', false)")).await;
-    if in_transaction {
-        // The catalog is read meanwhile, and shows what was there before.
-        for table in ["a", "b"] {
-            let read = || database.calls("pg_catalog.pg_trigger t WHERE t.tgrelid").on_primary();
-            let before = read();
-            user.run(&format!("CREATE TABLE {table} (x int)")).await;
-            eventually("the catalog is read again", async || read() > before).await;
+    let migration = match how {
+        Change::ByItself => tokio::spawn(async move { migration.run(&dirty).await }).await.map(drop),
+        Change::InTransaction => {
+            migration.run(&format!("BEGIN; {dirty}")).await;
+            // The catalog is read meanwhile, and shows what was there before.
+            for table in ["a", "b"] {
+                let read = || database.calls("pg_catalog.pg_trigger t WHERE t.tgrelid").on_primary();
+                let before = read();
+                user.run(&format!("CREATE TABLE {table} (x int)")).await;
+                eventually("the catalog is read again", async || read() > before).await;
+            }
+            tokio::spawn(async move { migration.run("COMMIT").await }).await.map(drop)
         }
-        migration.run("COMMIT").await;
-    }
+        Change::InString => {
+            let string = format!("BEGIN; {dirty}; COMMIT; SELECT pg_sleep(5)");
+            let sleeping = tokio::spawn(async move { migration.run(&string).await });
+            eventually("it is committed", async || database.ask(0, "SELECT f()") == "7").await;
+            user.run("/* pointsman: primary */ SELECT f()").await;
+            drop(user);
+            nobody_has_a_tenant(&proxy, &database, 2.0).await;
+            sleeping.await.expect("it does not panic");
+            return;
+        }
+    };
+    migration.expect("it does not panic");
     user.run("/* pointsman: primary */ SELECT f()").await;
     drop(user);
-    eventually("it has left", async || proxy.metric("pointsman_clients", &[]) == 1.0).await;
 
+    nobody_has_a_tenant(&proxy, &database, 1.0).await;
+}
+
+async fn nobody_has_a_tenant(proxy: &Proxy, database: &Database<'_>, clients: f64) {
+    eventually("who had one has left", async || proxy.metric("pointsman_clients", &[]) < clients).await;
     for _ in 0..5 {
         let other = proxy.session(&database.name).await;
         let tenant = "/* pointsman: primary */ SELECT coalesce(current_setting('app.tenant', true), '')";
@@ -276,12 +301,17 @@ async fn what_new_code_leaves_is_nobody_elses(in_transaction: bool) {
 
 #[tokio::test]
 async fn what_a_function_leaves_is_nobody_elses_right_after_it_was_replaced() {
-    what_new_code_leaves_is_nobody_elses(false).await;
+    what_new_code_leaves_is_nobody_elses(Change::ByItself).await;
 }
 
 #[tokio::test]
 async fn what_a_function_leaves_is_nobody_elses_when_a_transaction_has_replaced_it() {
-    what_new_code_leaves_is_nobody_elses(true).await;
+    what_new_code_leaves_is_nobody_elses(Change::InTransaction).await;
+}
+
+#[tokio::test]
+async fn what_a_function_leaves_is_nobody_elses_while_the_string_that_replaced_it_goes_on() {
+    what_new_code_leaves_is_nobody_elses(Change::InString).await;
 }
 
 #[tokio::test]

@@ -52,7 +52,7 @@ impl State {
 
     /// Whether a request may commit what the open transaction has done, also where another one is open
     /// behind it.
-    pub(super) fn may_commit(&self, intent: &Intent) -> bool {
+    pub(in crate::session) fn may_commit(&self, intent: &Intent) -> bool {
         let rolls_back =
             intent.statements == 1 && matches!(intent.effects[..], [Effect::Rollback { .. }, ..]);
         let implicitly = intent.outdoes || (!intent.joins && intent.reason != Reason::Transaction);
