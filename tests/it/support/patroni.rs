@@ -133,7 +133,8 @@ impl Patroni {
         wait_until("another leader", || self.leader().is_some_and(|leader| leader != than));
     }
 
-    /// Waits until every member that runs follows the leader.
+    /// Waits until every member that runs follows the leader and has what there is now. A copy that is not
+    /// behind a checkpoint for long is up before it streams.
     pub fn wait_for_replicas(&self) {
         let running = self.agents.iter().filter(|agent| agent.process.is_some()).count();
         let follows = |member: &&serde_json::Value| {
@@ -142,6 +143,14 @@ impl Patroni {
         wait_until("replicas", || {
             let following = self.cluster().map(|members| members.iter().filter(follows).count());
             following == Some(running - 1)
+        });
+        let ask = |sql: &str| self.try_sql_in("postgres", sql).ok();
+        let mut written = None;
+        wait_until("the replicas have it all", || {
+            written = written.take().or_else(|| ask("SELECT pg_current_wal_lsn()"));
+            let Some(written) = &written else { return false };
+            let have = format!("SELECT count(*) FROM pg_stat_replication WHERE replay_lsn >= '{written}'");
+            ask(&have).is_some_and(|count| count == (running - 1).to_string())
         });
     }
 
@@ -291,15 +300,19 @@ postgresql:
     }
 
     pub fn sql_in(&self, database: &str, sql: &str) -> String {
-        let leader = self.leader().expect("there is a leader");
+        self.try_sql_in(database, sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    fn try_sql_in(&self, database: &str, sql: &str) -> Result<String, String> {
+        let leader = self.leader().ok_or("there is no leader")?;
         let port = self.agents[leader].postgres.number().to_string();
         let mut psql = Command::new("psql");
         psql.args(["-X", "-q", "-At", "-v", "ON_ERROR_STOP=1", "-U", SUPERUSER.name, "-d", database])
             .args(["-h", "127.0.0.1", "-p", &port, "-c", sql])
             .env("PGPASSWORD", SUPERUSER.password);
         let output = psql.output().expect("psql is installed");
-        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 }
 
