@@ -475,10 +475,12 @@ impl Frontend {
                 Effect::Pin(PinReason::Setting) | Effect::Proxy(ProxyCommand::SetComputed { .. })
             )
         };
-        let [effect] = &intent.effects[..] else { return None };
-        let values = bound_values(values).filter(|values| may_set(effect) && !values.is_empty())?;
+        if !matches!(&intent.effects[..], [effect] if may_set(effect)) {
+            return None;
+        }
+        let values = bound_values(values).filter(|values| !values.is_empty())?;
         let command = bound_set_config(text.as_bytes(), self.modes, &values)?;
-        Some(Arc::new(Intent { effects: vec![Effect::Proxy(command)], ..Intent::of_session(1) }))
+        Some(Arc::new(Intent::of_proxy(command)))
     }
 
     /// A catalog that was read since, or a replica's refusal, may make other things of statements

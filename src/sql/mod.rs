@@ -251,6 +251,11 @@ pub struct Intent {
 }
 
 impl Intent {
+    /// A statement by which the proxy itself is told or asked something.
+    pub fn of_proxy(command: effects::ProxyCommand) -> Self {
+        Self { effects: vec![Effect::Proxy(command)], ..Self::of_session(1) }
+    }
+
     /// So many statements that concern nothing but the session, any server's part of it.
     pub fn of_session(statements: u32) -> Self {
         Self {

@@ -36,6 +36,14 @@ async fn close_cursor(session: &mut Session) {
     session.send(code::STMT_CLOSE, &[1, 0, 0, 0]).await;
 }
 
+/// A session that has just closed its cursor.
+async fn behind_a_cursor(stage: &Stage) -> Session {
+    let mut session = stage.session().await;
+    open_cursor(&mut session).await;
+    close_cursor(&mut session).await;
+    session
+}
+
 async fn a_cursors_end_leaves_an_open_handler_where_it_is(make: Make) {
     let stage = Stage::on(make, TABLE, &[]).await;
     let mut session = stage.session().await;
@@ -61,9 +69,7 @@ async fn the_last_insert_id_outlives_a_cursor(make: Make) {
 
 async fn a_cursors_end_frees_the_connection_whatever_follows_it(make: Make) {
     let stage = Stage::on(make, TABLE, ONE).await;
-    let (mut session, mut other) = (stage.session().await, stage.session().await);
-    open_cursor(&mut session).await;
-    close_cursor(&mut session).await;
+    let (mut other, mut session) = (stage.session().await, behind_a_cursor(&stage).await);
 
     assert_eq!(session.error("SELECT nonsense FROM t").await, 1054);
     session.run("SELECT 1").await;
@@ -72,9 +78,7 @@ async fn a_cursors_end_frees_the_connection_whatever_follows_it(make: Make) {
 
 async fn the_proxy_is_asked_behind_a_cursors_end(make: Make) {
     let stage = Stage::on(make, TABLE, ONE).await;
-    let (mut session, mut other) = (stage.session().await, stage.session().await);
-    open_cursor(&mut session).await;
-    close_cursor(&mut session).await;
+    let (mut other, mut session) = (stage.session().await, behind_a_cursor(&stage).await);
 
     assert_eq!(session.value("SELECT @pointsman_consistency").await, "session");
     assert_eq!(session.error("KILL 4000000000").await, 1094);

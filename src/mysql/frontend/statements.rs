@@ -95,7 +95,7 @@ impl Frontend {
         let own = binding.as_ref().and_then(|binding| sets_own(handle, binding, argument, self.modes));
         let mut request = self.executed(id, wire, binding, flags & CURSOR_TYPES != 0);
         if let (Some(request), Some(own)) = (&mut request, own) {
-            request.intent = Arc::new(Intent { effects: vec![Effect::Proxy(own)], ..Intent::of_session(1) });
+            request.intent = Arc::new(Intent::of_proxy(own));
         }
         Ok(request)
     }

@@ -137,6 +137,12 @@ fn begins_transactions(verdict: &Verdict) -> bool {
     verdict.effects.iter().any(|effect| matches!(effect, Effect::Set { name, .. } if &**name == "autocommit"))
 }
 
+/// All of a text that can be read, but for the semicolons at its end.
+fn whole<'a>(text: &'a [u8], tokens: &'a Tokens, dialect: Dialect, modes: LexModes) -> Option<Phrase<'a>> {
+    let end = tokens.list.iter().rposition(|token| token.kind != Kind::Semicolon)?;
+    tokens.scan.clean.then(|| Phrase { text, tokens: &tokens.list[..=end], dialect, modes })
+}
+
 /// Whether something was said of the next transaction, as MySQL has it.
 fn sets_next(verdict: &Verdict) -> bool {
     said_of_next(&verdict.effects).is_some()

@@ -429,12 +429,12 @@ fn commits_first(phrase: &Phrase<'_>, leading: &str) -> bool {
 
 /// Whether statements may run other code from then on than the catalog tells.
 fn redefines(phrase: &Phrase<'_>, leading: &str) -> bool {
-    const CODE: [&str; 4] = ["function", "procedure", "trigger", "view"];
-    const OTHERS: [&str; 9] =
-        ["table", "index", "database", "schema", "sequence", "event", "server", "tablespace", "package"];
+    const CODE: [&str; 5] = ["function", "procedure", "trigger", "view", "package"];
+    const OTHERS: [&str; 8] =
+        ["table", "index", "database", "schema", "sequence", "event", "server", "tablespace"];
     // OR REPLACE, ALGORITHM, DEFINER and SQL SECURITY may stand before it.
     let kind = (1..phrase.len()).find(|&at| phrase.is_any(at, &CODE) || phrase.is_any(at, &OTHERS));
-    let is_code = kind.is_some_and(|at| phrase.is_any(at, &CODE) || phrase.is(at, "package"));
+    let is_code = kind.is_some_and(|at| phrase.is_any(at, &CODE));
     match leading {
         "create" => is_code,
         "alter" => is_code || phrase.contains(&["rename"]),

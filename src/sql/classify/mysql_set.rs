@@ -405,11 +405,10 @@ fn set_user_variable(item: &Phrase<'_>) -> Option<Outcome> {
 /// What a prepared `SET @pointsman_name = ?` sets; `value`: that of its only parameter, `None` for NULL.
 pub fn bound_variable(text: &[u8], modes: LexModes, value: Option<&[u8]>) -> Option<ProxyCommand> {
     let tokens = Tokens::of(text, Dialect::Mysql, modes);
-    let end = tokens.list.iter().rposition(|token| token.kind != Kind::Semicolon)?;
-    let phrase = Phrase { text, tokens: &tokens.list[..=end], dialect: Dialect::Mysql, modes };
+    let phrase = super::whole(text, &tokens, Dialect::Mysql, modes)?;
     let at = if phrase.punct(2, b':') { 4 } else { 3 };
     let alone = phrase.kind(at) == Some(Kind::Param) && phrase.ends_at(at + 1);
-    let name = proxy_variable(phrase.raw(1)).filter(|_| alone && tokens.scan.clean && phrase.is(0, "set"))?;
+    let name = proxy_variable(phrase.raw(1)).filter(|_| alone && phrase.is(0, "set"))?;
     let Some(value) = value else { return Some(ProxyCommand::Reset { name }) };
     let value = std::str::from_utf8(value).ok()?.into();
     Some(ProxyCommand::Set { name, value, scope: Scope::Session, column: None })

@@ -348,9 +348,8 @@ fn call<'a>(item: &Phrase<'a>, function: &str) -> Option<Call<'a>> {
 /// sent.
 pub fn bound_set_config(text: &[u8], modes: LexModes, values: &[Option<&[u8]>]) -> Option<ProxyCommand> {
     let tokens = Tokens::of(text, Dialect::Postgres, modes);
-    let end = tokens.list.iter().rposition(|token| token.kind != Kind::Semicolon)?;
-    let phrase = Phrase { text, tokens: &tokens.list[..=end], dialect: Dialect::Postgres, modes };
-    let call = call(&phrase.from(1), "set_config").filter(|_| tokens.scan.clean && phrase.is(0, "select"))?;
+    let phrase = super::whole(text, &tokens, Dialect::Postgres, modes)?;
+    let call = call(&phrase.from(1), "set_config").filter(|_| phrase.is(0, "select"))?;
     let [name, value, local] = call.arguments.as_slice() else { return None };
     let name = bound(name, values)??.to_ascii_lowercase();
     let scope = match scope_of(local) {
