@@ -1,6 +1,7 @@
 //! One cluster wired together: topology, pools, databases, sessions, and how they are configured.
 
 mod database;
+mod published;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,9 +15,8 @@ use std::{
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 
-pub use self::database::Database;
+pub use self::{database::Database, published::Topology};
 use crate::{
     arrivals::Arrivals,
     config,
@@ -33,10 +33,7 @@ use crate::{
     shutdown::Shutdown,
     split::Split,
     sql::{cache::Classifier, effects::Ending},
-    topology::{
-        self, ProbeCounter, Resolved, Snapshot,
-        board::{Remembered, Traffic},
-    },
+    topology::{self, Resolved, Snapshot, board::Remembered},
 };
 
 /// Everything that the sessions of one cluster share.
@@ -77,96 +74,11 @@ pub struct Cluster<P: Protocol> {
     pub misspelt: Misspelt,
 }
 
-/// How long the nodes are probed at `fast_interval` for whoever wants a position: the primary for that
-/// of a write, the replicas until they have replayed it.
-const WANTED_FOR: Duration = Duration::from_millis(200);
-
 /// User and database.
 type UserKey = (Arc<str>, Arc<str>);
 
 /// User, database and flavour.
 type PoolKey = (Arc<str>, Arc<str>, u64);
-
-/// What is known of the nodes, and the ways in which data plane and monitor nudge each other.
-pub struct Topology {
-    snapshot: ArcSwap<Snapshot>,
-    /// That of the snapshot, for whoever has one already.
-    version: AtomicU64,
-    pub probes: ProbeCounter,
-    /// Wakes whoever waits for the topology to change.
-    pub changed: Notify,
-    /// Wakes the monitor: somebody waits for a position, or traffic had trouble.
-    pub nudge: Notify,
-    /// When somebody last wanted a position, in microseconds since `started`.
-    wanted: AtomicU64,
-    started: Instant,
-    /// Bounded by the number of nodes: one report each, the latest.
-    reports: Mutex<HashMap<Arc<str>, Traffic>>,
-}
-
-impl Default for Topology {
-    fn default() -> Self {
-        Self {
-            snapshot: ArcSwap::from_pointee(Snapshot::empty(Instant::now())),
-            version: AtomicU64::new(0),
-            probes: ProbeCounter::default(),
-            changed: Notify::new(),
-            nudge: Notify::new(),
-            wanted: AtomicU64::new(0),
-            started: Instant::now(),
-            reports: Mutex::default(),
-        }
-    }
-}
-
-impl Topology {
-    pub fn load(&self) -> arc_swap::Guard<Arc<Snapshot>> {
-        self.snapshot.load()
-    }
-
-    pub fn load_full(&self) -> Arc<Snapshot> {
-        self.snapshot.load_full()
-    }
-
-    /// Whether nothing has been published since `snapshot`. Sequentially consistent: whoever makes a
-    /// pool and then finds nothing new is found by the publisher, who fences pools afterwards.
-    pub fn is_current(&self, snapshot: &Snapshot) -> bool {
-        self.version.load(Ordering::SeqCst) == snapshot.version
-    }
-
-    fn store(&self, snapshot: Snapshot) {
-        let version = snapshot.version;
-        self.snapshot.store(Arc::new(snapshot));
-        self.version.store(version, Ordering::SeqCst);
-    }
-
-    /// A read waits for positions measured from now on, or is likely to come.
-    pub fn want_position(&self) {
-        let now = self.started.elapsed().as_micros() as u64;
-        let before = self.wanted.swap(now, Ordering::AcqRel);
-        if now.saturating_sub(before) >= WANTED_FOR.as_micros() as u64 || before == 0 {
-            self.nudge.notify_one();
-        }
-    }
-
-    /// Whether somebody has wanted a position lately.
-    pub fn is_wanted(&self) -> bool {
-        let wanted = self.wanted.load(Ordering::Acquire);
-        wanted > 0
-            && (self.started.elapsed().as_micros() as u64).saturating_sub(wanted)
-                < WANTED_FOR.as_micros() as u64
-    }
-
-    /// Traffic had trouble with a node.
-    pub fn report(&self, address: &Arc<str>, traffic: Traffic) {
-        self.reports.lock().insert(address.clone(), traffic);
-        self.nudge.notify_one();
-    }
-
-    pub fn take_reports(&self) -> HashMap<Arc<str>, Traffic> {
-        std::mem::take(&mut *self.reports.lock())
-    }
-}
 
 /// A change of accounts on its way to the nodes.
 #[derive(Debug)]
