@@ -18,6 +18,10 @@ pub const GATHERED: usize = 64 * 1024;
 /// Longest Parse that is gathered: it has to be known whole to be prepared again elsewhere.
 pub const LONGEST_PARSE: usize = 16 * 1024 * 1024;
 
+/// Longest Query that is gathered: an INSERT of a thousand rows, or a list of ten thousand ids, has to be
+/// read to its end to be told from what leaves something in its connection.
+pub const LONGEST_QUERY: usize = 1024 * 1024;
+
 /// One request as it lies at the front of the frontend's inbox.
 #[derive(Debug)]
 pub struct Batch {
@@ -58,8 +62,8 @@ pub enum End {
     /// Data of a COPY follows without waiting for the server to ask for it: whether it does is to be
     /// found out first.
     Copy,
-    /// More follows, without an answer being due. `tail`: bytes of the last message that have
-    /// not arrived.
+    /// More follows; in the extended protocol no answer is due before it has come. `tail`: bytes of the
+    /// last message that have not arrived.
     More { tail: usize },
 }
 
@@ -169,10 +173,13 @@ fn more(length: usize, tail: usize) -> Cut {
 }
 
 fn single(data: &[u8], header: frame::Header) -> Cut {
-    let kind = if header.tag == b'Q' { Kind::Query } else { Kind::FunctionCall };
+    let (kind, limit) = match header.tag {
+        b'Q' => (Kind::Query, LONGEST_QUERY),
+        _ => (Kind::FunctionCall, GATHERED),
+    };
     if header.length <= data.len() {
         Cut::Unit { kind, length: header.length, end: End::Whole }
-    } else if data.len() >= GATHERED {
+    } else if data.len() >= limit {
         Cut::Unit { kind, length: data.len(), end: End::More { tail: header.length - data.len() } }
     } else {
         Cut::Short

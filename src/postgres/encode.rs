@@ -412,7 +412,7 @@ pub fn expect_single(batch: &Batch, expect: &mut VecDeque<Expect>) {
     }
 }
 
-/// Whether an answer is due at the end of this batch.
+/// Whether an answer is due at the end of this batch: a Query and a FunctionCall are sent to their end.
 pub const fn answer_due(batch: &Batch) -> bool {
-    !matches!(batch.end, End::More { .. })
+    !matches!((batch.kind, batch.end), (Kind::Extended, End::More { .. }))
 }

@@ -16,7 +16,7 @@ use super::{
     prepared::{ClientStatements, Origin, Resolved, Statement},
     relay::Outcome,
     settings::Carried,
-    unit::{Unit, bare, function_call, join, with_access},
+    unit::{Unit, bare, function_call, join, unread, with_access},
 };
 use crate::{
     inbox::Inbox,
@@ -266,8 +266,12 @@ impl Frontend {
         let body = batch::body(self.inbox.data(), 0, batch.length);
         let text = frame::split_cstring(body).map_or(body, |(text, _)| text);
         let intent = self.classify(text);
-        let intent = if intent.effects.is_empty() { intent } else { self.behind(intent, &[]) };
-        if intent.statements == 1 && !intent.effects.is_empty() {
+        let intent = match batch.end {
+            End::Whole if intent.effects.is_empty() => intent,
+            End::Whole => self.behind(intent, &[]),
+            _ => Arc::new(unread(&intent)),
+        };
+        if batch.end == End::Whole && intent.statements == 1 && !intent.effects.is_empty() {
             batch.text = std::str::from_utf8(text).ok().map(Into::into);
         }
         self.statements.drop_unnamed();

@@ -954,3 +954,72 @@ async fn copies_are_answered_as_by_the_server() {
     ])
     .await;
 }
+
+/// `length(text)`, called by its number.
+fn call_of_length(length: usize) -> Batch {
+    let (function, no_formats, one) = ([0, 0, 0x05, 0x25], [0, 0], [0, 1]);
+    let size = u32::try_from(length).expect("it is short enough").to_be_bytes();
+    let value = "x".repeat(length);
+    new().message(b'F', &[&function[..], &no_formats, &one, &size, value.as_bytes(), &[0, 0]].concat())
+}
+
+fn query_of_length(length: usize) -> String {
+    format!("SELECT length('{}')", "x".repeat(length))
+}
+
+/// Around what is gathered of a FunctionCall and of a Query.
+const LENGTHS: [usize; 5] = [64 << 10, 100_000, (1 << 20) - 100, 1 << 20, 3 << 20];
+
+fn of_each_length(script: impl Fn(usize) -> Vec<Batch>) -> Script {
+    batches(LENGTHS.iter().flat_map(|length| script(*length)).collect())
+}
+
+/// A Query, a FunctionCall: each is answered at its own end, however many pieces it is passed on in.
+#[tokio::test]
+async fn what_is_longer_than_is_gathered_is_answered_as_by_the_server() {
+    let (text, call) = (query_of_length, call_of_length);
+    let rows = (0..20_000).map(|n| format!("('row {n}', {n})")).collect::<Vec<_>>().join(", ");
+    let insert = format!("INSERT INTO t (v, n) VALUES {rows} RETURNING id");
+    let blanks = " ".repeat(3 << 20);
+    let error = format!("SELECT 1/0{blanks}");
+    same(vec![
+        ("queries", of_each_length(|n| vec![new().query(&text(n)), new().query("SELECT 1")])),
+        ("calls", of_each_length(|n| vec![call(n), new().query("SELECT 1"), call(n).query("SELECT 2")])),
+        (
+            "in one flight",
+            of_each_length(|n| vec![new().query(&text(n)).query("SELECT 1").run("SELECT $1", &["a"]).sync()]),
+        ),
+        (
+            "in a transaction",
+            of_each_length(|n| {
+                vec![new().query("BEGIN"), call(n), new().query(&text(n)), new().query("COMMIT")]
+            }),
+        ),
+        ("begins one", queries(&["BEGIN", &text(3 << 20), "SAVEPOINT s", "COMMIT", "SELECT 1"])),
+        ("an error", queries(&[&error, "SELECT 1", &format!("SELEC{blanks}"), "SELECT 1"])),
+        (
+            "in a failed transaction",
+            queries(&["BEGIN", "SELECT 1/0", &text(100_000), &text(3 << 20), "ROLLBACK", "SELECT 1"]),
+        ),
+        ("rows", queries(&[&insert, "SELECT count(*), max(n) FROM t", "SELECT lastval()"])),
+        ("a copy", queries(&[&format!("COPY t (v) TO STDOUT{blanks}"), "SELECT 1"])),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn what_stands_far_behind_in_a_long_query_counts() {
+    let blanks = " ".repeat(3 << 20);
+    let write = format!("SELECT 1;{blanks} INSERT INTO t (n) VALUES (8)");
+    let begin = format!("SELECT 1;{blanks} BEGIN");
+    let settings = format!("SET work_mem = '5MB';{blanks} SET DateStyle = German; PREPARE kept AS SELECT 1");
+    let (day, reset) = ("SELECT '2024-02-03'::date", "RESET DateStyle");
+    same(vec![
+        ("a write", queries(&[&write, "SELECT max(n) FROM t"])),
+        ("a transaction", queries(&[&begin, "DELETE FROM t", "ROLLBACK", "SELECT count(*) FROM t"])),
+        ("settings", queries(&[&settings, day, "EXECUTE kept", "SHOW work_mem", reset, day])),
+        ("nothing is left of them", queries(&[day, "EXECUTE kept", "SHOW work_mem"])),
+        ("settings of before", queries(&["SET DateStyle = German", &format!("{day}{blanks}"), day])),
+    ])
+    .await;
+}

@@ -283,3 +283,19 @@ async fn a_misspelt_hint_is_named_once_in_the_log_and_in_the_route() {
     let route = session.value("SHOW pointsman.route").await;
     assert!(!route.contains("not_understood"), "{route}");
 }
+
+#[tokio::test]
+async fn long_queries_go_where_short_ones_do_and_leave_nothing() {
+    let stage = Stage::set("CREATE TABLE t (n int)", &[]).await;
+    let session = stage.session().await;
+    let rows: Vec<String> = (0..20_000).map(|n| format!("({n})")).collect();
+    let ids: Vec<String> = (0..20_000).map(|n| n.to_string()).collect();
+
+    let read = format!("SELECT inet_server_port() WHERE 7 IN ({})", ids.join(", "));
+    let read = session.ports(&read, 4).await;
+    session.run(&format!("INSERT INTO t VALUES {}", rows.join(", "))).await;
+
+    assert!(read.iter().all(|port| stage.is_replica(*port)), "{read:?}");
+    assert_eq!(session.value("SELECT count(*) FROM t").await, "20000");
+    assert_eq!(stage.proxy.metric("pointsman_pins_total", &[]), 0.0);
+}

@@ -28,18 +28,22 @@ impl Relay<'_> {
         let rewritten = self.encode(request, &mut out)?;
         let inbox = std::mem::take(&mut self.frontend.inbox);
         let as_sent = &inbox.data()[..batch.length];
+        let mut owes_sync = false;
         if !out.is_empty() {
             if !rewritten {
                 out.extend_from_slice(as_sent);
             }
-            self.put_trailing_sync(batch, &mut out);
+            owes_sync = self.put_trailing_sync(batch, &mut out);
         }
         let result = self.send(if out.is_empty() { as_sent } else { &out }).await;
         self.frontend.inbox = inbox;
         self.backend.give_out(out);
         result?;
         match batch.end {
-            End::More { tail } => Box::pin(self.stream_tail(tail)).await,
+            End::More { tail } => {
+                Box::pin(self.stream_tail(tail)).await?;
+                if owes_sync { Box::pin(self.send(&frame::SYNC)).await } else { Ok(()) }
+            }
             // No data may go before its COPY has begun: without one the answer is due all the same.
             End::Copy => Box::pin(self.send(&frame::FLUSH)).await,
             _ => Ok(()),
@@ -96,12 +100,18 @@ impl Relay<'_> {
     }
 
     /// What goes ahead of a simple query is in the extended protocol and has no Sync of its own:
-    /// an error in it skips the query up to the Sync sent behind the query.
-    fn put_trailing_sync(&mut self, batch: &Batch, out: &mut Vec<u8>) {
-        if batch.kind != Kind::Extended && matches!(batch.end, End::Whole) {
-            out.extend_from_slice(&frame::SYNC);
-            self.backend.expect.push_back(Expect::Sync { forward: false });
+    /// an error in it skips the query up to the Sync sent behind the query. Returns whether that Sync is
+    /// still to be sent, behind what of the query has not arrived.
+    fn put_trailing_sync(&mut self, batch: &Batch, out: &mut Vec<u8>) -> bool {
+        if batch.kind == Kind::Extended {
+            return false;
         }
+        self.backend.expect.push_back(Expect::Sync { forward: false });
+        let is_whole = batch.end == End::Whole;
+        if is_whole {
+            out.extend_from_slice(&frame::SYNC);
+        }
+        !is_whole
     }
 
     /// Passes on the rest of a message that is longer than what is gathered.
