@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::sql::{
-    Effect,
+    Effect, TURNED_AROUND,
     effects::{Discard, Scope},
 };
 
@@ -154,6 +154,9 @@ impl Settings {
                 name if name.starts_with('@') => sets.add(&format!("{name} = NULL")),
                 "transaction_isolation" | "transaction_read_only" => {
                     sets.apart.push(default_transaction(name))
+                }
+                name if TURNED_AROUND.contains(&name) => {
+                    sets.add(&format!("SESSION {name} = @@GLOBAL.{name}"))
                 }
                 name => sets.add(&format!("SESSION {name} = DEFAULT")),
             }

@@ -14,7 +14,9 @@ pub(crate) mod lexer;
 
 use std::sync::Arc;
 
-pub use classify::{bound_set_config, bound_variable, classify, shows_definition, split, system_view};
+pub use classify::{
+    TURNED_AROUND, bound_set_config, bound_variable, classify, shows_definition, split, system_view,
+};
 pub use effects::{Effect, Isolation, PinReason};
 pub use hints::Hints;
 

@@ -23,6 +23,8 @@ both_makes!(
     reads_with_spatial_functions_use_replicas_by_old_names_and_new,
     writes_are_read_back_at_once_and_reads_return_to_replicas,
     settings_go_where_the_session_goes,
+    what_a_session_turned_off_is_on_for_the_next_one,
+    what_default_is_to_the_server_it_is_here,
     what_a_variable_was_set_to_is_read_as_it_was_then,
     character_sets_are_those_that_the_server_itself_would_have,
     a_setting_that_fails_keeps_the_statement_from_running,
@@ -173,6 +175,51 @@ async fn settings_go_where_the_session_goes(make: Make) {
     assert_eq!(other.run("SELECT @a").await.results[0][0][0], None);
     session.run("SET wait_timeout = DEFAULT").await;
     assert_ne!(session.value("SELECT @@wait_timeout").await, "77");
+}
+
+/// Whatever can be turned on and off, `foreign_key_checks` among it: MySQL's DEFAULT leaves that off.
+async fn what_a_session_turned_off_is_on_for_the_next_one(make: Make) {
+    let stage = Stage::on(make, "", ONE).await;
+    let primary = |what: &str| format!("/* pointsman: primary */ SELECT {what}");
+    let listed = stage.session().await.run("SHOW GLOBAL VARIABLES").await;
+    let mut turned = 0;
+
+    for row in &listed.results[0] {
+        let [Some(name), Some(value)] = &row[..] else { continue };
+        let other = match &**value {
+            "ON" => "OFF",
+            "OFF" => "ON",
+            _ => continue,
+        };
+        let mut session = stage.session().await;
+        if session.query(&format!("SET SESSION {name} = {other}")).await.is_err()
+            || session.query(&primary("1")).await.is_err()
+        {
+            continue;
+        }
+        session.send(code::QUIT, b"").await;
+
+        turned += 1;
+        let mut next = stage.session().await;
+        let (had, has) = (format!("@@GLOBAL.{name}"), format!("@@SESSION.{name}"));
+        assert_eq!(next.value(&primary(&has)).await, next.value(&primary(&had)).await, "{name}");
+    }
+
+    assert!(turned > 20, "{turned}");
+}
+
+async fn what_default_is_to_the_server_it_is_here(make: Make) {
+    let stage = Stage::on(make, "", ONE).await;
+    let sets = "SET foreign_key_checks = DEFAULT, SESSION unique_checks = DEFAULT";
+    let asks = "/* pointsman: primary */ SELECT @@foreign_key_checks + @@unique_checks";
+    let mut direct = Session::open(stage.primary_port(), APP, "").await;
+    let (mut session, mut next) = (stage.session().await, stage.session().await);
+
+    direct.run(sets).await;
+    session.run(sets).await;
+
+    assert_eq!(session.value(asks).await, direct.value(asks).await);
+    assert_eq!(next.value(asks).await, "2");
 }
 
 /// Variables are set again on every connection that the session comes to.

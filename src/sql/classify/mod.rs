@@ -17,7 +17,11 @@ mod transaction;
 mod verdict;
 
 use self::verdict::Verdict;
-pub use self::{mysql_set::bound_variable, postgres_set::bound_set_config, relations::system_view};
+pub use self::{
+    mysql_set::{TURNED_AROUND, bound_variable},
+    postgres_set::bound_set_config,
+    relations::system_view,
+};
 use super::{
     Access, Dialect, Hints, Intent, LexModes, Reason,
     catalog::{Catalog, FunctionRules},

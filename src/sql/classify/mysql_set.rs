@@ -30,6 +30,10 @@ const OF_ONE_CONNECTION: [&str; 10] = [
     "skip_replication",
 ];
 
+/// Variables that MySQL keeps the other way round and sets to the opposite of the server's value by DEFAULT
+/// (`Sys_var_bit` with `REVERSE`; seen on 9.7, not on MariaDB): to go back to that takes its name.
+pub const TURNED_AROUND: [&str; 2] = ["foreign_key_checks", "unique_checks"];
+
 /// The prefix of the proxy's own settings.
 const PROXY: &str = "pointsman_";
 
@@ -321,7 +325,7 @@ fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
         "tx_read_only" => "transaction_read_only".to_owned(),
         _ => name,
     };
-    if value.len() == 1 && value.is(0, "default") {
+    if value.len() == 1 && value.is(0, "default") && !TURNED_AROUND.contains(&&*name) {
         return Some(Outcome::Carried(Effect::Reset { name: name.into() }));
     }
     if matches!(name.as_str(), "transaction_isolation" | "transaction_read_only") {
