@@ -30,6 +30,11 @@ fn environment(command: &mut Command, stage: &Stage) {
 async fn runs(mut command: Command) -> (Stage, Output) {
     let stage = Stage::set("", &[]).await;
     let output = run(&mut command, &stage);
+    no_replica_was_asked_to_write(&stage);
+    (stage, output)
+}
+
+fn no_replica_was_asked_to_write(stage: &Stage) {
     let writes: Vec<String> = stage
         .database
         .errors_on_replicas()
@@ -37,7 +42,20 @@ async fn runs(mut command: Command) -> (Stage, Output) {
         .filter(|line| line.contains("read-only transaction"))
         .collect();
     assert_eq!(writes, Vec::<String>::new(), "writes that replicas refused");
-    (stage, output)
+}
+
+/// Runs a program twice, past the proxy and through it: it has to be told the same.
+async fn told_the_same(program: impl Fn() -> Command) {
+    let stage = Stage::set("", &[]).await;
+    let mut direct = program();
+    environment(&mut direct, &stage);
+    drivers::past_the_proxy(&mut direct, stage.primary_port());
+
+    let of_server = drivers::succeeds(&mut direct);
+    let of_proxy = run(&mut program(), &stage);
+
+    drivers::same(&of_server, &of_proxy);
+    no_replica_was_asked_to_write(&stage);
 }
 
 fn run(command: &mut Command, stage: &Stage) -> Output {
@@ -86,6 +104,16 @@ async fn jdbc_notices_nothing() {
     let mut command = Command::new("java");
     command.args(["-cp", "/usr/share/java/postgresql.jar"]).arg(drivers::script("Jdbc.java"));
     runs(command).await;
+}
+
+#[tokio::test]
+async fn the_pg_functions_of_php_notice_nothing() {
+    told_the_same(|| drivers::php("pgsql.php")).await;
+}
+
+#[tokio::test]
+async fn pdo_notices_nothing() {
+    told_the_same(|| drivers::php("pdo.php")).await;
 }
 
 #[tokio::test]

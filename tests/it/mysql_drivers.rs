@@ -76,6 +76,13 @@ async fn runs(command: Command) -> (Stage, Output) {
 }
 
 fn runs_on(stage: Stage, mut command: Command) -> (Stage, Output) {
+    environment(&mut command, &stage);
+    let output = drivers::succeeds(&mut command);
+    (stage, output)
+}
+
+/// Tells a client program where the proxy is and which port is whose.
+fn environment(command: &mut Command, stage: &Stage) {
     let replicas: Vec<String> =
         stage.cluster.nodes()[1..].iter().map(|node| node.port().to_string()).collect();
     command
@@ -87,8 +94,6 @@ fn runs_on(stage: Stage, mut command: Command) -> (Stage, Output) {
         .env("PRIMARY_PORT", stage.primary_port().to_string())
         .env("REPLICA_PORTS", replicas.join(","))
         .env("PYTHONDONTWRITEBYTECODE", "1");
-    let output = drivers::succeeds(&mut command);
-    (stage, output)
 }
 
 async fn python(name: &str) {
@@ -156,6 +161,34 @@ async fn the_command_line_client_notices_nothing() {
     let primary = format!("primary: {}", stage.primary_port());
     for expected in ["rows: 3", "   id: 2", "title: two", "first", "second", "sourced", "kept: 3", &primary] {
         assert!(text.contains(expected), "{expected}: {text}");
+    }
+}
+
+/// Programs that run twice, past the proxy and through it, and have to be told the same.
+mod compared {
+    use super::*;
+    use crate::both_makes;
+
+    both_makes!(mysqli_notices_nothing, pdo_notices_nothing);
+
+    async fn told_the_same(make: Make, program: impl Fn() -> Command) {
+        let stage = Stage::on(make, "", &[]).await;
+        let mut direct = program();
+        environment(&mut direct, &stage);
+        drivers::past_the_proxy(&mut direct, stage.primary_port());
+
+        let of_server = drivers::succeeds(&mut direct);
+        let (_stage, of_proxy) = runs_on(stage, program());
+
+        drivers::same(&of_server, &of_proxy);
+    }
+
+    async fn mysqli_notices_nothing(make: Make) {
+        told_the_same(make, || drivers::php("mysqli.php")).await;
+    }
+
+    async fn pdo_notices_nothing(make: Make) {
+        told_the_same(make, || drivers::php("pdo.php")).await;
     }
 }
 

@@ -23,6 +23,30 @@ pub fn python(name: &str) -> Command {
     command
 }
 
+/// A script in PHP, which may send files.
+pub fn php(name: &str) -> Command {
+    let mut command = Command::new("php");
+    command.args(["-d", "mysqli.allow_local_infile=1", "-d", "display_errors=stderr"]).arg(script(name));
+    command
+}
+
+/// Has a program use the primary itself: it is all there is.
+pub fn past_the_proxy(command: &mut Command, primary: u16) {
+    for name in ["POINTSMAN_PORT", "REPLICA_PORTS", "PGPORT"] {
+        command.env(name, primary.to_string());
+    }
+}
+
+/// Fails with the first line in which the second output is not the first one.
+pub fn same(of_server: &Output, of_proxy: &Output) {
+    let [of_server, of_proxy] = [of_server, of_proxy].map(|output| String::from_utf8_lossy(&output.stdout));
+    assert!(of_server.lines().count() > 10, "nothing was compared: {of_server}");
+    for (at, (server, proxy)) in of_server.lines().zip(of_proxy.lines()).enumerate() {
+        assert_eq!(proxy, server, "line {}", at + 1);
+    }
+    assert_eq!(of_proxy.lines().count(), of_server.lines().count());
+}
+
 /// Runs a program; fails with what it said when it fails.
 pub fn succeeds(command: &mut Command) -> Output {
     let output =
