@@ -13,7 +13,7 @@ use super::one_line;
 use crate::{
     cluster::{Cluster, Database},
     protocol::{Backend, ConnectFault, Fault, Identity, Protocol},
-    sql::catalog::Catalog,
+    sql::{catalog::Catalog, effects::Ending},
     topology::{Node, Role, State},
 };
 
@@ -147,14 +147,34 @@ async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<(
     let identity = Identity { database: database.name.clone(), ..Identity::clone(&identity) };
     let link = cluster.link.load_full();
     let timeout = cluster.config.load().monitor.catalog_timeout();
-    let reading = async {
-        let mut backend = P::Backend::connect(&node.address, &link, &identity, Role::Unknown).await?;
-        Ok((backend.catalog().await?, is_newest))
-    };
-    let Ok(read) = tokio::time::timeout(timeout, reading).await else {
-        return Err(Unread::Hopeless(format!("it took longer than {timeout:?}")));
-    };
-    read
+    let deadline = tokio::time::Instant::now() + timeout;
+    let too_long = || Unread::Hopeless(format!("it took longer than {timeout:?}"));
+    let login = P::Backend::connect(&node.address, &link, &identity, Role::Unknown);
+    let mut backend = tokio::time::timeout_at(deadline, login).await.map_err(|_| too_long())??;
+    match tokio::time::timeout_at(deadline, backend.catalog()).await {
+        Ok(read) => Ok((read?, is_newest)),
+        Err(_) => {
+            cancel(cluster, &node.address, &identity, &backend).await;
+            Err(too_long())
+        }
+    }
+}
+
+/// Ends a question that nobody waits for any more: a server that waits for a lock goes on waiting, whoever
+/// has left, and every attempt would add one.
+async fn cancel<P: Protocol>(
+    cluster: &Cluster<P>,
+    address: &str,
+    identity: &Identity<P>,
+    asked: &P::Backend,
+) {
+    let link = cluster.link.load_full();
+    let timeout = cluster.config.load().monitor.timeout;
+    let key = asked.cancel_key();
+    let cancel = P::Backend::cancel(address, &link, identity, &key, Ending::STATEMENT);
+    if !matches!(tokio::time::timeout(timeout, cancel).await, Ok(Ok(()))) {
+        tracing::info!(cluster = %cluster.name, node = address, "a reading of the catalog could not be cancelled");
+    }
 }
 
 fn refused(code: [u8; 5], said: String) -> Unread {

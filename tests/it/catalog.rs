@@ -1,8 +1,8 @@
 //! What the server's catalog says of functions, views and tables decides where a statement runs.
 
-use pointsman::demo::servers::{APP, MONITOR};
+use pointsman::demo::servers::{APP, Login, MONITOR, SUPERUSER};
 
-use crate::support::{Database, Proxy, Stage, cluster, eventually};
+use crate::support::{Database, Proxy, Session, Stage, cluster, eventually};
 
 #[tokio::test]
 async fn functions_are_judged_by_the_catalog_of_their_own_database() {
@@ -235,6 +235,32 @@ async fn a_catalog_that_may_not_be_read_is_told_of_and_waited_for_by_nobody() {
 
     proxy.wait_for_log("the catalog cannot be read").await;
     assert_eq!(session.value("SELECT count(*) FROM t").await, "1");
+}
+
+#[tokio::test]
+async fn a_reading_of_the_catalog_that_takes_too_long_ends_on_the_server_as_well() {
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, "CREATE TABLE t (x int)");
+    let locker = Session::open(&superuser_of(&database)).await;
+    locker.run("BEGIN; LOCK TABLE pg_policy IN ACCESS EXCLUSIVE MODE").await;
+    let proxy = Proxy::start(cluster, &["cluster.monitor.timeout = '300ms'"]).await;
+    let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'pg_policy'::regclass AND NOT granted";
+
+    let dsn = proxy.dsn(&database.name);
+    let session = tokio::spawn(async move { Session::open(&dsn).await });
+    eventually("the catalog is asked for", async || database.ask(0, waiting) == "1").await;
+    proxy.wait_for_log("the catalog cannot be read").await;
+
+    eventually("nobody asks any more", async || database.ask(0, waiting) == "0").await;
+    session.await.expect("it is let in");
+    locker.run("COMMIT").await;
+}
+
+/// A way past the proxy to the primary.
+fn superuser_of(database: &Database<'_>) -> String {
+    let Login { name, password } = SUPERUSER;
+    let port = cluster::shared().node(0).port();
+    format!("host=127.0.0.1 port={port} user={name} password='{password}' dbname={}", database.name)
 }
 
 /// How a definition is changed.
