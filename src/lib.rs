@@ -11,6 +11,7 @@ pub mod demo;
 pub mod discovery;
 pub mod doctor;
 pub mod floors;
+pub mod greetings;
 pub mod inbox;
 pub mod line;
 pub mod listener;

@@ -13,7 +13,10 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::topology::{ProbeCounter, Snapshot, board::Traffic};
+use crate::{
+    route::Floor,
+    topology::{Incarnation, ProbeCounter, ProbeNumber, Snapshot, board::Traffic},
+};
 
 /// How long the nodes are probed at `fast_interval` for whoever wants a position: the primary for that
 /// of a write, the replicas until they have replayed it.
@@ -87,6 +90,15 @@ impl Topology {
         wanted > 0
             && (self.started.elapsed().as_micros() as u64).saturating_sub(wanted)
                 < WANTED_FOR.as_micros() as u64
+    }
+
+    /// What the server at `address` had answered when `after` was the last probe sent: the next one bounds it.
+    pub fn unsampled(&self, address: &str, after: ProbeNumber) -> Floor {
+        let snapshot = self.snapshot.load();
+        // A node without facts has answered nothing: any later sample is of another incarnation.
+        let incarnation = snapshot.find(address).and_then(|node| node.incarnation.clone());
+        let incarnation = incarnation.unwrap_or_else(|| Incarnation { system: Arc::from(""), started: 0 });
+        Floor::Unsampled { incarnation, after }
     }
 
     /// Traffic had trouble with a node.

@@ -73,8 +73,22 @@ struct Ended {
     database: Arc<Database>,
     /// What the catalog shows of its names and of its code, if it was read.
     shown: (u64, u64),
-    /// `false`: by a replica beside a primary, which may have newer ones.
-    result: Result<bool, Unread>,
+    begun: Instant,
+    result: Result<Told, Unread>,
+}
+
+/// Who told a catalog, and what beside it.
+struct Told {
+    address: Arc<str>,
+    /// `false`: a replica beside a primary, which may have newer ones.
+    is_newest: bool,
+    role_settings: Option<u64>,
+}
+
+/// What roles and databases begin sessions with, as a catalog told last; since when it is known.
+struct RoleSettings {
+    digest: u64,
+    since: Instant,
 }
 
 impl Default for Reading {
@@ -99,11 +113,13 @@ impl Reading {
 pub(super) async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let mut known: HashMap<Arc<str>, Reading> = HashMap::new();
     let mut running = FuturesUnordered::new();
+    let mut role_settings: Option<RoleSettings> = None;
     let mut tick = tokio::time::interval(SPACING);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             Some(ended) = running.next(), if !running.is_empty() => {
+                note_role_settings(&cluster, &mut role_settings, &ended);
                 note(&cluster, &mut known, ended);
                 continue;
             }
@@ -127,16 +143,16 @@ pub(super) async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
 async fn read<P: Protocol>(cluster: &Cluster<P>, database: Arc<Database>) -> Ended {
     database.stale.store(false, Ordering::Release);
     let shown = (database.names.so_far(), database.code.so_far());
-    let result = ask(cluster, &database).await.map(|(catalog, is_newest)| {
+    let begun = Instant::now();
+    let result = ask(cluster, &database).await.map(|(catalog, told)| {
         database.set_catalog(catalog);
-        is_newest
+        told
     });
-    Ended { database, shown, result }
+    Ended { database, shown, begun, result }
 }
 
-/// Reads one database's catalog, on the primary if there is one; `false` where a replica told it though
-/// there is.
-async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<(Catalog, bool), Unread> {
+/// Reads one database's catalog, on the primary if there is one.
+async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<(Catalog, Told), Unread> {
     let snapshot = cluster.topology.load_full();
     // A suspect one answers, more often than not.
     let usable = |node: &&Node| matches!(node.state, State::Up | State::Suspect);
@@ -152,7 +168,11 @@ async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<(
     let login = P::Backend::connect(&node.address, &link, &identity, Role::Unknown);
     let mut backend = tokio::time::timeout_at(deadline, login).await.map_err(|_| too_long())??;
     match tokio::time::timeout_at(deadline, backend.catalog()).await {
-        Ok(read) => Ok((read?, is_newest)),
+        Ok(read) => {
+            let catalog = read?;
+            let (address, role_settings) = (node.address.clone(), catalog.role_settings);
+            Ok((catalog, Told { address, is_newest, role_settings }))
+        }
         Err(_) => {
             cancel(cluster, &node.address, &identity, &backend).await;
             Err(too_long())
@@ -202,10 +222,28 @@ impl From<Fault> for Unread {
     }
 }
 
+/// What was set past the proxy counts for connections that are opened from then on: as what passes
+/// through, it is to count for all.
+fn note_role_settings<P: Protocol>(cluster: &Cluster<P>, known: &mut Option<RoleSettings>, ended: &Ended) {
+    let Ok(told @ Told { is_newest: true, role_settings: Some(digest), .. }) = &ended.result else { return };
+    match known {
+        // Another database's catalog was read meanwhile, and may show what is newer.
+        Some(known) if known.digest == *digest || ended.begun < known.since => return,
+        Some(_) => {
+            let topology = &cluster.topology;
+            let floor = topology.unsampled(&told.address, topology.probes.current());
+            cluster.accounts_changed(&told.address, floor);
+            topology.want_position();
+        }
+        None => {}
+    }
+    *known = Some(RoleSettings { digest: *digest, since: Instant::now() });
+}
+
 fn note<P: Protocol>(cluster: &Cluster<P>, known: &mut HashMap<Arc<str>, Reading>, ended: Ended) {
-    let Ended { database, shown, result } = ended;
+    let Ended { database, shown, result, .. } = ended;
     // Where nobody has ever been able to read it, nobody waits for it.
-    if matches!(result, Ok(true)) || database.readings() == 0 {
+    if matches!(result, Ok(Told { is_newest: true, .. })) || database.readings() == 0 {
         database.names.knows(shown.0);
         database.code.knows(shown.1);
     }

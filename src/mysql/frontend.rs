@@ -19,6 +19,7 @@ use super::{
     settings::{Carried, NAMES},
 };
 use crate::{
+    greetings::Since,
     inbox::Inbox,
     metrics::ClusterMetrics,
     protocol::{Fault, Identity, ReaderContext, Request, Transaction},
@@ -91,6 +92,8 @@ pub struct Startup {
     pub schema: Option<String>,
     pub collation: u8,
     pub compression: Option<Algorithm>,
+    /// When nobody knew what it is to be told.
+    pub unknown_since: Option<Since>,
 }
 
 impl Frontend {
@@ -114,6 +117,7 @@ impl Frontend {
                 schema: login.schema,
                 collation: login.collation,
                 compression: login.compression,
+                unknown_since: None,
             }),
             sequence: login.sequence.wrapping_add(1),
             unconsumed: 0,
@@ -294,7 +298,12 @@ impl Frontend {
         self.stream = login.stream;
         self.inbox = login.inbox;
         self.sequence = login.sequence.wrapping_add(1);
-        self.startup = Some(Startup { schema: login.schema, collation: login.collation, compression: None });
+        self.startup = Some(Startup {
+            schema: login.schema,
+            collation: login.collation,
+            compression: None,
+            unknown_since: None,
+        });
         self.statements.clear();
         self.own.clear();
         self.reads_only = false;

@@ -28,14 +28,12 @@ use super::{
 use crate::{
     cluster::Parts,
     config,
+    greetings::{Greetings, Since},
     protocol::{ConnectFault, Greeting, Identity, LoginFault, TurnedAway, VerifierSource},
     refusal::{Refusal, RefusalKind},
     tls::{self, ServerTls},
     topology::Role,
 };
-
-/// Greetings that are remembered: one per user and schema.
-const MAX_GREETINGS: usize = 1024;
 
 /// What clients are offered, as far as every server has it.
 const OFFERED: u64 = EVERYBODYS | FLAVOURS | can::CONNECT_WITH_DB | can::INTERACTIVE | can::MULTI_STATEMENTS;
@@ -85,7 +83,7 @@ pub struct Shared {
     known: Notify,
     numbers: AtomicU32,
     pub(super) vault: Vault,
-    greetings: Mutex<HashMap<GreetingKey, Arc<Known>>>,
+    greetings: Greetings<GreetingKey, Known>,
     /// When each server process was started, by its own clock.
     started: Mutex<HashMap<Box<str>, i64>>,
 }
@@ -105,7 +103,7 @@ impl Default for Shared {
             known: Notify::new(),
             numbers: AtomicU32::new(rand::random::<u32>() >> 1),
             vault: Vault::default(),
-            greetings: Mutex::default(),
+            greetings: Greetings::default(),
             started: Mutex::default(),
         }
     }
@@ -158,16 +156,18 @@ impl Shared {
         self.known.notify_waiters();
     }
 
-    pub(super) fn greeting(&self, user: &Arc<str>, schema: Option<&str>) -> Option<Arc<Known>> {
-        self.greetings.lock().get(&(user.clone(), schema.map(Into::into))).cloned()
+    pub(super) fn greeting(&self, user: &Arc<str>, schema: Option<&str>) -> Result<Arc<Known>, Since> {
+        self.greetings.find(&(user.clone(), schema.map(Into::into)))
     }
 
-    pub(super) fn remember(&self, user: &Arc<str>, schema: Option<&str>, greeting: &Arc<Known>) {
-        let mut greetings = self.greetings.lock();
-        if greetings.len() >= MAX_GREETINGS {
-            greetings.clear();
-        }
-        greetings.insert((user.clone(), schema.map(Into::into)), greeting.clone());
+    pub(super) fn remember(
+        &self,
+        user: &Arc<str>,
+        schema: Option<&str>,
+        greeting: &Arc<Known>,
+        since: Since,
+    ) {
+        self.greetings.remember((user.clone(), schema.map(Into::into)), greeting, since);
     }
 
     /// The start of a server's process in microseconds, the same at every reading.
@@ -230,7 +230,7 @@ impl Gate {
     }
 
     pub(super) fn forget_greetings(&self) {
-        self.shared.greetings.lock().clear();
+        self.shared.greetings.forget();
     }
 }
 

@@ -32,9 +32,15 @@ const MARIADB_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @
 const MYSQL_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.transaction_isolation";
 
 impl Frontend {
-    pub(super) fn known_greeting(&self) -> Option<Arc<Greeting>> {
-        let startup = self.startup.as_ref()?;
-        self.gate.shared.greeting(&self.user, startup.schema.as_deref())
+    pub(super) fn known_greeting(&mut self) -> Option<Arc<Greeting>> {
+        let startup = self.startup.as_mut()?;
+        match self.gate.shared.greeting(&self.user, startup.schema.as_deref()) {
+            Ok(greeting) => Some(greeting),
+            Err(since) => {
+                startup.unknown_since.get_or_insert(since);
+                None
+            }
+        }
     }
 
     /// Asks a server what sessions begin with, and for the schema.
@@ -66,8 +72,10 @@ impl Frontend {
     }
 
     pub(super) fn remember_greeting(&self, greeting: &Arc<Greeting>) {
-        let schema = self.startup.as_ref().and_then(|startup| startup.schema.as_deref());
-        self.gate.shared.remember(&self.user, schema, greeting);
+        let Some(startup) = &self.startup else { return };
+        if let Some(since) = startup.unknown_since {
+            self.gate.shared.remember(&self.user, startup.schema.as_deref(), greeting, since);
+        }
     }
 
     /// Tells the client that it is in.

@@ -144,12 +144,18 @@ impl Frontend {
         }
     }
 
-    pub(super) fn known_greeting(&self) -> Option<Arc<super::welcome::Greeting>> {
-        self.origins.greeting(self.greeting_key())
+    pub(super) fn known_greeting(&mut self) -> Option<Arc<super::welcome::Greeting>> {
+        let known = self.origins.greeting(self.greeting_key());
+        if let (Err(since), Some(startup)) = (&known, &mut self.startup) {
+            startup.unknown_since.get_or_insert(*since);
+        }
+        known.ok()
     }
 
     pub(super) fn remember_greeting(&self, greeting: &Arc<super::welcome::Greeting>) {
-        self.origins.remember(self.greeting_key(), greeting);
+        if let Some(since) = self.startup.as_ref().and_then(|startup| startup.unknown_since) {
+            self.origins.remember(self.greeting_key(), greeting, since);
+        }
     }
 
     /// The text of the first statement of an extended batch, where it is known.

@@ -21,14 +21,12 @@ use super::{
 use crate::{
     cluster::Parts,
     config,
+    greetings::{Greetings, Since},
     protocol::{ConnectFault, Greeting, Identity, LoginFault, TurnedAway, VerifierSource},
     refusal::{Refusal, RefusalKind},
     sql::Intent,
     tls::{self, ServerTls},
 };
-
-/// Greetings that are remembered: one per user, database and set of startup parameters.
-const MAX_GREETINGS: usize = 1024;
 
 /// Statement texts that sessions share.
 const MAX_INTERNED: usize = 100_000;
@@ -47,7 +45,7 @@ type GreetingKey = (Arc<str>, Arc<str>, u128);
 
 /// What outlives a reload.
 pub struct Shared {
-    greetings: Mutex<HashMap<GreetingKey, Arc<Known>>>,
+    greetings: Greetings<GreetingKey, Known>,
     interned: Mutex<HashMap<u128, Weak<Statement>>>,
     mock: Arc<login::scram::MockSecret>,
 }
@@ -55,7 +53,7 @@ pub struct Shared {
 impl Default for Shared {
     fn default() -> Self {
         Self {
-            greetings: Mutex::default(),
+            greetings: Greetings::default(),
             interned: Mutex::default(),
             mock: Arc::new(login::scram::MockSecret::random()),
         }
@@ -82,7 +80,7 @@ impl Gate {
     }
 
     pub(super) fn forget_greetings(&self) {
-        self.shared.greetings.lock().clear();
+        self.shared.greetings.forget();
     }
 }
 
@@ -158,16 +156,12 @@ impl Origins {
         (self.user.clone(), self.database.clone(), settings)
     }
 
-    pub(super) fn greeting(&self, settings: u128) -> Option<Arc<Known>> {
-        self.shared.greetings.lock().get(&self.key(settings)).cloned()
+    pub(super) fn greeting(&self, settings: u128) -> Result<Arc<Known>, Since> {
+        self.shared.greetings.find(&self.key(settings))
     }
 
-    pub(super) fn remember(&self, settings: u128, greeting: &Arc<Known>) {
-        let mut greetings = self.shared.greetings.lock();
-        if greetings.len() >= MAX_GREETINGS {
-            greetings.clear();
-        }
-        greetings.insert(self.key(settings), greeting.clone());
+    pub(super) fn remember(&self, settings: u128, greeting: &Arc<Known>, since: Since) {
+        self.shared.greetings.remember(self.key(settings), greeting, since);
     }
 
     /// One copy of a statement for all sessions that prepare it; `text`: of its `body`.

@@ -12,6 +12,7 @@ use super::{
     settings::{Carried, Settings, quote_literal},
 };
 use crate::{
+    greetings::Since,
     protocol::{Begins, CancelKey, Fault, ReaderContext, Welcomed},
     refusal::{Refusal, RefusalKind},
     sql::{
@@ -28,6 +29,8 @@ pub struct StartupRequest {
     /// `pointsman.…` settings.
     pub commands: Vec<ProxyCommand>,
     pub minor: u16,
+    /// When nobody knew what it is to be told.
+    pub unknown_since: Option<Since>,
 }
 
 /// What every client with the same user, database and startup settings is told.

@@ -139,7 +139,7 @@ impl<P: Protocol> Session<P> {
         let current = self.cluster.topology.probes.current();
         let floor = match &reply.wrote {
             Some(position) => Floor::At(position.clone()),
-            None => self.unsampled(held.address(), current),
+            None => self.cluster.topology.unsampled(held.address(), current),
         };
         for writing in noted.0.into_iter().flatten() {
             writing.end(&floor, current);
@@ -157,7 +157,7 @@ impl<P: Protocol> Session<P> {
         let after = self.cluster.topology.probes.current();
         if held.role == Role::Primary {
             self.seen = None;
-            let floor = self.unsampled(held.address(), after);
+            let floor = self.cluster.topology.unsampled(held.address(), after);
             self.state.floor.raise(&floor, after);
         } else {
             let incarnation =
@@ -166,14 +166,6 @@ impl<P: Protocol> Session<P> {
             self.seen = Some(Seen { target, incarnation, after });
         }
         self.cluster.topology.want_position();
-    }
-
-    fn unsampled(&self, address: &str, after: ProbeNumber) -> Floor {
-        let snapshot = self.cluster.topology.load();
-        // A node without facts has answered nothing: any later sample is of another incarnation.
-        let incarnation = snapshot.find(address).and_then(|node| node.incarnation.clone());
-        let incarnation = incarnation.unwrap_or_else(|| Incarnation { system: Arc::from(""), started: 0 });
-        Floor::Unsampled { incarnation, after }
     }
 
     /// Whether the last answer may count for monotonic reads. On the primary any may: also a statement

@@ -1,6 +1,6 @@
 //! What the server's catalog says of functions, views and tables decides where a statement runs.
 
-use pointsman::demo::servers::{APP, Login, MONITOR, SUPERUSER};
+use pointsman::demo::servers::{APP, Login, MONITOR, PgCluster, SUPERUSER};
 
 use crate::support::{Database, Proxy, Session, Stage, cluster, eventually};
 
@@ -374,4 +374,84 @@ async fn sessions_that_begin_after_a_default_was_changed_have_it_wherever_they_a
     assert_ne!(new.port().await, cluster.node(0).port(), "its transactions only read");
     new.run("COMMIT").await;
     assert_eq!(new.error("CREATE TABLE t (x int)").await, "25006");
+}
+
+/// A setting of the database for sessions that begin, with what shows it on every node.
+fn zone_everywhere(cluster: &PgCluster) -> Vec<String> {
+    let show =
+        |address: String| format!("/* pointsman: node={address} */ SELECT current_setting('TimeZone')");
+    cluster.addresses().into_iter().map(show).collect()
+}
+
+#[tokio::test]
+async fn a_default_that_was_changed_past_the_proxy_is_known_with_the_next_reading() {
+    let cluster = cluster::shared();
+    let database = Database::create(cluster);
+    let proxy = Proxy::start(cluster, &["cluster.monitor.catalog_refresh = '200ms'"]).await;
+    let session = proxy.session(&database.name).await;
+    let on_all = zone_everywhere(cluster);
+    for sql in &on_all {
+        session.value(sql).await;
+    }
+    eventually("the catalog was read once and more", async || {
+        database.calls("FROM pg_catalog.pg_event_trigger").on_primary() > 1
+    })
+    .await;
+
+    for zone in ["Asia/Karachi", "Asia/Tashkent"] {
+        database.ask(0, &format!("ALTER DATABASE {} SET TimeZone = '{zone}'", database.name));
+
+        for sql in &on_all {
+            eventually("sessions that begin have it", async || {
+                proxy.session(&database.name).await.value(sql).await == zone
+            })
+            .await;
+        }
+    }
+}
+
+/// A login asks a server what its session begins with, and the server is slow to answer: what it says is
+/// of before.
+#[tokio::test]
+async fn what_a_session_is_told_that_began_before_a_default_was_changed_is_not_told_to_others() {
+    let cluster = cluster::shared();
+    let database = Database::create(cluster);
+    let proxy = Proxy::start(cluster, &[]).await;
+    let session = proxy.session(&database.name).await;
+    let on_all = zone_everywhere(cluster);
+    for sql in &on_all {
+        session.value(sql).await;
+    }
+    // What checks this setting reads a catalog of its database.
+    let options = "options='-c default_text_search_config=pg_catalog.simple'";
+    let dsn = format!("{} {options}", proxy.dsn(&database.name));
+    let locker = Session::open(&superuser_of(&database)).await;
+    locker.run("BEGIN; LOCK TABLE pg_ts_config IN ACCESS EXCLUSIVE MODE").await;
+    let locks = |node: usize, which: &str| {
+        let locks = "SELECT count(*) FROM pg_locks WHERE relation = 'pg_ts_config'::regclass";
+        database.ask(node, &format!("{locks} AND {which}")) != "0"
+    };
+    // Replicas are told of the lock with the next commit.
+    database.ask(0, "SELECT pg_logical_emit_message(true, '', '')");
+    eventually("it is locked everywhere", async || (0..3).all(|node| locks(node, "granted"))).await;
+    let early = tokio::spawn({
+        let dsn = dsn.clone();
+        async move { Session::open(&dsn).await }
+    });
+    eventually("it waits for its greeting", async || (0..3).any(|node| locks(node, "NOT granted"))).await;
+
+    session.run(&format!("ALTER DATABASE {} SET TimeZone = 'Asia/Karachi'", database.name)).await;
+    session.run(&format!("ALTER DATABASE {} SET default_transaction_read_only = on", database.name)).await;
+    for sql in &on_all {
+        eventually("every node has it", async || {
+            proxy.session(&database.name).await.value(sql).await == "Asia/Karachi"
+        })
+        .await;
+    }
+    locker.run("COMMIT").await;
+    early.await.expect("it is let in");
+
+    let late = Session::open(&dsn).await;
+    late.run("BEGIN").await;
+    assert_ne!(late.port().await, cluster.node(0).port(), "its transactions only read");
 }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use self::{
     bodies::Bodies,
     builtins::Builtins,
-    queries::{BUILTINS, DATABASE, FUNCTIONS, RELATIONS, RELATIVES},
+    queries::{BUILTINS, DATABASE, FUNCTIONS, RELATIONS, RELATIVES, ROLE_SETTINGS},
 };
 use super::backend::{Backend, Row};
 use crate::{
@@ -17,13 +17,14 @@ use crate::{
     sql::catalog::{self, Catalog, EventTriggers, Link, Relation, UserFunction},
 };
 
-/// Reads the catalog in five round trips.
+/// Reads the catalog in six round trips.
 pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let functions = server.query_all(FUNCTIONS).await?;
     let relations = server.query_all(RELATIONS).await?;
     let builtins = server.query_all(BUILTINS).await?;
     let relatives = server.query_all(RELATIVES).await?;
     let database = server.query_all(DATABASE).await?;
+    let role_settings = role_settings(server).await?;
     let known = Builtins::read(&builtins);
     let links: Vec<Link<'_>> = relatives.iter().filter_map(read_link).collect();
     let mut bodies = Bodies::read(&functions, &known);
@@ -39,7 +40,17 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     }
     catalog.writing_operators = database.first().is_some_and(|row| is_true(row, 0));
     catalog.version = catalog::version(&[&functions, &relations, &builtins, &relatives, &database]);
+    catalog.role_settings = role_settings;
     Ok(catalog)
+}
+
+/// Everybody may read them, unless somebody took that away.
+async fn role_settings(server: &mut Backend) -> Result<Option<u64>, Fault> {
+    match server.query_all(ROLE_SETTINGS).await {
+        Ok(rows) => Ok(Some(catalog::version(&[&rows]))),
+        Err(Fault::Refused(refused)) if refused.code == *b"42501" => Ok(None),
+        Err(fault) => Err(fault),
+    }
 }
 
 fn judge(

@@ -113,6 +113,10 @@ UNION SELECT p.relname, c.relname, false FROM pg_catalog.pg_constraint k \
  WHERE k.contype = 'f' AND (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd')) \
 ORDER BY 1, 2";
 
+/// What ALTER ROLE and ALTER DATABASE … SET have set, of all databases.
+pub(super) const ROLE_SETTINGS: &str = "\
+SELECT setdatabase::text, setrole::text, setconfig::text FROM pg_catalog.pg_db_role_setting ORDER BY 1, 2";
+
 /// Whether there are operators over functions of users that write (whatever uses them does), and the
 /// functions that changes of definitions set off.
 pub(super) const DATABASE: &str = "\
