@@ -12,6 +12,7 @@ use super::{
     Session,
     cancel::{Call, Entry},
     consistency::Noted,
+    own::Way,
     state::{Run, ends_transaction},
 };
 use crate::{
@@ -57,6 +58,12 @@ pub(super) struct Attempt {
     pub forget_last: bool,
     /// How many new definitions the catalog told of when it was judged, or a moment later.
     pub definitions: u64,
+}
+
+impl Attempt {
+    pub fn way(&self) -> Way {
+        Way { why: self.why, reason: self.run.reason, waited: self.waited }
+    }
 }
 
 /// What comes after an attempt that did not answer.
@@ -291,17 +298,19 @@ impl<P: Protocol> Session<P> {
         let took = now.duration_since(attempt.began);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, took);
         // A driver prepares the question where the last statement went ahead of asking it.
+        let fingerprint = request.intent.fingerprint;
+        let way = attempt.way();
         if self.frontend.runs_any(request) {
-            self.route.note(held.address(), attempt.why, reason, attempt.waited);
+            self.route.note(held.address(), fingerprint, way);
             self.route.note_misspelt(&request.intent.hints.unknown);
         } else {
             let goes_on = self.state.transaction == Transaction::Unit;
-            self.route.note_prepared(attempt.why, reason, attempt.waited, goes_on);
+            self.route.note_prepared(fingerprint, way, goes_on);
         }
         self.log_if_slow(request, attempt, held.address(), took);
         self.cluster.recent.add(|| Routed {
             at: SystemTime::now(),
-            fingerprint: request.intent.fingerprint,
+            fingerprint,
             node: held.address().clone(),
             access: attempt.run.access,
             reason,

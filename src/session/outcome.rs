@@ -183,7 +183,7 @@ impl<P: Protocol> Session<P> {
         self.state.learn(&request.intent, reply.transaction, reply.failed, true);
         self.wrote(&held, &reply, noted);
         let address = held.address().clone();
-        self.count(attempt, &address, held.role);
+        self.count(&request.intent, attempt, &address, held.role);
         held.release(Fate::Reuse, Instant::now());
         Next::Over(self.frontend.answer(request, Answer::Done, Transaction::Idle).await)
     }

@@ -134,15 +134,25 @@ pub struct LastRoute {
     waited: Duration,
     /// What its hints said that means nothing.
     misspelt: Vec<Box<str>>,
-    /// How the statement was routed that was prepared in a pipeline which is to run it.
-    ahead: Option<(Option<Why>, Reason, Duration)>,
+    /// How the statement of this fingerprint was routed that was prepared in a pipeline which may run it.
+    ahead: Option<(u64, Way)>,
+}
+
+/// How a request got its connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// `None`: it was kept.
+    pub why: Option<Why>,
+    pub reason: Reason,
+    pub waited: Duration,
 }
 
 impl LastRoute {
-    pub fn note(&mut self, node: &Arc<str>, why: Option<Why>, reason: Reason, waited: Duration) {
-        // Kept by its own pipeline: what was prepared there chose the connection.
-        let (why, reason, waited) =
-            self.ahead.take().filter(|_| why.is_none()).unwrap_or((why, reason, waited));
+    pub fn note(&mut self, node: &Arc<str>, fingerprint: u64, routed: Way) {
+        // Kept by its own pipeline, where it was prepared: that chose the connection.
+        let own = |(prepared, _): &(u64, Way)| routed.why.is_none() && *prepared == fingerprint;
+        let Way { why, reason, waited } =
+            self.ahead.take().filter(own).map_or(routed, |(_, prepared)| prepared);
         if !self.node.as_ref().is_some_and(|known| Arc::ptr_eq(known, node)) {
             self.node = Some(node.clone());
         }
@@ -152,8 +162,12 @@ impl LastRoute {
     }
 
     /// A statement was prepared, and nothing run. `goes_on`: what follows belongs to the same pipeline.
-    pub fn note_prepared(&mut self, why: Option<Why>, reason: Reason, waited: Duration, goes_on: bool) {
-        self.ahead = goes_on.then_some((why, reason, waited));
+    pub fn note_prepared(&mut self, fingerprint: u64, routed: Way, goes_on: bool) {
+        // What is only described behind that was routed when it was prepared.
+        let again = self.ahead.is_some_and(|(prepared, _)| prepared == fingerprint) && routed.why.is_none();
+        if !(again && goes_on) {
+            self.ahead = goes_on.then_some((fingerprint, routed));
+        }
     }
 
     pub fn note_misspelt(&mut self, items: &[Box<str>]) {

@@ -109,7 +109,7 @@ impl<P: Protocol> Session<P> {
             }
         };
         if !elsewhere {
-            self.count(attempt, &address, role);
+            self.count(&request.intent, attempt, &address, role);
             let transaction = self.after_refusal(&refused, &request.intent);
             return Next::Over(self.frontend.deliver(request, refused, transaction).await);
         }
@@ -302,10 +302,10 @@ impl<P: Protocol> Session<P> {
         self.state.transaction
     }
 
-    pub(super) fn count(&mut self, attempt: &Attempt, address: &Arc<str>, role: Role) {
+    pub(super) fn count(&mut self, intent: &Intent, attempt: &Attempt, address: &Arc<str>, role: Role) {
         self.known(address, role).meter.statement(attempt.run.access, attempt.run.reason);
         self.cluster.metrics.answered(attempt.run.access, attempt.waited, attempt.began.elapsed());
-        self.route.note(address, attempt.why, attempt.run.reason, attempt.waited);
+        self.route.note(address, intent.fingerprint, attempt.way());
     }
 
     /// No node could answer: the client gets a server's own error if there was one.

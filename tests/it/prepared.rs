@@ -117,6 +117,31 @@ async fn a_question_to_the_proxy_can_be_prepared() {
     assert!(first_columns(&route)[0].contains("reason=hint choice=write"), "{route:?}");
 }
 
+#[tokio::test]
+async fn how_a_statement_was_routed_is_not_told_of_another_in_its_pipeline() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let mut wire = stage.wire().await;
+    wire.ask(&Batch::new().parse("other", "SELECT 1 FROM t").sync()).await;
+    let prepared = Batch::new().parse("s", "INSERT INTO t VALUES (1)").describe_statement("s");
+
+    // What is only described again was routed when it was prepared.
+    wire.send(&prepared.flush()).await;
+    while wire.recv().await.tag != b'n' {}
+    wire.send(&Batch::new().describe_statement("s").flush()).await;
+    while wire.recv().await.tag != b'n' {}
+    wire.ask(&Batch::new().bind("", "s", &[]).execute("", 0).sync()).await;
+    let own = wire.ask(&Batch::new().query("SHOW pointsman.route")).await;
+
+    wire.send(&Batch::new().parse("s2", "INSERT INTO t VALUES (2)").describe_statement("s2").flush()).await;
+    while wire.recv().await.tag != b'n' {}
+    wire.ask(&Batch::new().bind("", "other", &[]).execute("", 0).sync()).await;
+    let others = wire.ask(&Batch::new().query("SHOW pointsman.route")).await;
+
+    assert!(first_columns(&own)[0].contains("reason=dml choice=write"), "{own:?}");
+    assert!(first_columns(&others)[0].contains("choice=kept"), "{others:?}");
+    assert!(!first_columns(&others)[0].contains("reason=dml"), "{others:?}");
+}
+
 /// The SQLSTATE of the error among some frames.
 fn error_code(frames: &[Frame]) -> String {
     frames.iter().find(|frame| frame.tag == b'E').map(Frame::code).unwrap_or_default()
