@@ -218,8 +218,9 @@ fn connect_fault(error: ConnectError) -> ConnectFault {
         ConnectError::Unreachable(error) | ConnectError::Io(error) => ConnectFault::Unreachable(error),
         ConnectError::TimedOut(_) => ConnectFault::Unreachable(io::ErrorKind::TimedOut.into()),
         other @ (ConnectError::Tls(_) | ConnectError::Credentials(_) | ConnectError::Protocol(_)) => {
+            // As fatal as a server's own refusal of a login.
             let refusal =
-                Refusal::new(RefusalKind::ServerLost, format!("cannot log in to a server: {other}"));
+                Refusal::fatal(RefusalKind::ServerLost, format!("cannot log in to a server: {other}"));
             let mut raw = Vec::new();
             super::refusal::put_error(&mut raw, &refusal);
             ConnectFault::Refused { raw, code: *b"08006" }

@@ -3,7 +3,7 @@
 use pointsman::demo::servers::{APP, Login};
 
 use crate::support::{
-    Session, Stage, client, eventually,
+    Database, Proxy, Session, Stage, client, cluster, eventually,
     proxy::login_error,
     wire::{Batch, Wire, first_columns, startup, untagged},
 };
@@ -252,4 +252,45 @@ async fn the_proxys_own_settings_end_with_the_transaction_they_are_for() {
     session.run("COMMIT").await;
     session.run("SET LOCAL pointsman.consistency = 'global'").await;
     assert_eq!(session.value("SHOW pointsman.consistency").await, default);
+}
+
+/// SQLSTATE and severities of what `port` says to a login.
+async fn refusal_of(port: u16, login: Login, database: &str) -> [Option<String>; 3] {
+    let startup = [("user", login.name), ("database", database)];
+    let refused = Wire::try_login(port, login, &startup).await;
+    let error = refused.err().unwrap_or_else(|| panic!("{} was let in to {database}", login.name));
+    [Some(error.code()), error.field(b'S'), error.field(b'V')]
+}
+
+#[tokio::test]
+async fn what_keeps_a_client_out_is_as_fatal_as_the_servers_say() {
+    let cluster = cluster::shared();
+    let database = Database::create(cluster);
+    let refused = Login { name: "refused", password: "refused-pw" };
+    let admin = |sql: &str| cluster.node(0).sql("postgres", sql).expect("the superuser may");
+    admin("CREATE ROLE refused NOLOGIN PASSWORD 'refused-pw'; CREATE ROLE salted LOGIN PASSWORD 'salted-pw'");
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    // Of the same password, with other salt than the server's: it opens no server.
+    let verifier = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$62eHsN8rcuAJqbQG9T4gmapT1bEJUJVo1SAKMWn/1q0=:\
+                    u22NxvVEoav5Ro2AzIvrYzRntMMRBLjkW3x9jJlCVMY=";
+    let users = format!(
+        "cluster.users = [{{ name = 'app', password = 'app-pw' }}, {{ name = 'refused', password = 'refused-pw' }},
+         {{ name = 'salted', password = '{verifier}' }}]"
+    );
+    let proxy = Proxy::start(cluster, &[&users]).await;
+    let direct = cluster.node(0).port();
+
+    for (login, database) in [(APP, "nowhere"), (refused, &*database.name)] {
+        assert_eq!(
+            refusal_of(proxy.port(), login, database).await,
+            refusal_of(direct, login, database).await,
+            "{} in {database}",
+            login.name
+        );
+    }
+    let [_, severity, unlocalized] = {
+        let salted = Login { name: "salted", password: "salted-pw" };
+        refusal_of(proxy.port(), salted, &database.name).await
+    };
+    assert_eq!((severity.as_deref(), unlocalized.as_deref()), (Some("FATAL"), Some("FATAL")));
 }
