@@ -53,6 +53,21 @@ pub struct Frontend {
     unseen_names: bool,
     /// The current request is a part of a unit that goes on.
     amid_unit: bool,
+    /// The search_path names the temporary schema, or may.
+    pub(super) makes_temporary: bool,
+}
+
+const SEARCH_PATH: &str = "search_path";
+
+/// Whether a search_path has the temporary schema in it.
+fn names_temporary(path: &str) -> bool {
+    path.to_ascii_lowercase().contains("pg_temp")
+}
+
+fn sets_temporary_path(effects: &[Effect]) -> bool {
+    effects.iter().any(
+        |effect| matches!(effect, Effect::Set { name, value, .. } if &**name == SEARCH_PATH && names_temporary(value)),
+    )
 }
 
 impl Frontend {
@@ -80,6 +95,7 @@ impl Frontend {
             skip_to_sync: false,
             unseen_names: false,
             amid_unit: false,
+            makes_temporary: false,
         }
     }
 
@@ -217,6 +233,19 @@ impl Frontend {
 
     /// Follows what an answered request did to what the session carries.
     pub(super) fn learn(&mut self, intent: &Intent, outcome: Outcome, done: &Done) {
+        self.learn_carried(intent, outcome, done);
+        if !intent.effects.is_empty() || self.makes_temporary {
+            // SET LOCAL is not carried.
+            let is_local = self.makes_temporary && outcome.transaction != Transaction::Idle;
+            self.makes_temporary = is_local || self.carries_temporary_path();
+        }
+    }
+
+    pub(super) fn carries_temporary_path(&self) -> bool {
+        self.carried.now().get(SEARCH_PATH).is_some_and(names_temporary)
+    }
+
+    fn learn_carried(&mut self, intent: &Intent, outcome: Outcome, done: &Done) {
         let open = outcome.transaction != Transaction::Idle;
         done.carry(&mut self.carried, intent, outcome);
         self.carried.complete(&intent.effects, &self.told);
@@ -261,11 +290,25 @@ impl Frontend {
             effects_until: SmallVec::new(),
             modes: self.modes,
         });
-        match kind {
+        let Request { intent, wire } = match kind {
             Kind::Query => self.query(batch),
             Kind::FunctionCall => Request { intent: Arc::new(function_call()), wire: batch },
             Kind::Extended => self.unit(batch),
+        };
+        Request { intent: self.in_its_schema(intent), wire }
+    }
+
+    /// An intent as it is by the session's search_path: `CREATE TABLE t` makes a temporary table where the
+    /// temporary schema comes first, which only the server knows.
+    fn in_its_schema(&mut self, intent: Arc<Intent>) -> Arc<Intent> {
+        // Also what is kept back: nobody tells of that once it has run.
+        self.makes_temporary |= sets_temporary_path(&intent.effects);
+        if !self.makes_temporary || !intent.effects.contains(&Effect::Ddl) {
+            return intent;
         }
+        let mut intent = Intent::clone(&intent);
+        intent.effects.push(Effect::Pin(PinReason::TempTable));
+        Arc::new(intent)
     }
 
     fn query(&mut self, mut batch: Box<Batch>) -> Request<Box<Batch>> {

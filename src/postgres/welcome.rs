@@ -154,6 +154,7 @@ impl Frontend {
             self.note_mode(name, value);
         }
         self.carried = Carried::new(startup.settings);
+        self.makes_temporary = self.carries_temporary_path();
         self.reader = Some(context);
         Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: false, begins: Begins::default() })
     }

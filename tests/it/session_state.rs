@@ -405,6 +405,36 @@ async fn a_temporary_table_is_there_for_its_session_while_other_reads_use_replic
     eventually("its other reads use replicas", async || stage.is_replica(session.port().await)).await;
 }
 
+/// The ways to say that what is made without a schema is temporary.
+#[tokio::test]
+async fn a_table_made_where_the_temporary_schema_comes_first_is_its_sessions_alone() {
+    for ways in [
+        &["SET search_path = pg_temp, public", "CREATE TABLE t (x int)"][..],
+        &["SET search_path = pg_temp, public; CREATE TABLE t (x int)"],
+        &["SELECT set_config('search_path', 'pg_temp,public', false)", "SELECT 1 AS x INTO t"],
+        &["BEGIN", "SET LOCAL search_path = pg_temp, public", "CREATE TABLE t AS SELECT 1 AS x", "COMMIT"],
+    ] {
+        let stage = Stage::set("CREATE TABLE t (x int)", &["cluster.pool.size = 2"]).await;
+        let (session, other) = (stage.session().await, stage.session().await);
+
+        for sql in ways {
+            session.run(sql).await;
+        }
+        session.run("INSERT INTO t VALUES (2)").await;
+
+        let count = "/* pointsman: primary */ SELECT count(*) FROM t WHERE x = 2";
+        for _ in 0..5 {
+            assert_eq!(session.value("SELECT count(*) FROM t WHERE x = 2").await, "1", "{ways:?}");
+            assert_eq!(other.value(count).await, "0", "{ways:?}");
+        }
+        let closed = session;
+        drop(closed);
+        for _ in 0..5 {
+            assert_eq!(other.value(count).await, "0", "{ways:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_temporary_table_is_listed_in_the_catalog_of_its_session() {
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
