@@ -212,6 +212,7 @@ impl<P: Protocol> Session<P> {
                 set.map(|()| column.as_deref().map(|column| vec![(column, value.to_string())]))
             }
             ProxyCommand::SetComputed { name } => Err(computed(name)),
+            ProxyCommand::Misplaced { name } => Err(misplaced(name)),
             ProxyCommand::Reset { name } => self.reset_own(name).map(|()| None),
             ProxyCommand::Show { shown } => self.show_all(shown).await.map(Some),
         };
@@ -336,6 +337,16 @@ fn computed(name: &str) -> Refusal {
         RefusalKind::Unsupported,
         format!(
             "the value for \"pointsman.{name}\" has to be written out, or bound as text: only a server could compute it"
+        ),
+    )
+}
+
+/// Only MySQL's can be: to PostgreSQL's servers they are errors.
+fn misplaced(name: &str) -> Refusal {
+    Refusal::new(
+        RefusalKind::Unsupported,
+        format!(
+            "@pointsman_{name} is the proxy's own, which no server could answer for: it is asked for by itself, as in SELECT @pointsman_{name}"
         ),
     )
 }

@@ -506,6 +506,7 @@ fn only_the_proxy_can(effect: &Effect) -> Option<&'static str> {
         Effect::Proxy(ProxyCommand::SetComputed { .. }) => {
             Some("a setting of the proxy's own by what is bound")
         }
+        Effect::Proxy(ProxyCommand::Misplaced { .. }) => Some("a setting of the proxy's own"),
         Effect::Kill { .. } => Some("KILL"),
         _ => None,
     }

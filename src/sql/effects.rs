@@ -257,6 +257,10 @@ pub enum ProxyCommand {
     Show {
         shown: Box<[Shown]>,
     },
+    /// Reads or sets one where only a server could, to which it means nothing: MySQL's variables are NULL there.
+    Misplaced {
+        name: Box<str>,
+    },
 }
 
 /// A setting that is asked for, and what its column is to be called.
@@ -363,6 +367,9 @@ impl Effect {
             Self::Kill { whom, ending } => format!("kill{}{}", ending.describe(), whom.describe()),
             Self::Proxy(ProxyCommand::Set { name, .. } | ProxyCommand::SetComputed { name }) => {
                 format!("set pointsman.{name}")
+            }
+            Self::Proxy(ProxyCommand::Misplaced { name }) => {
+                format!("pointsman.{name}, which no server knows")
             }
             Self::Proxy(ProxyCommand::Reset { name }) => format!("reset pointsman.{name}"),
             Self::Proxy(ProxyCommand::Show { shown }) => {

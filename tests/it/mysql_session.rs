@@ -1513,6 +1513,21 @@ async fn a_verifier_lets_its_user_in_and_opens_servers() {
 
     let mut session = stage.session().await;
     session.run("INSERT INTO t VALUES (1)").await;
+    for text in [
+        "SELECT @pointsman_consistency AS level, 1",
+        "SELECT @pointsman_route INTO @x",
+        "SET @x = @pointsman_position",
+        "SELECT x FROM t WHERE x = @pointsman_position",
+        "SELECT 1; SELECT @pointsman_route, 1",
+    ] {
+        assert_eq!(session.error(text).await, 1235, "{text}: to a server it is NULL");
+    }
+    session.run("PREPARE p FROM 'SELECT @pointsman_route, ?'").await;
+    assert_eq!(session.error("EXECUTE p USING @x").await, 1235);
+    let told = session.exchange(code::STMT_PREPARE, b"SELECT @pointsman_route, 1").await.expect("an answer");
+    let execution = [&told[0][2..6], &[0, 1, 0, 0, 0]].concat();
+    let told = session.exchange(code::STMT_EXECUTE, &execution).await.expect("an answer");
+    assert_eq!(told[0][1..4], [0xff, 0xd3, 0x04], "it is 1235");
     assert_eq!(session.value("SELECT x FROM t").await, "1");
 
     let wrong = pointsman::demo::servers::Login { name: APP.name, password: "wrong" };

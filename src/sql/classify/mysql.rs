@@ -18,6 +18,9 @@ use crate::sql::{
 /// Judges one statement.
 pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     let mut verdict = judge_kind(phrase, cx);
+    if let Some(name) = misplaced(phrase, &verdict) {
+        return Verdict::session().with(Effect::Proxy(ProxyCommand::Misplaced { name }));
+    }
     if connection_id::asks(phrase) {
         verdict.effect(Effect::AsksConnectionId);
     }
@@ -184,6 +187,16 @@ pub(super) fn system_variable(raw: &[u8]) -> String {
     let name = String::from_utf8_lossy(raw).to_lowercase().replace('`', "");
     let name = name.trim_start_matches('@');
     name.rsplit('.').next().unwrap_or(name).to_owned()
+}
+
+/// A variable of the proxy's own where only a server could answer for it, and would take it for one that was
+/// never set.
+fn misplaced(phrase: &Phrase<'_>, verdict: &Verdict) -> Option<Box<str>> {
+    if verdict.effects.iter().any(|effect| matches!(effect, Effect::Proxy(_))) {
+        return None;
+    }
+    let variables = (0..phrase.len()).filter(|&at| phrase.kind(at) == Some(Kind::UserVariable));
+    variables.map(|at| phrase.raw(at)).find_map(mysql_set::proxy_variable)
 }
 
 /// `SELECT @pointsman_route, @pointsman_position AS p FROM DUAL LIMIT 1`.

@@ -175,6 +175,7 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
         let shown = settings.iter().map(|&(name, column)| Shown { name: name.into(), column: column.into() });
         Effect::Proxy(ProxyCommand::Show { shown: shown.collect() })
     };
+    let misplaced = |name: &str| vec![Effect::Proxy(ProxyCommand::Misplaced { name: name.into() })];
     let next = TransactionModes { isolation: Some(Isolation::Serializable), ..TransactionModes::default() };
     for (text, effects) in [
         ("SET autocommit=0", vec![set("autocommit", "0", "SET SESSION autocommit = 0")]),
@@ -223,6 +224,12 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
                 column: None,
             })],
         ),
+        ("SELECT @pointsman_route AS route, 1", misplaced("route")),
+        ("SELECT @pointsman_position INTO @x", misplaced("position")),
+        ("SELECT CONCAT(@`Pointsman_Route`)", misplaced("route")),
+        ("SET @x = @pointsman_position", misplaced("position")),
+        ("INSERT INTO t VALUES (@pointsman_position)", misplaced("position")),
+        ("SELECT x INTO @pointsman_position FROM t", misplaced("position")),
         ("SELECT @pointsman_route", vec![shown(&[("route", "@pointsman_route")])]),
         (
             "SELECT @Pointsman_Route, @pointsman_position AS `The place` LIMIT 1",
