@@ -63,6 +63,8 @@ pub struct Backend {
     pub(super) last_session: u64,
     /// Whose LAST_INSERT_ID() is here.
     pub(super) insert_id: InsertId,
+    /// The session that was told rows here last: FOUND_ROWS() counts them.
+    pub(super) found_by: Option<u64>,
     /// Something may be said of the next transaction, which is its session's that said it.
     pub(super) said_next: bool,
     /// MariaDB's: a statement has left warnings or an error here, and none since has used a table, which is
@@ -111,6 +113,7 @@ impl Backend {
             cursors: SmallVec::new(),
             last_session: 0,
             insert_id: InsertId::default(),
+            found_by: None,
             said_next: false,
             warns: false,
             bare: true,
@@ -337,6 +340,7 @@ impl Backend {
         self.own.clear();
         let touched = std::mem::take(&mut self.touched);
         self.insert_id = InsertId::default();
+        self.found_by = None;
         self.locks.clear();
         self.assigned.clear();
         self.cursors.clear();

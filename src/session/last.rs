@@ -120,7 +120,7 @@ impl<P: Protocol> Session<P> {
     /// Whether what a request asks for is lost, and its answer would be another statement's.
     pub(super) fn is_last_lost(&mut self, intent: &Intent) -> bool {
         let Some(left) = asks_last(intent) else { return false };
-        if left == Left::Counts {
+        if left != Left::Diagnostics {
             self.database.counts_matter.store(true, Ordering::Relaxed);
         }
         let snapshot = self.snapshot();
@@ -132,7 +132,7 @@ impl<P: Protocol> Session<P> {
             Last::Nothing | Last::Kept => false,
             // The two are in different connections.
             Last::Aside => intent.effects.contains(&Effect::NeedsPrevious),
-            Last::Gone { warned } => warned || left == Left::Counts,
+            Last::Gone { warned } => warned || left != Left::Diagnostics,
         }
     }
 
@@ -149,7 +149,8 @@ impl<P: Protocol> Session<P> {
             self.last = Last::Nothing;
             return Some(held);
         }
-        if intent.effects.contains(&Effect::AsksLater(Left::Counts)) {
+        let asks_later = |left| intent.effects.contains(&Effect::AsksLater(left));
+        if asks_later(Left::Counts) || asks_later(Left::Found) {
             self.database.counts_matter.store(true, Ordering::Relaxed);
         }
         let asked = keeps_last(intent);

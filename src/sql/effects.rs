@@ -82,6 +82,8 @@ pub enum Effect {
     /// Asks for what another session may have left, unless an earlier statement of its own string leaves
     /// that itself: LAST_INSERT_ID() behind an INSERT.
     AsksItself,
+    /// The same of FOUND_ROWS().
+    AsksFoundItself,
     /// Is prepared here, and asks for that when it is executed.
     AsksLater(Left),
     /// Opens, moves or closes a cursor: stays on the connection of the open transaction, or of the
@@ -171,8 +173,10 @@ pub enum Force {
 pub enum Left {
     /// SHOW WARNINGS, `@@warning_count`.
     Diagnostics,
-    /// ROW_COUNT(), FOUND_ROWS().
+    /// ROW_COUNT().
     Counts,
+    /// FOUND_ROWS(), which many statements leave as it was.
+    Found,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -349,8 +353,11 @@ impl Effect {
             Self::DrawsSequence => "may draw from a sequence".into(),
             Self::NeedsPrevious => "asks for what the previous statement left behind".into(),
             Self::NeedsLast(Left::Diagnostics) => "asks for warnings of the statement before".into(),
-            Self::NeedsLast(Left::Counts) => "asks for numbers of rows of the statement before".into(),
+            Self::NeedsLast(Left::Counts | Left::Found) => {
+                "asks for numbers of rows of the statement before".into()
+            }
             Self::AsksItself => "asks for what an earlier statement of its own leaves".into(),
+            Self::AsksFoundItself => "asks for the rows that were found before, in its own string".into(),
             Self::AsksLater(_) => "is to ask for what a statement before leaves".into(),
             Self::Cursor => "cursor".into(),
             Self::ShowsPrepared => "shows prepared statements or cursors".into(),

@@ -64,6 +64,7 @@ both_makes!(
     what_was_said_of_the_next_transaction_outlives_a_preparation,
     what_was_said_of_the_next_transaction_is_used_by_its_session_alone,
     warnings_are_of_the_sessions_own_statements,
+    found_rows_are_never_another_sessions,
     a_string_answers_what_it_asks_of_itself,
     an_insert_under_locked_tables_leaves_its_id,
     a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_switch,
@@ -1346,6 +1347,53 @@ async fn warnings_are_of_the_sessions_own_statements(make: Make) {
     }
 }
 
+/// Where a session was told no rows itself, or what it ran since leaves FOUND_ROWS() alone.
+async fn found_rows_are_never_another_sessions(make: Make) {
+    let rows = "CREATE TABLE t (x INT); INSERT INTO t VALUES (1), (2), (3), (4), (5), (6), (7)";
+    let stage = Stage::on(make, rows, ONE).await;
+    let asks: [(&[&str], &str); 14] = [
+        (&["SELECT FOUND_ROWS()"], "0"),
+        (&["BEGIN", "SELECT FOUND_ROWS()"], "0"),
+        (&["SET autocommit = 0", "SELECT FOUND_ROWS()"], "0"),
+        (&["START TRANSACTION READ ONLY", "SELECT FOUND_ROWS()"], "0"),
+        (&["CREATE TEMPORARY TABLE mine (x INT)", "SELECT FOUND_ROWS()"], "0"),
+        (&["DO GET_LOCK('found', 0)", "SELECT FOUND_ROWS()"], "0"),
+        (&["SET @n = FOUND_ROWS()", "SELECT @n"], "0"),
+        (&["DELETE FROM t WHERE x > 90", "SELECT FOUND_ROWS()"], "0"),
+        (&["DELETE FROM t WHERE x > 90; SELECT FOUND_ROWS()"], "0"),
+        (&["PREPARE p FROM 'SELECT FOUND_ROWS()'", "EXECUTE p"], "0"),
+        (&["SELECT FOUND_ROWS(), LAST_INSERT_ID()"], "0"),
+        (&["BEGIN", "INSERT INTO t SELECT FOUND_ROWS() + 900", "SELECT x FROM t WHERE x >= 900"], "900"),
+        // What it was told itself is still there.
+        (
+            &[
+                "/* pointsman: primary */ SELECT x FROM t LIMIT 3",
+                "BEGIN",
+                "SELECT 1 UNION SELECT 2",
+                "DELETE FROM t WHERE x > 90",
+                "SELECT FOUND_ROWS()",
+            ],
+            "2",
+        ),
+        (&["BEGIN", "SELECT SQL_CALC_FOUND_ROWS x FROM t LIMIT 1", "SELECT FOUND_ROWS()"], "7"),
+    ];
+    for (texts, wanted) in asks {
+        for left in
+            ["SELECT SQL_CALC_FOUND_ROWS 1 FROM t LIMIT 1", "SELECT x FROM t /* pointsman: primary */"]
+        {
+            stage.session().await.run(left).await;
+            let mut session = stage.session().await;
+            let (last, before) = texts.split_last().expect("there is one");
+            for text in before {
+                session.run(text).await;
+            }
+            let answer = session.run(last).await;
+            let value = answer.results.last().expect("a result")[0][0].as_deref();
+            assert_eq!(value, Some(wanted), "{texts:?} behind another session's {left}");
+        }
+    }
+}
+
 async fn a_string_answers_what_it_asks_of_itself(make: Make) {
     const TABLE: &str = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)";
     let stage = Stage::on(make, TABLE, &["cluster.pool.size = 1"]).await;
@@ -1462,6 +1510,21 @@ async fn the_proxys_own_variables_are_answered_by_it(make: Make) {
     let mut session = stage.session().await;
     session.run("SET @pointsman_consistency = 'eventual'").await;
     assert_eq!(session.value("SELECT @pointsman_consistency").await, "eventual");
+    for text in [
+        "SELECT @pointsman_consistency AS level, 1",
+        "SELECT @pointsman_route INTO @x",
+        "SET @x = @pointsman_position",
+        "SELECT x FROM t WHERE x = @pointsman_position",
+        "SELECT 1; SELECT @pointsman_route, 1",
+    ] {
+        assert_eq!(session.error(text).await, 1235, "{text}: to a server it is NULL");
+    }
+    session.run("PREPARE p FROM 'SELECT @pointsman_route, ?'").await;
+    assert_eq!(session.error("EXECUTE p USING @x").await, 1235);
+    let told = session.exchange(code::STMT_PREPARE, b"SELECT @pointsman_route, 1").await.expect("an answer");
+    let execution = [&told[0][2..6], &[0, 1, 0, 0, 0]].concat();
+    let told = session.exchange(code::STMT_EXECUTE, &execution).await.expect("an answer");
+    assert_eq!(told[0][1..4], [0xff, 0xd3, 0x04], "it is 1235");
     session.run("SELECT 1").await;
     assert!(session.value("SELECT @pointsman_route").await.contains("choice=replica"));
     session.run("INSERT INTO t VALUES (1)").await;
@@ -1513,21 +1576,6 @@ async fn a_verifier_lets_its_user_in_and_opens_servers() {
 
     let mut session = stage.session().await;
     session.run("INSERT INTO t VALUES (1)").await;
-    for text in [
-        "SELECT @pointsman_consistency AS level, 1",
-        "SELECT @pointsman_route INTO @x",
-        "SET @x = @pointsman_position",
-        "SELECT x FROM t WHERE x = @pointsman_position",
-        "SELECT 1; SELECT @pointsman_route, 1",
-    ] {
-        assert_eq!(session.error(text).await, 1235, "{text}: to a server it is NULL");
-    }
-    session.run("PREPARE p FROM 'SELECT @pointsman_route, ?'").await;
-    assert_eq!(session.error("EXECUTE p USING @x").await, 1235);
-    let told = session.exchange(code::STMT_PREPARE, b"SELECT @pointsman_route, 1").await.expect("an answer");
-    let execution = [&told[0][2..6], &[0, 1, 0, 0, 0]].concat();
-    let told = session.exchange(code::STMT_EXECUTE, &execution).await.expect("an answer");
-    assert_eq!(told[0][1..4], [0xff, 0xd3, 0x04], "it is 1235");
     assert_eq!(session.value("SELECT x FROM t").await, "1");
 
     let wrong = pointsman::demo::servers::Login { name: APP.name, password: "wrong" };

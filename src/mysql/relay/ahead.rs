@@ -11,7 +11,7 @@ use crate::{
         settings::quote_literal,
     },
     protocol::{Fault, Request, Transaction},
-    sql::{Access, Effect, PinReason, Reason},
+    sql::{Access, Effect, PinReason, Reason, effects::Left},
     standing::watched,
 };
 
@@ -21,6 +21,9 @@ const FORGET_LAST: &str = "DO (SELECT LAST_INSERT_ID(0) FROM (SELECT 1) AS nothi
 
 /// Clears the warnings alone.
 const FORGET_WARNINGS: &str = "DO (SELECT 1 FROM (SELECT 1) AS nothing)";
+
+/// Makes FOUND_ROWS() what it is where nothing was asked for yet: 0.
+const FORGET_FOUND: &str = "SELECT 1 FROM (SELECT 1) AS nothing WHERE FALSE";
 
 impl Relay<'_> {
     /// Whether anything is to be done ahead of the request.
@@ -43,6 +46,7 @@ impl Relay<'_> {
         unprepared
             || self.has_to_unsay(request)
             || self.has_to_forget_warnings(request)
+            || self.has_to_forget_found(request)
             || !self.backend.is_at(self.frontend.carried.now())
             || !self.terms.ahead.is_empty()
             || self.terms.forget_last
@@ -62,6 +66,20 @@ impl Relay<'_> {
     fn has_to_forget_warnings(&self, request: &Request<Command>) -> bool {
         let is_anothers = self.backend.last_session != self.terms.session;
         is_anothers && self.backend.warns && self.may_leave_warnings(request)
+    }
+
+    /// Whether FOUND_ROWS() is asked for, and is of another session's rows: most writes leave it as it was. What
+    /// else the statement before left would be forgotten with it, where that is asked for as well.
+    fn has_to_forget_found(&self, request: &Request<Command>) -> bool {
+        let mut asks = false;
+        for effect in &request.intent.effects {
+            match effect {
+                Effect::NeedsLast(Left::Found) | Effect::AsksFoundItself => asks = true,
+                Effect::NeedsLast(_) => return false,
+                _ => {}
+            }
+        }
+        asks && self.backend.found_by != Some(self.terms.session)
     }
 
     /// Whether LAST_INSERT_ID() has to be this session's before the request runs: it asks for it, or the
@@ -148,10 +166,14 @@ impl Relay<'_> {
         if self.terms.forget_last {
             self.backend.query_all(FORGET_LAST).await?;
             self.backend.insert_id = InsertId::default();
+            self.backend.found_by = None;
             self.backend.warns = false;
         } else if self.has_to_forget_warnings(request) {
             self.backend.query_all(FORGET_WARNINGS).await?;
             self.backend.warns = false;
+        }
+        if self.has_to_forget_found(request) {
+            self.backend.query_all(FORGET_FOUND).await?;
         }
         if let (code::STMT_EXECUTE | code::STMT_BULK_EXECUTE, Some((_, statement))) =
             (request.wire.code, &request.wire.statement)

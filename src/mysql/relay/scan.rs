@@ -158,6 +158,7 @@ impl Relay<'_> {
                     self.backend.insert_id.is_of(self.terms.session);
                     self.told_id = true;
                 }
+                self.backend.found_by = Some(self.terms.session);
                 self.phase = Phase::Columns { left };
                 self.pass(header);
             }

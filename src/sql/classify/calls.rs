@@ -115,6 +115,10 @@ pub(super) fn weigh_known(verdict: &mut Verdict, known: Builtin) {
             verdict.raise(Reason::State);
             verdict.effect(Effect::NeedsLast(Left::Counts));
         }
+        Builtin::Found => {
+            verdict.raise(Reason::State);
+            verdict.effect(Effect::NeedsLast(Left::Found));
+        }
         Builtin::AdvisoryLock => {
             verdict.raise(Reason::State);
             verdict.pin(PinReason::AdvisoryLock);

@@ -25,7 +25,7 @@ pub use self::{
 use super::{
     Access, Dialect, Hints, Intent, LexModes, Reason,
     catalog::{Catalog, FunctionRules},
-    effects::{Effect, PinReason, said_of_next},
+    effects::{Effect, Left, PinReason, said_of_next},
     hints::Target,
     lexer::{
         Kind,
@@ -317,6 +317,9 @@ impl InString {
         let asks_last = |effect: &Effect| matches!(effect, Effect::NeedsLast(_));
         let leaves = !verdict.effects.iter().any(asks_last);
         if self.last {
+            let found =
+                verdict.effects.iter_mut().filter(|effect| **effect == Effect::NeedsLast(Left::Found));
+            found.for_each(|effect| *effect = Effect::AsksFoundItself);
             verdict.effects.retain(|effect| !asks_last(effect));
         }
         if self.insert_id {

@@ -22,8 +22,10 @@ pub enum Builtin {
     Draws,
     /// Asks for what the previous statement left behind.
     Previous,
-    /// ROW_COUNT(), FOUND_ROWS().
+    /// ROW_COUNT().
     Counts,
+    /// FOUND_ROWS().
+    Found,
     AdvisoryLock,
     AdvisoryUnlockAll,
     NamedLock,

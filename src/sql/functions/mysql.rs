@@ -11,7 +11,8 @@ pub(super) fn builtin(name: &str) -> Option<Builtin> {
 fn special(name: &str) -> Option<Builtin> {
     Some(match name {
         "last_insert_id" => Builtin::Previous,
-        "found_rows" | "row_count" => Builtin::Counts,
+        "row_count" => Builtin::Counts,
+        "found_rows" => Builtin::Found,
         "nextval" | "setval" => Builtin::Draws,
         "lastval" => Builtin::Previous,
         "get_lock" => Builtin::NamedLock,

@@ -350,7 +350,7 @@ fn what_the_previous_statement_left_is_asked_of_its_connection() {
     for (text, asks) in [
         ("SELECT LAST_INSERT_ID()", Effect::NeedsPrevious),
         ("INSERT INTO t VALUES (LAST_INSERT_ID())", Effect::NeedsPrevious),
-        ("SELECT FOUND_ROWS()", Effect::NeedsLast(Left::Counts)),
+        ("SELECT FOUND_ROWS()", Effect::NeedsLast(Left::Found)),
         ("SELECT ROW_COUNT()", Effect::NeedsLast(Left::Counts)),
         ("SHOW WARNINGS", Effect::NeedsLast(Left::Diagnostics)),
         ("SHOW COUNT(*) ERRORS", Effect::NeedsLast(Left::Diagnostics)),
