@@ -38,6 +38,17 @@ function on_replicas(string $what, int ...$ports): void
     }
 }
 
+/** Waits until what an action asks is answered by replicas alone: they have to have what was written before. */
+function soon_on_replicas(string $what, callable $ports): void
+{
+    for ($end = microtime(true) + 15; array_diff($seen = $ports(), REPLICAS);) {
+        if (microtime(true) > $end) {
+            on_replicas($what, ...$seen);
+        }
+        usleep(20_000);
+    }
+}
+
 /** Tells of the error that an action ends with, by what `describe` makes of it. */
 function refused(string $what, callable $describe, callable $action): void
 {

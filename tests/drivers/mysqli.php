@@ -115,6 +115,7 @@ function prepared(): void
     $db->close();
 
     $db = connect();
+    soon_on_replicas('reads behind writes', fn () => [ask($db, WHERE)]);
     $where = $db->prepare('SELECT @@port + ? - ?');
     for ($n = 0; $n < 10; $n++) {
         $where->execute([$n, $n]);
@@ -181,8 +182,12 @@ function transactions(): void
     fails('released', fn () => $db->query('SELECT 1'));
 
     $db = connect();
-    $db->begin_transaction(MYSQLI_TRANS_START_READ_ONLY);
-    on_replicas('a read-only transaction', ask($db, WHERE), ask($db, WHERE));
+    soon_on_replicas('a read-only transaction', function () use ($db) {
+        $db->begin_transaction(MYSQLI_TRANS_START_READ_ONLY);
+        $ports = [ask($db, WHERE), ask($db, WHERE)];
+        $db->commit();
+        return $ports;
+    });
     $db->close();
 }
 
@@ -212,6 +217,8 @@ function sessions(): void
 
 function asynchronous(): void
 {
+    $db = connect();
+    soon_on_replicas('reads behind writes', fn () => [ask($db, WHERE)]);
     $waiting = [];
     for ($n = 0; $n < 4; $n++) {
         $waiting[] = $db = connect();

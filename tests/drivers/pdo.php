@@ -31,6 +31,7 @@ function fails(string $what, callable $action): void
 function statements(array $options): void
 {
     $db = connect($options);
+    soon_on_replicas('reads behind writes', fn () => [ask($db, WHERE)]);
     $sum = MYSQL ? ' + ? - ?' : ' + ?::int - ?::int';
     for ($n = 0; $n < 10; $n++) {
         on_replicas('reads', ask($db, WHERE), ask($db, WHERE . $sum, [$n, $n]));
@@ -109,6 +110,7 @@ function laravel(): void
     foreach ($first as $sql) {
         $db->prepare($sql)->execute();
     }
+    soon_on_replicas('reads behind writes', fn () => [ask($db, WHERE)]);
     $says = MYSQL
         ? 'select concat_ws(" ", @@time_zone, @@collation_connection, @@sql_mode)'
         : "select concat_ws(' ', current_setting('timezone'), current_setting('application_name'))";

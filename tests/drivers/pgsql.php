@@ -58,6 +58,7 @@ function queries(): void
 function prepared(): void
 {
     $db = connect();
+    soon_on_replicas('reads behind writes', fn () => [ask($db, WHERE)]);
     pg_prepare($db, 'where', WHERE);
     for ($n = 0; $n < 10; $n++) {
         on_replicas('prepared reads', pg_fetch_result(pg_execute($db, 'where', []), 0, 0));
@@ -76,6 +77,7 @@ function prepared(): void
 function asynchronous(): void
 {
     $db = connect();
+    soon_on_replicas('reads behind writes', fn () => [ask($db, WHERE)]);
     pg_send_query($db, 'SELECT inet_server_port(), pg_sleep(0.05)');
     on_replicas('an asynchronous read', pg_fetch_result(pg_get_result($db), 0, 0));
     answers($db);
@@ -150,9 +152,12 @@ function transactions(): void
     pg_query($db, 'COMMIT');
 
     $db = connect();
-    pg_query($db, 'BEGIN READ ONLY');
-    on_replicas('a read-only transaction', ask($db, WHERE), ask($db, WHERE));
-    pg_query($db, 'COMMIT');
+    soon_on_replicas('a read-only transaction', function () use ($db) {
+        pg_query($db, 'BEGIN READ ONLY');
+        $ports = [ask($db, WHERE), ask($db, WHERE)];
+        pg_query($db, 'COMMIT');
+        return $ports;
+    });
 }
 
 queries();

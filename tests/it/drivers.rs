@@ -46,7 +46,7 @@ fn no_replica_was_asked_to_write(stage: &Stage) {
 
 /// Runs a program twice, past the proxy and through it: it has to be told the same.
 async fn told_the_same(program: impl Fn() -> Command) {
-    let stage = Stage::set("", &[]).await;
+    let stage = Stage::set("", &[drivers::GLOBAL]).await;
     let mut direct = program();
     environment(&mut direct, &stage);
     drivers::past_the_proxy(&mut direct, stage.primary_port());
@@ -114,6 +114,16 @@ async fn the_pg_functions_of_php_notice_nothing() {
 #[tokio::test]
 async fn pdo_notices_nothing() {
     told_the_same(|| drivers::php("pdo.php")).await;
+}
+
+#[tokio::test]
+async fn ruby_pg_notices_nothing() {
+    told_the_same(|| drivers::ruby("ruby_pg.rb")).await;
+}
+
+#[tokio::test]
+async fn active_record_notices_nothing() {
+    told_the_same(|| drivers::ruby("active_record.rb")).await;
 }
 
 #[tokio::test]

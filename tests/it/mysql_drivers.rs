@@ -169,10 +169,15 @@ mod compared {
     use super::*;
     use crate::both_makes;
 
-    both_makes!(mysqli_notices_nothing, pdo_notices_nothing);
+    both_makes!(
+        mysqli_notices_nothing,
+        pdo_notices_nothing,
+        mysql2_of_ruby_notices_nothing,
+        active_record_notices_nothing,
+    );
 
     async fn told_the_same(make: Make, program: impl Fn() -> Command) {
-        let stage = Stage::on(make, "", &[]).await;
+        let stage = Stage::on(make, "", &[drivers::GLOBAL]).await;
         let mut direct = program();
         environment(&mut direct, &stage);
         drivers::past_the_proxy(&mut direct, stage.primary_port());
@@ -189,6 +194,14 @@ mod compared {
 
     async fn pdo_notices_nothing(make: Make) {
         told_the_same(make, || drivers::php("pdo.php")).await;
+    }
+
+    async fn mysql2_of_ruby_notices_nothing(make: Make) {
+        told_the_same(make, || drivers::ruby("ruby_mysql2.rb")).await;
+    }
+
+    async fn active_record_notices_nothing(make: Make) {
+        told_the_same(make, || drivers::ruby("active_record.rb")).await;
     }
 }
 

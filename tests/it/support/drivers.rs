@@ -23,10 +23,20 @@ pub fn python(name: &str) -> Command {
     command
 }
 
+/// What one connection of a program has written another one of it reads, as past the proxy.
+pub const GLOBAL: &str = "cluster.routing.consistency = 'global'";
+
 /// A script in PHP, which may send files.
 pub fn php(name: &str) -> Command {
     let mut command = Command::new("php");
     command.args(["-d", "mysqli.allow_local_infile=1", "-d", "display_errors=stderr"]).arg(script(name));
+    command
+}
+
+/// A script in Ruby, with Debian's packages.
+pub fn ruby(name: &str) -> Command {
+    let mut command = Command::new("ruby");
+    command.arg("-W0").arg(script(name));
     command
 }
 
