@@ -7,9 +7,13 @@ use super::{
 use crate::refusal::{Refusal, RefusalKind};
 use std::sync::Arc;
 
-/// Bytes of one command that are gathered before it is passed on in pieces. Statements up to this
-/// length can be classified and repeated on another node.
+/// Bytes of one command that are gathered before it is passed on in pieces. What is no longer can be
+/// repeated on another node.
 pub const GATHERED: usize = 64 * 1024;
+
+/// Longest COM_QUERY that is gathered, in bytes: an INSERT of a thousand rows, or a list of ten thousand ids,
+/// has to be read to its end to be told from what leaves something in its connection.
+pub const LONGEST_QUERY: usize = 1024 * 1024;
 
 /// Longest statement to be prepared, in bytes: it is kept, to be prepared again elsewhere.
 pub const LONGEST_PREPARE: usize = 16 * 1024 * 1024;
@@ -110,6 +114,7 @@ pub fn cut(data: &[u8]) -> Result<Cut, Refusal> {
     let Some(&code) = data.get(HEADER) else { return Ok(Cut::Short) };
     let limit = match code {
         code::STMT_PREPARE | code::STMT_SEND_LONG_DATA => LONGEST_PREPARE,
+        code::QUERY => LONGEST_QUERY,
         _ => GATHERED,
     };
     let (mut at, mut next) = (0, 0_u8);
@@ -194,12 +199,12 @@ mod tests {
 
     #[test]
     fn a_long_statement_is_passed_on_in_pieces_and_one_to_be_prepared_is_not() {
-        let long = command(code::QUERY, &vec![b'x'; GATHERED * 2]);
-        let tail = Tail { rest: long.len() - GATHERED, continues: false, next: 1 };
-        assert_eq!(
-            cut(&long[..GATHERED]),
-            Ok(Cut::Command { code: code::QUERY, length: GATHERED, tail: Some(tail) })
-        );
+        for (code, limit) in [(code::QUERY, LONGEST_QUERY), (code::STMT_EXECUTE, GATHERED)] {
+            let long = command(code, &vec![b'x'; limit * 2]);
+            let tail = Tail { rest: long.len() - limit, continues: false, next: 1 };
+            assert_eq!(cut(&long[..limit - 1]), Ok(Cut::Short));
+            assert_eq!(cut(&long[..limit]), Ok(Cut::Command { code, length: limit, tail: Some(tail) }));
+        }
         let prepare = command(code::STMT_PREPARE, &vec![b'x'; GATHERED * 2]);
         assert_eq!(cut(&prepare[..GATHERED]), Ok(Cut::Short));
         let longest = command(code::STMT_PREPARE, &vec![b'x'; LONGEST_PREPARE + 1]);

@@ -1,7 +1,7 @@
 //! What is longer than the proxy gathers before it passes it on, on MariaDB and MySQL 9.
 
 use pointsman::mysql::{
-    command::{GATHERED, code},
+    command::{LONGEST_QUERY, code},
     packet,
 };
 
@@ -11,6 +11,7 @@ use crate::{
 };
 
 both_makes!(
+    long_queries_go_where_short_ones_do_and_leave_nothing,
     what_stands_far_behind_in_a_long_statement_counts,
     a_long_statement_has_the_number_of_its_clients_connection,
     no_execution_runs_with_a_part_of_its_long_values,
@@ -18,7 +19,22 @@ both_makes!(
 
 /// Blanks, so many that what follows them has not arrived when the statement is passed on.
 fn far() -> String {
-    " ".repeat(4 * GATHERED)
+    " ".repeat(2 * LONGEST_QUERY)
+}
+
+async fn long_queries_go_where_short_ones_do_and_leave_nothing(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (n INT, x VARCHAR(20))", &[]).await;
+    let mut session = stage.session().await;
+    let rows: Vec<String> = (0..20_000).map(|n| format!("({n}, 'row {n}')")).collect();
+    let ids: Vec<String> = (0..20_000).map(|n| n.to_string()).collect();
+
+    let read = format!("SELECT @@port FROM DUAL WHERE 7 IN ({})", ids.join(", "));
+    let read = session.value(&read).await;
+    session.run(&format!("INSERT INTO t VALUES {}", rows.join(", "))).await;
+
+    assert!(stage.is_replica(read.parse().expect("a port")), "{read}");
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "20000");
+    assert_eq!(stage.proxy.metric("pointsman_pins_total", &[]), 0.0);
 }
 
 async fn what_stands_far_behind_in_a_long_statement_counts(make: Make) {
