@@ -127,6 +127,11 @@ async fn active_record_notices_nothing() {
 }
 
 #[tokio::test]
+async fn the_drivers_of_go_notice_nothing() {
+    told_the_same(|| drivers::go("go_pgx.go")).await;
+}
+
+#[tokio::test]
 async fn psql_notices_nothing() {
     let mut command = Command::new("psql");
     command.args(["-X", "-v", "ON_ERROR_STOP=1", "-f"]).arg(drivers::script("psql.sql"));

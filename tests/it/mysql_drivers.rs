@@ -174,6 +174,7 @@ mod compared {
         pdo_notices_nothing,
         mysql2_of_ruby_notices_nothing,
         active_record_notices_nothing,
+        the_driver_of_go_notices_nothing,
     );
 
     async fn told_the_same(make: Make, program: impl Fn() -> Command) {
@@ -202,6 +203,10 @@ mod compared {
 
     async fn active_record_notices_nothing(make: Make) {
         told_the_same(make, || drivers::ruby("active_record.rb")).await;
+    }
+
+    async fn the_driver_of_go_notices_nothing(make: Make) {
+        told_the_same(make, || drivers::go("go_mysql.go")).await;
     }
 }
 

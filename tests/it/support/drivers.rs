@@ -40,6 +40,16 @@ pub fn ruby(name: &str) -> Command {
     command
 }
 
+/// A program in Go, with Debian's packages; `scripts/setup` has compiled it once.
+pub fn go(name: &str) -> Command {
+    let go = folder().join("go");
+    let mut command = Command::new("go");
+    command.arg("run").args([script("common.go"), script(name)]);
+    command.env("GO111MODULE", "off").env("CGO_ENABLED", "0");
+    command.env("GOPATH", go.join("usr/share/gocode")).env("GOCACHE", go.join("cache"));
+    command
+}
+
 /// Has a program use the primary itself: it is all there is.
 pub fn past_the_proxy(command: &mut Command, primary: u16) {
     for name in ["POINTSMAN_PORT", "REPLICA_PORTS", "PGPORT"] {
