@@ -5,9 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mysql_async::prelude::Queryable;
 use pointsman::demo::{Port, servers::Login};
 
-use crate::support::{Session, Stage, client, code, eventually};
+use crate::support::{Session, Stage, client, code, drivers, eventually};
 
 /// The console's doors before a stage.
 pub struct Console {
@@ -178,6 +179,35 @@ async fn drivers_with_the_extended_protocol_get_typed_columns() {
     assert_eq!(in_use.len(), 3);
     let weight: f64 = rows[1].get("weight");
     assert!(weight > 0.0);
+}
+
+#[tokio::test]
+async fn drivers_of_mysql_come_in_and_prepare_their_commands() {
+    let console = Console::open("", &[]).await;
+    let options = mysql_async::OptsBuilder::default()
+        .ip_or_hostname("127.0.0.1")
+        .tcp_port(console.mysql.number())
+        .user(Some(ADMIN.name))
+        .pass(Some(ADMIN.password))
+        .prefer_socket(false);
+    let mut client = mysql_async::Conn::new(options).await.expect("it lets us in");
+    for _ in 0..100 {
+        let rows: Vec<mysql_async::Row> = client.exec("SHOW NODES", ()).await.expect("it answers");
+        let in_use: Vec<i64> = rows.iter().map(|row| row.get("in_use").expect("a number")).collect();
+        let weight: f64 = rows[1].get("weight").expect("a number");
+        assert!(in_use.len() == 3 && weight > 0.0);
+    }
+    let refused = client.prep("DRAIN ?").await.err();
+    assert!(format!("{refused:?}").contains("1295"), "{refused:?}");
+    for number in 0..64 {
+        client.prep(format!("/* {number} */ SHOW VERSION")).await.expect("there is room");
+    }
+
+    let mut command = Command::new("java");
+    command.args(["-cp", "/usr/share/java/mariadb-java-client.jar"]).arg(drivers::script("JdbcConsole.java"));
+    command.env("POINTSMAN_PORT", console.mysql.number().to_string());
+    command.env("POINTSMAN_USER", ADMIN.name).env("POINTSMAN_PASSWORD", ADMIN.password);
+    tokio::task::spawn_blocking(move || drivers::succeeds(&mut command)).await.expect("it does not panic");
 }
 
 #[tokio::test]

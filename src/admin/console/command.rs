@@ -18,8 +18,8 @@ pub enum Command {
     },
     /// What drivers say without meaning it; the answer's tag.
     Ignored(&'static str),
-    /// What drivers ask at login: a column and its value.
-    Constant(String, String),
+    /// What drivers ask at login: columns and their values.
+    Constants(Vec<(String, String)>),
     Empty,
 }
 
@@ -106,7 +106,7 @@ pub fn parse(text: &str) -> Result<Command, String> {
         "BEGIN" | "START" => Ok(Command::Ignored("BEGIN")),
         "COMMIT" | "END" => Ok(Command::Ignored("COMMIT")),
         "ROLLBACK" => Ok(Command::Ignored("ROLLBACK")),
-        "SELECT" => constant(text),
+        "SELECT" => constants(text),
         _ => Err(format!("unknown command {first:?}; SHOW HELP lists them")),
     }
 }
@@ -178,22 +178,65 @@ fn shutdown(words: &[&str]) -> Result<Command, String> {
     }
 }
 
-/// Drivers look whether somebody is there, and who.
-fn constant(text: &str) -> Result<Command, String> {
+/// Drivers look whether somebody is there, who, and how a server of MySQL is set.
+fn constants(text: &str) -> Result<Command, String> {
+    let asked = text.get("SELECT".len()..).unwrap_or_default();
+    let limit = asked.to_ascii_lowercase().find(" limit ").unwrap_or(asked.len());
+    let columns: Option<Vec<_>> = asked[..limit].split(',').map(constant).collect();
     let refused = || "the console has no data: SELECT is not for here; SHOW HELP lists what is".to_owned();
-    let asked = text.get("SELECT".len()..).unwrap_or_default().trim();
-    let lower = asked.to_ascii_lowercase();
-    let asked_first = lower.split(" limit ").next().unwrap_or_default().trim();
-    let version = env!("CARGO_PKG_VERSION");
-    let value = match asked_first {
-        "version()" | "@@version" => format!("pointsman {version}"),
-        "@@version_comment" => "pointsman console".to_owned(),
-        "user()" | "current_user" | "current_user()" | "database()" | "current_database()" => String::new(),
-        number if !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()) => number.to_owned(),
-        _ => return Err(refused()),
+    columns.map(Command::Constants).ok_or_else(refused)
+}
+
+/// One expression: the name of its column and its value.
+fn constant(asked: &str) -> Option<(String, String)> {
+    let mut words = asked.split_whitespace();
+    let expression = words.next()?.to_ascii_lowercase();
+    let alias = match (words.next(), words.next(), words.next()) {
+        (None, ..) => None,
+        (Some(word), Some(alias), None) if word.eq_ignore_ascii_case("as") => Some(alias),
+        (Some(alias), None, None) => Some(alias),
+        _ => return None,
     };
-    let column = if asked_first.bytes().all(|byte| byte.is_ascii_digit()) { "?column?" } else { asked_first };
-    Ok(Command::Constant(column.to_owned(), value))
+    let is_number = expression.bytes().all(|byte| byte.is_ascii_digit());
+    let value = match expression.as_str() {
+        "version()" | "@@version" => concat!("pointsman ", env!("CARGO_PKG_VERSION")).to_owned(),
+        "user()" | "current_user" | "current_user()" | "database()" | "current_database()" => String::new(),
+        _ if is_number => expression.clone(),
+        _ => variable(&expression)?.to_owned(),
+    };
+    let unnamed = if is_number { "?column?".to_owned() } else { expression };
+    Some((alias.map_or(unnamed, |alias| unquoted(alias).to_owned()), value))
+}
+
+/// A variable that drivers of MySQL ask for when they log in.
+fn variable(asked: &str) -> Option<&'static str> {
+    let name = asked.strip_prefix("@@")?;
+    let name = ["session.", "global."].iter().find_map(|scope| name.strip_prefix(scope)).unwrap_or(name);
+    Some(match name {
+        "version_comment" => "pointsman console",
+        "character_set_client"
+        | "character_set_connection"
+        | "character_set_results"
+        | "character_set_server" => "utf8mb4",
+        "collation_connection" | "collation_server" => "utf8mb4_general_ci",
+        "init_connect" | "license" | "sql_mode" => "",
+        "auto_increment_increment" | "autocommit" => "1",
+        "lower_case_table_names"
+        | "performance_schema"
+        | "query_cache_size"
+        | "read_only"
+        | "transaction_read_only"
+        | "tx_read_only" => "0",
+        "query_cache_type" => "OFF",
+        // What a packet may have here.
+        "max_allowed_packet" => "65536",
+        "interactive_timeout" | "wait_timeout" => "28800",
+        "net_write_timeout" => "60",
+        "system_time_zone" => "UTC",
+        "time_zone" => "SYSTEM",
+        "transaction_isolation" | "tx_isolation" => "REPEATABLE-READ",
+        _ => return None,
+    })
 }
 
 /// `'a'`, `"a"` and `` `a` `` are a.
@@ -225,6 +268,10 @@ mod tests {
 
     #[test]
     fn commands_are_read_in_any_case_with_or_without_quotes_and_semicolon() {
+        let constants = |columns: &[(&str, &str)]| {
+            let columns = columns.iter().map(|(name, value)| (name.to_string(), value.to_string()));
+            Command::Constants(columns.collect())
+        };
         let cases = [
             ("SHOW NODES", Command::Show(Show::Nodes)),
             (" show pools ; ", Command::Show(Show::Pools)),
@@ -239,7 +286,21 @@ mod tests {
             ("KILL CONNECTION 7", Command::Kill(7)),
             ("shutdown wait_for_clients", Command::Shutdown { wait: true }),
             ("SET autocommit=0", Command::Ignored("SET")),
-            ("select 1", Command::Constant("?column?".to_owned(), "1".to_owned())),
+            ("select 1", constants(&[("?column?", "1")])),
+            ("SELECT @@version_comment LIMIT 1", constants(&[("@@version_comment", "pointsman console")])),
+            // MariaDB's driver for Java, MySQL's.
+            (
+                "SELECT @@max_allowed_packet,@@system_time_zone,@@time_zone",
+                constants(&[
+                    ("@@max_allowed_packet", "65536"),
+                    ("@@system_time_zone", "UTC"),
+                    ("@@time_zone", "SYSTEM"),
+                ]),
+            ),
+            (
+                "/* driver */SELECT  @@session.auto_increment_increment AS auto_increment_increment, @@license AS license",
+                constants(&[("auto_increment_increment", "1"), ("license", "")]),
+            ),
             (";", Command::Empty),
             ("/* a tool, 1.0 */ -- and more\n SHOW NODES", Command::Show(Show::Nodes)),
             // asyncpg's pool, Npgsql's.
@@ -268,6 +329,8 @@ mod tests {
             "KILL -1",
             "RELOAD now",
             "SELECT * FROM users",
+            "SELECT @@version, secret FROM users",
+            "SELECT @@secret",
             "DROP TABLE t",
             "PAUSE a b",
             "RESET ALL; SHUTDOWN",

@@ -86,13 +86,30 @@ pub async fn obey(control: &Control, database: &str, text: &str) -> Result<Answe
             Ok(Answer::Done("SHUTDOWN"))
         }
         Command::Ignored(tag) => Ok(Answer::Done(tag)),
-        Command::Constant(column, value) => {
-            let mut table = Table::new(&[&column]);
-            table.push(vec![cell(value)]);
+        Command::Constants(columns) => {
+            let mut table = constants(&columns);
+            table.push(columns.into_iter().map(|(_, value)| cell(value)).collect());
             Ok(Answer::Table(table))
         }
         Command::Empty => Ok(Answer::Empty),
     }
+}
+
+/// The columns that a command would answer with, as an empty table; without any where it answers no rows.
+///
+/// # Errors
+/// As [`obey`], of what is no command.
+fn described(text: &str) -> Result<Table, Refused> {
+    Ok(match command::parse(text).map_err(Refused::Syntax)? {
+        Command::Show(show) => show.table(),
+        Command::Constants(columns) => constants(&columns),
+        _ => Table::default(),
+    })
+}
+
+fn constants(columns: &[(String, String)]) -> Table {
+    let names: Vec<&str> = columns.iter().map(|(name, _)| name.as_str()).collect();
+    Table::new(&names)
 }
 
 fn named(control: &Control, name: Option<&str>) -> Result<Vec<Arc<dyn Managed>>, Refused> {

@@ -7,6 +7,7 @@
 //! right.
 
 use std::{
+    collections::HashMap,
     io,
     pin::Pin,
     sync::{
@@ -35,7 +36,7 @@ use tokio::{
 };
 
 use super::{
-    Answer, Refused, obey,
+    Answer, Refused, described, obey,
     table::{Cell, Kind, Table},
 };
 use crate::{
@@ -50,8 +51,12 @@ const MAX_PACKET: usize = 64 * 1024;
 /// authentication method.
 const LOGIN_PACKETS: usize = 2;
 
-/// COM_QUIT, COM_INIT_DB, COM_QUERY, COM_PING, COM_STMT_PREPARE.
-const ALLOWED: [u8; 5] = [0x01, 0x02, 0x03, 0x0e, 0x16];
+/// COM_QUIT, COM_INIT_DB, COM_QUERY, COM_PING, COM_STMT_PREPARE, COM_STMT_EXECUTE and COM_STMT_CLOSE; and
+/// COM_STMT_RESET and COM_RESET_CONNECTION, to which opensrv says OK: there is nothing to be reset.
+const ALLOWED: [u8; 9] = [0x01, 0x02, 0x03, 0x0e, 0x16, 0x17, 0x19, 0x1a, 0x1f];
+
+/// Statements that a connection may have prepared.
+const MAX_PREPARED: usize = 64;
 
 const HEADER: usize = 4;
 
@@ -70,7 +75,14 @@ pub async fn serve(socket: TcpStream, control: &Control) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let (reader, writer) = socket.into_split();
     let turn = Arc::new(Turn::default());
-    let shim = Shim { control: control.clone(), salt: salt(), turn: turn.clone(), database: String::new() };
+    let shim = Shim {
+        control: control.clone(),
+        salt: salt(),
+        turn: turn.clone(),
+        database: String::new(),
+        prepared: HashMap::new(),
+        prepared_so_far: 0,
+    };
     let reader = Reader { inner: reader, turn: turn.clone(), packet: Vec::new(), given: 0, early: 0 };
     let writer = Writer { inner: writer, turn: turn.clone() };
     let served = AsyncMysqlIntermediary::run_on(shim, reader, writer);
@@ -276,6 +288,9 @@ struct Shim {
     turn: Arc<Turn>,
     /// What the client named last.
     database: String,
+    /// The texts of prepared commands, by their ids.
+    prepared: HashMap<u32, String>,
+    prepared_so_far: u32,
 }
 
 impl Shim {
@@ -329,42 +344,73 @@ impl<W: AsyncWrite + Send + Unpin> AsyncMysqlShim<W> for Shim {
         writer.ok().await
     }
 
-    async fn on_prepare<'a>(&'a mut self, _: &'a str, writer: StatementMetaWriter<'a, W>) -> io::Result<()> {
-        let message: &[u8] = b"the console has no prepared statements";
-        writer.error(ErrorKind::ER_UNSUPPORTED_PS, message).await
+    async fn on_prepare<'a>(
+        &'a mut self,
+        text: &'a str,
+        writer: StatementMetaWriter<'a, W>,
+    ) -> io::Result<()> {
+        if text.contains('?') {
+            let message: &[u8] = b"the console's commands take no parameters";
+            return writer.error(ErrorKind::ER_UNSUPPORTED_PS, message).await;
+        }
+        if self.prepared.len() >= MAX_PREPARED {
+            let message: &[u8] = b"too many prepared commands";
+            return writer.error(ErrorKind::ER_MAX_PREPARED_STMT_COUNT_REACHED, message).await;
+        }
+        match described(text) {
+            Ok(table) => {
+                self.prepared_so_far += 1;
+                self.prepared.insert(self.prepared_so_far, text.to_owned());
+                writer.reply(self.prepared_so_far, &[], &columns(&table)).await
+            }
+            Err(refused) => writer.error(kind(&refused), refused.message().as_bytes()).await,
+        }
     }
 
     async fn on_execute<'a>(
         &'a mut self,
-        _: u32,
+        id: u32,
         _: ParamParser<'a>,
         writer: QueryResultWriter<'a, W>,
     ) -> io::Result<()> {
-        let message: &[u8] = b"the console has no prepared statements";
-        writer.error(ErrorKind::ER_UNSUPPORTED_PS, message).await
+        // opensrv knows no other ids than it was given.
+        let text = self.prepared.get(&id).cloned().unwrap_or_default();
+        self.answer(&text, writer).await
     }
 
-    async fn on_close<'a>(&'a mut self, _: u32)
+    async fn on_close<'a>(&'a mut self, id: u32)
     where
         W: 'async_trait,
     {
+        self.prepared.remove(&id);
     }
 
     async fn on_query<'a>(&'a mut self, text: &'a str, writer: QueryResultWriter<'a, W>) -> io::Result<()> {
+        self.answer(text, writer).await
+    }
+}
+
+impl Shim {
+    async fn answer<W: AsyncWrite + Send + Unpin>(
+        &self,
+        text: &str,
+        writer: QueryResultWriter<'_, W>,
+    ) -> io::Result<()> {
         if !self.turn.is_authenticated() {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         match obey(&self.control, &self.database, text).await {
             Ok(Answer::Table(table)) => write(&table, writer).await,
             Ok(Answer::Done(_) | Answer::Empty) => writer.completed(OkResponse::default()).await,
-            Err(refused) => {
-                let kind = match refused {
-                    Refused::Syntax(_) => ErrorKind::ER_PARSE_ERROR,
-                    Refused::Failed(_) => ErrorKind::ER_UNKNOWN_ERROR,
-                };
-                writer.error(kind, refused.message().as_bytes()).await
-            }
+            Err(refused) => writer.error(kind(&refused), refused.message().as_bytes()).await,
         }
+    }
+}
+
+const fn kind(refused: &Refused) -> ErrorKind {
+    match refused {
+        Refused::Syntax(_) => ErrorKind::ER_PARSE_ERROR,
+        Refused::Failed(_) => ErrorKind::ER_UNKNOWN_ERROR,
     }
 }
 
@@ -372,20 +418,7 @@ async fn write<W: AsyncWrite + Send + Unpin>(
     table: &Table,
     writer: QueryResultWriter<'_, W>,
 ) -> io::Result<()> {
-    let columns: Vec<Column> = table
-        .columns
-        .iter()
-        .map(|column| Column {
-            table: String::new(),
-            column: column.name.clone(),
-            coltype: match column.kind {
-                Kind::Text => ColumnType::MYSQL_TYPE_VAR_STRING,
-                Kind::Integer => ColumnType::MYSQL_TYPE_LONGLONG,
-                Kind::Float => ColumnType::MYSQL_TYPE_DOUBLE,
-            },
-            colflags: ColumnFlags::empty(),
-        })
-        .collect();
+    let columns = columns(table);
     let mut rows = writer.start(&columns).await?;
     for row in &table.rows {
         for (column, value) in table.columns.iter().zip(row) {
@@ -394,6 +427,20 @@ async fn write<W: AsyncWrite + Send + Unpin>(
         rows.end_row().await?;
     }
     rows.finish().await
+}
+
+fn columns(table: &Table) -> Vec<Column> {
+    let column = |column: &super::table::Column| Column {
+        table: String::new(),
+        column: column.name.clone(),
+        coltype: match column.kind {
+            Kind::Text => ColumnType::MYSQL_TYPE_VAR_STRING,
+            Kind::Integer => ColumnType::MYSQL_TYPE_LONGLONG,
+            Kind::Float => ColumnType::MYSQL_TYPE_DOUBLE,
+        },
+        colflags: ColumnFlags::empty(),
+    };
+    table.columns.iter().map(column).collect()
 }
 
 fn write_cell<W: AsyncWrite + Unpin>(

@@ -39,9 +39,7 @@ use tokio_util::codec::Framed;
 
 use self::reader::{Ended, Reader};
 use super::{
-    Answer, Refused,
-    command::{self, Command},
-    obey,
+    Answer, Refused, obey,
     table::{Cell, Kind, Table},
 };
 use crate::{
@@ -277,12 +275,8 @@ fn database(client: &impl ClientInfo) -> &str {
 
 /// The columns that a command would answer with.
 fn described(text: &str, format: &Format) -> PgWireResult<Vec<FieldInfo>> {
-    let table = match command::parse(text).map_err(Refused::Syntax).map_err(error)? {
-        Command::Show(show) => show.table(),
-        Command::Constant(column, _) => Table::new(&[&column]),
-        _ => return Ok(Vec::new()),
-    };
-    fields(&table, format)
+    let table = super::described(text).map_err(error)?;
+    if table.columns.is_empty() { Ok(Vec::new()) } else { fields(&table, format) }
 }
 
 fn fields(table: &Table, format: &Format) -> PgWireResult<Vec<FieldInfo>> {
