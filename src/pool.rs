@@ -41,6 +41,10 @@ use crate::{
 /// together do not end together.
 const LIFETIME_JITTER: f64 = 0.2;
 
+/// How long a connection serves the waiters of its own pool alone, where another pool of the node waits
+/// for a share of the connections: long enough that opening another one is cheap beside it.
+const TURN: Duration = Duration::from_secs(1);
+
 /// What bounds pools; from `[cluster.pool]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
@@ -109,6 +113,8 @@ pub struct NodePool<P: Protocol> {
     waiters: AtomicUsize,
     /// Those among them who wait for somebody else to give one back.
     wanting: AtomicUsize,
+    /// Those among them who wait for a share of the node's connections.
+    starving: AtomicUsize,
     /// Told of connections that come back while somebody wants one.
     returned: Notify,
     /// Sessions that keep a connection only until somebody waits for one.
@@ -136,6 +142,13 @@ impl<P: Protocol> Shelf<P> {
 enum Ready<P: Protocol> {
     Place(Object<Places>),
     /// With its place.
+    Connection(Box<Pooled<P>>),
+}
+
+/// What came to whoever had no room for a new connection.
+enum Room<P: Protocol> {
+    Share(OwnedSemaphorePermit),
+    /// Without a place.
     Connection(Box<Pooled<P>>),
 }
 
@@ -216,6 +229,7 @@ impl<P: Protocol> NodePool<P> {
             siblings,
             waiters: AtomicUsize::new(0),
             wanting: AtomicUsize::new(0),
+            starving: AtomicUsize::new(0),
             returned: Notify::new(),
             lenders: Mutex::default(),
             limits,
@@ -310,9 +324,12 @@ impl<P: Protocol> NodePool<P> {
         self.role
     }
 
+    /// A new connection, or one that came back while there was no room for a new one.
     async fn open(&self) -> Result<Box<Pooled<P>>, CheckoutFault> {
-        let share = self.take_share().await;
-        self.open_with(share).await
+        match self.room().await {
+            Room::Share(share) => self.open_with(share).await,
+            Room::Connection(pooled) => Ok(pooled),
+        }
     }
 
     async fn open_with(&self, share: OwnedSemaphorePermit) -> Result<Box<Pooled<P>>, CheckoutFault> {
@@ -348,13 +365,15 @@ impl<P: Protocol> NodePool<P> {
         }))
     }
 
-    /// A share of the node's connections: a free one, or that of another pool's idle connection.
-    async fn take_share(&self) -> OwnedSemaphorePermit {
+    /// A share of the node's connections: a free one, or that of another pool's idle connection. Or a connection
+    /// of this pool, whichever comes first.
+    async fn room(&self) -> Room<P> {
         if let Some(permit) = self.share.try_permit() {
-            return permit;
+            return Room::Share(permit);
         }
-        // From here on another pool that gets one back gives it up.
-        let _starving = self.share.starve();
+        // From here on another pool that gets one back gives it up, and this one hands it on.
+        let _starving = (self.share.starve(), Count::up(&self.starving));
+        let _wanting = Count::up(&self.wanting);
         let siblings: Vec<_> = self.siblings.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
         for sibling in siblings {
             if sibling.give_up_idle() || sibling.ask_back() {
@@ -362,7 +381,17 @@ impl<P: Protocol> NodePool<P> {
             }
         }
         // Whoever gives one back first; the caller's deadline bounds the wait.
-        self.share.permit().await
+        let mut permit = std::pin::pin!(self.share.permit());
+        loop {
+            let returned = self.returned.notified();
+            if let Some(pooled) = self.take_idle(Instant::now(), |_| true) {
+                return Room::Connection(pooled);
+            }
+            tokio::select! {
+                permit = &mut permit => return Room::Share(permit),
+                () = returned => {}
+            }
+        }
     }
 
     fn put_back(&self, mut pooled: Box<Pooled<P>>, now: Instant) {
@@ -372,6 +401,11 @@ impl<P: Protocol> NodePool<P> {
         pooled.idle_since = now;
         let here = &self.idle[runtime::worker().min(self.idle.len() - 1)];
         if self.is_waited_for() {
+            let others = self.share.is_starved_beyond(self.starving.load(Ordering::SeqCst));
+            if others && now.duration_since(pooled.opened) >= TURN {
+                // Closed, and so its share is another pool's: those who wait here wait for the next.
+                return;
+            }
             let place = pooled.place.take();
             here.0.lock().push(pooled);
             self.hand_on(place);

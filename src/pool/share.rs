@@ -18,16 +18,13 @@ pub struct NodeShare {
     pub address: Arc<str>,
     /// One for each connection that there may be; taken by those that there are.
     permits: Arc<Semaphore>,
-    bound: Mutex<Bound>,
+    limit: Mutex<usize>,
+    /// Permits taken beyond it, since it was lowered: each is given up by whoever gets it next. Written with
+    /// the limit locked.
+    surplus: AtomicUsize,
     /// Those who wait for a permit that some pool's connection has.
     starving: AtomicUsize,
     pub refusals: Refusals,
-}
-
-struct Bound {
-    limit: usize,
-    /// Permits taken beyond it, since it was lowered: each is given up by whoever gets it next.
-    surplus: usize,
 }
 
 impl NodeShare {
@@ -35,7 +32,8 @@ impl NodeShare {
         Self {
             address,
             permits: Arc::new(Semaphore::new(UNKNOWN_LIMIT)),
-            bound: Mutex::new(Bound { limit: UNKNOWN_LIMIT, surplus: 0 }),
+            limit: Mutex::new(UNKNOWN_LIMIT),
+            surplus: AtomicUsize::new(0),
             starving: AtomicUsize::new(0),
             refusals: Refusals::default(),
         }
@@ -62,22 +60,25 @@ impl NodeShare {
     }
 
     fn within_bound(&self, permit: OwnedSemaphorePermit) -> Option<OwnedSemaphorePermit> {
-        let mut bound = self.bound.lock();
-        if bound.surplus == 0 {
+        let _limit = self.limit.lock();
+        let surplus = self.surplus.load(Ordering::Relaxed);
+        if surplus == 0 {
             return Some(permit);
         }
-        bound.surplus -= 1;
+        self.surplus.store(surplus - 1, Ordering::Relaxed);
         permit.forget();
         None
     }
 
     /// How many connections there may be.
     pub fn limit(&self) -> usize {
-        self.bound.lock().limit
+        *self.limit.lock()
     }
 
+    /// Whether there is no connection left to be had. Those that are given back beyond a lowered limit are
+    /// none.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.permits.available_permits() == 0
+        self.permits.available_permits() <= self.surplus.load(Ordering::Relaxed)
     }
 
     /// Says that somebody waits for a permit which some pool's connection has, until dropped.
@@ -88,24 +89,31 @@ impl NodeShare {
     /// Whether somebody waits for a permit. Sequentially consistent, as is the counting: who waits has
     /// either found what was put back before, or is found.
     pub(super) fn is_starved(&self) -> bool {
-        self.starving.load(Ordering::SeqCst) > 0
+        self.is_starved_beyond(0)
+    }
+
+    /// Whether somebody else does than the `own` waiters of one pool.
+    pub(super) fn is_starved_beyond(&self, own: usize) -> bool {
+        self.starving.load(Ordering::SeqCst) > own
     }
 
     /// Sets how many connections there may be. Connections beyond a lowered limit are not closed,
     /// but not replaced either.
     pub fn set_limit(&self, limit: usize) {
         let limit = limit.max(1);
-        let mut bound = self.bound.lock();
-        if limit > bound.limit {
-            let more = limit - bound.limit;
-            let kept = more.min(bound.surplus);
-            bound.surplus -= kept;
+        let mut before = self.limit.lock();
+        if limit > *before {
+            let more = limit - *before;
+            let surplus = self.surplus.load(Ordering::Relaxed);
+            let kept = more.min(surplus);
+            self.surplus.store(surplus - kept, Ordering::Relaxed);
             self.permits.add_permits(more - kept);
         } else {
-            let fewer = bound.limit - limit;
-            bound.surplus += fewer - self.permits.forget_permits(fewer);
+            let fewer = *before - limit;
+            let taken = fewer - self.permits.forget_permits(fewer);
+            self.surplus.fetch_add(taken, Ordering::Relaxed);
         }
-        bound.limit = limit;
+        *before = limit;
     }
 }
 
@@ -127,6 +135,7 @@ mod tests {
         share.set_limit(3);
 
         taken.truncate(5);
+        assert!(share.is_exhausted(), "what came back is beyond the limit");
         assert!(share.try_permit().is_none(), "five are more than three");
         taken.truncate(2);
         assert_eq!(take_all(&share).len(), 1);

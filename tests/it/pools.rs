@@ -135,6 +135,59 @@ async fn a_connection_that_comes_back_serves_whoever_waits_in_another_pool() {
 }
 
 #[tokio::test]
+async fn clients_that_wait_for_room_on_a_node_share_the_connections_of_their_pool() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &["cluster.pool.node_connections = 1"]).await;
+    let sessions = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()";
+    let opened = || stage.database.ask(0, sessions).parse::<u32>().expect("a count");
+    let mut clients = Vec::new();
+    for _ in 0..4 {
+        clients.push(stage.session().await);
+    }
+    let before = opened();
+
+    let work = clients.iter().map(async |client| {
+        for _ in 0..50 {
+            client.run("UPDATE t SET x = 1").await;
+        }
+    });
+    soon("they wait for each other", futures_util::future::join_all(work)).await;
+
+    // Those of this test's own questions are among them.
+    assert!(opened() - before < 20, "{} for 200 statements", opened() - before);
+}
+
+/// Its clients always wait for one of the node's connections; those of another pool have none yet.
+#[tokio::test]
+async fn a_pool_that_is_always_waited_for_leaves_others_their_turn() {
+    let settings = [
+        "cluster.pool.node_connections = 1",
+        "cluster.pool.size = 1",
+        "cluster.pool.checkout_timeout = '8s'",
+    ];
+    let stage = Stage::set("CREATE TABLE t (x int)", &settings).await;
+    let other = Database::with(stage.cluster, "CREATE TABLE t (x int)");
+    let late = stage.proxy.session(&other.name).await;
+    let mut busy = Vec::new();
+    for _ in 0..4 {
+        let session = stage.session().await;
+        busy.push(tokio::spawn(async move {
+            loop {
+                session.run("/* pointsman: primary */ SELECT pg_sleep(0.05)").await;
+            }
+        }));
+    }
+    let waiters = || stage.proxy.metric("pointsman_pool_waiters", &[]);
+    eventually("they wait for each other", async || waiters() >= 2.0).await;
+
+    for _ in 0..3 {
+        late.run("UPDATE t SET x = 2").await;
+    }
+
+    assert!(busy.iter().all(|client| !client.is_finished()), "they go on");
+    busy.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test]
 async fn a_database_whose_clients_have_left_can_be_renamed_copied_and_dropped() {
     let stage = Stage::set("", &[]).await;
     let session = stage.session().await;
