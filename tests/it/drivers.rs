@@ -132,6 +132,11 @@ async fn the_drivers_of_go_notice_nothing() {
 }
 
 #[tokio::test]
+async fn dbd_pg_notices_nothing() {
+    told_the_same(|| drivers::perl("dbd_pg.pl")).await;
+}
+
+#[tokio::test]
 async fn psql_notices_nothing() {
     let mut command = Command::new("psql");
     command.args(["-X", "-v", "ON_ERROR_STOP=1", "-f"]).arg(drivers::script("psql.sql"));

@@ -175,6 +175,7 @@ mod compared {
         mysql2_of_ruby_notices_nothing,
         active_record_notices_nothing,
         the_driver_of_go_notices_nothing,
+        the_drivers_of_perl_notice_nothing,
     );
 
     async fn told_the_same(make: Make, program: impl Fn() -> Command) {
@@ -203,6 +204,17 @@ mod compared {
 
     async fn active_record_notices_nothing(make: Make) {
         told_the_same(make, || drivers::ruby("active_record.rb")).await;
+    }
+
+    async fn the_drivers_of_perl_notice_nothing(make: Make) {
+        for driver in ["mysql", "MariaDB"] {
+            let program = || {
+                let mut command = drivers::perl("dbd_mysql.pl");
+                command.arg(driver);
+                command
+            };
+            told_the_same(make, program).await;
+        }
     }
 
     async fn the_driver_of_go_notices_nothing(make: Make) {

@@ -40,6 +40,13 @@ pub fn ruby(name: &str) -> Command {
     command
 }
 
+/// A script in Perl, with Debian's packages.
+pub fn perl(name: &str) -> Command {
+    let mut command = Command::new("perl");
+    command.arg(script(name));
+    command
+}
+
 /// A program in Go, with Debian's packages; `scripts/setup` has compiled it once.
 pub fn go(name: &str) -> Command {
     let go = folder().join("go");
