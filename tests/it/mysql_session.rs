@@ -71,6 +71,7 @@ both_makes!(
     kill_ends_what_another_session_runs_and_the_session,
     a_lock_is_told_to_be_the_sessions_own,
     commands_of_every_kind_are_answered,
+    a_statement_that_is_not_there_is_named_as_by_the_server,
     a_file_of_the_clients_is_loaded_and_long_statements_pass,
     the_proxys_own_variables_are_answered_by_it,
     the_console_shows_the_database_that_a_client_works_in,
@@ -1451,6 +1452,23 @@ async fn a_user_whose_reads_all_stand_in_transactions_is_told_of_the_drivers_swi
     session.lock().await.run("SET autocommit = 1").await;
     eventually("autocommit reads use replicas", async || stage.is_replica(session.lock().await.port().await))
         .await;
+}
+
+async fn a_statement_that_is_not_there_is_named_as_by_the_server(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let mut direct = Session::open(stage.primary_port(), APP, "").await;
+    let mut session = stage.session().await;
+
+    for (command, rest) in [
+        (code::STMT_EXECUTE, &[0, 1, 0, 0, 0][..]),
+        (code::STMT_FETCH, &[1, 0, 0, 0]),
+        (code::STMT_RESET, &[]),
+    ] {
+        let argument = [&99_u32.to_le_bytes(), rest].concat();
+        let of_server = direct.command(command, &argument).await.expect_err("there is none");
+        let of_proxy = session.command(command, &argument).await.expect_err("there is none");
+        assert_eq!((of_proxy.errno, of_proxy.message), (of_server.errno, of_server.message));
+    }
 }
 
 async fn commands_of_every_kind_are_answered(make: Make) {

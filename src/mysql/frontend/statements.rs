@@ -63,8 +63,10 @@ impl Frontend {
         Ok(Some(Request { intent: self.closing_cursor(Arc::new(bare)), wire }))
     }
 
-    /// In the server's words, which name the function that was given the id.
+    /// In the server's words, which name the function that was given the id: MariaDB has one for each
+    /// command, MySQL one for all.
     async fn unknown_statement(&mut self, id: u32, by: &str) -> Result<Option<Request<Command>>, Fault> {
+        let by = if self.mariadb { by } else { "mysql_stmt_precheck" };
         let message = format!("Unknown prepared statement handler ({id}) given to {by}");
         self.reject(RefusalKind::UnknownStatement, message).await?;
         Ok(None)
