@@ -237,6 +237,10 @@ async fn a_catalog_that_may_not_be_read_is_told_of_and_waited_for_by_nobody() {
     assert_eq!(session.value("SELECT count(*) FROM t").await, "1");
 }
 
+/// How many wait for the lock on what only readings of the catalog ask for.
+const READERS: &str = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+    WHERE datname = current_database() AND relation = 'pg_policy'::regclass AND NOT granted";
+
 #[tokio::test]
 async fn a_reading_of_the_catalog_that_takes_too_long_ends_on_the_server_as_well() {
     let cluster = cluster::shared();
@@ -244,15 +248,31 @@ async fn a_reading_of_the_catalog_that_takes_too_long_ends_on_the_server_as_well
     let locker = Session::open(&superuser_of(&database)).await;
     locker.run("BEGIN; LOCK TABLE pg_policy IN ACCESS EXCLUSIVE MODE").await;
     let proxy = Proxy::start(cluster, &["cluster.monitor.timeout = '300ms'"]).await;
-    let waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'pg_policy'::regclass AND NOT granted";
 
     let dsn = proxy.dsn(&database.name);
     let session = tokio::spawn(async move { Session::open(&dsn).await });
-    eventually("the catalog is asked for", async || database.ask(0, waiting) == "1").await;
+    eventually("the catalog is asked for", async || database.ask(0, READERS) == "1").await;
     proxy.wait_for_log("the catalog cannot be read").await;
 
-    eventually("nobody asks any more", async || database.ask(0, waiting) == "0").await;
+    eventually("nobody asks any more", async || database.ask(0, READERS) == "0").await;
     session.await.expect("it is let in");
+    locker.run("COMMIT").await;
+}
+
+/// What a session waits for at its beginning ends with the time that logins have.
+#[tokio::test]
+async fn a_session_that_begins_before_the_catalog_is_read_waits_no_longer_than_its_login_may_take() {
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, "CREATE TABLE t (x int)");
+    let locker = Session::open(&superuser_of(&database)).await;
+    locker.run("BEGIN; LOCK TABLE pg_policy IN ACCESS EXCLUSIVE MODE").await;
+    let settings = ["cluster.monitor.timeout = '60s'", "cluster.limits.login_timeout = '2s'"];
+    let proxy = Proxy::start(cluster, &settings).await;
+
+    let session = proxy.session(&database.name).await;
+    session.run("INSERT INTO t VALUES (1)").await;
+
+    assert_eq!(database.ask(0, READERS), "1", "the catalog is still being read");
     locker.run("COMMIT").await;
 }
 
@@ -268,8 +288,12 @@ fn superuser_of(database: &Database<'_>) -> String {
 enum Change {
     ByItself,
     InTransaction,
+    /// The transaction goes on as another one.
+    InChain,
     /// Committed long before the string is answered.
     InString,
+    /// Committed, and the answer is lost.
+    InLostString,
 }
 
 /// What a function leaves behind once its definition has changed; the catalog tells of that only later.
@@ -297,6 +321,28 @@ async fn what_new_code_leaves_is_nobody_elses(how: Change) {
                 eventually("the catalog is read again", async || read() > before).await;
             }
             tokio::spawn(async move { migration.run("COMMIT").await }).await.map(drop)
+        }
+        Change::InChain => {
+            migration.run(&format!("BEGIN; {dirty}")).await;
+            migration.run("COMMIT AND CHAIN").await;
+            user.run("/* pointsman: primary */ SELECT f()").await;
+            drop(user);
+            nobody_has_a_tenant(&proxy, &database, 2.0).await;
+            migration.run("COMMIT").await;
+            return;
+        }
+        Change::InLostString => {
+            let string = format!("BEGIN; {dirty}; COMMIT; SELECT pg_sleep(60)");
+            let sleeping = tokio::spawn(async move { migration.try_run(&string).await });
+            eventually("it is committed", async || database.ask(0, "SELECT f()") == "7").await;
+            let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                        WHERE datname = current_database() AND query LIKE '%pg_sleep(60)' AND pid <> pg_backend_pid()";
+            assert_eq!(database.ask(0, kill), "1");
+            assert!(sleeping.await.expect("it does not panic").is_err());
+            user.run("/* pointsman: primary */ SELECT f()").await;
+            drop(user);
+            nobody_has_a_tenant(&proxy, &database, 2.0).await;
+            return;
         }
         Change::InString => {
             let string = format!("BEGIN; {dirty}; COMMIT; SELECT pg_sleep(5)");
@@ -333,6 +379,16 @@ async fn what_a_function_leaves_is_nobody_elses_right_after_it_was_replaced() {
 #[tokio::test]
 async fn what_a_function_leaves_is_nobody_elses_when_a_transaction_has_replaced_it() {
     what_new_code_leaves_is_nobody_elses(Change::InTransaction).await;
+}
+
+#[tokio::test]
+async fn what_a_function_leaves_is_nobody_elses_when_a_transaction_that_goes_on_has_replaced_it() {
+    what_new_code_leaves_is_nobody_elses(Change::InChain).await;
+}
+
+#[tokio::test]
+async fn what_a_function_leaves_is_nobody_elses_when_the_answer_of_what_replaced_it_was_lost() {
+    what_new_code_leaves_is_nobody_elses(Change::InLostString).await;
 }
 
 #[tokio::test]
