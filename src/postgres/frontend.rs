@@ -398,7 +398,7 @@ impl Frontend {
 fn executing(execute: &Arc<Intent>, named: Option<&Intent>) -> Arc<Intent> {
     // Nobody knows it: the primary says so.
     let Some(named) = named else { return with_access(execute, Access::Write) };
-    let joined = join(execute, named, true);
+    let joined = join(execute, named);
     // EXPLAIN EXECUTE is taken for a write while nobody knows of what.
     let explains = execute.reason == Reason::Command && execute.statements == 1;
     if explains && named.access == Access::Read { with_access(&joined, Access::Read) } else { joined }

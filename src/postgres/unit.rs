@@ -70,9 +70,11 @@ impl Unit {
             (true, true) if self.counted == 0 => self.counted = 1,
             (true, false) => {}
             _ => {
-                let base = if self.counted == 0 { bare(so_far) } else { so_far.clone() };
-                let added = if executed { intent.clone() } else { bare(intent) };
-                self.intent = Some(join(&base, &added, executed));
+                // A unit may have tens of thousands of messages: what they do is gathered in place.
+                let mut all = if self.counted == 0 { bare(so_far) } else { so_far.clone() };
+                self.intent = None;
+                extend(Arc::make_mut(&mut all), intent, executed);
+                self.intent = Some(all);
                 self.counted += u32::from(executed);
             }
         }
@@ -144,27 +146,43 @@ pub(super) fn with_access(intent: &Arc<Intent>, access: Access) -> Arc<Intent> {
 }
 
 /// What two statements do together.
-pub(super) fn join(first: &Intent, second: &Intent, executed: bool) -> Arc<Intent> {
+pub(super) fn join(first: &Intent, second: &Intent) -> Arc<Intent> {
     let mut joined = Intent::clone(first);
+    extend(&mut joined, second, true);
+    Arc::new(joined)
+}
+
+/// Makes of `joined` what it does together with a statement behind it, which is only prepared unless it is
+/// `executed`.
+fn extend(joined: &mut Intent, second: &Intent, executed: bool) {
     // What changes data says more than what only begins a transaction or asks the server.
     let says_more = second.reason.changes_data() && !joined.reason.changes_data();
     if second.access == Access::Write && (joined.access == Access::Read || says_more) {
         joined.access = Access::Write;
         joined.reason = second.reason;
     }
-    joined.effects.extend(second.effects.iter().cloned());
-    joined.statements += u32::from(executed) * second.statements;
+    if executed {
+        joined.effects.extend(second.effects.iter().cloned());
+        joined.statements += second.statements;
+    }
     joined.plain = false;
     joined.joins &= second.joins;
     joined.by_text |= second.by_text;
-    joined.tables = match (&first.tables, &second.tables) {
-        (Tables::Some(a), Tables::Some(b)) => Tables::Some(a.iter().chain(b.iter()).cloned().collect()),
-        _ => Tables::All,
-    };
+    extend_tables(&mut joined.tables, &second.tables);
     if second.hints != Default::default() {
         joined.hints = second.hints.clone();
     }
-    Arc::new(joined)
+}
+
+fn extend_tables(tables: &mut Tables, more: &Tables) {
+    let (Tables::Some(known), Tables::Some(more)) = (&*tables, more) else {
+        *tables = Tables::All;
+        return;
+    };
+    let mut new = more.iter().filter(|name| !known.contains(name)).peekable();
+    if new.peek().is_some() {
+        *tables = Tables::Some(known.iter().chain(new).cloned().collect());
+    }
 }
 
 pub(super) fn function_call() -> Intent {
@@ -189,5 +207,35 @@ pub(super) fn unread(beginning: &Intent) -> Intent {
         statements: 2,
         joins: false,
         ..function_call()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_executions_are_gathered_in_place_and_name_a_table_once() {
+        let insert = Arc::new(Intent {
+            access: Access::Write,
+            reason: Reason::Dml,
+            effects: vec![Effect::DrawsSequence],
+            tables: Tables::Some(["t".into()].into()),
+            ..Intent::of_session(1)
+        });
+        let mut unit = Unit::default();
+        unit.add(&insert, true);
+        unit.add(&insert, true);
+        let place = unit.intent.as_ref().map(Arc::as_ptr);
+
+        for _ in 0..1000 {
+            unit.add(&insert, false);
+            unit.add(&insert, true);
+        }
+
+        assert_eq!(unit.intent.as_ref().map(Arc::as_ptr), place);
+        let all = unit.finish();
+        assert_eq!((all.statements, all.effects.len()), (1002, 1002));
+        assert_eq!(all.tables, insert.tables);
     }
 }
