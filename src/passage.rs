@@ -18,11 +18,16 @@ pub struct Passage {
     from: usize,
     /// Goes to the client ahead of that.
     gathered: Vec<u8>,
-    /// Bytes of the current message that have not arrived, and whether the client gets them.
-    rest: usize,
-    rest_goes: bool,
+    rest: Rest,
     /// Something was handed on.
     begun: bool,
+}
+
+/// Bytes of a message that have not arrived, and whether the client gets them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rest {
+    count: usize,
+    goes: bool,
 }
 
 impl Passage {
@@ -30,6 +35,16 @@ impl Passage {
     pub fn new(mut spare: Vec<u8>) -> Self {
         spare.clear();
         Self { gathered: spare, ..Self::default() }
+    }
+
+    /// Goes on behind what was handed on of a message: see [`Self::rest`].
+    pub fn resumed(self, rest: Rest) -> Self {
+        Self { rest, ..self }
+    }
+
+    /// What is still to come of the current message, for the passage that goes on with it.
+    pub fn rest(&self) -> Rest {
+        self.rest
     }
 
     /// The buffer, for the next answer.
@@ -57,18 +72,17 @@ impl Passage {
     pub fn pass_message(&mut self, inbox: &Inbox, length: usize, goes: bool) {
         let here = length.min(inbox.len() - self.at);
         self.pass(inbox, here, goes);
-        self.rest = length - here;
-        self.rest_goes = goes;
+        self.rest = Rest { count: length - here, goes };
     }
 
     /// Passes what has arrived since of a message whose end had not; `false`: that is not all of it.
     pub fn pass_rest(&mut self, inbox: &Inbox) -> bool {
-        if self.rest > 0 {
-            let here = self.rest.min(inbox.len() - self.at);
-            self.pass(inbox, here, self.rest_goes);
-            self.rest -= here;
+        if self.rest.count > 0 {
+            let here = self.rest.count.min(inbox.len() - self.at);
+            self.pass(inbox, here, self.rest.goes);
+            self.rest.count -= here;
         }
-        self.rest == 0
+        self.rest.count == 0
     }
 
     /// Puts bytes of ours behind what was passed.
@@ -119,12 +133,12 @@ impl Passage {
 
     /// Whether the end of the current message has not arrived.
     pub fn is_amid(&self) -> bool {
-        self.rest > 0
+        self.rest.count > 0
     }
 
     /// What the client has of the answer. `continued`: the next message belongs to the one before.
     pub fn forwarded(&self, continued: bool) -> Forwarded {
-        match (self.begun, continued || (self.rest > 0 && self.rest_goes)) {
+        match (self.begun, continued || (self.is_amid() && self.rest.goes)) {
             (false, _) => Forwarded::Nothing,
             (true, false) => Forwarded::Some,
             (true, true) => Forwarded::Torn,
@@ -191,6 +205,19 @@ mod tests {
             assert_eq!(text(passage.ready(&inbox)), handed_on);
             assert_eq!((passage.is_amid(), passage.forwarded(false)), (true, torn));
         }
+    }
+
+    #[test]
+    fn a_message_whose_end_comes_later_goes_on_in_the_next_passage() {
+        let mut inbox = Inbox::with(b"ab");
+        let mut passage = Passage::default();
+        passage.pass_message(&inbox, 3, false);
+        passage.settle(&mut inbox);
+
+        let inbox = Inbox::with(b"cd");
+        let mut next = Passage::new(passage.take_spare()).resumed(passage.rest());
+        assert!(next.pass_rest(&inbox));
+        assert_eq!((text(next.unseen(&inbox)), text(next.ready(&inbox))), ("d", ""));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     inbox::Inbox,
-    passage::worth_keeping,
+    passage::{Rest, worth_keeping},
     protocol::{Fault, Forwarded, Refused, RefusedCause, Terms, Transaction},
     sql::{
         Access, Effect, Intent, PinReason,
@@ -56,6 +56,8 @@ pub struct Backend {
     pub(super) out: Vec<u8>,
     /// A spare buffer for the passage of an answer.
     pub(super) gathered: Vec<u8>,
+    /// Of a message that had not come whole when a part of a unit ended.
+    pub(super) rest: Rest,
     pub(super) expect: VecDeque<Expect>,
     /// As the last ReadyForQuery said.
     pub(super) transaction: Transaction,
@@ -92,6 +94,7 @@ impl Backend {
             inbox: Inbox::with(&connected.unread),
             out: Vec::new(),
             gathered: Vec::new(),
+            rest: Rest::default(),
             expect: VecDeque::new(),
             transaction: Transaction::Idle,
             in_unit: false,
@@ -400,8 +403,12 @@ impl Backend {
         }
     }
 
-    /// Waits until the server says something by itself, or closes.
+    /// Waits until the server says something by itself, or closes. What it says of a unit of which more is to
+    /// come is the answer to that, and waits for the next part.
     pub(super) async fn wait_for_stir(&mut self) {
+        if self.in_unit && !self.expect.is_empty() {
+            return std::future::pending().await;
+        }
         if !self.closed {
             self.closed = !self.inbox.stirs(&mut self.stream).await;
         }

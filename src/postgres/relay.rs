@@ -77,7 +77,8 @@ impl<'a> Relay<'a> {
         let had_failed = backend.transaction == Transaction::Failed;
         let owes_earlier = !backend.expect.is_empty();
         Self {
-            passage: Passage::new(std::mem::take(&mut backend.gathered)),
+            passage: Passage::new(std::mem::take(&mut backend.gathered))
+                .resumed(std::mem::take(&mut backend.rest)),
             backend,
             frontend,
             terms: *terms,
@@ -138,7 +139,7 @@ impl<'a> Relay<'a> {
     pub(super) async fn settle_unit(&mut self) -> Result<(), Fault> {
         self.send(&frame::FLUSH).await?;
         self.relay_answers().await?;
-        self.backend.gathered = self.passage.take_spare();
+        self.put_away();
         Ok(())
     }
 
@@ -227,6 +228,12 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
+    /// Leaves the passage to whoever reads on: of a unit in parts, the answers may have stopped in mid-message.
+    fn put_away(&mut self) {
+        self.backend.rest = self.passage.rest();
+        self.backend.gathered = self.passage.take_spare();
+    }
+
     /// Puts bytes of ours where the scan stands.
     fn inject(&mut self, bytes: &[u8]) {
         self.passage.put(&self.backend.inbox, bytes);
@@ -241,8 +248,8 @@ impl<'a> Relay<'a> {
         let open = self.in_transaction();
         let completed = (!self.owes_earlier).then_some(self.completed);
         let done = self.frontend.done(&request.intent, &request.wire, self.failed, completed);
+        self.put_away();
         let Self { backend, frontend, terms, .. } = self;
-        backend.gathered = self.passage.take_spare();
         for carried in [&mut backend.carried, &mut frontend.carried] {
             carried.learn_ahead(terms.ahead_savepoints);
         }

@@ -3,7 +3,7 @@
 use pointsman::demo::servers::APP;
 
 use crate::support::{
-    Stage,
+    Stage, eventually,
     wire::{Batch, Frame, Wire, first_columns, tags},
 };
 
@@ -287,6 +287,61 @@ async fn long_units_that_come_to_write_are_answered_as_by_the_server() {
         let mut wire = stage.wire().await;
         wire.send(&unit).await;
 
+        let proxied = wire.until_ready().await;
+
+        assert_eq!(
+            (tags(&proxied), first_columns(&proxied)),
+            (tags(&direct), first_columns(&direct)),
+            "{name}"
+        );
+        assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), written, "{name}");
+        assert_eq!(first_columns(&wire.ask(&Batch::new().query("SELECT 7")).await), ["7"], "{name}");
+    }
+}
+
+/// Units of which the server has answered a part before the rest is sent, in two pieces.
+fn units_in_parts() -> Vec<(&'static str, [Batch; 2])> {
+    let value = "x".repeat(3000);
+    let parts = |batch: Batch, sql: &str| {
+        (0..40).fold(batch, |batch, _| batch.run(&format!("{sql} {PART}"), &[value.as_str()]))
+    };
+    let echo = "SELECT $1::text";
+    let insert = "INSERT INTO t VALUES (length($1))";
+    let end = || Batch::new().run("INSERT INTO t VALUES (1) RETURNING 1000", &[]).sync();
+    vec![
+        ("rows that come in pieces", [parts(Batch::new(), echo), end()]),
+        ("reads alone", [parts(Batch::new(), echo), Batch::new().run("SELECT 7", &[]).sync()]),
+        ("writes", [parts(Batch::new(), insert), end()]),
+        ("an error", [parts(Batch::new().run(&format!("SELECT 1/0 {PART}"), &[]), insert), end()]),
+        ("rows, then an error", [parts(parts(Batch::new(), echo), "SELECT 1/(length($1) - 3000)"), end()]),
+    ]
+}
+
+/// Marks statements of a unit's first part.
+const PART: &str = "/* first part */";
+
+#[tokio::test]
+async fn a_unit_that_comes_in_parts_is_answered_as_by_the_server() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let waiting = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+         AND wait_event = 'ClientRead' AND query LIKE '%{PART}' AND pid <> pg_backend_pid()"
+    );
+    for (name, [first, rest]) in units_in_parts() {
+        stage.database.ask(0, "TRUNCATE t");
+        let mut direct = Wire::login(stage.primary_port(), APP, &stage.database.name).await;
+        direct.send(&first).await;
+        let direct = answers(direct, &rest, 1).await;
+        let written = stage.database.ask(0, "SELECT count(*) FROM t");
+        stage.database.ask(0, "TRUNCATE t");
+        let mut wire = stage.wire().await;
+
+        wire.send(&first).await;
+        eventually("a server has answered, and waits for more", async || {
+            (0..3).any(|node| stage.database.ask(node, &waiting) != "0")
+        })
+        .await;
+        wire.send(&rest).await;
         let proxied = wire.until_ready().await;
 
         assert_eq!(
