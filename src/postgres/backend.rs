@@ -272,7 +272,9 @@ impl Backend {
         for effect in &intent.effects {
             match effect {
                 Effect::DrawsSequence => self.drew = Some(session),
+                Effect::Ddl | Effect::Redefines => self.statements.define(),
                 Effect::Touches => {
+                    self.statements.define();
                     self.touched = true;
                     self.drew = Some(session);
                 }

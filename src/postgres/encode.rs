@@ -304,9 +304,9 @@ impl BatchWriter<'_> {
     fn named(&mut self, message: &Message, statement: &Statement, frontend: &Frontend) {
         let body = &self.data[body_at(message)..message.at + message.length];
         let key = statement.key ^ u128::from(self.plan_key);
-        let known = self.server.find(key);
         if message.tag == b'P' {
-            match known {
+            self.close_outdated(key);
+            match self.server.find(key) {
                 Some(_) => {
                     self.expect.push_back(Expect::Inject { bytes: frame::PARSE_COMPLETE, named: true });
                 }
@@ -314,7 +314,7 @@ impl BatchWriter<'_> {
             }
             return;
         }
-        let number = match known {
+        let number = match self.server.find(key) {
             Some(number) => number,
             None => {
                 self.prepare(key, statement, false);
@@ -363,6 +363,15 @@ impl BatchWriter<'_> {
         self.expect.push_back(Expect::FailAs(error));
     }
 
+    /// A server would prepare it anew, behind definitions by which it may be another statement.
+    fn close_outdated(&mut self, key: u128) {
+        if self.server.is_outdated(key)
+            && let Some(number) = self.server.retire(key)
+        {
+            put_close_number(number, self.out, self.expect);
+        }
+    }
+
     fn prepare(&mut self, key: u128, statement: &Statement, forward: bool) {
         let (number, evicted) = self.server.insert(key);
         if let Some(evicted) = evicted {
@@ -375,14 +384,13 @@ impl BatchWriter<'_> {
     /// A Bind whose end may not have arrived: the length word counts what is still to come.
     fn bind(&mut self, message: &Message, body: &[u8], number: u32) {
         let (portal, rest) = frame::split_cstring(body).expect("the frontend has found the names");
-        let (name, rest) = frame::split_cstring(rest).expect("the frontend has found the names");
+        let (_, rest) = frame::split_cstring(rest).expect("the frontend has found the names");
         let start = self.out.len();
         frame::put(self.out, b'B', |out| {
             frame::put_cstring(out, portal);
             prepared::put_server_name(out, number);
             out.extend_from_slice(rest);
         });
-        let _ = name;
         let announced = frame::header(&self.data[message.at..]).expect("the message is in the batch").length;
         let missing = announced - message.length;
         if missing > 0 {

@@ -188,6 +188,11 @@ impl Frontend {
         frame::split_cstring(body).map_or(body, |(text, _)| text)
     }
 
+    /// How often something was defined anew in the session's database.
+    pub(super) fn definitions(&self) -> u64 {
+        self.reader.as_ref().map_or(0, |reader| reader.database.code.so_far())
+    }
+
     /// Drops a request that has been answered.
     pub(super) fn consume(&mut self, batch: &Batch) {
         if self.unconsumed > 0 {

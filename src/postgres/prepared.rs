@@ -320,12 +320,18 @@ pub struct ServerStatements {
     own: HashMap<Box<[u8]>, u128>,
     /// Key of the unnamed statement, if there is one.
     pub unnamed: Option<u128>,
+    /// How often something was defined anew: in the database so far, and on this connection, where it counts
+    /// before it is committed.
+    definitions: u64,
+    own_definitions: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Shared {
     number: u32,
     used: u64,
+    /// What had been defined by then.
+    definitions: u64,
     /// What it returns, once that is known. The server holds it to that.
     shape: Option<Shape>,
 }
@@ -333,7 +339,16 @@ struct Shared {
 impl ServerStatements {
     /// `capacity`: how many are kept, at least 1.
     pub fn new(capacity: usize) -> Self {
-        Self { shared: HashMap::new(), capacity, next: 0, clock: 0, own: HashMap::new(), unnamed: None }
+        Self {
+            shared: HashMap::new(),
+            capacity,
+            next: 0,
+            clock: 0,
+            own: HashMap::new(),
+            unnamed: None,
+            definitions: 0,
+            own_definitions: 0,
+        }
     }
 
     /// The number of a statement that is prepared.
@@ -344,13 +359,30 @@ impl ServerStatements {
         Some(entry.number)
     }
 
+    /// So much has been defined in the database when the next request is sent.
+    pub fn know_definitions(&mut self, count: u64) {
+        self.definitions = count;
+    }
+
+    /// Something was defined here, in a transaction that may be open still.
+    pub fn define(&mut self) {
+        self.own_definitions += 1;
+    }
+
+    /// Whether a statement was prepared before something was defined: to whoever prepares it now it is to be
+    /// what it is now.
+    pub fn is_outdated(&self, key: u128) -> bool {
+        self.shared.get(&key).is_some_and(|entry| entry.definitions < self.definitions + self.own_definitions)
+    }
+
     /// Makes room and takes a number for a statement about to be prepared. The second value is
     /// one that has to be closed for it.
     pub fn insert(&mut self, key: u128) -> (u32, Option<u32>) {
         let evicted = if self.shared.len() >= self.capacity { self.evict() } else { None };
         self.clock += 1;
         self.next = self.next.wrapping_add(1);
-        self.shared.insert(key, Shared { number: self.next, used: self.clock, shape: None });
+        let definitions = self.definitions + self.own_definitions;
+        self.shared.insert(key, Shared { number: self.next, used: self.clock, definitions, shape: None });
         (self.next, evicted)
     }
 

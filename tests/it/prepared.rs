@@ -638,3 +638,50 @@ async fn a_statement_whose_table_is_gone_can_be_deallocated() {
         stage.database.run("ALTER TABLE other RENAME TO gone");
     }
 }
+
+/// Prepares the same text in front of a definition and behind it, the second time under another name.
+async fn prepared_around_a_definition(mut wire: Wire, mut other: Wire, elsewhere: bool) -> Vec<String> {
+    const READ: &str = "SELECT x FROM again";
+    let first = "DROP TABLE IF EXISTS again; CREATE TABLE again (x int); INSERT INTO again VALUES (1)";
+    let second = "DROP TABLE again; CREATE TABLE again (x text); INSERT INTO again VALUES ('one')";
+    let runs = |name: &str| {
+        let batch = Batch::new().parse(name, READ).describe_statement(name);
+        batch.bind("", name, &[]).execute("", 0).sync()
+    };
+    let definer = if elsewhere { &mut other } else { &mut wire };
+    definer.ask(&Batch::new().query(first)).await;
+    let mut answers = vec![wire.ask(&Batch::new().query("BEGIN")).await, wire.ask(&runs("a")).await];
+    if elsewhere {
+        wire.ask(&Batch::new().query("COMMIT")).await;
+        other.ask(&Batch::new().query(second)).await;
+        wire.ask(&Batch::new().query("BEGIN")).await;
+    } else {
+        wire.ask(&Batch::new().query(second)).await;
+    }
+    answers.push(wire.ask(&runs("b")).await);
+    // Who was told of the first has to prepare anew.
+    answers.push(wire.ask(&Batch::new().bind("", "a", &[]).execute("", 0).sync()).await);
+    wire.ask(&Batch::new().query("ROLLBACK")).await;
+    answers
+        .iter()
+        .map(|frames| format!("{} {:?} {}", tags(frames), first_columns(frames), error_code(frames)))
+        .collect()
+}
+
+#[tokio::test]
+async fn what_is_prepared_behind_a_definition_goes_by_it_within_a_transaction_too() {
+    let stage = Stage::set("", &["cluster.pool.size = 2"]).await;
+    for elsewhere in [false, true] {
+        let (one, other) = (stage.primary_port(), stage.primary_port());
+        let direct = prepared_around_a_definition(
+            Wire::login(one, APP, &stage.database.name).await,
+            Wire::login(other, APP, &stage.database.name).await,
+            elsewhere,
+        )
+        .await;
+
+        let proxied = prepared_around_a_definition(stage.wire().await, stage.wire().await, elsewhere).await;
+
+        assert_eq!(proxied, direct, "elsewhere: {elsewhere}");
+    }
+}
