@@ -49,6 +49,8 @@ pub struct State {
     pub startup_defaults: TransactionModes,
     /// MySQL's `autocommit = 0`: every statement begins a transaction if none is open.
     pub implicit: bool,
+    /// A savepoint stands where no table was used since: the server tells of no transaction, and keeps it.
+    savepoint: bool,
     pub startup_implicit: bool,
     /// `SET TRANSACTION` is for the next transaction, as in MySQL, not for the current one.
     pub sets_next: bool,
@@ -351,6 +353,7 @@ impl State {
         if !self.deferred {
             self.held = None;
         }
+        let transaction = self.with_savepoint(intent, transaction, failed);
         self.transaction = transaction;
         if on_primary || transaction == Transaction::Idle {
             self.reading = None;
@@ -393,6 +396,20 @@ impl State {
         }
         // What it has done itself may be still open: the end of that counts again.
         self.wrote && self.may_commit(intent)
+    }
+
+    /// The transaction as it is to a session: with `autocommit = 0` a savepoint begins one, of which a server tells
+    /// when a table is used.
+    fn with_savepoint(&mut self, intent: &Intent, told: Transaction, failed: bool) -> Transaction {
+        let has = |what: fn(&Effect) -> bool| intent.effects.iter().any(what);
+        let ends = told != Transaction::Idle
+            || has(|effect| effect.ends_as_committed().is_some() || *effect == Effect::Ddl);
+        if ends || !self.implicit {
+            self.savepoint = false;
+        } else if !failed {
+            self.savepoint |= has(|effect| matches!(effect, Effect::Savepoint(_)));
+        }
+        if self.savepoint { Transaction::Open } else { told }
     }
 
     /// Takes note of what the first statements of a string did that then failed. `begun_none`: by a statement that
@@ -486,6 +503,7 @@ impl State {
     /// The server connection is gone, and with it all that it held for this session.
     pub fn forget_server(&mut self) {
         self.held = None;
+        self.savepoint = false;
         self.reading = None;
         self.transaction = Transaction::Idle;
         self.modes = TransactionModes::default();

@@ -30,6 +30,7 @@ both_makes!(
     a_setting_that_fails_keeps_the_statement_from_running,
     a_session_without_schema_never_inherits_one,
     transactions_stay_on_their_server,
+    a_savepoint_ahead_of_everything_keeps_its_connection,
     read_only_transactions_use_one_replica,
     what_ends_a_read_only_transaction_runs_on_the_primary,
     an_error_of_the_proxys_own_leaves_the_transaction_open,
@@ -393,6 +394,27 @@ async fn a_schema_is_the_same_whatever_character_set_the_session_has_since(make:
         let other = Session::connect_in(port, APP, name.as_bytes(), 8).await.err().expect("there is none");
         assert_eq!(other.errno, 1049, "{port}");
     }
+}
+
+async fn a_savepoint_ahead_of_everything_keeps_its_connection(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let (mut one, mut other) = (stage.session().await, stage.session().await);
+    for session in [&mut one, &mut other] {
+        session.run("SET autocommit = 0").await;
+    }
+
+    one.run("SAVEPOINT a").await;
+    // Of no table: the server still tells of no transaction.
+    one.run("SELECT 1").await;
+    other.run("INSERT INTO t VALUES (1)").await;
+    one.run("INSERT INTO t VALUES (2)").await;
+    one.run("ROLLBACK TO SAVEPOINT a").await;
+    one.run("INSERT INTO t VALUES (3)").await;
+    one.run("COMMIT").await;
+    other.run("COMMIT").await;
+
+    assert_eq!(one.value("SELECT GROUP_CONCAT(x ORDER BY x) FROM t").await, "1,3");
+    one.run("COMMIT").await;
 }
 
 async fn transactions_stay_on_their_server(make: Make) {
