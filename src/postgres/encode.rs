@@ -190,6 +190,8 @@ pub struct BatchWriter<'a> {
     pub out: &'a mut Vec<u8>,
     /// Of those settings of the session that a Parse depends on.
     pub plan_key: u64,
+    /// The transaction has failed: whatever is bound, the server refuses it by that.
+    pub failed: bool,
     /// The batch's bytes.
     pub data: &'a [u8],
 }
@@ -322,7 +324,7 @@ impl BatchWriter<'_> {
             }
         };
         match message.tag {
-            b'B' if self.is_out_of_shape(body, key, frontend) => self.fail_shape(),
+            b'B' if !self.failed && self.is_out_of_shape(body, key, frontend) => self.fail_shape(),
             b'B' => self.bind(message, body, number),
             _ => {
                 let name = frame::split_cstring(&body[1..]).map_or(&body[1..], |(name, _)| name).into();

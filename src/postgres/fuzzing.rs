@@ -72,6 +72,7 @@ pub fn requests(data: &[u8]) {
                 expect: &mut expect,
                 out: &mut out,
                 plan_key,
+                failed: false,
                 data: &data,
             };
             writer.write(&request.wire, &frontend);

@@ -47,6 +47,13 @@ impl<P: Protocol> Session<P> {
         }
     }
 
+    /// What was begun ahead of a statement goes ahead of its next attempt, too: on a connection that is kept it
+    /// is ended before. `false`: it could not be.
+    async fn ends_what_went_ahead(&self, held: &mut Held<P>) -> bool {
+        let begun = self.state.is_holding() && held.backend().transaction() != Transaction::Idle;
+        !begun || held.backend().finish_unit().await.is_ok()
+    }
+
     fn is_killed(&self) -> bool {
         self.registered.entry.is_called(Call::Kill)
     }
@@ -97,6 +104,11 @@ impl<P: Protocol> Session<P> {
                 if !elsewhere {
                     self.settle_refused(held, attempt, &request.intent);
                 } else if attempt.kept && !yields {
+                    if !self.ends_what_went_ahead(&mut held).await {
+                        drop(held);
+                        let refusal = self.lose_kept(Some(&request.intent));
+                        return Next::Over(self.refuse(request, refusal).await);
+                    }
                     self.kept = Some(held);
                     self.note_last_kept(&request.intent);
                 } else {

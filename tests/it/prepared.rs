@@ -685,3 +685,30 @@ async fn what_is_prepared_behind_a_definition_goes_by_it_within_a_transaction_to
         assert_eq!(proxied, direct, "elsewhere: {elsewhere}");
     }
 }
+
+async fn outdated_in_a_transaction(mut wire: Wire) -> Vec<String> {
+    let runs = || Batch::new().bind("", "s", &[]).execute("", 0).sync();
+    wire.ask(
+        &Batch::new().query("DROP TABLE IF EXISTS t; CREATE TABLE t (x int); CREATE TEMP TABLE mine ()"),
+    )
+    .await;
+    wire.ask(&Batch::new().parse("s", "SELECT x FROM t").describe_statement("s").sync()).await;
+    wire.ask(&runs()).await;
+    wire.ask(&Batch::new().query("ALTER TABLE t ALTER x TYPE text")).await;
+    let mut answers = Vec::new();
+    for batch in [Batch::new().query("BEGIN"), runs(), runs(), Batch::new().query("ROLLBACK"), runs()] {
+        let frames = wire.ask(&batch).await;
+        answers.push(format!("{} {}", tags(&frames), error_code(&frames)));
+    }
+    answers
+}
+
+/// Its session keeps the connection, on which BEGIN went ahead of the first attempt.
+#[tokio::test]
+async fn a_plan_that_is_out_of_date_fails_its_transaction_as_on_the_server() {
+    let stage = Stage::set("", &[]).await;
+    let direct = Wire::login(stage.primary_port(), APP, &stage.database.name).await;
+    let direct = outdated_in_a_transaction(direct).await;
+
+    assert_eq!(outdated_in_a_transaction(stage.wire().await).await, direct);
+}

@@ -14,7 +14,7 @@ use crate::{
         frame,
         frontend::eof,
     },
-    protocol::{Fault, Request},
+    protocol::{Fault, Request, Transaction},
     sql::{Effect, PinReason},
     standing::Step,
     stream::Outlet,
@@ -93,6 +93,7 @@ impl Relay<'_> {
             expect: &mut backend.expect,
             out,
             plan_key: wanted.plan_key(),
+            failed: backend.transaction == Transaction::Failed,
             data: &self.frontend.inbox.data()[..batch.length],
         };
         let rewritten = writer.write(batch, self.frontend);
