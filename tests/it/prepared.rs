@@ -641,16 +641,18 @@ async fn a_statement_whose_table_is_gone_can_be_deallocated() {
 
 /// Prepares the same text in front of a definition and behind it, the second time under another name.
 async fn prepared_around_a_definition(mut wire: Wire, mut other: Wire, elsewhere: bool) -> Vec<String> {
-    const READ: &str = "SELECT x FROM again";
+    // The types of what is bound are the server's to say, and are told.
+    const READ: &str = "SELECT x FROM again WHERE 1 = $1";
     let first = "DROP TABLE IF EXISTS again; CREATE TABLE again (x int); INSERT INTO again VALUES (1)";
     let second = "DROP TABLE again; CREATE TABLE again (x text); INSERT INTO again VALUES ('one')";
-    let runs = |name: &str| {
-        let batch = Batch::new().parse(name, READ).describe_statement(name);
-        batch.bind("", name, &[]).execute("", 0).sync()
-    };
+    let prepares = |name: &str| Batch::new().parse(name, READ).describe_statement(name).sync();
+    let runs = |name: &str| Batch::new().bind("", name, &["1"]).execute("", 0).sync();
     let definer = if elsewhere { &mut other } else { &mut wire };
     definer.ask(&Batch::new().query(first)).await;
-    let mut answers = vec![wire.ask(&Batch::new().query("BEGIN")).await, wire.ask(&runs("a")).await];
+    let mut answers = Vec::new();
+    for batch in [Batch::new().query("BEGIN"), prepares("a"), runs("a")] {
+        answers.push(wire.ask(&batch).await);
+    }
     if elsewhere {
         wire.ask(&Batch::new().query("COMMIT")).await;
         other.ask(&Batch::new().query(second)).await;
@@ -658,9 +660,10 @@ async fn prepared_around_a_definition(mut wire: Wire, mut other: Wire, elsewhere
     } else {
         wire.ask(&Batch::new().query(second)).await;
     }
-    answers.push(wire.ask(&runs("b")).await);
     // Who was told of the first has to prepare anew.
-    answers.push(wire.ask(&Batch::new().bind("", "a", &[]).execute("", 0).sync()).await);
+    for batch in [prepares("b"), runs("b"), runs("a")] {
+        answers.push(wire.ask(&batch).await);
+    }
     wire.ask(&Batch::new().query("ROLLBACK")).await;
     answers
         .iter()

@@ -208,14 +208,19 @@ impl Relay<'_> {
     fn typed(&mut self, header: frame::Header) {
         let types = &self.passage.unseen(&self.backend.inbox)[HEADER..];
         let Some(types) = types.get(..header.length.saturating_sub(HEADER)) else { return };
-        let Some(Expect::DescribeStatement { named: Some((name, key)) }) = self.backend.expect.front_mut()
-        else {
+        let Some(Expect::DescribeStatement { named: Some((name, key)) }) = self.backend.expect.front() else {
             return;
         };
-        let plan_key = u128::from(self.frontend.carried.now().plan_key());
-        if let Some(typed) = self.frontend.statements.fix_types(name, *key ^ plan_key, types) {
-            self.backend.statements.rename(*key, typed ^ plan_key);
-            *key = typed ^ plan_key;
+        let (plan_key, before) = (u128::from(self.frontend.carried.now().plan_key()), *key);
+        let Some(typed) = self.frontend.statements.fix_types(name, before ^ plan_key, types) else { return };
+        let typed = typed ^ plan_key;
+        if self.backend.statements.is_outdated(typed) {
+            // Of before a definition: what was just prepared takes its place.
+            self.backend.retire(typed);
+        }
+        self.backend.statements.rename(before, typed);
+        if let Some(Expect::DescribeStatement { named: Some((_, key)) }) = self.backend.expect.front_mut() {
+            *key = typed;
         }
     }
 
