@@ -344,7 +344,11 @@ impl<P: Protocol> NodePool<P> {
             Err(ConnectFault::Unreachable(_) | ConnectFault::NotReady) => {
                 refusals.add(false, Instant::now());
             }
-            Err(ConnectFault::TooMany) => refusals.add(true, Instant::now()),
+            Err(ConnectFault::TooMany) => {
+                refusals.add(true, Instant::now());
+                // A place on the server is worth more to who waits than to who may come back.
+                self.relieve_siblings();
+            }
         }
         let backend = connected?;
         let target = CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() };
@@ -365,6 +369,19 @@ impl<P: Protocol> NodePool<P> {
         }))
     }
 
+    /// Closes an idle connection of another pool of the node, or asks for one that is kept softly: the same
+    /// user's first, who may have a limit of its own.
+    fn relieve_siblings(&self) {
+        let mut siblings: Vec<_> = self.siblings.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
+        let user = self.identity.load().user.clone();
+        siblings.sort_by_key(|sibling| sibling.identity.load().user != user);
+        for sibling in siblings {
+            if sibling.give_up_idle() || sibling.ask_back() {
+                break;
+            }
+        }
+    }
+
     /// A share of the node's connections: a free one, or that of another pool's idle connection. Or a connection
     /// of this pool, whichever comes first.
     async fn room(&self) -> Room<P> {
@@ -374,12 +391,7 @@ impl<P: Protocol> NodePool<P> {
         // From here on another pool that gets one back gives it up, and this one hands it on.
         let _starving = (self.share.starve(), Count::up(&self.starving));
         let _wanting = Count::up(&self.wanting);
-        let siblings: Vec<_> = self.siblings.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
-        for sibling in siblings {
-            if sibling.give_up_idle() || sibling.ask_back() {
-                break;
-            }
-        }
+        self.relieve_siblings();
         // Whoever gives one back first; the caller's deadline bounds the wait.
         let mut permit = std::pin::pin!(self.share.permit());
         loop {

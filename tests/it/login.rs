@@ -3,7 +3,9 @@
 use pointsman::demo::servers::{APP, Login};
 
 use crate::support::{
-    Database, Proxy, Session, Stage, client, cluster, eventually,
+    Database, Proxy, Session, Stage,
+    both::{Engine, Servers},
+    client, cluster, eventually,
     proxy::login_error,
     wire::{Batch, Wire, first_columns, startup, untagged},
 };
@@ -293,4 +295,31 @@ async fn what_keeps_a_client_out_is_as_fatal_as_the_servers_say() {
         refusal_of(proxy.port(), salted, &database.name).await
     };
     assert_eq!((severity.as_deref(), unlocalized.as_deref()), (Some("FATAL"), Some("FATAL")));
+}
+
+#[tokio::test]
+async fn a_login_waits_for_a_place_on_servers_that_are_full() {
+    let servers = Servers::own(Engine::Postgres);
+    let Servers::Postgres(cluster) = &servers else { panic!("asked for PostgreSQL") };
+    let (proxy, database) = servers.proxy("", &[]).await;
+    servers.wait_until_caught_up(0);
+    let mut holders = Vec::new();
+    for node in 0..3 {
+        holders.push(Wire::login(servers.port(node), APP, &database).await);
+    }
+    servers.on(0, &database, "ALTER ROLE app CONNECTION LIMIT 1");
+    servers.wait_until_caught_up(0);
+
+    let port = proxy.port();
+    let waiting = tokio::spawn(async move { Wire::login(port, APP, &database).await });
+    for node in 0..3 {
+        eventually("it has asked everywhere", async || {
+            cluster.node(node).log().contains("too many connections for role")
+        })
+        .await;
+    }
+    drop(holders);
+
+    let mut wire = waiting.await.expect("it gets in");
+    assert_eq!(first_columns(&wire.ask(&Batch::new().query("SELECT 1")).await), ["1"]);
 }

@@ -2,7 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Database, Session, Stage, eventually, soon};
+use pointsman::demo::servers::APP;
+
+use crate::support::{
+    Database, Session, Stage,
+    both::{Engine, Servers},
+    eventually, soon,
+    wire::{Batch, Wire, first_columns},
+};
 
 /// The processes on the primary that serve the user `app` in the test's database, oldest first.
 fn backends(stage: &Stage) -> String {
@@ -212,4 +219,21 @@ async fn a_database_whose_clients_have_left_can_be_renamed_copied_and_dropped() 
     visitor.value("SELECT 1").await;
     assert_eq!(session.error(&format!("DROP DATABASE {}", stage.database.name)).await, "55006");
     assert_eq!(visitor.value("SELECT 'alive'").await, "alive");
+}
+
+/// A place on a full server goes to whoever waits, not to a connection that serves nobody.
+#[tokio::test]
+async fn idle_connections_make_room_on_a_server_that_is_full() {
+    let servers = Servers::own(Engine::Postgres);
+    let (proxy, one) = servers.proxy("CREATE TABLE t (x int)", &[]).await;
+    servers.on(0, &one, "CREATE DATABASE another OWNER app");
+    let write = Batch::new().query("/* pointsman: primary */ SELECT 7");
+    let mut first = Wire::login(proxy.port(), APP, &one).await;
+    assert_eq!(first_columns(&first.ask(&write).await), ["7"]);
+    servers.on(0, &one, "ALTER ROLE app CONNECTION LIMIT 1");
+    servers.wait_until_caught_up(0);
+
+    let mut second = Wire::login(proxy.port(), APP, "another").await;
+    assert_eq!(first_columns(&second.ask(&write).await), ["7"]);
+    assert_eq!(first_columns(&first.ask(&write).await), ["7"], "and back again");
 }
