@@ -16,7 +16,7 @@ use super::{
     prepared::{ClientStatements, Origin, Resolved, Statement},
     relay::Outcome,
     settings::Carried,
-    unit::{Unit, bare, function_call, join, unread, with_access},
+    unit::{Unit, bare, function_call, join, with_access},
 };
 use crate::{
     inbox::Inbox,
@@ -323,7 +323,8 @@ impl Frontend {
         let intent = match batch.end {
             End::Whole if intent.effects.is_empty() => intent,
             End::Whole => self.behind(intent, &[]),
-            _ => Arc::new(unread(&intent)),
+            // Nothing that was read is relied on.
+            _ => Arc::new(Intent { outdoes: false, by_text: false, ..intent.cut_off([]) }),
         };
         if batch.end == End::Whole && intent.statements == 1 && !intent.effects.is_empty() {
             batch.text = std::str::from_utf8(text).ok().map(Into::into);

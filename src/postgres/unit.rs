@@ -195,21 +195,6 @@ pub(super) fn function_call() -> Intent {
     }
 }
 
-/// What a string does of which only the beginning was read: anything may stand behind it, another
-/// statement as well.
-pub(super) fn unread(beginning: &Intent) -> Intent {
-    let writes = beginning.access == Access::Write && beginning.reason.changes_data();
-    Intent {
-        reason: if writes { beginning.reason } else { Reason::TooLong },
-        effects: vec![Effect::DrawsSequence, Effect::Touches],
-        hints: beginning.hints.clone(),
-        fingerprint: beginning.fingerprint,
-        statements: 2,
-        joins: false,
-        ..function_call()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -402,9 +402,10 @@ impl State {
     /// when a table is used.
     fn with_savepoint(&mut self, intent: &Intent, told: Transaction, failed: bool) -> Transaction {
         let has = |what: fn(&Effect) -> bool| intent.effects.iter().any(what);
-        let ends = told != Transaction::Idle
+        let ends = !self.implicit
+            || told != Transaction::Idle
             || has(|effect| effect.ends_as_committed().is_some() || *effect == Effect::Ddl);
-        if ends || !self.implicit {
+        if ends {
             self.savepoint = false;
         } else if !failed {
             self.savepoint |= has(|effect| matches!(effect, Effect::Savepoint(_)));

@@ -274,6 +274,22 @@ impl Intent {
             by_text: false,
         }
     }
+
+    /// Of a string of which only the beginning was read, which is this: anything may stand behind it, another
+    /// statement as well. `effects`: those that hold whatever that is.
+    pub fn cut_off(&self, effects: impl IntoIterator<Item = Effect>) -> Self {
+        let writes = self.access == Access::Write && self.reason.changes_data();
+        Self {
+            access: Access::Write,
+            reason: if writes { self.reason } else { Reason::TooLong },
+            effects: effects.into_iter().chain([Effect::DrawsSequence, Effect::Touches]).collect(),
+            tables: Tables::All,
+            statements: self.statements.saturating_add(1).max(2),
+            plain: false,
+            joins: false,
+            ..self.clone()
+        }
+    }
 }
 
 impl Intent {

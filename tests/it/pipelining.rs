@@ -275,6 +275,10 @@ fn long_units() -> Vec<(&'static str, Batch)> {
     ]
 }
 
+fn are_alike(name: &str, proxied: &[Frame], direct: &[Frame]) {
+    assert_eq!((tags(proxied), first_columns(proxied)), (tags(direct), first_columns(direct)), "{name}");
+}
+
 #[tokio::test]
 async fn long_units_that_come_to_write_are_answered_as_by_the_server() {
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
@@ -289,11 +293,7 @@ async fn long_units_that_come_to_write_are_answered_as_by_the_server() {
 
         let proxied = wire.until_ready().await;
 
-        assert_eq!(
-            (tags(&proxied), first_columns(&proxied)),
-            (tags(&direct), first_columns(&direct)),
-            "{name}"
-        );
+        are_alike(name, &proxied, &direct);
         assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), written, "{name}");
         assert_eq!(first_columns(&wire.ask(&Batch::new().query("SELECT 7")).await), ["7"], "{name}");
     }
@@ -344,11 +344,7 @@ async fn a_unit_that_comes_in_parts_is_answered_as_by_the_server() {
         wire.send(&rest).await;
         let proxied = wire.until_ready().await;
 
-        assert_eq!(
-            (tags(&proxied), first_columns(&proxied)),
-            (tags(&direct), first_columns(&direct)),
-            "{name}"
-        );
+        are_alike(name, &proxied, &direct);
         assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), written, "{name}");
         assert_eq!(first_columns(&wire.ask(&Batch::new().query("SELECT 7")).await), ["7"], "{name}");
     }

@@ -117,20 +117,9 @@ fn is_blank(text: &[u8]) -> bool {
     text.iter().all(|byte| byte.is_ascii_whitespace() || *byte == b';')
 }
 
-/// What a long statement does of which the end has not been read: anything may stand there, another
-/// statement as well.
+/// What a long statement does of which the end has not been read.
 fn with_unread(intent: &Intent) -> Intent {
-    let writes = intent.access == Access::Write && intent.reason.changes_data();
     // A name may go on behind the part that was read.
-    let read = intent.effects.iter().filter(|effect| !matches!(effect, Effect::Temporary(_))).cloned();
-    Intent {
-        access: Access::Write,
-        reason: if writes { intent.reason } else { Reason::TooLong },
-        effects: read.chain([Effect::DrawsSequence, Effect::Touches]).collect(),
-        tables: Tables::All,
-        statements: intent.statements.saturating_add(1).max(2),
-        plain: false,
-        joins: false,
-        ..intent.clone()
-    }
+    let read = intent.effects.iter().filter(|effect| !matches!(effect, Effect::Temporary(_)));
+    intent.cut_off(read.cloned())
 }
