@@ -2,7 +2,7 @@
 
 use super::{
     packet::{self, HEADER, MAX_PAYLOAD},
-    prepared::Statement,
+    prepared::{self, Statement},
 };
 use crate::refusal::{Refusal, RefusalKind};
 use std::sync::Arc;
@@ -113,7 +113,9 @@ pub fn cut(data: &[u8]) -> Result<Cut, Refusal> {
     }
     let Some(&code) = data.get(HEADER) else { return Ok(Cut::Short) };
     let limit = match code {
-        code::STMT_PREPARE | code::STMT_SEND_LONG_DATA => LONGEST_PREPARE,
+        code::STMT_PREPARE => LONGEST_PREPARE,
+        // Some drivers send a value whole, however long it is.
+        code::STMT_SEND_LONG_DATA => prepared::MAX_LONG_DATA,
         code::QUERY => LONGEST_QUERY,
         _ => GATHERED,
     };

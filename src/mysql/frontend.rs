@@ -206,6 +206,10 @@ impl Frontend {
 
     /// Reads the command at the front; `None`: it is dealt with.
     async fn request(&mut self, code: u8) -> Result<Option<Request<Command>>, Fault> {
+        if code == code::STMT_SEND_LONG_DATA {
+            self.long_data().await?;
+            return Ok(None);
+        }
         // Of an execution it is a few bytes.
         let argument: SmallVec<[u8; 64]> =
             SmallVec::from_slice(&command::argument(&self.inbox.data()[..self.unconsumed]));
@@ -217,10 +221,6 @@ impl Frontend {
                 self.bulk_execute(&argument).await
             }
             code::STMT_FETCH | code::STMT_RESET => self.of_statement(code, &argument).await,
-            code::STMT_SEND_LONG_DATA => {
-                self.long_data(&argument).await?;
-                Ok(None)
-            }
             code::STMT_CLOSE => {
                 let id = self.statement_id(&argument).map_or(0, |(id, _)| id);
                 self.cursor_closed |= self.statements.remove(id).is_some_and(|handle| handle.cursor);

@@ -2,7 +2,7 @@
 
 use pointsman::mysql::{
     command::{LONGEST_QUERY, code},
-    packet,
+    packet::{self, MAX_PAYLOAD},
 };
 
 use crate::{
@@ -15,6 +15,7 @@ both_makes!(
     what_stands_far_behind_in_a_long_statement_counts,
     a_long_statement_has_the_number_of_its_clients_connection,
     no_execution_runs_with_a_part_of_its_long_values,
+    a_long_value_may_be_sent_whole,
 );
 
 /// Blanks, so many that what follows them has not arrived when the statement is passed on.
@@ -81,8 +82,7 @@ async fn no_execution_runs_with_a_part_of_its_long_values(make: Make) {
     let mut session = stage.session().await;
     let mut ids = Vec::new();
     for _ in 0..6 {
-        let prepared = session.exchange(code::STMT_PREPARE, b"SELECT LENGTH(?)").await.expect("an answer");
-        ids.push(<[u8; 4]>::try_from(&prepared[0][2..6]).expect("four bytes"));
+        ids.push(prepare_length(&mut session).await);
     }
     for id in &ids {
         send_value(&mut session, *id).await;
@@ -103,6 +103,32 @@ async fn no_execution_runs_with_a_part_of_its_long_values(make: Make) {
     }
     send_value(&mut session, ids[5]).await;
     assert_eq!(length(&mut session, ids[5]).await, Ok(VALUE << 20));
+}
+
+/// MariaDB takes no more in a packet, by default.
+const LONGEST_OF_MARIADB: usize = MAX_PAYLOAD - 8;
+
+async fn a_long_value_may_be_sent_whole(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let mut session = stage.session().await;
+    let lengths = match make {
+        Make::MariaDb => vec![LONGEST_OF_MARIADB],
+        Make::Mysql9 => vec![LONGEST_OF_MARIADB, 40 << 20],
+    };
+
+    let id = prepare_length(&mut session).await;
+    for expected in lengths {
+        let value = [&id[..], &[0, 0], &vec![b'x'; expected]].concat();
+        session.exchange(code::STMT_SEND_LONG_DATA, &value).await.expect("nothing answers");
+
+        assert_eq!(length(&mut session, id).await, Ok(expected));
+    }
+}
+
+/// The id of a statement that tells the length of its only parameter.
+async fn prepare_length(session: &mut Session) -> [u8; 4] {
+    let prepared = session.exchange(code::STMT_PREPARE, b"SELECT LENGTH(?)").await.expect("an answer");
+    prepared[0][2..6].try_into().expect("four bytes")
 }
 
 /// The value of the only parameter, a megabyte at a time.

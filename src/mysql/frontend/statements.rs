@@ -6,7 +6,7 @@ use super::{Frontend, malformed, no_statement};
 use crate::{
     mysql::{
         command::{Command, code},
-        packet::{self, capability as can, u32_le},
+        packet::{self, HEADER, capability as can, u32_le},
         parameters::Binding,
         prepared::{self, Handle, LongDataFault, NEWEST, Statement},
     },
@@ -23,9 +23,6 @@ const NO_CURSOR: u16 = 1421;
 
 /// ER_WRONG_ARGUMENTS.
 const WRONG_ARGUMENTS: u16 = 1210;
-
-/// Bytes of COM_STMT_SEND_LONG_DATA ahead of the value: the statement's id and the parameter's number.
-const LONG_DATA_HEAD: usize = 6;
 
 /// Flags of COM_STMT_EXECUTE that ask for a cursor; one of the others tells that attributes follow.
 const CURSOR_TYPES: u8 = 7;
@@ -117,15 +114,13 @@ impl Frontend {
     }
 
     /// Keeps a long value, or a part of one, for the execution.
-    pub(super) async fn long_data(&mut self, argument: &[u8]) -> Result<(), Fault> {
-        let number = |at: usize| argument.get(at).copied();
-        let (Some((id, _)), Some(low), Some(high)) =
-            (self.statement_id(argument), number(LONG_DATA_HEAD - 2), number(LONG_DATA_HEAD - 1))
-        else {
+    pub(super) async fn long_data(&mut self) -> Result<(), Fault> {
+        let packets = &self.inbox.data()[..self.unconsumed];
+        let argument = packets.get(HEADER + 1..).unwrap_or_default();
+        let Some((id, &[low, high, ..])) = self.statement_id(argument) else {
             return self.short_long_data().await;
         };
-        let packets = self.inbox.data()[..self.unconsumed].to_vec();
-        self.statements.keep_long_data(id, u16::from_le_bytes([low, high]), &packets);
+        self.statements.keep_long_data(id, u16::from_le_bytes([low, high]), packets);
         self.consume();
         Ok(())
     }
