@@ -107,6 +107,8 @@ impl Frontend {
 
     /// Answers a request with an error packet that is written already.
     pub(super) async fn fail_request(&mut self, mut error: Vec<u8>) -> Result<(), Fault> {
+        self.consume();
+        self.drop_tail().await?;
         if let Some(sequence) = error.get_mut(HEADER - 1) {
             *sequence = self.sequence;
         }

@@ -174,8 +174,8 @@ impl Frontend {
         }
     }
 
-    /// Reads what is left of a command that nobody wants any more.
-    async fn drop_tail(&mut self) -> Result<(), Fault> {
+    /// Reads what is left of a command that nobody wants any more. Its answer is numbered behind all of it.
+    pub(super) async fn drop_tail(&mut self) -> Result<(), Fault> {
         while let Some(mut tail) = self.tail {
             if tail.rest > 0 {
                 if self.inbox.is_empty() && self.inbox.fill(&mut self.stream).await.map_err(unread)? == 0 {
@@ -196,9 +196,10 @@ impl Frontend {
                 };
                 self.inbox.consume(packet::HEADER);
                 let continues = header.length == packet::MAX_PAYLOAD;
-                self.tail = Some(Tail { rest: header.length, continues, ..tail });
+                self.tail = Some(Tail { rest: header.length, continues, next: tail.next.wrapping_add(1) });
             } else {
                 self.tail = None;
+                self.sequence = tail.next;
             }
         }
         Ok(())
@@ -325,6 +326,7 @@ impl Frontend {
     /// Answers the current command with an error.
     async fn reject(&mut self, kind: RefusalKind, message: String) -> Result<(), Fault> {
         self.consume();
+        self.drop_tail().await?;
         self.count(kind);
         let mut out = Vec::new();
         super::refusal::put_error(&mut out, self.sequence, &Refusal::new(kind, message));

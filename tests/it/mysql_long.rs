@@ -16,6 +16,7 @@ both_makes!(
     a_long_statement_has_the_number_of_its_clients_connection,
     no_execution_runs_with_a_part_of_its_long_values,
     a_long_value_may_be_sent_whole,
+    an_error_behind_a_statement_of_many_packets_has_the_next_number,
 );
 
 /// Blanks, so many that what follows them has not arrived when the statement is passed on.
@@ -123,6 +124,34 @@ async fn a_long_value_may_be_sent_whole(make: Make) {
 
         assert_eq!(length(&mut session, id).await, Ok(expected));
     }
+}
+
+/// An error's number among the packets, and its own.
+async fn numbered_error(session: &mut Session, sql: &str) -> (u8, u16) {
+    let frames = session.exchange(code::QUERY, sql.as_bytes()).await.expect("an answer");
+    assert_eq!(frames[0][1], packet::ERR, "{:?}", frames[0]);
+    (frames[0][0], u16::from_le_bytes([frames[0][2], frames[0][3]]))
+}
+
+/// A statement that fills so many packets, and a half.
+fn filling(packets: usize) -> String {
+    format!("INSERT INTO t VALUES ('{}')", "x".repeat(packets * MAX_PAYLOAD + MAX_PAYLOAD / 2))
+}
+
+async fn an_error_behind_a_statement_of_many_packets_has_the_next_number(make: Make) {
+    let one = ["cluster.pool.size = 1", "cluster.pool.checkout_timeout = '200ms'"];
+    let stage = Stage::on(make, "CREATE TABLE t (x LONGTEXT)", &one).await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+    other.run("BEGIN").await;
+    other.run("INSERT INTO t VALUES ('')").await;
+
+    for packets in 0..3 {
+        let error = numbered_error(&mut session, &filling(packets)).await;
+        assert_eq!(error, (1 + packets as u8, 1040), "no connection became free");
+    }
+
+    other.run("COMMIT").await;
+    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1");
 }
 
 /// The id of a statement that tells the length of its only parameter.

@@ -46,6 +46,7 @@ impl Relay<'_> {
         let result = self.pump_tail(&mut inbox, &mut tail).await;
         self.frontend.inbox = inbox;
         self.frontend.tail = if tail.rest == 0 && !tail.continues { None } else { Some(tail) };
+        self.frontend.sequence = tail.next;
         result
     }
 
