@@ -17,6 +17,7 @@ both_makes!(
     no_execution_runs_with_a_part_of_its_long_values,
     a_long_value_may_be_sent_whole,
     an_error_behind_a_statement_of_many_packets_has_the_next_number,
+    a_statement_that_is_too_long_for_the_server_gets_its_error,
 );
 
 /// Blanks, so many that what follows them has not arrived when the statement is passed on.
@@ -152,6 +153,21 @@ async fn an_error_behind_a_statement_of_many_packets_has_the_next_number(make: M
 
     other.run("COMMIT").await;
     assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1");
+}
+
+async fn a_statement_that_is_too_long_for_the_server_gets_its_error(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x LONGTEXT)", &[]).await;
+    // A server takes 16 MiB (MariaDB) or 64 MiB (MySQL), and reads no more.
+    for packets in [5, 9] {
+        let mut session = stage.session().await;
+
+        let error = numbered_error(&mut session, &filling(packets)).await;
+
+        assert_eq!(error, (1 + packets as u8, 1153));
+        // The server has ended its connection, and what was open there is lost.
+        assert_eq!(session.error("SELECT 1").await, 2013);
+    }
+    assert_eq!(stage.session().await.value("SELECT COUNT(*) FROM t").await, "0");
 }
 
 /// The id of a statement that tells the length of its only parameter.

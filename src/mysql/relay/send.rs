@@ -8,6 +8,7 @@ use super::Relay;
 use crate::{
     inbox::Inbox,
     mysql::{
+        backend::Backend,
         command::{Command, Tail},
         encode,
         frontend::{eof, unread},
@@ -47,7 +48,30 @@ impl Relay<'_> {
         self.frontend.inbox = inbox;
         self.frontend.tail = if tail.rest == 0 && !tail.continues { None } else { Some(tail) };
         self.frontend.sequence = tail.next;
-        result
+        match result {
+            Err(Fault::Server { .. }) if self.has_said_why().await => self.number_error().await,
+            result => result,
+        }
+    }
+
+    /// Whether a server that took no more has said why: one does, and closes the connection, where a statement
+    /// is longer than its `max_allowed_packet`.
+    async fn has_said_why(&mut self) -> bool {
+        let watch = self.terms.watch;
+        let Backend { inbox, stream, .. } = &mut *self.backend;
+        if watch.is_over(false) || inbox.is_empty() && watch.read(inbox, stream, false).await.is_err() {
+            return false;
+        }
+        let data = inbox.data();
+        packet::header(data).is_some_and(|header| header.total() <= data.len())
+            && data.get(HEADER) == Some(&packet::ERR)
+    }
+
+    /// Gives the server's error the number that the client waits for, who has sent more than the server has read.
+    async fn number_error(&mut self) -> Result<(), Fault> {
+        self.frontend.drop_tail().await?;
+        self.backend.inbox.data_mut()[HEADER - 1] = self.frontend.sequence;
+        Ok(())
     }
 
     async fn pump_tail(&mut self, inbox: &mut Inbox, tail: &mut Tail) -> Result<(), Fault> {
