@@ -47,14 +47,15 @@ impl StartupRequest {
     /// What the server would say to `options` it cannot read.
     pub fn read(parameters: &[(String, String)], minor: u16) -> Result<Self, Refusal> {
         let mut request = Self { minor, ..Self::default() };
+        // Wherever `options` stands, the server reads it first: what has a parameter of its own wins.
+        for (_, value) in parameters.iter().filter(|(name, _)| name == "options") {
+            for (name, value) in parse_options(value)? {
+                request.set(&name, &value);
+            }
+        }
         for (name, value) in parameters {
             match name.as_str() {
-                "user" | "database" | "replication" => {}
-                "options" => {
-                    for (name, value) in parse_options(value)? {
-                        request.set(&name, &value);
-                    }
-                }
+                "user" | "database" | "replication" | "options" => {}
                 _ if name.starts_with("_pq_.") => {}
                 _ => request.set(name, value),
             }

@@ -132,6 +132,20 @@ async fn startup_options_are_settings_and_a_faulty_one_is_the_servers_error() {
 }
 
 #[tokio::test]
+async fn a_parameter_outweighs_options_wherever_it_stands() {
+    let stage = Stage::set("", &[]).await;
+    // lib/pq sends both where its user asks for another encoding.
+    let (own, options) = (("client_encoding", "UTF8"), ("options", "-c client_encoding=SQL_ASCII"));
+    for port in [stage.primary_port(), stage.proxy.port()] {
+        for [first, second] in [[own, options], [options, own]] {
+            let startup = [("user", APP.name), ("database", &stage.database.name), first, second];
+            let Ok(wire) = Wire::try_login(port, APP, &startup).await else { panic!("it is let in") };
+            assert_eq!(wire.parameters["client_encoding"], "UTF8");
+        }
+    }
+}
+
+#[tokio::test]
 async fn libpqs_target_session_attrs_finds_a_primary_here() {
     let stage = Stage::set("", &[]).await;
     for wanted in ["any", "read-write", "primary", "prefer-standby"] {
