@@ -31,6 +31,7 @@ use crate::{
         effects::{Ending, ProxyCommand},
     },
     stream,
+    topology::Snapshot,
 };
 
 /// Connections the kernel holds for us before they are accepted.
@@ -331,31 +332,55 @@ async fn welcome<P: Protocol>(
         return Ok(welcomed);
     }
     // The first of its kind: a server says what its session looks like, or why there is none.
-    let looking = tokio::select! {
-        found = timeout_at(until, any_server(cluster, identity)) => found.unwrap_or(Err(None)),
+    let mut access = Access::Read;
+    loop {
+        let mut held = any_server_until(until, frontend, cluster, identity, access).await?;
+        let welcomed = frontend.welcome(context.clone(), &registered.key, Some(held.backend())).await;
+        let is_copy = is_copy(&cluster.topology.load(), held.address());
+        let fate = if welcomed.is_ok() { crate::pool::Fate::Reuse } else { crate::pool::Fate::Close };
+        held.release(fate, std::time::Instant::now());
+        match welcomed {
+            // What a copy has not heard of yet, or cannot do, the primary may.
+            Err(Fault::Refused(_)) if is_copy && access == Access::Read => access = Access::Write,
+            Err(Fault::Refused(refused)) => {
+                frontend.farewell_raw(&refused.raw).await;
+                return Err(LoginFault::Refused);
+            }
+            other => return other.map_err(told)?.ok_or(LoginFault::Unavailable),
+        }
+    }
+}
+
+/// Whether another server than the one at `address` is the primary.
+fn is_copy(snapshot: &Snapshot, address: &Arc<str>) -> bool {
+    snapshot.primary.is_some_and(|primary| snapshot.node(primary).address != *address)
+}
+
+/// [`any_server`], or its client is told why there is none.
+async fn any_server_until<P: Protocol>(
+    until: Instant,
+    frontend: &mut P::Frontend,
+    cluster: &Arc<Cluster<P>>,
+    identity: &Identity<P>,
+    access: Access,
+) -> Result<crate::pool::Held<P>, LoginFault> {
+    let refusal = tokio::select! {
+        found = timeout_at(until, any_server(cluster, identity, access)) => match found.unwrap_or(Err(None)) {
+            Ok(held) => return Ok(held),
+            Err(Some(raw)) => {
+                frontend.farewell_raw(&raw).await;
+                return Err(LoginFault::Refused);
+            }
+            Err(None) => {
+                Refusal::fatal(RefusalKind::NoPrimary, "no server can be reached to begin a session")
+            }
+        },
         () = cluster.shutdown.draining() => {
-            let refusal = Refusal::fatal(RefusalKind::ShuttingDown, "the proxy is shutting down");
-            dismiss(frontend, &refusal, cluster).await;
-            return Err(LoginFault::Unavailable);
+            Refusal::fatal(RefusalKind::ShuttingDown, "the proxy is shutting down")
         }
     };
-    let mut held = match looking {
-        Ok(held) => held,
-        Err(Some(raw)) => {
-            frontend.farewell_raw(&raw).await;
-            return Err(LoginFault::Refused);
-        }
-        Err(None) => {
-            let refusal =
-                Refusal::fatal(RefusalKind::NoPrimary, "no server can be reached to begin a session");
-            dismiss(frontend, &refusal, cluster).await;
-            return Err(LoginFault::Unavailable);
-        }
-    };
-    let welcomed = frontend.welcome(context, &registered.key, Some(held.backend())).await;
-    let fate = if welcomed.is_ok() { crate::pool::Fate::Reuse } else { crate::pool::Fate::Close };
-    held.release(fate, std::time::Instant::now());
-    welcomed.map_err(told)?.ok_or(LoginFault::Unavailable)
+    dismiss(frontend, &refusal, cluster).await;
+    Err(LoginFault::Unavailable)
 }
 
 fn told(fault: Fault) -> LoginFault {
@@ -367,13 +392,15 @@ fn told(fault: Fault) -> LoginFault {
     }
 }
 
-/// A connection of this user and database to any node, waiting for one to come up.
+/// A connection of this user and database to a node that serves such `access`, else to any, waiting
+/// for one to come up.
 ///
 /// # Errors
 /// The primary's own refusal, if there was one.
 async fn any_server<P: Protocol>(
     cluster: &Arc<Cluster<P>>,
     identity: &Identity<P>,
+    access: Access,
 ) -> Result<crate::pool::Held<P>, Option<Vec<u8>>> {
     let pools = cluster.pools(identity);
     let deadline = Instant::now() + cluster.config.load().failover.hold;
@@ -382,9 +409,9 @@ async fn any_server<P: Protocol>(
         let changed = cluster.topology.changed.notified();
         let snapshot = cluster.topology.load_full();
         // Until every node has it, only the primary surely tells what accounts were changed to.
-        let changing = cluster.changes_accounts();
+        let from_primary = access == Access::Write || cluster.changes_accounts();
         let mut question = Question {
-            access: if changing { Access::Write } else { Access::Read },
+            access: if from_primary { Access::Write } else { Access::Read },
             target: None,
             consistency: Consistency::Eventual,
             floor: &Floor::None,
@@ -395,7 +422,7 @@ async fn any_server<P: Protocol>(
         let now = std::time::Instant::now();
         let mut choice = route::choose(&question, &snapshot, &policy, now, &mut rand::random::<f64>);
         if choice.is_err() {
-            question.access = if changing { Access::Read } else { Access::Write };
+            question.access = if from_primary { Access::Read } else { Access::Write };
             choice = route::choose(&question, &snapshot, &policy, now, &mut rand::random::<f64>);
         }
         let Ok(choice) = choice else {

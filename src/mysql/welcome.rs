@@ -44,16 +44,14 @@ impl Frontend {
     }
 
     /// Asks a server what sessions begin with, and for the schema.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] with the server's error, when there is no such schema for this user.
     pub(super) async fn ask_greeting(&mut self, server: &mut Backend) -> Result<Greeting, Fault> {
         let schema = self.startup.as_ref().and_then(|startup| startup.schema.clone());
         let wanted = Arc::new(Settings::default().with_schema(schema.as_deref()));
-        if schema.is_some()
-            && let Err(fault) = server.bring(&wanted).await
-        {
-            if let Fault::Refused(refused) = &fault {
-                self.farewell_with(&refused.raw).await;
-            }
-            return Err(fault);
+        if schema.is_some() {
+            server.bring(&wanted).await?;
         }
         let mariadb = server.is_mariadb();
         let question = if mariadb { MARIADB_DEFAULTS } else { MYSQL_DEFAULTS };

@@ -30,6 +30,11 @@ struct Value {
     statement: Box<str>,
 }
 
+/// Ahead of statements of ours, makes their transaction one that a standby runs, too: it takes no snapshot
+/// under SERIALIZABLE, and the default counts also for the transaction in which it is changed. It says
+/// nothing of the next one; SET LOCAL would warn.
+pub const RUN_ANYWHERE: &str = "SET transaction_isolation = 'read committed'";
+
 /// Settings that count for the transaction they are set in only from the next one on, so that
 /// they cannot ride in the same implicit transaction as the statement they are meant for.
 const NEXT_TRANSACTION: [&str; 3] =
@@ -146,6 +151,15 @@ impl Settings {
                     .filter_map(|name| self.values.get(*name))
                     .map(|value| value.statement.clone()),
             );
+        }
+        statements
+    }
+
+    /// [`Self::statements_from`], to be sent in a transaction of their own.
+    pub fn statements_apart_from(&self, had: &Settings) -> Vec<Box<str>> {
+        let mut statements = self.statements_from(had);
+        if had.get("default_transaction_isolation").is_some() && !statements.is_empty() {
+            statements.insert(0, RUN_ANYWHERE.into());
         }
         statements
     }

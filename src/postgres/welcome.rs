@@ -9,7 +9,7 @@ use super::{
     frontend::Frontend,
     parameters::{self, Parameters, Told},
     refusal,
-    settings::{Carried, Settings, quote_literal},
+    settings::{self, Carried, Settings, quote_literal},
 };
 use crate::{
     greetings::Since,
@@ -161,23 +161,24 @@ impl Frontend {
     }
 
     /// Asks a server what a session with this client's startup settings looks like.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] with the server's error, FATAL as at a login, when it does not take them.
     pub(super) async fn ask_greeting(&mut self, server: &mut Backend) -> Result<Greeting, Fault> {
         let startup = self.startup.as_ref().expect("a client is welcomed once");
         let wanted = &startup.settings;
-        let statements = wanted.statements_from(server.carried.now());
+        let mut statements = wanted.statements_from(server.carried.now());
         if !statements.is_empty() {
-            if let Err(fault) = server.execute_all(&statements).await {
-                return Err(self.refuse_startup(fault).await);
-            }
+            statements.insert(0, settings::RUN_ANYWHERE.into());
+            server.execute_all(&statements).await.map_err(as_fatal)?;
             server.carried.bring(&Arc::new(wanted.copied()));
         }
+        // A standby shows settings also to sessions that are serializable by default, and selects nothing.
         let rows = server
-            .query_all(
-                "SELECT current_setting('default_transaction_isolation'), \
-                 current_setting('default_transaction_read_only')",
-            )
-            .await?;
-        let value = |column: usize| rows.first().and_then(|row| row.get(column)?.as_deref());
+            .query_all("SHOW default_transaction_isolation; SHOW default_transaction_read_only")
+            .await
+            .map_err(as_fatal)?;
+        let value = |row: usize| rows.get(row).and_then(|row| row.first()?.as_deref());
         let defaults = TransactionModes {
             isolation: value(0).and_then(Isolation::parse),
             read_only: value(1).map(|value| value == "on"),
@@ -190,17 +191,14 @@ impl Frontend {
         });
         Ok(Greeting { parameters: Arc::new(parameters.collect()), defaults })
     }
+}
 
-    /// A startup setting that the server does not take ends the login with the server's words.
-    async fn refuse_startup(&mut self, fault: Fault) -> Fault {
-        let Fault::Refused(refused) = fault else { return fault };
-        let mut raw = refused.raw;
-        make_fatal(&mut raw);
-        match self.write(&raw).await {
-            Ok(()) => Fault::Client(super::frontend::eof()),
-            Err(fault) => fault,
-        }
+/// What a server does not take of a startup packet ends the login.
+fn as_fatal(mut fault: Fault) -> Fault {
+    if let Fault::Refused(refused) = &mut fault {
+        make_fatal(&mut refused.raw);
     }
+    fault
 }
 
 /// Turns a server's ERROR into the FATAL that it would be at a login.

@@ -146,6 +146,60 @@ async fn a_parameter_outweighs_options_wherever_it_stands() {
 }
 
 #[tokio::test]
+async fn a_database_that_is_serializable_by_default_lets_clients_in() {
+    let stage = Stage::set("", &[]).await;
+    let name = &stage.database.name;
+    stage.database.run(&format!("ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'"));
+    for replica in [1, 2] {
+        eventually("it is replayed", async || {
+            stage.database.ask(replica, "SHOW default_transaction_isolation") == "serializable"
+        })
+        .await;
+    }
+
+    // A standby lets such sessions in, and runs nothing for them that takes a snapshot.
+    for options in ["", "-c work_mem=5MB", "-c work_mem=6MB"] {
+        let session = Session::open(&format!("{} options='{options}'", stage.proxy.dsn(name))).await;
+        assert_eq!(session.value("SHOW default_transaction_isolation").await, "serializable");
+        assert_eq!(session.value("SELECT inet_server_port()").await, stage.primary_port().to_string());
+    }
+}
+
+#[tokio::test]
+async fn one_sessions_serializable_default_keeps_no_other_from_a_replica() {
+    let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
+    let with = |options: &str| format!("{} options='{options}'", stage.proxy.dsn(&stage.database.name));
+    let strict = stage.session().await;
+    let other = Session::open(&with("-c work_mem=5MB")).await;
+    strict.run("SET default_transaction_isolation = 'serializable'").await;
+
+    for megabytes in 6..26 {
+        // What the replica's one connection has had is undone together with what takes a snapshot.
+        assert_eq!(strict.value("SHOW default_transaction_isolation").await, "serializable");
+        assert!(stage.is_replica(other.port().await));
+        strict.value("SHOW work_mem").await;
+        Session::open(&with(&format!("-c work_mem={megabytes}MB"))).await;
+    }
+}
+
+#[tokio::test]
+async fn a_login_asks_the_primary_for_what_no_replica_has_heard_of() {
+    let cluster = cluster::own();
+    let database = Database::create(&cluster);
+    let proxy = Proxy::start(&cluster, &[]).await;
+    cluster.wait_until_caught_up(0).expect("it can");
+    for replica in [1, 2] {
+        cluster.pause_replay(replica).expect("it pauses");
+    }
+    cluster.node(0).sql("postgres", "CREATE ROLE lately; GRANT lately TO app").expect("it may");
+
+    let session = Session::open(&format!("{} options='-c role=lately'", proxy.dsn(&database.name))).await;
+
+    assert_eq!(session.value("SELECT current_user").await, "lately");
+    assert_eq!(login_error(&format!("{} options='-c role=never'", proxy.dsn(&database.name))).await, "22023");
+}
+
+#[tokio::test]
 async fn libpqs_target_session_attrs_finds_a_primary_here() {
     let stage = Stage::set("", &[]).await;
     for wanted in ["any", "read-write", "primary", "prefer-standby"] {

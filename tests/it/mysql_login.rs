@@ -38,6 +38,7 @@ both_makes!(
     what_the_proxy_refuses_by_itself_is_counted,
     who_becomes_another_user_without_a_plugin_is_refused,
     who_becomes_another_user_reads_what_it_wrote_before,
+    a_login_finds_the_database_that_no_replica_has_heard_of,
     who_becomes_another_user_without_a_proof_is_asked_for_one,
 );
 
@@ -352,6 +353,18 @@ async fn who_becomes_another_user_reads_what_it_wrote_before(make: Make) {
         change_user(&mut session, APP, &schema).await.expect("the password is right");
         assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1");
     }
+}
+
+async fn a_login_finds_the_database_that_no_replica_has_heard_of(make: Make) {
+    let cluster = make.own();
+    let proxy = mysql::proxy(&cluster, &[]).await;
+    cluster.pause_replay(1).expect("it pauses");
+    cluster.pause_replay(2).expect("it pauses");
+    cluster.node(0).sql("", "CREATE DATABASE lately").expect("it may");
+
+    let mut session = Session::open(proxy.port(), APP, "lately").await;
+
+    assert_eq!(session.value("SELECT DATABASE()").await, "lately");
 }
 
 /// A certificate authority, and what it signs, as PEM files that servers can read.

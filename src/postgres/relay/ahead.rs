@@ -9,6 +9,7 @@ use crate::{
         batch::{Batch, End, Kind, Message, Subject},
         prepared::Statement,
         refusal::{self, ErrorClass},
+        settings::Settings,
     },
     protocol::{Fault, Refused, RefusedCause, Request, Transaction},
     sql::Effect,
@@ -40,10 +41,18 @@ impl Relay<'_> {
     /// [`Fault::Refused`] with the server's error when one fails: the request did not run.
     pub(super) async fn bring_settings(&mut self) -> Result<(), Fault> {
         let wanted = self.frontend.carried.now().clone();
-        let statements = wanted.statements_from(self.backend.carried.now());
+        let statements = self.statements_apart(&wanted);
         watched(self.terms.watch, self.backend.execute_all(&statements)).await?;
         self.backend.carried.bring(&wanted);
         Ok(())
+    }
+
+    fn statements_apart(&self, wanted: &Settings) -> Vec<Box<str>> {
+        let had = self.backend.carried.now();
+        match self.backend.transaction {
+            Transaction::Idle => wanted.statements_apart_from(had),
+            Transaction::Unit | Transaction::Open | Transaction::Failed => wanted.statements_from(had),
+        }
     }
 
     /// A query that is passed on in pieces cannot be followed by a Sync at once: what goes ahead of
@@ -90,7 +99,7 @@ impl Relay<'_> {
     /// What is described depends on search_path and role.
     async fn bring_settings_now(&mut self) -> Result<(), Fault> {
         let wanted = self.frontend.carried.now().clone();
-        let statements = wanted.statements_from(self.backend.carried.now());
+        let statements = self.statements_apart(&wanted);
         if !statements.is_empty() {
             self.backend.execute_all(&statements).await?;
             self.backend.carried.bring(&wanted);
