@@ -16,7 +16,7 @@ use super::{
     frame::{self, HEADER},
     frontend::{Frontend, eof},
     parameters::{self, Parameters},
-    prepared::{Origin, ServerStatements, Shape, Statement},
+    prepared::{Origin, Own, ServerStatements, Shape, Statement},
     relay::Outcome,
     settings::{Carried, Settings},
 };
@@ -179,7 +179,7 @@ impl Backend {
                     let names: BTreeSet<Box<[u8]>> =
                         self.statements.own_names().chain(theirs).map(Into::into).collect();
                     for name in names {
-                        self.put_own_name(&name, frontend, out);
+                        self.put_shown_name(&name, frontend, out);
                     }
                 }
                 _ => {}
@@ -194,6 +194,15 @@ impl Backend {
                 encode::put_own(statement, plan_key, name, &mut self.statements, out, &mut self.expect);
             }
             None => encode::put_no_own(name, &mut self.statements, out, &mut self.expect),
+        }
+    }
+
+    /// For who only looks at what there is: what is there already may be what can no longer be prepared.
+    fn put_shown_name(&mut self, name: &[u8], frontend: &Frontend, out: &mut Vec<u8>) {
+        let theirs = frontend.statements.get(name).map(|statement| statement.key);
+        let is_there = theirs.is_some() && theirs == self.statements.own(name).map(|own| own.key);
+        if !is_there {
+            self.put_own_name(name, frontend, out);
         }
     }
 
@@ -305,8 +314,8 @@ impl Backend {
             Effect::Deallocate { name: Some(name) } => self.statements.remove_own(name.as_bytes()),
             Effect::Prepare { name, statement, .. } => {
                 let key = Statement::key_of(statement.as_bytes(), Origin::Sql);
-                let plan_key = u128::from(self.carried.now().plan_key());
-                self.statements.set_own(name.as_bytes(), key ^ plan_key);
+                let plan_key = self.carried.now().plan_key();
+                self.statements.set_own(name.as_bytes(), Own { key, plan_key });
             }
             _ => {}
         }

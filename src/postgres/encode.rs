@@ -6,7 +6,7 @@ use super::{
     batch::{Batch, End, Kind, Message, Subject},
     frame::{self, HEADER},
     frontend::{Frontend, body_at},
-    prepared::{self, Origin, Resolved, ServerStatements, Statement},
+    prepared::{self, Origin, Own, Resolved, ServerStatements, Statement},
 };
 
 /// One answer that is due, in order.
@@ -92,8 +92,8 @@ pub fn put_own(
     out: &mut Vec<u8>,
     expect: &mut VecDeque<Expect>,
 ) {
-    let key = statement.key ^ u128::from(plan_key);
-    if server.own(name) == Some(key) {
+    let own = Own { key: statement.key, plan_key };
+    if server.own(name) == Some(own) {
         return;
     }
     if server.own(name).is_some() {
@@ -109,7 +109,7 @@ pub fn put_own(
             expect.push_back(Expect::Parse { forward: false, key: None, named: false });
         }
     }
-    server.set_own(name, key);
+    server.set_own(name, own);
     expect.push_back(Expect::Own(name.into()));
 }
 

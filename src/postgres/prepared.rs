@@ -305,8 +305,17 @@ impl ClientStatements {
     }
 }
 
-/// The key of what no client has prepared.
-const NOBODYS: u128 = u128::MAX;
+/// What a server has under a client's own name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// Of the statement.
+    pub key: u128,
+    /// Of what its plan depended on when it was prepared.
+    pub plan_key: u64,
+}
+
+/// What no client has prepared.
+const NOBODYS: Own = Own { key: u128::MAX, plan_key: 0 };
 
 /// What a server connection has prepared for its sessions.
 #[derive(Debug)]
@@ -316,8 +325,8 @@ pub struct ServerStatements {
     capacity: usize,
     next: u32,
     clock: u64,
-    /// Statements under clients' own names (SQL PREPARE), and the key of each.
-    own: HashMap<Box<[u8]>, u128>,
+    /// Statements under clients' own names (SQL PREPARE).
+    own: HashMap<Box<[u8]>, Own>,
     /// Key of the unnamed statement, if there is one.
     pub unnamed: Option<u128>,
     /// How often something was defined anew: in the database so far, and on this connection, where it counts
@@ -420,13 +429,13 @@ impl ServerStatements {
         self.shared.remove(&key);
     }
 
-    /// The key of the statement that the server has under a client's own name.
-    pub fn own(&self, name: &[u8]) -> Option<u128> {
+    /// The statement that the server has under a client's own name.
+    pub fn own(&self, name: &[u8]) -> Option<Own> {
         self.own.get(name).copied()
     }
 
-    pub fn set_own(&mut self, name: &[u8], key: u128) {
-        self.own.insert(name.into(), key);
+    pub fn set_own(&mut self, name: &[u8], own: Own) {
+        self.own.insert(name.into(), own);
     }
 
     pub fn remove_own(&mut self, name: &[u8]) {
@@ -446,7 +455,7 @@ impl ServerStatements {
     /// Of all that is prepared it is not known whether the server still has it. Returns the numbers that
     /// are to be closed.
     pub fn doubt(&mut self) -> Vec<u32> {
-        self.own.values_mut().for_each(|key| *key = NOBODYS);
+        self.own.values_mut().for_each(|own| *own = NOBODYS);
         self.unnamed = None;
         self.shared.drain().map(|(_, entry)| entry.number).collect()
     }

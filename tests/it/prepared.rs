@@ -336,6 +336,19 @@ async fn sql_prepare_execute_and_deallocate_work_over_the_pool() {
 }
 
 #[tokio::test]
+async fn what_is_prepared_is_shown_where_it_could_not_be_prepared_again() {
+    let stage = Stage::set("CREATE SCHEMA s; CREATE TABLE s.t (x int)", &["cluster.pool.size = 1"]).await;
+    let session = stage.session().await;
+    session.run("SET search_path = s").await;
+    session.run("/* pointsman: primary */ PREPARE p AS SELECT x FROM t").await;
+
+    session.run("RESET search_path").await;
+
+    let shown = "/* pointsman: primary */ SELECT name FROM pg_prepared_statements WHERE name = 'p'";
+    assert_eq!(session.value(shown).await, "p");
+}
+
+#[tokio::test]
 async fn deallocate_all_and_discard_all_forget_this_sessions_statements_only() {
     let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
     for forget in ["DEALLOCATE ALL", "DISCARD ALL"] {
