@@ -37,7 +37,7 @@ const UNUSED: usize = 2;
 /// Classes of SQLSTATE that say nothing of the next attempt: out of resources, stopping, a conflict, a
 /// definition that changed meanwhile.
 const PASSING: [&[u8; 2]; 4] = [b"53", b"57", b"40", b"XX"];
-/// There is no such database, any more or at all. MySQL's connections need none.
+/// MySQL's connections need no database.
 const UNKNOWN_DATABASE: [u8; 5] = *b"3D000";
 
 /// What is known of the readings of one catalog.
@@ -65,6 +65,8 @@ enum Unread {
     NoNode,
     /// The monitor's user may not, or it takes too long: nobody is to wait for the next attempt.
     Hopeless(String),
+    /// There is no such database, any more or at all: who logs in to it is told by the server.
+    NoDatabase(String),
     Failed(String),
 }
 
@@ -198,7 +200,10 @@ async fn cancel<P: Protocol>(
 }
 
 fn refused(code: [u8; 5], said: String) -> Unread {
-    let passes = PASSING.iter().any(|class| code.starts_with(*class)) || code == UNKNOWN_DATABASE;
+    if code == UNKNOWN_DATABASE {
+        return Unread::NoDatabase(said);
+    }
+    let passes = PASSING.iter().any(|class| code.starts_with(*class));
     if passes { Unread::Failed(said) } else { Unread::Hopeless(said) }
 }
 
@@ -248,6 +253,7 @@ fn note<P: Protocol>(cluster: &Cluster<P>, known: &mut HashMap<Arc<str>, Reading
         database.code.knows(shown.1);
     }
     let reading = known.entry(database.name.clone()).or_default();
+    let is_missing = matches!(result, Err(Unread::NoDatabase(_)));
     let (why, again) = match result {
         Ok(_) => {
             *reading = Reading { stage: Stage::Read(Instant::now()), ..Reading::default() };
@@ -258,15 +264,19 @@ fn note<P: Protocol>(cluster: &Cluster<P>, known: &mut HashMap<Arc<str>, Reading
             return;
         }
         Err(Unread::Hopeless(why)) => (why, LATER),
-        Err(Unread::Failed(why)) => (why, RETRY),
+        Err(Unread::Failed(why) | Unread::NoDatabase(why)) => (why, RETRY),
     };
     reading.stage = Stage::Failed { at: Instant::now(), again };
     reading.failures += 1;
-    if again == RETRY && reading.failures < PATIENCE {
+    let is_early = again == RETRY && reading.failures < PATIENCE;
+    if !is_early {
+        database.give_up();
+    }
+    // Names that clients make up are no news.
+    if is_early || is_missing {
         tracing::debug!(cluster = %cluster.name, database = %database.name, why, "the catalog could not be read");
         return;
     }
-    database.give_up();
     if !std::mem::replace(&mut reading.told, true) {
         let meaning = match database.readings() {
             0 => "sessions that call functions or write keep their connections",

@@ -2,7 +2,7 @@
 
 use pointsman::demo::servers::{APP, Login, MONITOR, PgCluster, SUPERUSER};
 
-use crate::support::{Database, Proxy, Session, Stage, cluster, eventually};
+use crate::support::{Database, Proxy, Session, Stage, cluster, eventually, proxy::login_error};
 
 #[tokio::test]
 async fn functions_are_judged_by_the_catalog_of_their_own_database() {
@@ -235,6 +235,23 @@ async fn a_catalog_that_may_not_be_read_is_told_of_and_waited_for_by_nobody() {
 
     proxy.wait_for_log("the catalog cannot be read").await;
     assert_eq!(session.value("SELECT count(*) FROM t").await, "1");
+}
+
+#[tokio::test]
+async fn nothing_is_said_of_catalogs_of_databases_that_there_are_not() {
+    let cluster = cluster::shared();
+    let proxy = Proxy::start(cluster, &["log.level = 'debug'"]).await;
+    let dsn = proxy.dsn("no_such_database");
+
+    // People are told of the second reading that fails in a row, which is made while somebody logs in.
+    let attempts = futures_util::future::join_all((0..4).map(async |_| {
+        for _ in 0..25 {
+            assert_eq!(login_error(&dsn).await, "3D000");
+        }
+    }));
+    attempts.await;
+    assert!(proxy.log().matches("the catalog could not be read").count() >= 2, "{}", proxy.log());
+    assert!(!proxy.log().contains("the catalog cannot be read"), "{}", proxy.log());
 }
 
 /// How many wait for the lock on what only readings of the catalog ask for.
