@@ -463,9 +463,9 @@ impl<P: Protocol> AuthQuery<P> {
                         held.release(Fate::Reuse, Instant::now());
                         return Ok(found);
                     }
-                    Err(fault) => failure = format!("{}: {fault:?}", node.address),
+                    Err(fault) => failure = format!("{}: {fault}", node.address),
                 },
-                Err(fault) => failure = format!("{}: {fault:?}", node.address),
+                Err(fault) => failure = format!("{}: {fault}", node.address),
             }
         }
         Err(failure)

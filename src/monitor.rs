@@ -20,7 +20,7 @@ use crate::{
     config::{self, Engine, Members},
     discovery::Membership,
     operator::Order,
-    protocol::{Backend, ConnectFault, Identity, Protocol},
+    protocol::{Backend, Identity, Missed, Protocol},
     topology::{
         self, Incarnation, Probe, ProbeFault, Role,
         board::{Board, Event, NodeConfig, Settings},
@@ -356,42 +356,6 @@ impl<P: Protocol> Door<P> {
     }
 }
 
-/// A probe that failed, and how in the server's or the system's words.
-struct Missed {
-    fault: ProbeFault,
-    detail: Option<Arc<str>>,
-}
-
-impl Missed {
-    fn said(&self) -> Arc<str> {
-        self.detail.clone().unwrap_or_else(|| self.fault.label().into())
-    }
-}
-
-impl From<ProbeFault> for Missed {
-    fn from(fault: ProbeFault) -> Self {
-        Self { fault, detail: None }
-    }
-}
-
-impl From<ConnectFault> for Missed {
-    fn from(fault: ConnectFault) -> Self {
-        let detail = Some(one_line(&fault.to_string()).into());
-        let fault = match fault {
-            ConnectFault::Unreachable(_) => ProbeFault::Unreachable,
-            ConnectFault::NotReady => ProbeFault::NotReady,
-            ConnectFault::TooMany => ProbeFault::Full,
-            ConnectFault::Refused { .. } => ProbeFault::Refused,
-        };
-        Self { fault, detail }
-    }
-}
-
-/// A server's text is foreign: it must not begin a line of its own.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
 fn login<P: Protocol>(
     cluster: &Arc<Cluster<P>>,
     address: &Arc<str>,
@@ -413,7 +377,7 @@ async fn probe<P: Protocol>(monitor: &Monitor<P>, address: &Arc<str>, door: &mut
             // What counts is when the question is asked, not when the connection was begun.
             sent = Instant::now();
             let asked = tokio::time::timeout(timeout, backend.probe()).await;
-            asked.unwrap_or(Err(ProbeFault::TimedOut)).map_err(Missed::from)
+            asked.unwrap_or(Err(ProbeFault::TimedOut.into()))
         }
         Err(missed) => Err(missed),
     };

@@ -10,6 +10,7 @@ mod share;
 
 use std::{
     collections::VecDeque,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -76,6 +77,17 @@ pub enum CheckoutFault {
     Paused(Pause),
     /// The pool was replaced or is closing: look again.
     Closed,
+}
+
+impl fmt::Display for CheckoutFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimedOut => f.write_str("no connection became free"),
+            Self::Connect(fault) => fault.fmt(f),
+            Self::Paused(_) => f.write_str("it refused connections just now"),
+            Self::Closed => f.write_str("its pool was closed"),
+        }
+    }
 }
 
 impl From<ConnectFault> for CheckoutFault {

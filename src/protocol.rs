@@ -11,7 +11,9 @@ use std::{future::Future, io, sync::Arc};
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 
-pub use self::faults::{ConnectFault, Fault, Forwarded, LoginFault, Refused, RefusedCause, TurnedAway};
+pub use self::faults::{
+    ConnectFault, Fault, Forwarded, LoginFault, Missed, Refused, RefusedCause, TurnedAway,
+};
 /// What a cancel request has to name, for the protocols to read and write.
 pub use crate::session::cancel::CancelKey;
 use crate::{
@@ -22,7 +24,7 @@ use crate::{
         effects::{Ending, ProxyCommand, TransactionModes},
     },
     standing::Watch,
-    topology::{Facts, Position, ProbeFault},
+    topology::{Facts, Position},
 };
 
 /// One database's wire protocol.
@@ -260,7 +262,7 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
     }
 
     /// Role, position and identity of the server.
-    fn probe(&mut self) -> impl Future<Output = Result<Facts, ProbeFault>> + Send;
+    fn probe(&mut self) -> impl Future<Output = Result<Facts, Missed>> + Send;
 
     /// Asks `query` with the user's name as its one parameter for a verifier.
     fn verifier(
@@ -323,7 +325,7 @@ pub struct Identity<P: Protocol> {
     pub user: Arc<str>,
     pub database: Arc<str>,
     /// What else server connections differ in that cannot be changed once they are open: MySQL's
-    /// capability flags. 0 where there is nothing.
+    /// capability flags; of PostgreSQL those for the proxy's own questions. 0 where there is nothing.
     pub flavour: u64,
     pub credentials: P::Credentials,
 }

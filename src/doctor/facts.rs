@@ -125,5 +125,5 @@ fn text(row: &Row, at: usize) -> &str {
 }
 
 async fn ask(server: &mut Backend, sql: &str) -> Result<Vec<Row>, String> {
-    server.query_all(sql).await.map_err(|fault| format!("{fault:?}"))
+    server.query_all(sql).await.map_err(|fault| fault.to_string())
 }

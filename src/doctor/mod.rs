@@ -167,7 +167,7 @@ async fn round_trip<P: Protocol>(server: &mut impl Backend<P>) -> Result<Duratio
     let mut shortest = Duration::MAX;
     for _ in 0..ROUND_TRIPS {
         let asked = Instant::now();
-        server.ping().await.map_err(|fault| format!("{fault:?}"))?;
+        server.ping().await.map_err(|fault| fault.to_string())?;
         shortest = shortest.min(asked.elapsed());
     }
     Ok(shortest)

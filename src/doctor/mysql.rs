@@ -138,7 +138,7 @@ async fn lacks(server: &mut Backend) -> Result<Vec<&'static str>, Fault> {
 /// # Errors
 /// In words, when it does not answer.
 pub async fn read(server: &mut Backend) -> Result<Facts, String> {
-    let asked = |fault| format!("{fault:?}");
+    let asked = |fault: Fault| fault.to_string();
     let clock = server.query_all("SELECT UNIX_TIMESTAMP(NOW(6))").await.map_err(asked)?;
     let now =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());

@@ -9,7 +9,6 @@ use std::{
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 
-use super::one_line;
 use crate::{
     cluster::{Cluster, Database},
     protocol::{Backend, ConnectFault, Fault, Identity, Protocol},
@@ -209,7 +208,7 @@ fn refused(code: [u8; 5], said: String) -> Unread {
 
 impl From<ConnectFault> for Unread {
     fn from(fault: ConnectFault) -> Self {
-        let said = one_line(&fault.to_string());
+        let said = fault.to_string();
         match fault {
             ConnectFault::Refused { code, .. } => refused(code, said),
             _ => Self::Failed(said),
@@ -220,7 +219,7 @@ impl From<ConnectFault> for Unread {
 impl From<Fault> for Unread {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Refused(error) => refused(error.code, one_line(&error.to_string())),
+            Fault::Refused(error) => refused(error.code, error.to_string()),
             Fault::Client(error) | Fault::Server { error, .. } => Self::Failed(error.to_string()),
             Fault::Protocol(refusal) => Self::Failed(refusal.message.into()),
         }

@@ -37,8 +37,8 @@ pub use self::{
 use self::{command::code, relay::Relay};
 use crate::{
     protocol::{
-        self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused,
-        Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
+        self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Missed, Protocol, ReaderContext,
+        Refused, Reply, Request, Terms, Transaction, TurnedAway, Welcomed,
     },
     refusal::Refusal,
     sql::{
@@ -46,7 +46,7 @@ use crate::{
         catalog::Catalog,
         effects::{Ending, Ends, Force, ProxyCommand},
     },
-    topology::{Facts, ProbeFault, Role},
+    topology::{Facts, Role},
 };
 
 /// The protocol, as the engine names it.
@@ -292,7 +292,7 @@ impl protocol::Backend<Mysql> for Backend {
         ending: Ending,
     ) -> io::Result<()> {
         let connected = gate::connect(address, link, identity, Role::Unknown).await;
-        let mut backend = connected.map_err(|fault| io::Error::other(format!("{fault:?}")))?;
+        let mut backend = connected.map_err(|fault| io::Error::other(fault.to_string()))?;
         // 1094: it has ended by itself.
         let what = match ending.ends {
             Ends::Statement => "QUERY",
@@ -301,7 +301,7 @@ impl protocol::Backend<Mysql> for Backend {
         let force = if ending.force == Force::Soft && backend.is_mariadb() { "SOFT" } else { "" };
         match backend.query_all(&format!("KILL {force} {what} {}", key.process)).await {
             Ok(_) | Err(Fault::Refused(_)) => Ok(()),
-            Err(fault) => Err(io::Error::other(format!("{fault:?}"))),
+            Err(fault) => Err(io::Error::other(fault.to_string())),
         }
     }
 
@@ -309,7 +309,7 @@ impl protocol::Backend<Mysql> for Backend {
         probe::started(self).await
     }
 
-    async fn probe(&mut self) -> Result<Facts, ProbeFault> {
+    async fn probe(&mut self) -> Result<Facts, Missed> {
         probe::probe(self).await
     }
 

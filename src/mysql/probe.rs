@@ -7,7 +7,7 @@ use super::{
     group::{self, Membership},
 };
 use crate::{
-    protocol::Fault,
+    protocol::{Fault, Missed},
     topology::{Claim, Facts, GtidSet, Incarnation, Position, ProbeFault, Writers},
 };
 
@@ -36,19 +36,19 @@ const MYSQL_SOURCES: &str = "SHOW REPLICA STATUS";
 /// Before MySQL 8.0.22.
 const OLD_SOURCES: &str = "SHOW SLAVE STATUS";
 
-pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
+pub(super) async fn probe(server: &mut Backend) -> Result<Facts, Missed> {
     let mariadb = server.is_mariadb();
-    let rows = server.query_all(if mariadb { MARIADB } else { MYSQL }).await.map_err(fault)?;
-    let [row] = &rows[..] else { return Err(ProbeFault::Nonsense) };
+    let rows = server.query_all(if mariadb { MARIADB } else { MYSQL }).await.map_err(missed)?;
+    let [row] = &rows[..] else { return Err(ProbeFault::Nonsense.into()) };
     let version = text(row, 3).and_then(read_version).ok_or(ProbeFault::Nonsense)?;
     let sources = match (mariadb, version) {
         (true, _) => MARIADB_SOURCES,
         (false, 80022..) => MYSQL_SOURCES,
         (false, _) => OLD_SOURCES,
     };
-    let has_source = server.count_rows(sources).await.map_err(fault)? > 0;
+    let has_source = server.count_rows(sources).await.map_err(missed)? > 0;
     let (membership, group) = match (text(row, 12), text(row, 9)) {
-        (Some("1"), Some(uuid)) => group::ask(server, uuid).await.map_err(fault)?,
+        (Some("1"), Some(uuid)) => group::ask(server, uuid).await.map_err(missed)?,
         _ => (Membership::None, None),
     };
     let mut facts = read(row, version, has_source, membership).ok_or(ProbeFault::Nonsense)?;
@@ -66,12 +66,8 @@ pub(super) async fn started(server: &mut Backend) -> Result<Option<i64>, Fault> 
     Ok(read.map(|read| server.shared.steady_start(&server.address, read)))
 }
 
-fn fault(fault: Fault) -> ProbeFault {
-    match fault {
-        Fault::Refused(refused) if refused.code == *b"08S01" => ProbeFault::NotReady,
-        Fault::Refused(_) => ProbeFault::Refused,
-        _ => ProbeFault::Unreachable,
-    }
+fn missed(fault: Fault) -> Missed {
+    Missed::by(fault, |code| code == b"08S01")
 }
 
 fn text(row: &Row, column: usize) -> Option<&str> {

@@ -60,6 +60,11 @@ impl Default for Shared {
     }
 }
 
+/// [`Identity::flavour`] of connections for questions of the proxy's own. A standby answers no question under
+/// SERIALIZABLE, whatever the server, database or role begins sessions with.
+const OWN_QUESTIONS: u64 = 1;
+const OWN_SETTINGS: [(&str, &str); 1] = [("default_transaction_isolation", "read committed")];
+
 /// How server connections are opened.
 pub struct Link {
     pub tls: ServerTls,
@@ -193,10 +198,11 @@ pub(super) async fn connect(
     link: &Link,
     identity: &Identity<super::Postgres>,
 ) -> Result<Backend, ConnectFault> {
+    let own_settings = if identity.flavour == OWN_QUESTIONS { &OWN_SETTINGS[..] } else { &[] };
     let startup = login::Startup {
         user: identity.user.to_string(),
         database: identity.database.to_string(),
-        parameters: Vec::new(),
+        parameters: own_settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
         minor: 0,
     };
     login::connect_within(link.timeout, address, &link.tls, &startup, &identity.credentials)
@@ -284,7 +290,7 @@ pub fn parts(
         monitor_identity: Identity {
             user: config.monitor.user.clone(),
             database: config.monitor.database.clone(),
-            flavour: 0,
+            flavour: OWN_QUESTIONS,
             credentials: credentials(config.monitor.password.as_ref()),
         },
     })

@@ -39,8 +39,8 @@ use self::{
 };
 use crate::{
     protocol::{
-        self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Protocol, ReaderContext, Refused,
-        Reply, Request, Terms, Transaction, TransactionFate, TurnedAway, Welcomed,
+        self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Missed, Protocol, ReaderContext,
+        Refused, Reply, Request, Terms, Transaction, TransactionFate, TurnedAway, Welcomed,
     },
     refusal::Refusal,
     sql::{
@@ -48,7 +48,7 @@ use crate::{
         catalog::Catalog,
         effects::{Ending, ProxyCommand},
     },
-    topology::{Facts, ProbeFault, Role},
+    topology::{Facts, Role},
 };
 
 /// The protocol, as the engine names it.
@@ -296,7 +296,7 @@ impl protocol::Backend<Postgres> for Backend {
         probe::fate(self, transaction).await
     }
 
-    async fn probe(&mut self) -> Result<Facts, ProbeFault> {
+    async fn probe(&mut self) -> Result<Facts, Missed> {
         probe::probe(self).await
     }
 

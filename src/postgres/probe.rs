@@ -2,7 +2,7 @@
 
 use super::backend::Backend;
 use crate::{
-    protocol::{Fault, TransactionFate},
+    protocol::{Fault, Missed, TransactionFate},
     topology::{Claim, Facts, Incarnation, Lsn, Position, ProbeFault},
 };
 
@@ -41,14 +41,11 @@ SELECT pg_is_in_recovery(), \
  CASE WHEN pg_is_in_recovery() THEN txid_snapshot_xmax(txid_current_snapshot()) END"
 );
 
-pub(super) async fn probe(server: &mut Backend) -> Result<Facts, ProbeFault> {
-    let rows = server.query_all(PROBE).await.map_err(|fault| match fault {
-        Fault::Refused(refused) if refused.code.starts_with(b"57P") => ProbeFault::NotReady,
-        Fault::Refused(_) => ProbeFault::Refused,
-        _ => ProbeFault::Unreachable,
-    })?;
-    let [row] = &rows[..] else { return Err(ProbeFault::Nonsense) };
-    read(row).ok_or(ProbeFault::Nonsense)
+pub(super) async fn probe(server: &mut Backend) -> Result<Facts, Missed> {
+    let is_not_ready = |code: &[u8; 5]| code.starts_with(b"57P");
+    let rows = server.query_all(PROBE).await.map_err(|fault| Missed::by(fault, is_not_ready))?;
+    let [row] = &rows[..] else { return Err(ProbeFault::Nonsense.into()) };
+    read(row).ok_or(ProbeFault::Nonsense.into())
 }
 
 /// What became of a transaction: its id is of a server whose history this one has.

@@ -1,8 +1,8 @@
 //! How logins, connections and exchanges fail.
 
-use std::{fmt, io};
+use std::{fmt, io, sync::Arc};
 
-use crate::refusal::Refusal;
+use crate::{refusal::Refusal, topology::ProbeFault};
 
 /// An error that a server gave and the client has not seen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,8 +85,21 @@ impl fmt::Display for Refused {
     }
 }
 
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(error) => write!(f, "the client is lost: {error}"),
+            Self::Protocol(refusal) => f.write_str(&refusal.message),
+            Self::Server { error, .. } => write!(f, "the connection broke: {error}"),
+            Self::Refused(refused) => refused.fmt(f),
+        }
+    }
+}
+
+/// A server's text is foreign: it must not begin a line of its own.
 fn write_error(f: &mut fmt::Formatter<'_>, raw: &[u8], code: [u8; 5]) -> fmt::Result {
-    write!(f, "{} ({})", String::from_utf8_lossy(message(raw)), String::from_utf8_lossy(&code))
+    let message = String::from_utf8_lossy(message(raw)).replace(char::is_control, " ");
+    write!(f, "{message} ({})", String::from_utf8_lossy(&code))
 }
 
 /// The text of a server's error, in either protocol.
@@ -99,6 +112,50 @@ fn message(raw: &[u8]) -> &[u8] {
         return fields.filter_map(|field| field.strip_prefix(b"M")).next().unwrap_or_default();
     }
     raw.get(BEFORE_MESSAGE..).unwrap_or_default()
+}
+
+/// A probe that failed, and how in the server's or the system's words.
+#[derive(Clone, Debug)]
+pub struct Missed {
+    pub fault: ProbeFault,
+    pub detail: Option<Arc<str>>,
+}
+
+impl Missed {
+    pub fn said(&self) -> Arc<str> {
+        self.detail.clone().unwrap_or_else(|| self.fault.label().into())
+    }
+
+    /// A question that failed. `is_not_ready`: whether a SQLSTATE says that the server starts or stops.
+    pub fn by(fault: Fault, is_not_ready: impl FnOnce(&[u8; 5]) -> bool) -> Self {
+        match fault {
+            Fault::Refused(refused) if is_not_ready(&refused.code) => ProbeFault::NotReady.into(),
+            Fault::Refused(refused) => {
+                let detail = format!("{}: {refused}", ProbeFault::Refused.label());
+                Self { fault: ProbeFault::Refused, detail: Some(detail.into()) }
+            }
+            _ => ProbeFault::Unreachable.into(),
+        }
+    }
+}
+
+impl From<ProbeFault> for Missed {
+    fn from(fault: ProbeFault) -> Self {
+        Self { fault, detail: None }
+    }
+}
+
+impl From<ConnectFault> for Missed {
+    fn from(fault: ConnectFault) -> Self {
+        let detail = Some(fault.to_string().into());
+        let fault = match fault {
+            ConnectFault::Unreachable(_) => ProbeFault::Unreachable,
+            ConnectFault::NotReady => ProbeFault::NotReady,
+            ConnectFault::TooMany => ProbeFault::Full,
+            ConnectFault::Refused { .. } => ProbeFault::Refused,
+        };
+        Self { fault, detail }
+    }
 }
 
 /// Why a client did not get in. It has been told what it should know.

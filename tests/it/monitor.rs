@@ -32,6 +32,26 @@ async fn a_monitor_that_may_not_see_what_replicas_receive_says_so() {
     assert_eq!(session.port().await, stage.node(0).port());
 }
 
+/// A standby answers no SELECT under SERIALIZABLE: the monitor asks by another level.
+#[tokio::test]
+async fn servers_that_are_serializable_by_default_are_monitored() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, "CREATE TABLE t (x int)");
+    for node in 0..3 {
+        let by_default = "ALTER SYSTEM SET default_transaction_isolation = 'serializable'";
+        for sql in [by_default, "SELECT pg_reload_conf()"] {
+            cluster.node(node).sql("postgres", sql).expect("the server answers");
+        }
+    }
+    let proxy = Proxy::start_unready(&cluster.addresses(), &[]);
+    let session = proxy.session(&database.name).await;
+
+    assert_eq!(session.value("SHOW transaction_isolation").await, "serializable");
+    assert_eq!(session.port().await, cluster.node(0).port(), "a standby could not read");
+    session.run("SET default_transaction_isolation = 'read committed'").await;
+    eventually("replicas serve reads", async || session.port().await != cluster.node(0).port()).await;
+}
+
 /// Ends the monitor's connections to the primary.
 fn cut_off_monitor(cluster: &PgCluster) {
     let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}'";
