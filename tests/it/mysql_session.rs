@@ -51,6 +51,7 @@ both_makes!(
     what_a_string_did_before_it_failed_reaches_nobody_else,
     a_statement_is_deallocated_wherever_also_when_its_table_is_gone,
     a_change_of_privileges_reaches_the_connections_that_pools_have,
+    a_table_has_the_character_set_that_its_schema_has_now,
     a_definition_is_shown_as_it_is,
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
@@ -906,6 +907,49 @@ async fn a_change_of_privileges_reaches_the_connections_that_pools_have(make: Ma
             }
         }
     }
+}
+
+/// MariaDB creates tables by the character set that the schema had when its connection chose it.
+async fn a_table_has_the_character_set_that_its_schema_has_now(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let schema = &stage.schema;
+    let mut admin = Session::open(stage.proxy.port(), APP, "").await;
+    let changes = [
+        format!("ALTER DATABASE {schema} CHARACTER SET ascii"),
+        format!("DROP DATABASE {schema}; CREATE DATABASE {schema} CHARACTER SET latin1"),
+    ];
+
+    for (change, expected) in changes.iter().zip(["ascii", "latin1"]) {
+        // Both connections have chosen the schema before it is changed.
+        open_at_once(&stage, 2).await;
+        admin.run(change).await;
+
+        let mut sessions = open_at_once(&stage, 2).await;
+        for (number, session) in sessions.iter_mut().enumerate() {
+            assert_eq!(session.value("SELECT @@character_set_database").await, expected, "{change}");
+            session.run(&format!("CREATE TABLE t{number} (x CHAR(1))")).await;
+            let set = format!(
+                "SELECT character_set_name FROM information_schema.columns
+                 WHERE table_schema = '{schema}' AND table_name = 't{number}'"
+            );
+            assert_eq!(session.value(&set).await, expected, "{change}");
+        }
+    }
+}
+
+/// Sessions that have had connections of their own to the primary, all at one moment.
+async fn open_at_once(stage: &Stage, count: usize) -> Vec<Session> {
+    let mut sessions = Vec::new();
+    for _ in 0..count {
+        let mut session = stage.session().await;
+        session.run("BEGIN").await;
+        session.run("SELECT 1 FOR UPDATE").await;
+        sessions.push(session);
+    }
+    for session in &mut sessions {
+        session.run("COMMIT").await;
+    }
+    sessions
 }
 
 async fn a_definition_is_shown_as_it_is(make: Make) {

@@ -456,6 +456,13 @@ fn redefines(phrase: &Phrase<'_>, leading: &str) -> bool {
     }
 }
 
+/// Whether a schema begins with other defaults from then on. Connections keep those that it had when they chose it,
+/// also of one that was dropped: MariaDB creates tables by them.
+fn begins_schema(phrase: &Phrase<'_>, leading: &str) -> bool {
+    let at = if phrase.says(1, &["or", "replace"]) { 3 } else { 1 };
+    matches!(leading, "create" | "alter") && phrase.is_any(at, &["database", "schema"])
+}
+
 /// Data definition and everything else that only a primary runs.
 fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
     let mut verdict = Verdict::write(Reason::Ddl).apart();
@@ -466,6 +473,9 @@ fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
         }
         "create" | "drop" | "alter" | "rename" | "truncate" => {
             verdict.effect(Effect::Ddl);
+            if begins_schema(phrase, leading) {
+                verdict.effect(Effect::Accounts);
+            }
             if redefines(phrase, leading) {
                 verdict.effect(Effect::Redefines);
             }

@@ -254,6 +254,11 @@ fn changes_of_accounts_are_told_from_other_definitions() {
         ("SET PASSWORD FOR x = 'y'", &[Effect::Accounts]),
         ("FLUSH PRIVILEGES", &[Effect::Accounts]),
         ("GRANT SELECT ON *.* TO x; REVOKE INSERT ON *.* FROM x", &[Effect::Accounts]),
+        ("ALTER DATABASE x CHARACTER SET latin1", &[Effect::Ddl, Effect::Accounts]),
+        ("ALTER SCHEMA DEFAULT COLLATE latin1_bin", &[Effect::Ddl, Effect::Accounts]),
+        ("CREATE DATABASE IF NOT EXISTS x", &[Effect::Ddl, Effect::Accounts]),
+        ("CREATE OR REPLACE SCHEMA x", &[Effect::Ddl, Effect::Accounts]),
+        ("DROP DATABASE x", &[Effect::Ddl]),
         ("FLUSH TABLES", &[]),
         // No connection is theirs yet.
         ("CREATE USER x", &[Effect::Ddl]),
