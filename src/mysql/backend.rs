@@ -348,15 +348,16 @@ impl Backend {
         self.warns = self.is_mariadb();
         self.bare = true;
         let multi_statements = self.carried.multi_statements;
-        // A reset leaves the schema, and what was not understood may have chosen another one.
-        let schema = if touched { Some(UNKNOWN_SCHEMA.into()) } else { self.carried.schema.clone() };
-        let fresh =
-            Settings::default().with_schema(schema.as_deref()).with_multi_statements(multi_statements);
+        // A reset leaves the schema, but the server's own character set in the place of the schema's: it has to be
+        // chosen again. And what was not understood may have chosen another one.
+        let chosen = touched || self.carried.schema.is_some();
+        let schema = chosen.then_some(UNKNOWN_SCHEMA);
+        let fresh = Settings::default().with_schema(schema).with_multi_statements(multi_statements);
         self.carried = Arc::new(fresh);
     }
 
-    /// Rolls back what is open and forgets all session state but the default schema, which the next
-    /// session sets anew.
+    /// Rolls back what is open and forgets all session state. The default schema stays, until the next session
+    /// chooses its own.
     pub(super) async fn clean(&mut self) -> Result<(), Fault> {
         if self.busy || self.closed {
             // An answer is still on its way: nobody can tell it from the next session's.

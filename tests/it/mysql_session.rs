@@ -52,6 +52,7 @@ both_makes!(
     a_statement_is_deallocated_wherever_also_when_its_table_is_gone,
     a_change_of_privileges_reaches_the_connections_that_pools_have,
     a_table_has_the_character_set_that_its_schema_has_now,
+    what_a_session_left_does_not_change_the_schemas_character_set,
     a_definition_is_shown_as_it_is,
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
@@ -934,6 +935,24 @@ async fn a_table_has_the_character_set_that_its_schema_has_now(make: Make) {
             );
             assert_eq!(session.value(&set).await, expected, "{change}");
         }
+    }
+}
+
+/// LOAD DATA and SET CHARACTER SET go by it.
+async fn what_a_session_left_does_not_change_the_schemas_character_set(make: Make) {
+    let stage = Stage::on(make, "", &["cluster.pool.size = 1"]).await;
+    stage.session().await.run(&format!("ALTER DATABASE {} CHARACTER SET latin1", stage.schema)).await;
+    let shown = "SELECT @@character_set_database FOR UPDATE";
+    let lock = format!("SELECT GET_LOCK('{}', 1)", stage.schema);
+
+    for (left, own) in [(&*lock, "latin1"), ("SET character_set_database = ascii", "ascii")] {
+        let mut session = stage.session().await;
+        session.run(left).await;
+        assert_eq!(session.value(shown).await, own, "{left}");
+        drop(session);
+
+        let mut next = stage.session().await;
+        assert_eq!(next.value(shown).await, "latin1", "{left}");
     }
 }
 
