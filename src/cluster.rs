@@ -43,8 +43,10 @@ pub struct Cluster<P: Protocol> {
     pub policy: ArcSwap<Policy>,
     pub gate: ArcSwap<P::Gate>,
     pub link: Arc<ArcSwap<P::Link>>,
-    /// What the monitor and `auth.query` log in to servers as.
+    /// What the monitor logs in to servers as.
     pub monitor_identity: ArcSwap<Identity<P>>,
+    /// The same for `auth.query`, which is the operator's text.
+    verifier_identity: ArcSwap<Identity<P>>,
     pub topology: Topology,
     /// The last election of a process that this one relieves.
     pub inherited: Option<Remembered>,
@@ -93,6 +95,7 @@ pub struct Parts<P: Protocol> {
     pub gate: P::Gate,
     pub link: P::Link,
     pub monitor_identity: Identity<P>,
+    pub verifier_identity: Identity<P>,
 }
 
 impl<P: Protocol> Cluster<P> {
@@ -115,6 +118,7 @@ impl<P: Protocol> Cluster<P> {
             gate: ArcSwap::from_pointee(parts.gate),
             link: Arc::new(ArcSwap::from_pointee(parts.link)),
             monitor_identity: ArcSwap::from_pointee(parts.monitor_identity),
+            verifier_identity: ArcSwap::from_pointee(parts.verifier_identity),
             topology: Topology::default(),
             inherited: None,
             memory: OnceLock::new(),
@@ -397,6 +401,7 @@ impl<P: Protocol> Cluster<P> {
         // The monitor keeps its connections where they would be the same again.
         if !before.monitor.logs_in_as(&config.monitor) || before.tls.server != config.tls.server {
             self.monitor_identity.store(Arc::new(parts.monitor_identity));
+            self.verifier_identity.store(Arc::new(parts.verifier_identity));
         }
         if before.routing.functions != config.routing.functions {
             self.classifier.store(Arc::new(Classifier::new(
@@ -449,7 +454,7 @@ impl<P: Protocol> AuthQuery<P> {
 
     async fn ask(&self, user: &str) -> Result<Option<String>, String> {
         let cluster = self.cluster.get().and_then(Weak::upgrade).ok_or("the cluster is not up")?;
-        let identity = cluster.monitor_identity.load_full();
+        let identity = cluster.verifier_identity.load_full();
         let pools = cluster.pools(&identity);
         let snapshot = cluster.topology.load_full();
         let up =

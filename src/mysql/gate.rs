@@ -325,6 +325,12 @@ pub fn parts(
         .iter()
         .filter_map(|user| Some((user.name.clone(), Secret::parse(user.password.as_ref()?.expose()))))
         .collect();
+    let monitor = Identity {
+        user: config.monitor.user.clone(),
+        database: "".into(),
+        flavour: can::DEPRECATE_EOF | can::MULTI_RESULTS,
+        credentials: credentials(config.monitor.password.as_ref()),
+    };
     Ok(Parts {
         gate: Gate {
             tls: client,
@@ -339,11 +345,7 @@ pub fn parts(
             timeout: config.pool.checkout_timeout,
             shared: shared.clone(),
         },
-        monitor_identity: Identity {
-            user: config.monitor.user.clone(),
-            database: "".into(),
-            flavour: can::DEPRECATE_EOF | can::MULTI_RESULTS,
-            credentials: credentials(config.monitor.password.as_ref()),
-        },
+        monitor_identity: monitor.clone(),
+        verifier_identity: monitor,
     })
 }

@@ -60,10 +60,23 @@ impl Default for Shared {
     }
 }
 
-/// [`Identity::flavour`] of connections for questions of the proxy's own. A standby answers no question under
-/// SERIALIZABLE, whatever the server, database or role begins sessions with.
+/// [`Identity::flavour`] of connections for questions of the proxy's own and of the operator's (`auth.query`).
 const OWN_QUESTIONS: u64 = 1;
-const OWN_SETTINGS: [(&str, &str); 1] = [("default_transaction_isolation", "read committed")];
+const OPERATORS_QUESTIONS: u64 = 2;
+
+/// What connections of a flavour begin with, whatever the server, database or role begins sessions with.
+fn startup_settings(flavour: u64) -> Vec<(String, String)> {
+    // A standby answers no question under SERIALIZABLE.
+    let isolation = ("default_transaction_isolation", "read committed");
+    // Names and operators of ours are the server's own, not those that somebody has made in a database.
+    let names = ("search_path", "pg_catalog");
+    let settings: &[_] = match flavour {
+        OWN_QUESTIONS => &[isolation, names],
+        OPERATORS_QUESTIONS => &[isolation],
+        _ => &[],
+    };
+    settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
+}
 
 /// How server connections are opened.
 pub struct Link {
@@ -198,11 +211,10 @@ pub(super) async fn connect(
     link: &Link,
     identity: &Identity<super::Postgres>,
 ) -> Result<Backend, ConnectFault> {
-    let own_settings = if identity.flavour == OWN_QUESTIONS { &OWN_SETTINGS[..] } else { &[] };
     let startup = login::Startup {
         user: identity.user.to_string(),
         database: identity.database.to_string(),
-        parameters: own_settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+        parameters: startup_settings(identity.flavour),
         minor: 0,
     };
     login::connect_within(link.timeout, address, &link.tls, &startup, &identity.credentials)
@@ -280,6 +292,12 @@ pub fn parts(
         .iter()
         .filter_map(|user| Some((user.name.clone(), Secret::parse(user.password.as_ref()?.expose()))))
         .collect();
+    let monitor = Identity {
+        user: config.monitor.user.clone(),
+        database: config.monitor.database.clone(),
+        flavour: OWN_QUESTIONS,
+        credentials: credentials(config.monitor.password.as_ref()),
+    };
     Ok(Parts {
         gate: Gate::new(Arc::new(client), config.auth.trust_loopback, users, source, shared.clone()),
         link: Link {
@@ -287,11 +305,7 @@ pub fn parts(
             prepared_statements: config.pool.prepared_statements,
             timeout: config.pool.checkout_timeout,
         },
-        monitor_identity: Identity {
-            user: config.monitor.user.clone(),
-            database: config.monitor.database.clone(),
-            flavour: OWN_QUESTIONS,
-            credentials: credentials(config.monitor.password.as_ref()),
-        },
+        verifier_identity: Identity { flavour: OPERATORS_QUESTIONS, ..monitor.clone() },
+        monitor_identity: monitor,
     })
 }

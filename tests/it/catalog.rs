@@ -237,6 +237,33 @@ async fn a_catalog_that_may_not_be_read_is_told_of_and_waited_for_by_nobody() {
     assert_eq!(session.value("SELECT count(*) FROM t").await, "1");
 }
 
+/// As whoever owns a database may have it: names of the server's own, put before them.
+#[tokio::test]
+async fn the_catalog_is_read_by_nobodys_functions() {
+    let cluster = cluster::shared();
+    let database = Database::with(
+        cluster,
+        "CREATE SCHEMA theirs;
+         CREATE TABLE theirs.caught (who text);
+         CREATE FUNCTION theirs.split_part(text, text, int) RETURNS text LANGUAGE sql SECURITY DEFINER
+             AS 'INSERT INTO theirs.caught VALUES (session_user) RETURNING $1';
+         CREATE TABLE t (at timestamptz DEFAULT now())",
+    );
+    for sql in [
+        "RESET ROLE; GRANT USAGE ON SCHEMA theirs TO PUBLIC",
+        &format!("ALTER DATABASE {} SET search_path = theirs, pg_catalog, public", database.name),
+    ] {
+        database.run(sql);
+    }
+    let proxy = Proxy::start(cluster, &["cluster.routing.consistency = 'global'"]).await;
+
+    let session = proxy.session(&database.name).await;
+    session.run("INSERT INTO public.t VALUES (DEFAULT)").await;
+
+    eventually("the catalog is read", async || session.port().await != cluster.node(0).port()).await;
+    assert_eq!(session.value("SELECT count(*) FROM theirs.caught").await, "0");
+}
+
 #[tokio::test]
 async fn nothing_is_said_of_catalogs_of_databases_that_there_are_not() {
     let cluster = cluster::shared();
