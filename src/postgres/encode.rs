@@ -64,13 +64,38 @@ pub enum Whose {
 /// The name that every version has; qualified, whatever the session's search_path.
 const ID: &str = "SELECT pg_catalog.txid_current_if_assigned()";
 
+/// The name of a portal of ours.
+const PORTAL: &[u8] = b"pointsman";
+
 /// Asks for the id of the transaction that the request is to commit.
 pub fn put_question_for_id(out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
-    frame::put_execute(out, ID);
+    put_between(ID, Whose::Id, out, expect);
     out.extend_from_slice(&frame::FLUSH);
-    expect.push_back(Expect::Parse { forward: false, key: None, named: false });
-    expect.push_back(Expect::Bind { forward: false });
-    expect.push_back(Expect::Execute(Whose::Id));
+}
+
+/// Runs a statement where a client may have bound its unnamed portal and not executed it yet: an earlier
+/// part of its pipeline has.
+fn put_between(sql: &str, whose: Whose, out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
+    put_parse(b"", &[sql.as_bytes(), &[0; 3]].concat(), out);
+    frame::put(out, b'B', |out| {
+        frame::put_cstring(out, PORTAL);
+        // Of the unnamed statement; no formats, no parameters.
+        out.extend_from_slice(&[0; 7]);
+    });
+    frame::put(out, b'E', |out| {
+        frame::put_cstring(out, PORTAL);
+        out.extend_from_slice(&[0; 4]);
+    });
+    frame::put(out, b'C', |out| {
+        out.push(b'P');
+        frame::put_cstring(out, PORTAL);
+    });
+    expect.extend([
+        Expect::Parse { forward: false, key: None, named: false },
+        Expect::Bind { forward: false },
+        Expect::Execute(whose),
+        Expect::Close { forward: false },
+    ]);
 }
 
 /// Sends statements ahead, in the same flight and the same implicit transaction.
@@ -101,8 +126,7 @@ pub fn put_own(
     }
     match statement.origin {
         Origin::Sql => {
-            let text = String::from_utf8_lossy(&statement.body).into_owned();
-            put_ahead(&[text.into()], out, expect);
+            put_between(&String::from_utf8_lossy(&statement.body), Whose::Ours, out, expect);
         }
         Origin::Parse => {
             put_parse(name, &statement.body, out);

@@ -468,3 +468,26 @@ async fn a_client_that_vanishes_in_mid_pipeline_disturbs_nobody() {
 
     assert_eq!(stage.session().await.value("/* pointsman: primary */ SELECT count(*) FROM t").await, "0");
 }
+
+/// pg8000 runs all its statements with values so, and every COMMIT.
+#[tokio::test]
+async fn what_was_bound_ahead_of_a_flush_is_what_is_executed_behind_it() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let mut wire = stage.wire().await;
+    wire.ask(&Batch::new().query("BEGIN")).await;
+    wire.ask(&Batch::new().query("INSERT INTO t VALUES (1)")).await;
+
+    let committed = in_parts(&mut wire, "COMMIT").await;
+
+    assert_eq!((tags(&committed), &*committed[1].body), ("2CZ".to_owned(), &b"COMMIT\0"[..]));
+    assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), "1");
+}
+
+/// Prepares a statement, binds it, and executes it in messages that are flushed one by one.
+async fn in_parts(wire: &mut Wire, sql: &str) -> Vec<Frame> {
+    wire.ask(&Batch::new().parse("", sql).flush().sync()).await;
+    wire.send(&Batch::new().bind("", "", &[]).flush()).await;
+    let mut frames = vec![wire.recv().await];
+    frames.extend(wire.ask(&Batch::new().execute("", 0).flush().sync()).await);
+    frames
+}
