@@ -2,7 +2,7 @@
 
 use crate::support::{
     Database, Proxy, Session, Stage, cluster, eventually,
-    wire::{Batch, Frame, Wire, first_columns},
+    wire::{Batch, Frame, Wire, first_columns, tags},
 };
 use pointsman::demo::servers::APP;
 
@@ -595,4 +595,22 @@ async fn read_only_sessions_use_replicas_for_whole_transactions() {
     session.run("COMMIT").await;
 
     assert_eq!(session.error("CREATE TABLE t (x int)").await, "25006");
+}
+
+#[tokio::test]
+async fn an_error_undoes_nothing_of_what_the_client_was_told_of_its_settings() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &["cluster.pool.size = 1"]).await;
+    let (mut wire, other) = (stage.wire().await, stage.session().await);
+    wire.ask(&Batch::new().query("SET client_encoding = latin1")).await;
+
+    for failing in ["INSERT INTO nowhere VALUES (1)", "SELECT 1/0"] {
+        // The connections have been another's: the setting goes ahead of the statement, and is undone with it.
+        other.run("INSERT INTO t VALUES (1)").await;
+        other.port().await;
+        assert_eq!(tags(&wire.ask(&Batch::new().query(failing)).await), "EZ");
+        assert_eq!(wire.parameters["client_encoding"], "LATIN1");
+
+        let read = wire.ask(&Batch::new().query("SELECT U&'\\00e4'")).await;
+        assert_eq!((tags(&read), &*read[1].body), ("TDCZ".to_owned(), &b"\0\x01\0\0\0\x01\xe4"[..]));
+    }
 }

@@ -285,7 +285,13 @@ impl Relay<'_> {
             return true;
         };
         self.backend.parameters.set(name, value);
-        self.frontend.note_parameter(name, value)
+        !self.may_lose_settings() && self.frontend.note_parameter(name, value)
+    }
+
+    /// Whether settings went ahead of the request that its error undoes: of what the server reports
+    /// meanwhile, the client hears what holds when all has gone well.
+    fn may_lose_settings(&self) -> bool {
+        self.backend.carried.now().hash() != self.frontend.carried.now().hash()
     }
 
     /// A server reports what changes on its connection; what another one has otherwise than the
@@ -320,7 +326,7 @@ impl Relay<'_> {
             Some(Expect::Sync { forward }) => forward || self.setting_failed,
             _ => true,
         };
-        if forward {
+        if forward && !(self.failed && self.may_lose_settings()) {
             self.tell_parameters();
         }
         self.pass_message(header.length, forward);
