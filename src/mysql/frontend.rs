@@ -156,7 +156,7 @@ impl Frontend {
                 if code == code::QUIT {
                     return Ok(None);
                 }
-                self.sequence = 1;
+                self.sequence = packet::count(length);
                 self.stream.begin_answer(self.inbox.len() > length);
                 if self.stream.is_compressed() {
                     command::number(&mut self.inbox.data_mut()[..length]);

@@ -107,6 +107,12 @@ pub fn header(data: &[u8]) -> Option<Header> {
     Some(Header { length, sequence: bytes[3] })
 }
 
+/// How many packets a command of so many bytes consists of, headers included: the number of its answer.
+pub fn count(length: usize) -> u8 {
+    // Numbers wrap around.
+    (length / (MAX_PAYLOAD + HEADER) + 1) as u8
+}
+
 /// The payload of the first packet of `data`, if all of it is there.
 pub fn payload(data: &[u8]) -> Option<(Header, &[u8])> {
     let header = header(data)?;
@@ -352,6 +358,16 @@ mod tests {
         assert_eq!(lenenc(&[0xFB]), None);
         assert_eq!(lenenc(&[0xFF, 1, 2]), None);
         assert_eq!(lenenc_bytes(&[0xFE, 255, 255, 255, 255, 255, 255, 255, 255, 1]), None);
+    }
+
+    #[test]
+    fn full_packets_have_another_one_behind_them() {
+        const FULL: usize = HEADER + MAX_PAYLOAD;
+        for (length, packets) in
+            [(HEADER + 1, 1), (FULL - 1, 1), (FULL + HEADER, 2), (3 * FULL + HEADER + 1, 4)]
+        {
+            assert_eq!(count(length), packets, "{length}");
+        }
     }
 
     #[test]

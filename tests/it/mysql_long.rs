@@ -18,6 +18,7 @@ both_makes!(
     a_long_value_may_be_sent_whole,
     an_error_behind_a_statement_of_many_packets_has_the_next_number,
     a_statement_that_is_too_long_for_the_server_gets_its_error,
+    an_error_for_a_long_value_answers_the_execution,
 );
 
 /// Blanks, so many that what follows them has not arrived when the statement is passed on.
@@ -152,7 +153,7 @@ async fn an_error_behind_a_statement_of_many_packets_has_the_next_number(make: M
     }
 
     other.run("COMMIT").await;
-    assert_eq!(session.value("SELECT COUNT(*) FROM t").await, "1");
+    assert_eq!(other.value("SELECT COUNT(*) FROM t").await, "1");
 }
 
 async fn a_statement_that_is_too_long_for_the_server_gets_its_error(make: Make) {
@@ -170,6 +171,24 @@ async fn a_statement_that_is_too_long_for_the_server_gets_its_error(make: Make) 
     assert_eq!(stage.session().await.value("SELECT COUNT(*) FROM t").await, "0");
 }
 
+async fn an_error_for_a_long_value_answers_the_execution(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let mut session = stage.session().await;
+    let id = prepare_length(&mut session).await;
+    let value = [&id[..], &[0, 0], &vec![b'x'; MAX_PAYLOAD * 2]].concat();
+    session.exchange(code::STMT_SEND_LONG_DATA, &value).await.expect("nothing answers");
+
+    let execution = [&id[..], &[0, 1, 0, 0, 0, 0, 1, BLOB, 0]].concat();
+    let frames = session.exchange(code::STMT_EXECUTE, &execution).await.expect("an answer");
+
+    assert_eq!(frames[0][0], 1, "the number that a driver waits for");
+    let refused = frames[0][1] == packet::ERR;
+    assert_eq!(refused, make == Make::MariaDb, "it takes 16 MiB");
+    if refused {
+        assert_eq!(frames[0][2..4], 1153_u16.to_le_bytes());
+    }
+}
+
 /// The id of a statement that tells the length of its only parameter.
 async fn prepare_length(session: &mut Session) -> [u8; 4] {
     let prepared = session.exchange(code::STMT_PREPARE, b"SELECT LENGTH(?)").await.expect("an answer");
@@ -184,9 +203,11 @@ async fn send_value(session: &mut Session, id: [u8; 4]) {
     }
 }
 
+/// The type of a parameter.
+const BLOB: u8 = 252;
+
 /// The number that an execution answers, or its error.
 async fn length(session: &mut Session, id: [u8; 4]) -> Result<usize, u16> {
-    const BLOB: u8 = 252;
     let argument = [&id[..], &[0, 1, 0, 0, 0, 0, 1, BLOB, 0]].concat();
     let frames = session.exchange(code::STMT_EXECUTE, &argument).await.expect("an answer");
     if frames[0][1] == packet::ERR {

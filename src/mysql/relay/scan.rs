@@ -379,6 +379,15 @@ impl Relay<'_> {
             self.passed = header.sequence;
             return self.passage.pass(&self.backend.inbox, header.total(), false);
         }
+        let number = self.frontend.sequence;
+        if self.passed == 0 && header.sequence != number {
+            // Of a long value that went ahead, say: the client waits for the answer to its execution.
+            let mut packet = Vec::with_capacity(header.total());
+            packet::put(&mut packet, number, |out| out.extend_from_slice(&payload));
+            self.replace(header, &packet);
+            self.passed = number;
+            return;
+        }
         self.pass(header);
     }
 

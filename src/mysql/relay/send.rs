@@ -33,10 +33,11 @@ impl Relay<'_> {
         };
         self.frontend.inbox = inbox;
         self.backend.give_out(out);
-        result?;
-        match command.tail {
-            Some(tail) => Box::pin(self.stream_tail(tail)).await,
-            None => Ok(()),
+        match (result, command.tail) {
+            (Ok(()), Some(tail)) => Box::pin(self.stream_tail(tail)).await,
+            // A long value that went ahead, most likely.
+            (Err(Fault::Server { .. }), None) if self.has_said_why().await => Ok(()),
+            (result, _) => result,
         }
     }
 
