@@ -267,13 +267,14 @@ fn note<P: Protocol>(cluster: &Cluster<P>, known: &mut HashMap<Arc<str>, Reading
     };
     reading.stage = Stage::Failed { at: Instant::now(), again };
     reading.failures += 1;
-    let is_early = again == RETRY && reading.failures < PATIENCE;
-    if !is_early {
-        database.give_up();
-    }
-    // Names that clients make up are no news.
-    if is_early || is_missing {
+    if again == RETRY && reading.failures < PATIENCE {
         tracing::debug!(cluster = %cluster.name, database = %database.name, why, "the catalog could not be read");
+        return;
+    }
+    database.give_up();
+    if is_missing {
+        // Names that clients make up are no news.
+        tracing::debug!(cluster = %cluster.name, database = %database.name, "there is no such database, and no catalog");
         return;
     }
     if !std::mem::replace(&mut reading.told, true) {
