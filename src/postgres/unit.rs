@@ -49,9 +49,9 @@ impl Unit {
         Subject::Plain
     }
 
-    /// The result of an EXECUTE is described as that of the statement it names, and as none at all
-    /// where the server has no such statement.
-    pub(super) fn describe(&mut self, intent: &Intent) {
+    /// An EXECUTE is described and bound as the statement it names: without a result where the server has no such
+    /// statement, also if it has one when the EXECUTE runs.
+    pub(super) fn call(&mut self, intent: &Intent) {
         for effect in &intent.effects {
             if let Effect::Execute { name } = effect {
                 self.own.push(name.as_bytes().into());

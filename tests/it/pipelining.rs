@@ -483,6 +483,22 @@ async fn what_was_bound_ahead_of_a_flush_is_what_is_executed_behind_it() {
     assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), "1");
 }
 
+/// A server settles how a portal is run when it binds it: what gives no rows then gives none.
+#[tokio::test]
+async fn what_an_execute_names_is_there_when_it_is_bound() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &["cluster.pool.size = 1"]).await;
+    let (mut one, mut other) = (stage.wire().await, stage.wire().await);
+    one.ask(&Batch::new().query("PREPARE p AS SELECT 'one'")).await;
+    other.ask(&Batch::new().query("PREPARE p AS INSERT INTO t VALUES (1)")).await;
+
+    for count in ["1", "2", "3"] {
+        assert_eq!(tags(&in_parts(&mut other, "EXECUTE p").await), "2CZ");
+        assert_eq!(stage.database.ask(0, "SELECT count(*) FROM t"), count);
+        let rows = in_parts(&mut one, "/* pointsman: primary */ EXECUTE p").await;
+        assert_eq!(first_columns(&rows), ["one"]);
+    }
+}
+
 /// Prepares a statement, binds it, and executes it in messages that are flushed one by one.
 async fn in_parts(wire: &mut Wire, sql: &str) -> Vec<Frame> {
     wire.ask(&Batch::new().parse("", sql).flush().sync()).await;

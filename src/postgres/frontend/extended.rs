@@ -145,6 +145,7 @@ impl Frontend {
             Some(own) => unit.instead(&intent, own),
             None => intent,
         };
+        unit.call(&intent);
         // Values for a statement that has no place for any are the server's to complain of.
         unit.bound_text = text.filter(|_| is_own || !has_values(values));
         unit.add(&self.resolved(&intent, unit), false);
@@ -212,13 +213,13 @@ impl Frontend {
         match self.statements.resolve(name) {
             Some(Resolved::Named(statement)) => {
                 unit.add(&statement.intent, false);
-                unit.describe(&statement.intent);
+                unit.call(&statement.intent);
                 unit.by_name(name, statement)
             }
             Some(Resolved::Unnamed { key, intent, .. }) => {
                 unit.used_unnamed |= !unit.defined_unnamed;
                 unit.add(intent, false);
-                unit.describe(intent);
+                unit.call(intent);
                 Subject::Unnamed(Some(key))
             }
             None => {
