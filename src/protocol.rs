@@ -297,6 +297,8 @@ pub struct Welcomed {
     /// `autocommit = 0`: every statement begins a transaction if none is open.
     pub implicit_transactions: bool,
     pub begins: Begins,
+    /// What counts as said ahead of its client's first statement; a reset takes it back.
+    pub first: Vec<Effect>,
 }
 
 /// What a transaction goes by that begins within another one, which it ends, and says nothing of itself.

@@ -107,17 +107,10 @@ const MYSQL_DELAY: usize = 42;
 /// in seconds.
 const SHORT_EXPIRY: f64 = 3.0 * 86_400.0;
 
-/// The global privileges of who asks; whoever may read `mysql.*` is shown everybody's. A host has no
-/// `@`, a user may.
-const PRIVILEGES: &str = "SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = CONCAT('\\'', \
- LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - CHAR_LENGTH(SUBSTRING_INDEX(CURRENT_USER(), '@', -1)) - 1), \
- '\\'@\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
-
 /// Asks which privileges are missing for the catalog of triggers, views and routines.
 async fn lacks(server: &mut Backend) -> Result<Vec<&'static str>, Fault> {
-    let held = server.query_all(PRIVILEGES).await?;
-    let has =
-        |wanted: &str| held.iter().any(|row| row.first().is_some_and(|name| name.as_deref() == Some(wanted)));
+    let held = server.privileges().await?;
+    let has = |wanted: &str| held.iter().any(|name| &**name == wanted);
     let mut lacks: Vec<_> = ["TRIGGER", "SHOW VIEW"].into_iter().filter(|wanted| !has(wanted)).collect();
     let routine = if !server.is_mariadb() {
         (!has("SHOW_ROUTINE") && !has("SELECT")).then_some("SHOW_ROUTINE")

@@ -475,11 +475,13 @@ impl Frontend {
         }
     }
 
-    /// Follows the settings that say how this client's text is to be read.
+    /// Follows the settings that say how this client's text is to be read, and what it is told with every answer.
     pub(super) fn note_setting(&mut self, name: &str, value: &str) {
         let value = value.trim_matches(['\'', '"']).to_ascii_lowercase();
+        let is_on = matches!(&*value, "1" | "on" | "true");
         match name {
-            READ_ONLY => self.reads_only = matches!(&*value, "1" | "on" | "true"),
+            READ_ONLY => self.reads_only = is_on,
+            "autocommit" => self.autocommit = is_on,
             "sql_mode" => self.note_sql_mode(&value),
             NAMES | "character set" | "character_set_client" => {
                 self.modes = self.modes.with_charset(&value);

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -84,6 +84,8 @@ pub struct Shared {
     numbers: AtomicU32,
     pub(super) vault: Vault,
     greetings: Greetings<GreetingKey, Known>,
+    /// Servers have an `init_connect`, which sessions carry: server connections begin without.
+    pub(super) has_init_connect: AtomicBool,
     /// When each server process was started, by its own clock.
     started: Mutex<HashMap<Box<str>, i64>>,
 }
@@ -104,6 +106,7 @@ impl Default for Shared {
             numbers: AtomicU32::new(rand::random::<u32>() >> 1),
             vault: Vault::default(),
             greetings: Greetings::default(),
+            has_init_connect: AtomicBool::new(false),
             started: Mutex::default(),
         }
     }
@@ -287,7 +290,13 @@ pub(super) async fn connect(
         return Err(cannot(&format!("the server {address} lacks what this session was promised")));
     }
     let mut backend = Backend::new(connected, address, role, link, identity);
-    match tokio::time::timeout(link.timeout, backend.initialise()).await {
+    let begin = async {
+        match link.shared.has_init_connect.load(Ordering::Relaxed) {
+            true => backend.clean().await,
+            false => backend.initialise().await,
+        }
+    };
+    match tokio::time::timeout(link.timeout, begin).await {
         Ok(Ok(())) => Ok(backend),
         Ok(Err(crate::protocol::Fault::Refused(refused))) => {
             Err(ConnectFault::Refused { raw: refused.raw, code: refused.code })

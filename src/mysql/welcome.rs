@@ -1,7 +1,10 @@
 //! From "authenticated" to "ready": the schema is checked, and what new sessions begin with is
 //! known.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Instant,
+};
 
 use mysql_common::collations::{Collation, CollationId};
 
@@ -14,7 +17,10 @@ use super::{
 };
 use crate::{
     protocol::{Begins, Fault, ReaderContext, Welcomed},
-    sql::{Isolation, effects::TransactionModes},
+    sql::{
+        Effect, Isolation,
+        effects::{Scope, TransactionModes},
+    },
     stream::Stream,
 };
 
@@ -24,12 +30,19 @@ pub struct Greeting {
     sql_mode: Box<str>,
     autocommit: bool,
     defaults: TransactionModes,
+    /// What servers run first for this user.
+    init_connect: Box<str>,
     mariadb: bool,
 }
 
 /// Names of both, since MariaDB renamed the isolation's variable with 11.1 and MySQL with 8.0.
-const MARIADB_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.tx_isolation";
-const MYSQL_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.transaction_isolation";
+const MARIADB_DEFAULTS: &str =
+    "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.tx_isolation, @@GLOBAL.init_connect";
+const MYSQL_DEFAULTS: &str =
+    "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.transaction_isolation, @@GLOBAL.init_connect";
+
+/// For who has one of these no server runs `init_connect`.
+const EXEMPT: [&str; 3] = ["SUPER", "CONNECTION ADMIN", "CONNECTION_ADMIN"];
 
 impl Frontend {
     pub(super) fn known_greeting(&mut self) -> Option<Arc<Greeting>> {
@@ -58,7 +71,16 @@ impl Frontend {
         let rows = server.query_all(question).await?;
         let text =
             |column: usize| rows.first().and_then(|row| row.get(column)?.as_deref()).unwrap_or_default();
+        let mut init_connect = text(3).trim();
+        if !init_connect.is_empty() {
+            self.gate.shared.has_init_connect.store(true, Ordering::Relaxed);
+            server.clean().await?;
+            if server.privileges().await?.iter().any(|held| EXEMPT.contains(&&**held)) {
+                init_connect = "";
+            }
+        }
         Ok(Greeting {
+            init_connect: init_connect.into(),
             sql_mode: text(0).into(),
             autocommit: text(1) != "0",
             defaults: TransactionModes {
@@ -100,6 +122,7 @@ impl Frontend {
             self.carried = Carried::new(first, reset);
         }
         self.startup_modes = self.modes;
+        let first = self.first_effects(&greeting.init_connect);
         let mut out = Vec::new();
         packet::put_ok(&mut out, self.sequence, self.status(crate::protocol::Transaction::Idle));
         self.write(&out).await?;
@@ -108,7 +131,28 @@ impl Frontend {
             defaults: greeting.defaults,
             implicit_transactions: !greeting.autocommit,
             begins: if greeting.mariadb { Begins::Anew } else { Begins::AsBefore },
+            first,
         })
+    }
+
+    /// Has the session carry what `init_connect` sets, as if its client had said so: server connections, which
+    /// sessions share, are reset where they were opened.
+    fn first_effects(&mut self, init_connect: &str) -> Vec<Effect> {
+        let Some(reader) = self.reader.as_ref().filter(|_| !init_connect.is_empty()) else {
+            return Vec::new();
+        };
+        let (database, catalog) = (&reader.database, reader.database.catalog());
+        let text = init_connect.as_bytes();
+        let intent = reader.classifier.intent(database.id(), &catalog, self.modes, text, Instant::now);
+        let sets = |effect: &&Effect| matches!(effect, Effect::Set { scope: Scope::Session, .. });
+        let first: Vec<Effect> = intent.effects.iter().filter(sets).cloned().collect();
+        self.carried.learn(&first);
+        for effect in &first {
+            if let Effect::Set { name, value, .. } = effect {
+                self.note_setting(name, value);
+            }
+        }
+        first
     }
 
     /// What follows the last packet of the login is compressed, in both directions.

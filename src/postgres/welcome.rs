@@ -157,7 +157,12 @@ impl Frontend {
         self.carried = Carried::new(startup.settings);
         self.makes_temporary = self.carries_temporary_path();
         self.reader = Some(context);
-        Ok(Welcomed { defaults: greeting.defaults, implicit_transactions: false, begins: Begins::default() })
+        Ok(Welcomed {
+            defaults: greeting.defaults,
+            implicit_transactions: false,
+            begins: Begins::default(),
+            first: Vec::new(),
+        })
     }
 
     /// Asks a server what a session with this client's startup settings looks like.

@@ -188,6 +188,7 @@ impl<P: Protocol> Session<P> {
         self.state.begins = welcomed.begins;
         self.state.startup_implicit = welcomed.implicit_transactions;
         self.state.own = Overrides::at_startup(own);
+        self.state.learn_part(&welcomed.first, false);
     }
 
     /// Serves the client until it leaves or has to, becomes another user, or goes on elsewhere.

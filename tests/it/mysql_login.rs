@@ -40,6 +40,7 @@ both_makes!(
     who_becomes_another_user_reads_what_it_wrote_before,
     a_login_finds_the_database_that_no_replica_has_heard_of,
     who_becomes_another_user_without_a_proof_is_asked_for_one,
+    what_init_connect_sets_is_set_for_every_session,
 );
 
 /// What MySQL stores of `sha2-pw`, with a salt of twenty letters.
@@ -539,4 +540,45 @@ async fn a_user_of_whom_the_file_has_the_verifier_comes_in_by_the_password(make:
     }
     let wrong = pymysql(proxy.port(), Login { password: "wrong", ..KEPT }, "", "SELECT 1");
     assert!(wrong.as_ref().is_err_and(|error| error.contains("1045")), "{wrong:?}");
+}
+
+/// What `init_connect` of the test below is seen by.
+const SET_AT_FIRST: &str = "SELECT CONCAT(@@time_zone, ' ', @@autocommit + 0, ' ', @@max_sort_length)";
+
+async fn what_init_connect_sets_is_set_for_every_session(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+    if make == Make::MariaDb {
+        cluster.node(0).sql("", "REVOKE CONNECTION ADMIN ON *.* FROM app").expect("it has been granted");
+    }
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    for node in cluster.nodes() {
+        let init = "SET GLOBAL init_connect = 'SET time_zone = \\'+03:00\\', autocommit = 0; SET max_sort_length = 64'";
+        node.sql("", init).expect("it is legal");
+    }
+    let proxy = Proxy::start_unready(&cluster.addresses(), &[ENGINE, "cluster.pool.size = 1"]);
+    let count =
+        || cluster.node(0).sql(&schema, "SELECT COUNT(*) FROM t").expect("it answers").trim().to_owned();
+
+    for (port, before) in [(cluster.node(0).port(), 0), (proxy.port(), 1)] {
+        let mut session = Session::open(port, APP, &schema).await;
+        assert_eq!(session.value(SET_AT_FIRST).await, "+03:00 0 64");
+        session.run("INSERT INTO t VALUES (1)").await;
+        assert_eq!(count(), before.to_string(), "it is not committed");
+        session.run("COMMIT").await;
+        assert_eq!(count(), (before + 1).to_string());
+        session.run("SET time_zone = '+01:00', autocommit = 1").await;
+        session.value("SELECT GET_LOCK('mine', 0)").await;
+
+        // Its connection is reset.
+        drop(session);
+        let mut session = Session::open(port, APP, &schema).await;
+        assert_eq!(session.value(SET_AT_FIRST).await, "+03:00 0 64");
+
+        session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
+        let own = session.value("SELECT CONCAT(@@GLOBAL.time_zone, ' 1 ', @@GLOBAL.max_sort_length)").await;
+        for _ in 0..10 {
+            assert_eq!(session.value(SET_AT_FIRST).await, own);
+        }
+    }
 }

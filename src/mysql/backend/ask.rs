@@ -19,6 +19,12 @@ use crate::{
 /// Rows in an answer to a question of our own: routines and views of a server.
 const MOST_OWN_ROWS: usize = 1_000_000;
 
+/// The global privileges of who asks; whoever may read `mysql.*` is shown everybody's. A host has no
+/// `@`, a user may.
+const PRIVILEGES: &str = "SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = CONCAT('\\'', \
+ LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - CHAR_LENGTH(SUBSTRING_INDEX(CURRENT_USER(), '@', -1)) - 1), \
+ '\\'@\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
+
 /// Gets a row's payload and its number of columns; `None` for one that makes no sense, or is too much.
 type TakeRow<'a> = dyn FnMut(&[u8], u64) -> Option<()> + Send + 'a;
 
@@ -27,6 +33,12 @@ impl Backend {
     ///
     /// # Errors
     /// [`Fault::Refused`] with the server's error, [`Fault::Server`] when the connection broke.
+    /// The global privileges of this connection's user, by the server's names.
+    pub(crate) async fn privileges(&mut self) -> Result<Vec<String>, Fault> {
+        let rows = self.query_all(PRIVILEGES).await?;
+        Ok(rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect())
+    }
+
     pub(crate) async fn query_all(&mut self, sql: &str) -> Result<Vec<Row>, Fault> {
         self.command(code::QUERY, sql.as_bytes()).await
     }
