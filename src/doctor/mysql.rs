@@ -90,9 +90,9 @@ const VARIABLES: &str = "SHOW GLOBAL VARIABLES WHERE Variable_name IN ('server_i
  'log_slave_updates', 'log_replica_updates', 'read_only', 'super_read_only', 'gtid_mode', 'sync_binlog', \
  'innodb_flush_log_at_trx_commit', 'binlog_format', 'binlog_expire_logs_seconds', 'expire_logs_days', \
  'max_connections') \
- OR Variable_name LIKE 'rpl\\_semi\\_sync\\_%'";
+ OR Variable_name LIKE 'rpl_semi_sync_%'";
 
-const STATUS: &str = "SHOW GLOBAL STATUS LIKE 'Rpl\\_semi\\_sync\\_%'";
+const STATUS: &str = "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync_%'";
 
 /// Columns of SHOW SLAVE STATUS; their places are the same in all versions of both.
 const RECEIVES: usize = 10;

@@ -20,10 +20,10 @@ use crate::{
 const MOST_OWN_ROWS: usize = 1_000_000;
 
 /// The global privileges of who asks; whoever may read `mysql.*` is shown everybody's. A host has no
-/// `@`, a user may.
-const PRIVILEGES: &str = "SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = CONCAT('\\'', \
+/// `@`, a user may. Every `sql_mode` reads a doubled quote.
+const PRIVILEGES: &str = "SELECT privilege_type FROM information_schema.user_privileges WHERE grantee = CONCAT('''', \
  LEFT(CURRENT_USER(), CHAR_LENGTH(CURRENT_USER()) - CHAR_LENGTH(SUBSTRING_INDEX(CURRENT_USER(), '@', -1)) - 1), \
- '\\'@\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
+ '''@''', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '''')";
 
 /// Gets a row's payload and its number of columns; `None` for one that makes no sense, or is too much.
 type TakeRow<'a> = dyn FnMut(&[u8], u64) -> Option<()> + Send + 'a;
