@@ -36,7 +36,7 @@ impl Relay<'_> {
         match (result, command.tail) {
             (Ok(()), Some(tail)) => Box::pin(self.stream_tail(tail)).await,
             // A long value that went ahead, most likely.
-            (Err(Fault::Server { .. }), None) if self.has_said_why().await => Ok(()),
+            (Err(Fault::Server { .. }), None) if self.sent && self.has_said_why().await => Ok(()),
             (result, _) => result,
         }
     }
