@@ -76,16 +76,7 @@ pub fn put_question_for_id(out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
 /// Runs a statement where a client may have bound its unnamed portal and not executed it yet: an earlier
 /// part of its pipeline has.
 fn put_between(sql: &str, whose: Whose, out: &mut Vec<u8>, expect: &mut VecDeque<Expect>) {
-    put_parse(b"", &[sql.as_bytes(), &[0; 3]].concat(), out);
-    frame::put(out, b'B', |out| {
-        frame::put_cstring(out, PORTAL);
-        // Of the unnamed statement; no formats, no parameters.
-        out.extend_from_slice(&[0; 7]);
-    });
-    frame::put(out, b'E', |out| {
-        frame::put_cstring(out, PORTAL);
-        out.extend_from_slice(&[0; 4]);
-    });
+    frame::put_execute_in(out, PORTAL, sql);
     frame::put(out, b'C', |out| {
         out.push(b'P');
         frame::put_cstring(out, PORTAL);

@@ -80,16 +80,27 @@ pub const BIND_COMPLETE: [u8; 5] = [b'2', 0, 0, 0, 4];
 pub const CLOSE_COMPLETE: [u8; 5] = [b'3', 0, 0, 0, 4];
 pub const NO_DATA: [u8; 5] = [b'n', 0, 0, 0, 4];
 
-/// Appends Parse, Bind and Execute of a statement without parameters and results.
+/// Appends Parse, Bind and Execute of a statement without parameters and results, in the unnamed portal.
 pub fn put_execute(out: &mut Vec<u8>, sql: &str) {
+    put_execute_in(out, b"", sql);
+}
+
+/// As [`put_execute`], in a portal of that name.
+pub fn put_execute_in(out: &mut Vec<u8>, portal: &[u8], sql: &str) {
     put(out, b'P', |out| {
         out.push(0);
         put_cstring(out, sql.as_bytes());
         out.extend_from_slice(&[0, 0]);
     });
-    // Unnamed portal of the unnamed statement; no formats, no parameters.
-    put(out, b'B', |out| out.extend_from_slice(&[0; 8]));
-    put(out, b'E', |out| out.extend_from_slice(&[0; 5]));
+    put(out, b'B', |out| {
+        put_cstring(out, portal);
+        // Of the unnamed statement; no formats, no parameters.
+        out.extend_from_slice(&[0; 7]);
+    });
+    put(out, b'E', |out| {
+        put_cstring(out, portal);
+        out.extend_from_slice(&[0; 4]);
+    });
 }
 
 /// Appends a simple Query.

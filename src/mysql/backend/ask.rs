@@ -33,14 +33,17 @@ impl Backend {
     ///
     /// # Errors
     /// [`Fault::Refused`] with the server's error, [`Fault::Server`] when the connection broke.
+    pub(crate) async fn query_all(&mut self, sql: &str) -> Result<Vec<Row>, Fault> {
+        self.command(code::QUERY, sql.as_bytes()).await
+    }
+
     /// The global privileges of this connection's user, by the server's names.
+    ///
+    /// # Errors
+    /// As [`Self::query_all`].
     pub(crate) async fn privileges(&mut self) -> Result<Vec<String>, Fault> {
         let rows = self.query_all(PRIVILEGES).await?;
         Ok(rows.into_iter().filter_map(|row| row.into_iter().next().flatten()).collect())
-    }
-
-    pub(crate) async fn query_all(&mut self, sql: &str) -> Result<Vec<Row>, Fault> {
-        self.command(code::QUERY, sql.as_bytes()).await
     }
 
     /// How many rows answer one statement of ours, whatever is in them.

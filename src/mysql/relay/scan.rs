@@ -381,7 +381,8 @@ impl Relay<'_> {
         }
         let number = self.frontend.sequence;
         if self.passed == 0 && header.sequence != number {
-            // Of a long value that went ahead, say: the client waits for the answer to its execution.
+            // Of a long value that went ahead, or before all was read: the client has sent more, or less, than the
+            // server has counted.
             let mut packet = Vec::with_capacity(header.total());
             packet::put(&mut packet, number, |out| out.extend_from_slice(&payload));
             self.replace(header, &packet);

@@ -50,7 +50,8 @@ impl Relay<'_> {
         self.frontend.tail = if tail.rest == 0 && !tail.continues { None } else { Some(tail) };
         self.frontend.sequence = tail.next;
         match result {
-            Err(Fault::Server { .. }) if self.has_said_why().await => self.number_error().await,
+            // Its number is that of the answer which the client waits for, who has sent all by then.
+            Err(Fault::Server { .. }) if self.has_said_why().await => self.frontend.drop_tail().await,
             result => result,
         }
     }
@@ -66,13 +67,6 @@ impl Relay<'_> {
         let data = inbox.data();
         packet::header(data).is_some_and(|header| header.total() <= data.len())
             && data.get(HEADER) == Some(&packet::ERR)
-    }
-
-    /// Gives the server's error the number that the client waits for, who has sent more than the server has read.
-    async fn number_error(&mut self) -> Result<(), Fault> {
-        self.frontend.drop_tail().await?;
-        self.backend.inbox.data_mut()[HEADER - 1] = self.frontend.sequence;
-        Ok(())
     }
 
     async fn pump_tail(&mut self, inbox: &mut Inbox, tail: &mut Tail) -> Result<(), Fault> {
