@@ -417,7 +417,11 @@ impl<P: Protocol> Cluster<P> {
                 pools.replace(|_, _| true);
             }
         }
+        let limited = before.limits != config.limits;
         self.config.store(Arc::new(config));
+        if limited {
+            self.call_all(Call::Limits);
+        }
         self.topology.nudge.notify_one();
     }
 }

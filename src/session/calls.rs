@@ -21,6 +21,7 @@ impl<P: Protocol> Session<P> {
             return Some(End::Ended);
         }
         entry.take(Call::Look);
+        entry.take(Call::Limits);
         if entry.is_called(Call::Yield) && self.aside_owes() {
             self.give_up_aside().await;
         }

@@ -59,6 +59,8 @@ pub enum Call {
     Look = 8,
     /// Another session waits for a connection: give up the one that is only kept softly.
     Yield = 16,
+    /// Limits have changed: look how long the client may still be silent.
+    Limits = 32,
 }
 
 /// What a session is at.

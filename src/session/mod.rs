@@ -73,8 +73,8 @@ pub struct Session<P: Protocol> {
     route: LastRoute,
     previous: soft::Previous,
     random: SmallRng,
-    /// Since when the transaction that is open has been idle or not.
-    transaction_since: Option<Instant>,
+    /// Since when its client has had nothing running, while there is a limit to that.
+    quiet_since: Option<Instant>,
     /// What the server of a lost transaction said when it ended.
     last_words: Option<Refused>,
     /// What the last monotonic read may have seen, until it is sampled.
@@ -164,7 +164,7 @@ impl<P: Protocol> Session<P> {
             route: LastRoute::default(),
             previous: soft::Previous::default(),
             random: SmallRng::from_os_rng(),
-            transaction_since: None,
+            quiet_since: None,
             last_words: None,
             seen: None,
             adopted: Floor::None,
@@ -255,9 +255,9 @@ impl<P: Protocol> Session<P> {
         let entry = &self.registered.entry;
         let keeps = self.kept.is_some() || self.aside.is_some();
         let calls: &[Call] = match (self.is_between_transactions(), keeps) {
-            (true, false) => &[Call::Drain, Call::Kill],
-            (true, true) => &[Call::Drain, Call::Kill, Call::Look, Call::Yield],
-            (false, _) => &[Call::Kill, Call::Look, Call::Yield],
+            (true, false) => &[Call::Drain, Call::Kill, Call::Limits],
+            (true, true) => &[Call::Drain, Call::Kill, Call::Limits, Call::Look, Call::Yield],
+            (false, _) => &[Call::Kill, Call::Limits, Call::Look, Call::Yield],
         };
         let (mut next, mut idle) = (pin!(self.frontend.next()), pin!(idle));
         let stirred = async {
@@ -297,14 +297,15 @@ impl<P: Protocol> Session<P> {
 
     fn idle_timeout(&mut self) -> Option<(Duration, &'static str)> {
         let between = self.is_between_transactions();
-        let config = self.config.load();
-        if between {
-            let after = config.limits.idle_client_timeout?;
-            return Some((after, "terminating connection due to idle-session timeout"));
-        }
-        let after = config.limits.idle_transaction_timeout?;
-        let spent = self.transaction_since.map_or(Duration::ZERO, |since| since.elapsed());
-        Some((after.saturating_sub(spent), "terminating connection due to idle-in-transaction timeout"))
+        let limits = &self.config.load().limits;
+        let (after, why) = if between {
+            (limits.idle_client_timeout?, "terminating connection due to idle-session timeout")
+        } else {
+            (limits.idle_transaction_timeout?, "terminating connection due to idle-in-transaction timeout")
+        };
+        // What others want of the session interrupts the wait, and is no word of the client's.
+        let since = *self.quiet_since.get_or_insert_with(Instant::now);
+        Some((after.saturating_sub(since.elapsed()), why))
     }
 
     /// Says why the connection ends.
@@ -363,7 +364,7 @@ impl<P: Protocol> Session<P> {
     /// Answers one request.
     async fn serve(&mut self, request: &Request<P::Wire>) -> Result<(), End> {
         let began = Instant::now();
-        let was_open = !self.is_between_transactions();
+        self.quiet_since = None;
         // A cancel request that came between two statements was for none of them.
         self.registered.entry.take(Call::Cancel);
         if self.state.is_holding() || self.state.implicit {
@@ -394,12 +395,6 @@ impl<P: Protocol> Session<P> {
             // Boxed: the future of every statement stays small.
             Step::Answer(own) => Box::pin(self.answer(request, own)).await,
         };
-        let is_open = !self.is_between_transactions();
-        match (was_open, is_open) {
-            (false, true) => self.transaction_since = Some(began),
-            (true, false) => self.transaction_since = None,
-            _ => {}
-        }
         match result {
             Ok(()) => Ok(()),
             Err(Fault::Protocol(refusal)) => {

@@ -1,5 +1,7 @@
 //! What the engine promises, on PostgreSQL, MariaDB and MySQL from one text.
 
+use std::time::Duration;
+
 use pointsman::demo::servers::{APP, Login};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -36,6 +38,8 @@ both_databases!(
     bytes_of_no_protocol_disturb_nobody,
     a_statement_over_its_time_is_cancelled,
     a_statement_over_its_time_is_cancelled_while_it_waits,
+    a_long_transaction_that_is_never_silent_for_long_goes_on,
+    a_limit_that_a_reload_sets_counts_for_who_is_silent_already,
     clients_above_the_limit_are_told_so,
     whoever_is_trusted_proves_nothing,
     the_configurations_word_on_functions_counts,
@@ -341,6 +345,34 @@ async fn a_statement_over_its_time_is_cancelled_while_it_waits(engine: Engine) {
     holder.value("COMMIT").await;
     waiter.value("INSERT INTO t VALUES (3)").await;
     assert_eq!(stage.ask_primary("SELECT count(*) FROM t"), "2");
+}
+
+async fn a_long_transaction_that_is_never_silent_for_long_goes_on(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &["cluster.limits.idle_transaction_timeout = '1s'"]).await;
+    let mut session = stage.session().await;
+    session.value("BEGIN").await;
+
+    for x in 0..8 {
+        session.value(&format!("INSERT INTO t VALUES ({x})")).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    session.value("COMMIT").await;
+
+    assert_eq!(stage.ask_primary("SELECT count(*) FROM t"), "8");
+}
+
+async fn a_limit_that_a_reload_sets_counts_for_who_is_silent_already(engine: Engine) {
+    let mut stage = Stage::set(engine, TABLE, &[]).await;
+    let (_idle, mut open) = (stage.session().await, stage.session().await);
+    open.value("BEGIN").await;
+    open.value("INSERT INTO t VALUES (1)").await;
+
+    let limits =
+        ["cluster.limits.idle_client_timeout = '300ms'", "cluster.limits.idle_transaction_timeout = '300ms'"];
+    stage.proxy_mut().reload(&limits);
+
+    eventually("nobody is left", async || stage.proxy().metric("pointsman_clients", &[]) == 0.0).await;
+    assert_eq!(stage.ask_primary("SELECT count(*) FROM t"), "0");
 }
 
 async fn clients_above_the_limit_are_told_so(engine: Engine) {

@@ -463,7 +463,7 @@ pub static TABLES: &[Table] = &[
                 "idle_transaction_timeout",
                 Default("\"0s\""),
                 "duration, zero: off",
-                "A client that is silent inside a transaction for longer is disconnected; counts from BEGIN.",
+                "A client that is silent inside a transaction for longer is disconnected, also behind a BEGIN of which no server knows yet.",
             ),
             key(
                 "statement_timeout",
