@@ -245,7 +245,7 @@ impl Proxy {
         let timeout = self.config.shutdown_timeout;
         let ending = self.shutdown.clone().finish(self.emptied(LOGIN_GRACE), timeout).await;
         for cluster in &self.clusters {
-            cluster.call(Call::Kill);
+            cluster.managed().kill_all();
         }
         // The last words have to leave before the threads end.
         let _ = tokio::time::timeout(LAST_WORDS, self.emptied(Duration::ZERO)).await;

@@ -55,6 +55,8 @@ pub trait Managed: Send + Sync {
     fn is_paused(&self) -> bool;
     /// Ends a client's connection, and what it runs on a server. `false`: there is no such client.
     fn kill(self: Arc<Self>, process: u32) -> bool;
+    /// Ends every client, and what runs for it.
+    fn kill_all(self: Arc<Self>);
 }
 
 /// One pool, as it is just now.
@@ -168,11 +170,23 @@ impl<P: Protocol> Managed for Cluster<P> {
 
     fn kill(self: Arc<Self>, process: u32) -> bool {
         let Some(entry) = self.sessions.by_process(process) else { return false };
-        entry.call(Call::Kill);
-        // Whatever runs for it on a server is of no use to anybody.
-        let identity = self.identity_of(&entry);
-        tokio::spawn(async move { self.interrupt(&entry, &identity, Ending::SESSION).await });
+        end(self, entry);
         true
+    }
+
+    fn kill_all(self: Arc<Self>) {
+        for entry in self.sessions.all() {
+            end(self.clone(), entry);
+        }
+    }
+}
+
+/// Ends a session, and what runs for it on a server: that is of no use to anybody.
+fn end<P: Protocol>(cluster: Arc<Cluster<P>>, entry: Arc<Entry>) {
+    entry.call(Call::Kill);
+    if entry.is_running() {
+        let identity = cluster.identity_of(&entry);
+        tokio::spawn(async move { cluster.interrupt(&entry, &identity, Ending::SESSION).await });
     }
 }
 

@@ -35,6 +35,7 @@ both_databases!(
     a_reload_applies_to_clients_that_stay,
     a_faulty_file_changes_nothing,
     a_draining_proxy_lets_transactions_end,
+    what_runs_at_a_forced_end_is_cancelled,
     bytes_of_no_protocol_disturb_nobody,
     a_statement_over_its_time_is_cancelled,
     a_statement_over_its_time_is_cancelled_while_it_waits,
@@ -298,6 +299,25 @@ async fn a_draining_proxy_lets_transactions_end(engine: Engine) {
 
     assert!(stage.proxy_mut().wait().success());
     assert_eq!(stage.ask_primary("SELECT count(*) FROM t"), "2");
+}
+
+async fn what_runs_at_a_forced_end_is_cancelled(engine: Engine) {
+    let sql = format!("{TABLE}; INSERT INTO t VALUES (1)");
+    let mut stage = Stage::set(engine, &sql, &["shutdown_timeout = '300ms'"]).await;
+    let mut session = stage.session().await;
+    // On the primary, in a transaction of its own.
+    let slow = "UPDATE t SET x = 2 WHERE $sleep";
+    let running = tokio::spawn(async move { session.ask(slow).await });
+    eventually("it runs", async || stage.runs("UPDATE t SET")).await;
+
+    stage.proxy().terminate();
+
+    assert!(stage.proxy_mut().wait().success());
+    let code =
+        soon("the client hears of it", running).await.expect("no panic").expect_err("it was cancelled");
+    assert!(engine.says(Meaning::Ended, &code), "{code}");
+    eventually("it runs no more", async || !stage.runs("UPDATE t SET")).await;
+    assert_eq!(stage.ask_primary("SELECT x FROM t"), "1");
 }
 
 async fn bytes_of_no_protocol_disturb_nobody(engine: Engine) {

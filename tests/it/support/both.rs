@@ -32,6 +32,8 @@ impl Engine {
             Meaning::Lost => (&["08006", "08007"], &["2013"]),
             Meaning::TooMany => (&["53300"], &["1040"]),
             Meaning::Cancelled => (&["57014"], &["1317", "3024", "1969"]),
+            // PostgreSQL says first what became of the statement; MySQL's servers say nothing.
+            Meaning::Ended => (&["57014"], &["2013"]),
             Meaning::NoTable => (&["42P01"], &["1146"]),
         };
         if self == Self::Postgres { postgres } else { mysql }.contains(&code)
@@ -47,6 +49,8 @@ pub enum Meaning {
     Lost,
     TooMany,
     Cancelled,
+    /// Somebody ended the session.
+    Ended,
     NoTable,
 }
 
@@ -114,6 +118,20 @@ impl Stage {
             Self::Mysql(stage) => stage.cluster.node(0).sql(&stage.schema, sql),
         };
         answer.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// Whether a statement that begins so runs on the primary.
+    pub fn runs(&self, beginning: &str) -> bool {
+        let running = match self {
+            Self::Postgres { .. } => {
+                "SELECT count(*) FROM pg_stat_activity
+                 WHERE datname = current_database() AND state = 'active' AND query LIKE"
+            }
+            Self::Mysql(_) => {
+                "SELECT count(*) FROM information_schema.processlist WHERE db = database() AND info LIKE"
+            }
+        };
+        self.ask_primary(&format!("{running} '{beginning}%'")) != "0"
     }
 
     /// `host:port` of every server, the primary first.
