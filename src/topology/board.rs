@@ -44,6 +44,9 @@ pub const SAMPLES: usize = 512;
 /// Traffic's reports may bring a probe forward, but no closer to the one before than this.
 const AT_ONCE_SPACING: Duration = Duration::from_millis(5);
 
+/// Nodes that have gone whose orders are kept; those of the first that went make room.
+const MAX_GONE: usize = 64;
+
 /// Bounds the pauses between probes that a server refuses; `monitor.interval` is the other bound.
 const MAX_DOUBLINGS: u32 = 16;
 
@@ -98,6 +101,9 @@ pub enum Traffic {
 pub struct Board {
     settings: Settings,
     nodes: Vec<Tracked>,
+    /// What people said about nodes that have gone: Patroni's list does not name one that is stopped for
+    /// long, which is what people drain it for. Bounded by [`MAX_GONE`].
+    gone: VecDeque<(Arc<str>, Orders)>,
     /// PostgreSQL's system identifier of this cluster, from its first election on.
     system: Option<Arc<str>>,
     /// Patroni's word.
@@ -127,6 +133,7 @@ impl Board {
         Self {
             settings,
             nodes,
+            gone: VecDeque::new(),
             system: None,
             leader: None,
             incumbent: None,
@@ -237,6 +244,15 @@ impl Board {
         true
     }
 
+    /// A node that is new, or back: then what people said about it still stands.
+    fn come(&mut self, config: NodeConfig, now: Instant, late: bool) -> Tracked {
+        let known = self.gone.iter().position(|(address, _)| *address == config.address);
+        let orders = known.and_then(|at| self.gone.remove(at)).map(|(_, orders)| orders);
+        let mut node = Tracked::new(config, now, late);
+        node.orders = orders.unwrap_or_default();
+        node
+    }
+
     /// Applies a new configuration or discovery's new list. Nodes are told by address; what is
     /// known of those that stay is kept, though their ids may change.
     pub fn reconfigure(&mut self, nodes: Vec<NodeConfig>, settings: Settings, now: Instant) {
@@ -249,13 +265,20 @@ impl Board {
                 .iter_mut()
                 .find(|slot| slot.as_ref().is_some_and(|node| node.config.address == config.address))
                 .and_then(Option::take);
-            self.nodes.push(match kept {
+            let node = match kept {
                 Some(mut node) => {
                     node.config = config;
                     node
                 }
-                None => Tracked::new(config, now, late),
-            });
+                None => self.come(config, now, late),
+            };
+            self.nodes.push(node);
+        }
+        for node in old.into_iter().flatten().filter(|node| !node.orders.is_serving()) {
+            if self.gone.len() >= MAX_GONE {
+                self.gone.pop_front();
+            }
+            self.gone.push_back((node.config.address, node.orders));
         }
         self.settings = settings;
         self.primary = primary.and_then(|address| self.id_of(&address));

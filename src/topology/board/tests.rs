@@ -1110,6 +1110,22 @@ fn a_replica_that_goes_down_twice_is_benched_and_says_why() {
 }
 
 #[test]
+fn an_order_outlives_that_its_node_is_not_listed() {
+    let mut world = three([100, 100]);
+    let all: Vec<NodeConfig> = world.board.nodes.iter().map(|node| node.config.clone()).collect();
+    let settings = world.board.settings.clone();
+    assert!(world.board.drain("b:1", world.now));
+
+    world.board.reconfigure(vec![all[0].clone(), all[2].clone()], settings.clone(), world.now);
+    world.board.reconfigure(all, settings, world.now);
+
+    world.answers(1, pg(Replica, 2, 1, 100));
+    assert_eq!(world.node(1).state, State::Draining);
+    assert!(world.board.undrain("b:1", world.now));
+    assert_eq!(world.node(1).state, State::Up);
+}
+
+#[test]
 fn an_order_is_taken_back_by_its_own_opposite_only() {
     let mut world = three([100, 100]);
     type Give = fn(&mut Board, &str, Instant) -> bool;
