@@ -412,7 +412,10 @@ impl<P: Protocol> Cluster<P> {
         }
         if before.pool != config.pool {
             self.shares.set_limits(pool_limits(&config.pool));
-            // deadpool cannot shrink a pool that is not full: new ones take over.
+        }
+        // deadpool cannot shrink a pool that is not full: new ones take over. And who asks for encryption
+        // means connections of before, too.
+        if before.pool != config.pool || before.tls.server != config.tls.server {
             for (_, pools) in self.all_pools() {
                 pools.replace(|_, _| true);
             }

@@ -487,6 +487,13 @@ async fn passwords_are_sent_within_tls_where_there_is_tls() {
     }
 }
 
+/// Whether the server connection that answers the session is.
+async fn is_encrypted(session: &mut Session) -> bool {
+    let ask =
+        "SELECT variable_value FROM information_schema.session_status WHERE variable_name = 'Ssl_cipher'";
+    !session.value(ask).await.is_empty()
+}
+
 #[tokio::test]
 async fn servers_are_reached_by_tls_and_checked_as_the_mode_asks() {
     let authority = Authority::new();
@@ -498,8 +505,6 @@ async fn servers_are_reached_by_tls_and_checked_as_the_mode_asks() {
     ];
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let cluster = Make::MariaDb.own_with(&arguments);
-    const ASK: &str =
-        "SELECT variable_value FROM information_schema.session_status WHERE variable_name = 'Ssl_cipher'";
     for (mode, encrypted) in
         [("disable", false), ("prefer", true), ("require", true), ("verify-ca", true), ("verify-full", true)]
     {
@@ -508,8 +513,17 @@ async fn servers_are_reached_by_tls_and_checked_as_the_mode_asks() {
         let settings = format!("cluster.tls.server = {{ mode = '{mode}'{ca} }}");
         let proxy = crate::support::mysql::proxy(&cluster, &[&settings]).await;
         let mut session = Session::open(proxy.port(), APP, "").await;
-        assert_eq!(!session.value(ASK).await.is_empty(), encrypted, "{mode}");
+        assert_eq!(is_encrypted(&mut session).await, encrypted, "{mode}");
     }
+
+    // Connections that idle in the pools are not what a reload asks for.
+    let mut proxy =
+        crate::support::mysql::proxy(&cluster, &["cluster.tls.server = { mode = 'disable' }"]).await;
+    let mut session = Session::open(proxy.port(), APP, "").await;
+    assert!(!is_encrypted(&mut session).await);
+    proxy.reload(&["cluster.tls.server = { mode = 'require' }"]);
+    proxy.wait_for_log("tls.server.mode: disable").await;
+    assert!(is_encrypted(&mut session).await);
 
     // Signed by somebody else: not this server.
     let stranger = Authority::new();

@@ -512,7 +512,7 @@ pub static TABLES: &[Table] = &[
     },
     Table {
         path: "cluster.tls.server",
-        about: "Toward the servers.",
+        about: "Toward the servers. A change replaces the connections of before as they become free.",
         shape: Shape::Single,
         keys: &[
             key(
