@@ -83,6 +83,11 @@ pub struct Backend {
     pub(super) home: Home,
 }
 
+/// What connections for questions of the proxy's own begin with, whatever the server begins sessions with: all
+/// rows come, however many, of now.
+const OWN_QUESTIONS: &str =
+    "SET autocommit = 1, sql_select_limit = 18446744073709551615, sql_big_selects = 1";
+
 /// One row of text columns.
 pub(crate) type Row = Vec<Option<String>>;
 
@@ -148,10 +153,11 @@ impl Backend {
         self.out = worth_keeping(out);
     }
 
-    /// What every connection begins with: the server tells what changes in the session, and a
+    /// What every session's connection begins with: the server tells what changes in the session, and a
     /// replica's takes no writes, whoever the user is (hard case 10).
     pub(super) async fn initialise(&mut self) -> Result<(), Fault> {
         if self.role == Role::Unknown {
+            self.query_all(OWN_QUESTIONS).await?;
             self.bare = false;
             return Ok(());
         }

@@ -41,6 +41,7 @@ both_makes!(
     a_login_finds_the_database_that_no_replica_has_heard_of,
     who_becomes_another_user_without_a_proof_is_asked_for_one,
     what_init_connect_sets_is_set_for_every_session,
+    what_servers_begin_sessions_with_hides_nothing_of_the_catalog,
 );
 
 /// What MySQL stores of `sha2-pw`, with a salt of twenty letters.
@@ -596,5 +597,25 @@ async fn what_init_connect_sets_is_set_for_every_session(make: Make) {
         for _ in 0..10 {
             assert_eq!(session.value(SET_AT_FIRST).await, own);
         }
+    }
+}
+
+async fn what_servers_begin_sessions_with_hides_nothing_of_the_catalog(make: Make) {
+    let cluster = make.own();
+    let functions = "CREATE FUNCTION earlier() RETURNS INT DETERMINISTIC RETURN 1;
+        CREATE FUNCTION later() RETURNS INT DETERMINISTIC RETURN 2";
+    let schema = mysql::create_schema(&cluster, functions);
+    for node in cluster.nodes() {
+        let begins = "SET GLOBAL sql_select_limit = 1, GLOBAL sql_big_selects = 0, GLOBAL autocommit = 0";
+        node.sql("", begins).expect("it is legal");
+    }
+    let proxy = Proxy::start_unready(&cluster.addresses(), &[ENGINE]);
+    let mut session = Session::open(proxy.port(), APP, &schema).await;
+    session.run("SET autocommit = 1").await;
+
+    for (function, returns) in [("earlier", "1"), ("later", "2")] {
+        assert_eq!(session.value(&format!("SELECT {function}()")).await, returns);
+        let route = session.value("SELECT @pointsman_route").await;
+        assert!(route.contains("reason=read"), "{function}: {route}");
     }
 }
