@@ -53,8 +53,10 @@ pub enum RefusalKind {
     DuplicateStatement,
     /// Nobody has this session number (KILL).
     UnknownSession,
-    /// The client was idle for too long, in or outside a transaction.
+    /// The client was idle for too long.
     IdleTimeout,
+    /// The client was idle for too long in a transaction.
+    IdleInTransaction,
     /// `limits.statement_timeout`, or a cancel request while waiting.
     Cancelled,
     /// A hint names a node that does not exist or may not be used.
@@ -66,7 +68,7 @@ pub enum RefusalKind {
 }
 
 impl RefusalKind {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::NoPrimary,
         Self::NoReplica,
         Self::PoolTimeout,
@@ -87,6 +89,7 @@ impl RefusalKind {
         Self::DuplicateStatement,
         Self::UnknownSession,
         Self::IdleTimeout,
+        Self::IdleInTransaction,
         Self::Cancelled,
         Self::UnknownNode,
         Self::Forbidden,
@@ -116,6 +119,7 @@ impl RefusalKind {
             Self::DuplicateStatement => "duplicate_statement",
             Self::UnknownSession => "unknown_session",
             Self::IdleTimeout => "idle_timeout",
+            Self::IdleInTransaction => "idle_in_transaction",
             Self::Cancelled => "cancelled",
             Self::UnknownNode => "unknown_node",
             Self::Forbidden => "forbidden",

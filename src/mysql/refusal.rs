@@ -38,7 +38,7 @@ pub const fn error_of(kind: RefusalKind) -> (u16, &'static str) {
         RefusalKind::UnknownStatement => (1243, "HY000"),
         RefusalKind::DuplicateStatement => (1461, "42000"),
         RefusalKind::UnknownSession => (1094, "HY000"),
-        RefusalKind::IdleTimeout => (4031, "HY000"),
+        RefusalKind::IdleTimeout | RefusalKind::IdleInTransaction => (4031, "HY000"),
         RefusalKind::Cancelled => (1317, "70100"),
         RefusalKind::Forbidden => (1095, "HY000"),
         RefusalKind::FailedTransaction => (1402, "XA100"),

@@ -45,6 +45,7 @@ pub const fn sqlstate(kind: RefusalKind) -> &'static str {
         RefusalKind::UnknownStatement => "26000",
         RefusalKind::DuplicateStatement => "42P05",
         RefusalKind::IdleTimeout => "57P05",
+        RefusalKind::IdleInTransaction => "25P03",
         RefusalKind::Cancelled => "57014",
         RefusalKind::Forbidden => "42501",
         RefusalKind::Internal => "XX000",

@@ -135,7 +135,7 @@ enum Event<W> {
     /// The kept server connection has something to say.
     Server,
     /// The client took too long.
-    Idle(&'static str),
+    Idle(RefusalKind, &'static str),
 }
 
 impl<P: Protocol> Session<P> {
@@ -206,8 +206,8 @@ impl<P: Protocol> Session<P> {
                     Some(end) => return self.leave(end),
                     None => continue,
                 },
-                Event::Idle(why) => {
-                    let refusal = Refusal::fatal(RefusalKind::IdleTimeout, why);
+                Event::Idle(kind, why) => {
+                    let refusal = Refusal::fatal(kind, why);
                     Box::pin(self.dismiss(&refusal)).await;
                     return self.leave(End::Ended);
                 }
@@ -245,9 +245,9 @@ impl<P: Protocol> Session<P> {
         let timeout = self.idle_timeout();
         let idle = async {
             match timeout {
-                Some((after, why)) => {
+                Some((after, kind, why)) => {
                     tokio::time::sleep(after).await;
-                    why
+                    (kind, why)
                 }
                 None => std::future::pending().await,
             }
@@ -281,7 +281,7 @@ impl<P: Protocol> Session<P> {
             if stirred.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Event::Server);
             }
-            idle.as_mut().poll(context).map(Event::Idle)
+            idle.as_mut().poll(context).map(|(kind, why)| Event::Idle(kind, why))
         })
         .await
     }
@@ -295,17 +295,19 @@ impl<P: Protocol> Session<P> {
         self.kept.is_some() && self.state.transaction != Transaction::Idle
     }
 
-    fn idle_timeout(&mut self) -> Option<(Duration, &'static str)> {
+    fn idle_timeout(&mut self) -> Option<(Duration, RefusalKind, &'static str)> {
         let between = self.is_between_transactions();
         let limits = &self.config.load().limits;
-        let (after, why) = if between {
-            (limits.idle_client_timeout?, "terminating connection due to idle-session timeout")
+        let (after, kind, why) = if between {
+            let why = "terminating connection due to idle-session timeout";
+            (limits.idle_client_timeout?, RefusalKind::IdleTimeout, why)
         } else {
-            (limits.idle_transaction_timeout?, "terminating connection due to idle-in-transaction timeout")
+            let why = "terminating connection due to idle-in-transaction timeout";
+            (limits.idle_transaction_timeout?, RefusalKind::IdleInTransaction, why)
         };
         // What others want of the session interrupts the wait, and is no word of the client's.
         let since = *self.quiet_since.get_or_insert_with(Instant::now);
-        Some((after.saturating_sub(since.elapsed()), why))
+        Some((after.saturating_sub(since.elapsed()), kind, why))
     }
 
     /// Says why the connection ends.

@@ -50,8 +50,8 @@ async fn a_transaction_left_open_is_ended_and_rolled_back() {
     // No server knows of this one yet.
     held.ask(&Batch::new().query("BEGIN")).await;
 
-    assert_eq!(last_word(&mut writing).await, "57P05");
-    assert_eq!(last_word(&mut held).await, "57P05");
+    assert_eq!(last_word(&mut writing).await, "25P03");
+    assert_eq!(last_word(&mut held).await, "25P03");
     let open = "SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND state LIKE 'idle in transaction%'";
     eventually("the server has none open", async || stage.database.ask(0, open) == "0").await;
