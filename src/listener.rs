@@ -14,8 +14,8 @@ use crate::{
     cluster::Cluster,
     config::TlsMode,
     protocol::{
-        Backend as _, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext, TurnedAway,
-        Welcomed,
+        Backend as _, ConnectFault, Fault, Frontend, Greeting, Identity, LoginFault, Protocol, ReaderContext,
+        TurnedAway, Welcomed,
     },
     refusal::{Refusal, RefusalKind},
     route::{self, Consistency, Floor, Question},
@@ -190,7 +190,7 @@ async fn log_in<P: Protocol>(
     let entering = async {
         match greeting.unwrap_or(Err(LoginFault::TimedOut.into())) {
             Ok(Greeting::Client { frontend, identity }) => {
-                enter(frontend, identity, peer.clone(), until, cluster).await.map_err(TurnedAway::from)
+                enter(frontend, identity, peer.clone(), until, cluster).await
             }
             Ok(Greeting::Cancel { key, until }) => {
                 cancel(cluster, &key).await;
@@ -233,8 +233,8 @@ async fn renew<P: Protocol>(
 ) -> Option<Box<Session<P>>> {
     let until = Instant::now() + cluster.config.load().limits.login_timeout;
     let entering = enter(client.frontend, identity, client.peer, until, cluster);
-    let result = timeout_at(until + LAST_WORDS, entering).await.unwrap_or(Err(LoginFault::TimedOut));
-    cluster.metrics.login(result.as_ref().map_or_else(|fault| fault.label(), |_| "ok"));
+    let result = timeout_at(until + LAST_WORDS, entering).await.unwrap_or(Err(LoginFault::TimedOut.into()));
+    cluster.metrics.login(result.as_ref().map_or_else(|away| away.fault.label(), |_| "ok"));
     let mut session = result.ok().flatten()?;
     session.goes_on_from(client.floor);
     Some(session)
@@ -247,16 +247,21 @@ async fn enter<P: Protocol>(
     peer: String,
     until: Instant,
     cluster: &Arc<Cluster<P>>,
-) -> Result<Option<Box<Session<P>>>, LoginFault> {
+) -> Result<Option<Box<Session<P>>>, TurnedAway> {
     if let Some(refusal) = over_limit(cluster, &identity.user) {
         dismiss(&mut frontend, &refusal, cluster).await;
-        return Err(LoginFault::Forbidden);
+        return Err(TurnedAway::told(LoginFault::Forbidden, refusal.message));
     }
     let (own, adopted) = match asked_of_the_proxy(frontend.startup_commands(), cluster).await {
         Ok(asked) => asked,
         Err(refusal) => {
             dismiss(&mut frontend, &refusal, cluster).await;
-            return Err(LoginFault::Refused);
+            // A token that no primary could be asked about may be right.
+            let fault = match refusal.kind {
+                RefusalKind::NoPrimary => LoginFault::Unavailable,
+                _ => LoginFault::Setting,
+            };
+            return Err(TurnedAway::told(fault, refusal.message));
         }
     };
     let (number, secret_length) = (frontend.session_number(), frontend.cancel_key_length());
@@ -327,7 +332,7 @@ async fn welcome<P: Protocol>(
     context: ReaderContext,
     until: Instant,
     cluster: &Arc<Cluster<P>>,
-) -> Result<Welcomed, LoginFault> {
+) -> Result<Welcomed, TurnedAway> {
     if let Some(welcomed) = frontend.welcome(context.clone(), &registered.key, None).await.map_err(told)? {
         return Ok(welcomed);
     }
@@ -344,9 +349,9 @@ async fn welcome<P: Protocol>(
             Err(Fault::Refused(_)) if is_copy && access == Access::Read => access = Access::Write,
             Err(Fault::Refused(refused)) => {
                 frontend.farewell_raw(&refused.raw).await;
-                return Err(LoginFault::Refused);
+                return Err(TurnedAway::told(LoginFault::Refused, refused));
             }
-            other => return other.map_err(told)?.ok_or(LoginFault::Unavailable),
+            other => return other.map_err(told)?.ok_or(LoginFault::Unavailable.into()),
         }
     }
 }
@@ -363,13 +368,15 @@ async fn any_server_until<P: Protocol>(
     cluster: &Arc<Cluster<P>>,
     identity: &Identity<P>,
     access: Access,
-) -> Result<crate::pool::Held<P>, LoginFault> {
+) -> Result<crate::pool::Held<P>, TurnedAway> {
     let refusal = tokio::select! {
         found = timeout_at(until, any_server(cluster, identity, access)) => match found.unwrap_or(Err(None)) {
             Ok(held) => return Ok(held),
-            Err(Some(raw)) => {
-                frontend.farewell_raw(&raw).await;
-                return Err(LoginFault::Refused);
+            Err(Some(refused)) => {
+                if let ConnectFault::Refused { raw, .. } = &refused {
+                    frontend.farewell_raw(raw).await;
+                }
+                return Err(TurnedAway::told(LoginFault::Refused, refused));
             }
             Err(None) => {
                 Refusal::fatal(RefusalKind::NoPrimary, "no server can be reached to begin a session")
@@ -380,16 +387,17 @@ async fn any_server_until<P: Protocol>(
         }
     };
     dismiss(frontend, &refusal, cluster).await;
-    Err(LoginFault::Unavailable)
+    Err(TurnedAway::told(LoginFault::Unavailable, refusal.message))
 }
 
-fn told(fault: Fault) -> LoginFault {
-    match fault {
+fn told(fault: Fault) -> TurnedAway {
+    let kind = match fault {
         Fault::Client(_) => LoginFault::Closed,
         Fault::Protocol(_) => LoginFault::Protocol,
         Fault::Server { .. } => LoginFault::Unavailable,
         Fault::Refused(_) => LoginFault::Refused,
-    }
+    };
+    TurnedAway::told(kind, fault)
 }
 
 /// A connection of this user and database to a node that serves such `access`, else to any, waiting
@@ -401,7 +409,7 @@ async fn any_server<P: Protocol>(
     cluster: &Arc<Cluster<P>>,
     identity: &Identity<P>,
     access: Access,
-) -> Result<crate::pool::Held<P>, Option<Vec<u8>>> {
+) -> Result<crate::pool::Held<P>, Option<ConnectFault>> {
     let pools = cluster.pools(identity);
     let deadline = Instant::now() + cluster.config.load().failover.hold;
     let mut exclude = Vec::new();
@@ -435,10 +443,10 @@ async fn any_server<P: Protocol>(
         let node = snapshot.node(choice.node);
         match pools.checkout(node).await {
             Ok(held) => return Ok(held),
-            Err(crate::pool::CheckoutFault::Connect(crate::protocol::ConnectFault::Refused {
-                raw, ..
-            })) if snapshot.primary == Some(choice.node) || snapshot.primary.is_none() => {
-                return Err(Some(raw));
+            Err(crate::pool::CheckoutFault::Connect(refused @ ConnectFault::Refused { .. }))
+                if snapshot.primary == Some(choice.node) || snapshot.primary.is_none() =>
+            {
+                return Err(Some(refused));
             }
             Err(_) => exclude.push(choice.node),
         }

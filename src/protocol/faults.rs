@@ -175,6 +175,8 @@ pub enum LoginFault {
     Unavailable,
     /// A server refused the user or the database.
     Refused,
+    /// It asked of the proxy what there is not, by a setting of the proxy's own.
+    Setting,
 }
 
 /// A client that did not get in, and the detail for the log: what it was told.
@@ -182,6 +184,12 @@ pub enum LoginFault {
 pub struct TurnedAway {
     pub fault: LoginFault,
     pub detail: String,
+}
+
+impl TurnedAway {
+    pub fn told(fault: LoginFault, what: impl fmt::Display) -> Self {
+        Self { fault, detail: what.to_string() }
+    }
 }
 
 impl From<LoginFault> for TurnedAway {
@@ -204,6 +212,7 @@ impl LoginFault {
             Self::Forbidden => "too_many_clients",
             Self::Unavailable => "unavailable",
             Self::Refused => "refused_by_server",
+            Self::Setting => "invalid_setting",
         }
     }
 }

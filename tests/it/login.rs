@@ -28,6 +28,23 @@ async fn refusals_are_those_of_the_server() {
 }
 
 #[tokio::test]
+async fn the_log_tells_why_a_client_did_not_get_in() {
+    let stage = Stage::set("", &["cluster.limits.clients_per_user = 1"]).await;
+    let dsn = |database: &str, options: &str| format!("{} {options}", stage.proxy.dsn(database));
+    let own = &stage.database.name;
+
+    assert_eq!(login_error(&dsn("nowhere", "")).await, "3D000");
+    stage.proxy.wait_for_log("database \\\"nowhere\\\" does not exist (3D000)").await;
+    assert_eq!(login_error(&dsn(own, "options='-c work_mem=much'")).await, "22023");
+    stage.proxy.wait_for_log("reason=\"refused_by_server\" detail=\"invalid value for parameter").await;
+    assert_eq!(login_error(&dsn(own, "options='-c pointsman.consistency=strong'")).await, "22023");
+    stage.proxy.wait_for_log("reason=\"invalid_setting\" detail=\"invalid value for parameter").await;
+    let _only = Session::retry(&dsn(own, "")).await;
+    assert_eq!(login_error(&dsn(own, "")).await, "53300");
+    stage.proxy.wait_for_log("reason=\"too_many_clients\" detail=\"too many connections").await;
+}
+
+#[tokio::test]
 async fn a_refused_login_is_logged_without_its_password() {
     let stage = Stage::set("", &[]).await;
     let dsn =
