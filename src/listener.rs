@@ -27,7 +27,7 @@ use crate::{
     },
     sockets::Sharing,
     sql::{
-        Access,
+        Access, Dialect,
         effects::{Ending, ProxyCommand},
     },
     stream,
@@ -316,11 +316,15 @@ async fn asked_of_the_proxy<P: Protocol>(
 fn over_limit<P: Protocol>(cluster: &Cluster<P>, user: &str) -> Option<Refusal> {
     let config = cluster.config.load();
     let too_many = |message: &'static str| Some(Refusal::fatal(RefusalKind::TooManyClients, message));
+    let (all, own) = match P::DIALECT {
+        Dialect::Postgres => ("sorry, too many clients already", "too many connections for this role"),
+        Dialect::Mysql => ("Too many connections", "Too many connections of this user"),
+    };
     if cluster.sessions.len() >= config.limits.clients {
-        return too_many("sorry, too many clients already");
+        return too_many(all);
     }
     if config.limits.clients_per_user.is_some_and(|limit| cluster.sessions.of_user(user) >= limit) {
-        return too_many("too many connections for this role");
+        return too_many(own);
     }
     None
 }
