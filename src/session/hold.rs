@@ -67,7 +67,10 @@ impl<'a> Hold<'a> {
             .map(|(_, wall)| humantime::format_rfc3339_millis(wall).to_string());
         let text = match (since, snapshot.primary()) {
             (Some(since), _) => format!("there has been no primary since {since}"),
-            (None, Some(primary)) => format!("the primary, {}, takes no connections", primary.address),
+            (None, Some(primary)) => format!(
+                "the primary, {}, takes no connections, or is on an older timeline than the position that was set",
+                primary.address
+            ),
             (None, None) => "no node may run this statement".to_owned(),
         };
         Refusal::new(RefusalKind::NoPrimary, text)

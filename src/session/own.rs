@@ -326,10 +326,15 @@ fn parse_consistency(value: &str) -> Option<Consistency> {
 }
 
 fn invalid(name: &str, value: &str) -> Refusal {
+    let takes = match name {
+        "consistency" => "Available values: eventual, session, monotonic, user, global.",
+        _ => "It takes a duration such as \"500ms\" or \"2s\".",
+    };
     Refusal::new(
         RefusalKind::InvalidSetting,
         format!("invalid value for parameter \"pointsman.{name}\": \"{value}\""),
     )
+    .with_hint(takes)
 }
 
 fn computed(name: &str) -> Refusal {

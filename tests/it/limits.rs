@@ -23,6 +23,20 @@ async fn a_statement_over_its_time_is_cancelled_and_its_session_lives_on() {
 }
 
 #[tokio::test]
+async fn what_a_setting_of_the_proxys_own_takes_is_told() {
+    let stage = Stage::set("", &[]).await;
+    let session = stage.session().await;
+    for (name, value, takes) in
+        [("consistency", "strong", "eventual, session, monotonic"), ("max_lag", "2", "\"500ms\"")]
+    {
+        let refused =
+            session.try_run(&format!("SET pointsman.{name} = '{value}'")).await.expect_err("it is none");
+        let hint = refused.as_db_error().and_then(|error| error.hint()).unwrap_or_default().to_owned();
+        assert!(hint.contains(takes), "{name}: {hint}");
+    }
+}
+
+#[tokio::test]
 async fn a_slow_statement_is_logged_without_its_literals() {
     let stage = Stage::set("", &["log.statements_over = '100ms'"]).await;
     let session = stage.session().await;
