@@ -323,10 +323,13 @@ fn read_cluster_users(cluster: &Section<'_>, auth: &Section<'_>, tls: &Tls) -> V
         (Some(users), Some((1.., cell))) => {
             let listed = users.iter().zip(cell.elements().unwrap_or_default());
             for (user, cell) in listed.filter(|(_, cell)| cell.value.get("password").is_none()) {
+                // Where there is no name that can be read, another fault says so.
+                let named =
+                    cell.value.get("name").and_then(|name| name.get_ref().as_str()) == Some(&*user.name);
+                let who = if named { format!("{:?} ", user.name) } else { String::new() };
                 cell.fault::<()>(format!(
-                    "{:?} has no password, and no other way in is open: `auth.query`, `auth.trust_loopback` \
-                     or client certificates (`tls.client.mode`)",
-                    user.name
+                    "{who}has no password, and no other way in is open: `auth.query`, `auth.trust_loopback` \
+                     or client certificates (`tls.client.mode`)"
                 ));
             }
         }

@@ -14,6 +14,7 @@ use crate::{
     admin::control::{Control, Managed, PoolView},
     config::{Choice, PoolMode, reload::is_live},
     metrics::Connections,
+    operator::Recorded,
     session::cancel::{Activity, Entry},
     split::ADVICE,
     sql::{Access, Reason},
@@ -146,7 +147,7 @@ impl Show {
             Self::Statements => each(clusters, |cluster| statements(cluster, &mut table)),
             Self::Databases => each(clusters, |cluster| databases(cluster, &mut table)),
             Self::Lists => lists(clusters, &mut table),
-            Self::Events => each(clusters, |cluster| events(cluster, &mut table)),
+            Self::Events => events(clusters, &mut table),
             Self::Config => {
                 for entry in control.config().entries() {
                     // As PgBouncer has it: without a restart.
@@ -465,10 +466,21 @@ fn lists(clusters: &[Arc<dyn Managed>], table: &mut Table) {
     }
 }
 
-fn events(cluster: &dyn Managed, table: &mut Table) {
-    for recorded in cluster.events() {
-        table.push(vec![cell(time(recorded.at)), cell(cluster.name()), cell(&recorded.event)]);
+fn events(clusters: &[Arc<dyn Managed>], table: &mut Table) {
+    let of_each = clusters.iter().map(|cluster| (cluster.name().clone(), cluster.events()));
+    for (name, recorded) in newest_last(of_each) {
+        table.push(vec![cell(time(recorded.at)), cell(name), cell(recorded.event)]);
     }
+}
+
+/// What happened in all clusters.
+fn newest_last(of_each: impl Iterator<Item = (Arc<str>, Vec<Recorded>)>) -> Vec<(Arc<str>, Recorded)> {
+    let with_name = |(name, events): (Arc<str>, Vec<Recorded>)| {
+        events.into_iter().map(move |recorded| (name.clone(), recorded))
+    };
+    let mut all: Vec<_> = of_each.flat_map(with_name).collect();
+    all.sort_by_key(|(_, recorded)| recorded.at);
+    all
 }
 
 fn help(table: &mut Table) {
@@ -483,4 +495,24 @@ fn help(table: &mut Table) {
 /// To the second, in UTC.
 fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::board::Event;
+
+    #[test]
+    fn events_of_several_clusters_stand_in_the_order_of_time() {
+        let at = |seconds| Recorded {
+            at: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+            event: Event::Restarted { address: "a:1".into() },
+        };
+        let of_each = [("shop".into(), vec![at(1), at(4)]), ("stock".into(), vec![at(2), at(3)])];
+
+        let order: Vec<_> =
+            newest_last(of_each.into_iter()).iter().map(|(name, _)| name.to_string()).collect();
+
+        assert_eq!(order, ["shop", "stock", "stock", "shop"]);
+    }
 }

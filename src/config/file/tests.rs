@@ -225,6 +225,12 @@ fn each_wrong_line_about_users_is_told_in_words() {
         ),
         (
             users,
+            "users = [{}]",
+            "p.toml:7:10: cluster.shop.users[0].name: is missing\n\
+             p.toml:7:10: cluster.shop.users[0]: has no password, and no other way in is open: `auth.query`, `auth.trust_loopback` or client certificates (`tls.client.mode`)",
+        ),
+        (
+            users,
             "users = [{ name = \"app\", password = \"\" }]",
             "p.toml:7:37: cluster.shop.users[0].password: is empty: leave it out where there is no password",
         ),
