@@ -13,7 +13,7 @@ use super::{
     insert_id::InsertId,
     login::{
         Credentials,
-        server::{Connected, Exchange, Greeting},
+        server::{Connected, Exchange, Greeting, UNLIKELY_COLLATION},
     },
     packet::{self, ErrPacket, capability as can, status},
     prepared::ServerStatements,
@@ -84,9 +84,9 @@ pub struct Backend {
 }
 
 /// What connections for questions of the proxy's own begin with, whatever the server begins sessions with: all
-/// rows come, however many, of now.
-const OWN_QUESTIONS: &str =
-    "SET autocommit = 1, sql_select_limit = 18446744073709551615, sql_big_selects = 1";
+/// rows come, however many, of now, in UTF-8.
+const OWN_QUESTIONS: &str = "SET NAMES utf8mb4 COLLATE utf8mb4_general_ci, autocommit = 1, \
+ sql_select_limit = 18446744073709551615, sql_big_selects = 1";
 
 /// One row of text columns.
 pub(crate) type Row = Vec<Option<String>>;
@@ -133,6 +133,10 @@ impl Backend {
         }
     }
 
+    pub(super) fn greeting(&self) -> &Greeting {
+        &self.greeting
+    }
+
     pub(super) fn thread(&self) -> u32 {
         self.greeting.thread
     }
@@ -168,6 +172,19 @@ impl Backend {
         self.query_all(&track).await?;
         self.guard().await?;
         self.bare = false;
+        Ok(())
+    }
+
+    /// Finds out whether the server heeds the collation that a login asks for (it does not with
+    /// `skip_character_set_client_handshake`). What `init_connect` may have set tells nothing of it.
+    pub(super) async fn find_forced_collation(&mut self) -> Result<(), Fault> {
+        let rows = self.query_all("SELECT @@collation_connection, @@GLOBAL.init_connect").await?;
+        if let [row] = &rows[..]
+            && let [Some(collation), init_connect] = &row[..]
+        {
+            let is_heeded = collation == UNLIKELY_COLLATION.1 || init_connect.as_deref() != Some("");
+            self.shared.note_forced_collation((!is_heeded).then_some(collation));
+        }
         Ok(())
     }
 

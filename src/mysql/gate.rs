@@ -86,6 +86,8 @@ pub struct Shared {
     greetings: Greetings<GreetingKey, Known>,
     /// Servers have an `init_connect`, which sessions carry: server connections begin without.
     pub(super) has_init_connect: AtomicBool,
+    /// The collation that servers begin all sessions with, where they do not heed what clients ask for.
+    forced_collation: Mutex<Option<Box<str>>>,
     /// When each server process was started, by its own clock.
     started: Mutex<HashMap<Box<str>, i64>>,
 }
@@ -107,6 +109,7 @@ impl Default for Shared {
             vault: Vault::default(),
             greetings: Greetings::default(),
             has_init_connect: AtomicBool::new(false),
+            forced_collation: Mutex::default(),
             started: Mutex::default(),
         }
     }
@@ -157,6 +160,14 @@ impl Shared {
         profiles.insert(address.into(), Profile { greeting: greeting.clone(), is_primary });
         drop(profiles);
         self.known.notify_waiters();
+    }
+
+    pub(super) fn note_forced_collation(&self, collation: Option<&str>) {
+        *self.forced_collation.lock() = collation.map(Into::into);
+    }
+
+    pub(super) fn forced_collation(&self) -> Option<Box<str>> {
+        self.forced_collation.lock().clone()
     }
 
     pub(super) fn greeting(&self, user: &Arc<str>, schema: Option<&str>) -> Result<Arc<Known>, Since> {
@@ -277,33 +288,53 @@ pub(super) async fn connect(
     identity: &Identity<super::Mysql>,
     role: Role,
 ) -> Result<Backend, ConnectFault> {
+    let mut backend = open(address, link, identity, role).await?;
+    let begin = async {
+        if role == Role::Unknown {
+            backend.find_forced_collation().await?;
+        } else if link.shared.has_init_connect.load(Ordering::Relaxed) {
+            return backend.clean().await;
+        }
+        backend.initialise().await
+    };
+    match tokio::time::timeout(link.timeout, begin).await {
+        Ok(Ok(())) => {}
+        Ok(Err(crate::protocol::Fault::Refused(refused))) => {
+            return Err(ConnectFault::Refused { raw: refused.raw, code: refused.code });
+        }
+        Ok(Err(crate::protocol::Fault::Server { error, .. })) => {
+            return Err(ConnectFault::Unreachable(error));
+        }
+        _ => return Err(ConnectFault::Unreachable(std::io::ErrorKind::TimedOut.into())),
+    }
+    // Clients are let in from now on.
+    link.shared.note(address, backend.greeting(), role);
+    Ok(backend)
+}
+
+/// As [`connect`], as the server begins sessions.
+pub(super) async fn open(
+    address: &str,
+    link: &Link,
+    identity: &Identity<super::Mysql>,
+    role: Role,
+) -> Result<Backend, ConnectFault> {
     let flavour = identity.flavour & FLAVOURS;
     let login = server::Login {
         user: &identity.user,
         credentials: &identity.credentials,
         capabilities: EVERYBODYS | flavour,
+        collation: match role {
+            Role::Unknown => server::UNLIKELY_COLLATION.0,
+            Role::Primary | Role::Replica => server::COLLATION,
+        },
         tls: &link.tls,
     };
     let connected = server::connect(link.timeout, address, &login).await?;
-    link.shared.note(address, &connected.greeting, role);
     if connected.capabilities & flavour != flavour {
         return Err(cannot(&format!("the server {address} lacks what this session was promised")));
     }
-    let mut backend = Backend::new(connected, address, role, link, identity);
-    let begin = async {
-        match link.shared.has_init_connect.load(Ordering::Relaxed) {
-            true => backend.clean().await,
-            false => backend.initialise().await,
-        }
-    };
-    match tokio::time::timeout(link.timeout, begin).await {
-        Ok(Ok(())) => Ok(backend),
-        Ok(Err(crate::protocol::Fault::Refused(refused))) => {
-            Err(ConnectFault::Refused { raw: refused.raw, code: refused.code })
-        }
-        Ok(Err(crate::protocol::Fault::Server { error, .. })) => Err(ConnectFault::Unreachable(error)),
-        _ => Err(ConnectFault::Unreachable(std::io::ErrorKind::TimedOut.into())),
-    }
+    Ok(Backend::new(connected, address, role, link, identity))
 }
 
 fn cannot(message: &str) -> ConnectFault {

@@ -291,7 +291,7 @@ impl protocol::Backend<Mysql> for Backend {
         key: &CancelKey,
         ending: Ending,
     ) -> io::Result<()> {
-        let connected = gate::connect(address, link, identity, Role::Unknown).await;
+        let connected = gate::open(address, link, identity, Role::Unknown).await;
         let mut backend = connected.map_err(|fault| io::Error::other(fault.to_string()))?;
         // 1094: it has ended by itself.
         let what = match ending.ends {

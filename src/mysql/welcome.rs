@@ -32,6 +32,8 @@ pub struct Greeting {
     defaults: TransactionModes,
     /// What servers run first for this user.
     init_connect: Box<str>,
+    /// The collation that sessions begin with, whatever their clients ask for.
+    forced_collation: Option<Box<str>>,
     mariadb: bool,
 }
 
@@ -81,6 +83,7 @@ impl Frontend {
         }
         Ok(Greeting {
             init_connect: init_connect.into(),
+            forced_collation: self.gate.shared.forced_collation(),
             sql_mode: text(0).into(),
             autocommit: text(1) != "0",
             defaults: TransactionModes {
@@ -113,9 +116,10 @@ impl Frontend {
             | if modes.ansi_quotes && greeting.mariadb { status::ANSI_QUOTES } else { 0 };
         let startup = self.startup.take();
         if let Some(startup) = &startup {
-            let first = self.first_settings(startup, greeting.mariadb);
+            let names = greeting.names_for(startup.collation);
+            let first = self.first_settings(startup, names.as_ref());
             let names = match greeting.mariadb {
-                true => names_of(startup.collation, true).map(|(_, statement)| statement),
+                true => names.map(|(_, statement)| statement),
                 false => Some("SET NAMES DEFAULT".to_owned()),
             };
             let reset = names.map_or_else(Settings::default, |names| Settings::default().with(NAMES, &names));
@@ -163,15 +167,15 @@ impl Frontend {
         }
     }
 
-    fn first_settings(&mut self, startup: &Startup, mariadb: bool) -> Settings {
+    fn first_settings(&mut self, startup: &Startup, names: Option<&(String, String)>) -> Settings {
         let multi_statements = self.capabilities & can::MULTI_STATEMENTS != 0;
         let settings = Settings::default()
             .with_schema(startup.schema.as_deref())
             .with_multi_statements(multi_statements);
-        match names_of(startup.collation, mariadb) {
+        match names {
             Some((charset, statement)) => {
-                self.note_setting(NAMES, &charset);
-                settings.with(NAMES, &statement)
+                self.note_setting(NAMES, charset);
+                settings.with(NAMES, statement)
             }
             None => settings,
         }
@@ -188,8 +192,17 @@ impl Frontend {
     }
 }
 
-/// The character set and collation that a login asks for by number, and the statement that sets
-/// them. `None`: the server's own.
+impl Greeting {
+    /// The character set that a session begins with whose login asks for a collation by number, and the statement
+    /// that sets both. `None`: the server's own.
+    fn names_for(&self, collation: u8) -> Option<(String, String)> {
+        let Some(forced) = &self.forced_collation else { return names_of(collation, self.mariadb) };
+        let charset = forced.split_once('_').map_or(&**forced, |(charset, _)| charset);
+        Some((charset.to_owned(), format!("SET NAMES {charset} COLLATE {forced}")))
+    }
+}
+
+/// The character set of a collation, and the statement that sets both. `None`: there is no such collation.
 fn names_of(collation: u8, mariadb: bool) -> Option<(String, String)> {
     let id = CollationId::from(u16::from(collation));
     if id == CollationId::UNKNOWN_COLLATION_ID {

@@ -619,3 +619,34 @@ async fn what_servers_begin_sessions_with_hides_nothing_of_the_catalog(make: Mak
         assert!(route.contains("reason=read"), "{function}: {route}");
     }
 }
+
+/// `skip_character_set_client_handshake` is MySQL's as well, before 9.
+#[tokio::test]
+async fn where_servers_do_not_heed_what_character_set_a_login_asks_for_the_proxy_does_neither() {
+    let arguments = ["--collation-server=utf8mb4_unicode_ci", "--skip-character-set-client-handshake"];
+    let cluster = Make::MariaDb.own_with(&arguments);
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+    let proxy = mysql::proxy(&cluster, &["cluster.pool.size = 1"]).await;
+    let asked =
+        "SELECT CONCAT_WS(' ', @@character_set_client, @@character_set_results, @@collation_connection)";
+
+    for collation in [8, 33, 45] {
+        for port in [cluster.node(0).port(), proxy.port()] {
+            let open = || Session::connect_in(port, APP, schema.as_bytes(), collation);
+            let (Ok(mut session), Ok(mut other)) = (open().await, open().await) else { panic!("no login") };
+            other.run("SET NAMES latin1").await;
+            for reset in [false, true] {
+                if reset {
+                    session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
+                }
+                assert_eq!(other.value(asked).await, "latin1 latin1 latin1_swedish_ci");
+                assert_eq!(
+                    session.value(asked).await,
+                    "utf8mb4 utf8mb4 utf8mb4_unicode_ci",
+                    "{port} {collation} {reset} {:?}",
+                    cluster.addresses()
+                );
+            }
+        }
+    }
+}

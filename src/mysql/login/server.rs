@@ -19,7 +19,10 @@ use crate::{
 };
 
 /// utf8mb4_general_ci, which every server knows; the session's own comes with its settings.
-const COLLATION: u8 = 45;
+pub const COLLATION: u8 = 45;
+
+/// Number and name of another that every server knows: nobody has servers begin all sessions with it.
+pub const UNLIKELY_COLLATION: (u8, &str) = (46, "utf8mb4_bin");
 
 /// Longest packet we take, in bytes: the protocol's own limit.
 const MAX_ANSWER: u32 = 1 << 30;
@@ -85,6 +88,8 @@ pub struct Login<'a> {
     pub credentials: &'a Credentials,
     /// Wanted of the server; it gets those of them that it has.
     pub capabilities: u64,
+    /// Number of the collation that it begins with, where the server heeds it.
+    pub collation: u8,
     pub tls: &'a ServerTls,
 }
 
@@ -120,12 +125,12 @@ async fn dial(address: &str, login: &Login<'_>) -> Result<Connected, ConnectFaul
         capabilities |= can::SSL;
         sequence = sequence.wrapping_add(1);
         let mut request = Vec::new();
-        packet::put(&mut request, sequence, |out| put_start(out, capabilities));
+        packet::put(&mut request, sequence, |out| put_start(out, capabilities, login.collation));
         stream.write_all(&request).await.map_err(ConnectFault::Unreachable)?;
         stream = secure(stream, &inbox, connector, address).await?;
     }
     let mut exchange = Exchange { stream, inbox, sequence, credentials: login.credentials };
-    exchange.log_in(&greeting, login.user, capabilities).await?;
+    exchange.log_in(&greeting, login, capabilities).await?;
     Ok(Connected { stream: exchange.stream, inbox: exchange.inbox, greeting, capabilities })
 }
 
@@ -146,10 +151,10 @@ async fn secure(
 }
 
 /// What a TLS request and a login begin with.
-fn put_start(out: &mut Vec<u8>, capabilities: u64) {
+fn put_start(out: &mut Vec<u8>, capabilities: u64, collation: u8) {
     out.extend_from_slice(&(capabilities as u32).to_le_bytes());
     out.extend_from_slice(&MAX_ANSWER.to_le_bytes());
-    out.push(COLLATION);
+    out.push(collation);
     out.extend_from_slice(&[0; 19]);
     out.extend_from_slice(&can::extended(capabilities));
 }
@@ -194,7 +199,7 @@ impl Exchange<'_> {
     async fn log_in(
         &mut self,
         greeting: &Greeting,
-        user: &str,
+        login: &Login<'_>,
         capabilities: u64,
     ) -> Result<(), ConnectFault> {
         let mut plugin = self.plugin(&greeting.plugin)?;
@@ -203,8 +208,8 @@ impl Exchange<'_> {
         let mut response = Vec::new();
         self.sequence = self.sequence.wrapping_add(1);
         packet::put(&mut response, self.sequence, |out| {
-            put_start(out, capabilities);
-            out.extend_from_slice(user.as_bytes());
+            put_start(out, capabilities, login.collation);
+            out.extend_from_slice(login.user.as_bytes());
             out.push(0);
             packet::put_lenenc_bytes(out, &proof);
             if capabilities & can::PLUGIN_AUTH != 0 {
