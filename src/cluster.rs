@@ -56,7 +56,7 @@ pub struct Cluster<P: Protocol> {
     pools: Mutex<HashMap<PoolKey, Arc<Pools<P>>>>,
     databases: Mutex<HashMap<Arc<str>, Arc<Database>>>,
     databases_so_far: AtomicU64,
-    pub classifier: ArcSwap<Classifier>,
+    pub classifier: Arc<Classifier>,
     pub sessions: Arc<Registry>,
     /// Clients that are no session yet.
     pub arrivals: Arc<Arrivals>,
@@ -127,7 +127,7 @@ impl<P: Protocol> Cluster<P> {
             pools: Mutex::default(),
             databases: Mutex::default(),
             databases_so_far: AtomicU64::new(0),
-            classifier: ArcSwap::from_pointee(classifier),
+            classifier: Arc::new(classifier),
             sessions: Arc::default(),
             arrivals: Arc::default(),
             metrics,
@@ -323,7 +323,7 @@ impl<P: Protocol> Cluster<P> {
 
     /// Brings the counters that are kept elsewhere up to date.
     pub fn refresh_metrics(&self) {
-        let counts = self.classifier.load().counts();
+        let counts = self.classifier.counts();
         self.metrics.cache(counts.hits, counts.misses, counts.parse_failures);
         let snapshot = self.topology.load_full();
         self.metrics.show(&snapshot);
@@ -404,11 +404,7 @@ impl<P: Protocol> Cluster<P> {
             self.verifier_identity.store(Arc::new(parts.verifier_identity));
         }
         if before.routing.functions != config.routing.functions {
-            self.classifier.store(Arc::new(Classifier::new(
-                P::DIALECT,
-                config.routing.functions.clone(),
-                crate::sql::cache::DEFAULT_CAPACITY,
-            )));
+            self.classifier.set_rules(config.routing.functions.clone());
         }
         if before.pool != config.pool {
             self.shares.set_limits(pool_limits(&config.pool));

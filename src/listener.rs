@@ -271,7 +271,7 @@ async fn enter<P: Protocol>(
     }
     let database = cluster.database(&identity.database);
     let context = ReaderContext {
-        classifier: cluster.classifier.load_full(),
+        classifier: cluster.classifier.clone(),
         database: database.clone(),
         metrics: Some(cluster.metrics.clone()),
     };

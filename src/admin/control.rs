@@ -141,7 +141,7 @@ impl<P: Protocol> Managed for Cluster<P> {
     }
 
     fn recent(&self) -> Vec<(Routed, Option<Arc<str>>)> {
-        let classifier = self.classifier.load();
+        let classifier = &self.classifier;
         let with_text = |routed: Routed| {
             let text = classifier.shape(routed.fingerprint);
             (routed, text)

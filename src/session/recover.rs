@@ -137,7 +137,7 @@ impl<P: Protocol> Session<P> {
             }
             RefusedCause::Writes => {
                 let text = self.frontend.raw_text(request).to_vec();
-                self.cluster.classifier.load().learn(self.database.id(), &text, Instant::now());
+                self.cluster.classifier.learn(self.database.id(), &text, Instant::now());
                 self.reroute(attempt, "writes", Reason::Learned);
             }
             RefusedCause::Standby => self.reroute(attempt, "standby", attempt.run.reason),

@@ -9,7 +9,10 @@ use std::{
     hash::{Hash, Hasher},
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::{Duration, Instant},
 };
@@ -43,7 +46,9 @@ const TYPICAL_WEIGHT: u64 = 512;
 #[derive(Debug)]
 pub struct Classifier {
     dialect: Dialect,
-    rules: FunctionRules,
+    rules: RwLock<Arc<FunctionRules>>,
+    /// How often the rules have changed.
+    rulings: AtomicU64,
     cache: Cache<Key, Arc<Intent>, ByFootprint>,
     shapes: Cache<u64, Arc<str>>,
     learned: RwLock<HashMap<u128, Instant>>,
@@ -75,6 +80,7 @@ struct Key {
     text: u128,
     database: u64,
     catalog: u64,
+    rulings: u64,
     exact: bool,
     modes: LexModes,
 }
@@ -101,7 +107,8 @@ impl Classifier {
         let items = usize::try_from(capacity / TYPICAL_WEIGHT).unwrap_or(usize::MAX);
         Self {
             dialect,
-            rules,
+            rules: RwLock::new(Arc::new(rules)),
+            rulings: AtomicU64::new(0),
             cache: Cache::with_weighter(items, capacity, ByFootprint),
             shapes: Cache::new(MAX_SHAPES),
             learned: RwLock::new(HashMap::new()),
@@ -111,6 +118,13 @@ impl Classifier {
             misses: AtomicU64::new(0),
             parse_failures: AtomicU64::new(0),
         }
+    }
+
+    /// Judges by other rules from now on, also what was judged and what is prepared already.
+    pub fn set_rules(&self, rules: FunctionRules) {
+        *self.rules.write() = Arc::new(rules);
+        // Behind the rules: who sees the number goes by them.
+        self.rulings.fetch_add(1, Release);
     }
 
     /// What `text` does in `database` (any number that tells databases apart) by its `catalog`.
@@ -141,7 +155,14 @@ impl Classifier {
         let modes = modes.for_text(text, self.dialect);
         let stripped = stripped(text, self.dialect, modes);
         let hash = if stripped.exact { xxh3_128(text) } else { stripped.hash };
-        let key = Key { text: hash, database, catalog: catalog.version, exact: stripped.exact, modes };
+        let key = Key {
+            text: hash,
+            database,
+            catalog: catalog.version,
+            rulings: self.rulings.load(Acquire),
+            exact: stripped.exact,
+            modes,
+        };
         if let Some(intent) = self.cache.get(&key) {
             self.hits.fetch_add(1, Relaxed);
             return intent;
@@ -153,7 +174,8 @@ impl Classifier {
 
     fn classify(&self, catalog: &Catalog, modes: LexModes, text: &[u8]) -> Arc<Intent> {
         self.misses.fetch_add(1, Relaxed);
-        let intent = classify(text, self.dialect, modes, catalog, &self.rules);
+        let rules = self.rules.read().clone();
+        let intent = classify(text, self.dialect, modes, catalog, &rules);
         if matches!(intent.reason, Reason::Unparsed | Reason::TooLong | Reason::Unreadable) {
             self.parse_failures.fetch_add(1, Relaxed);
         }
@@ -201,7 +223,8 @@ impl Classifier {
 
     /// Changes whenever a text may be judged otherwise than before by this catalog.
     pub fn generation(&self, catalog: &Catalog) -> u64 {
-        catalog.version ^ self.learnings.load(Relaxed).rotate_left(48)
+        let rulings = self.rulings.load(Acquire).rotate_left(32);
+        catalog.version ^ self.learnings.load(Relaxed).rotate_left(48) ^ rulings
     }
 
     fn is_learned(&self, database: u64, text: &[u8], now: Instant) -> bool {

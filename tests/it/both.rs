@@ -44,6 +44,7 @@ both_databases!(
     clients_above_the_limit_are_told_so,
     whoever_is_trusted_proves_nothing,
     the_configurations_word_on_functions_counts,
+    a_reloads_word_on_functions_counts_for_who_stays,
 );
 
 const TABLE: &str = "CREATE TABLE t (x int)";
@@ -476,4 +477,26 @@ async fn the_configurations_word_on_functions_counts(engine: Engine) {
     assert_eq!(pins_behind("stamps()").await, before);
     assert_eq!(pins_behind("tidies()").await, before);
     assert_eq!(pins_behind("fills()").await, before + 1.0);
+}
+
+async fn a_reloads_word_on_functions_counts_for_who_stays(engine: Engine) {
+    let function = match engine {
+        Engine::Postgres => "RETURNS int LANGUAGE sql STABLE AS 'SELECT inet_server_port()'",
+        _ => "RETURNS int READS SQL DATA RETURN @@port",
+    };
+    let mut stage = Stage::set(engine, &format!("CREATE FUNCTION looks() {function}"), &[]).await;
+    let session = tokio::sync::Mutex::new(stage.session().await);
+    let on_replica = async |stage: &Stage| {
+        let port = session.lock().await.value("SELECT looks()").await;
+        stage.is_replica(port.parse().expect("a port"))
+    };
+    eventually("the catalog says that it reads", async || on_replica(&stage).await).await;
+    let misses =
+        |stage: &Stage| stage.proxy().metric("pointsman_statement_cache_total", &["result=\"miss\""]);
+    let before = misses(&stage);
+
+    stage.proxy_mut().reload(&["cluster.routing.write_functions = ['looks']"]);
+
+    eventually("the file says that it writes", async || !on_replica(&stage).await).await;
+    assert!(misses(&stage) > before, "counters only grow");
 }
