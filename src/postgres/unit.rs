@@ -25,6 +25,8 @@ pub(super) struct Unit {
     pub previous_unnamed: Option<(u128, Box<[u8]>)>,
     pub own: SmallVec<[Box<[u8]>; 0]>,
     pub effects_until: SmallVec<[(u32, u32); 0]>,
+    /// Another statement is prepared or described than the one that is executed; known of one alone.
+    pub others: bool,
 }
 
 impl Unit {
@@ -70,6 +72,8 @@ impl Unit {
             (true, true) if self.counted == 0 => self.counted = 1,
             (true, false) => {}
             _ => {
+                let concerns = if executed { self.counted == 0 } else { self.counted < 2 };
+                self.others |= concerns && !same && **so_far != **intent;
                 // A unit may have tens of thousands of messages: what they do is gathered in place.
                 let mut all = if self.counted == 0 { bare(so_far) } else { so_far.clone() };
                 self.intent = None;
@@ -122,7 +126,13 @@ impl Unit {
     pub(super) fn finish(self) -> Arc<Intent> {
         match self.intent {
             Some(intent) if self.counted == 0 => bare(&intent),
-            Some(intent) => intent,
+            Some(mut intent) => {
+                if self.others && self.counted == 1 {
+                    // What those are only a server can say: none of it is answered here.
+                    Arc::make_mut(&mut intent).statements += 1;
+                }
+                intent
+            }
             // Sync, Flush, Close, Describe of portals: for whoever holds the session.
             None => Arc::new(Intent::of_session(0)),
         }
@@ -164,6 +174,8 @@ fn extend(joined: &mut Intent, second: &Intent, executed: bool) {
     if executed {
         joined.effects.extend(second.effects.iter().cloned());
         joined.statements += second.statements;
+    } else {
+        joined.statements = joined.statements.max(second.statements);
     }
     joined.plain = false;
     joined.joins &= second.joins;

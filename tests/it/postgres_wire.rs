@@ -38,6 +38,8 @@ const TABLES: &str = "
         AS 'BEGIN INSERT INTO t (n) VALUES (a); COMMIT; b := a * 2; END';
     CREATE MATERIALIZED VIEW seen AS SELECT 1 AS a";
 
+const BY_ID: &str = "SELECT v, n FROM t WHERE id = $1";
+
 const CONTENT: &str = "
     TRUNCATE t, late, many RESTART IDENTITY;
     INSERT INTO t (v, n) SELECT 'v' || g, g FROM generate_series(1, 5) g;
@@ -780,6 +782,31 @@ async fn extended_sequences_are_answered_as_by_the_server() {
                 new().run("SELCT", &[]).sync().run("SELECT 1/0", &[]).sync().run("SELECT 2", &[]).sync(),
                 new().parse("a", "SELECT 1").run("SELECT 1/0", &[]).close_statement("a").sync(),
                 new().bind("", "a", &[]).execute("", 0).sync(),
+            ]),
+        ),
+        (
+            "a statement that is described behind what begins or ends a transaction",
+            batches(vec![
+                new().run("BEGIN", &[]).parse("s", BY_ID).describe_statement("s").sync(),
+                new().bind("", "s", &["2"]).execute("", 0).run("COMMIT", &[]).sync(),
+                new().query("BEGIN").run("SAVEPOINT a", &[]).describe_statement("s").sync(),
+                new().query("INSERT INTO t (n) VALUES (7)").query("ROLLBACK TO a").query("ROLLBACK"),
+                new().query("BEGIN").run("COMMIT", &[]).describe_statement("s").sync(),
+                new().run("BEGIN", &[]).parse("other", "SELCT").sync(),
+                new().query("SELECT 1").query("ROLLBACK"),
+            ]),
+        ),
+        (
+            "a statement that is described ahead of what begins a transaction, and behind nothing",
+            batches(vec![
+                new().parse("s", BY_ID).describe_statement("s").run("BEGIN READ ONLY", &[]).sync(),
+                new()
+                    .run("SET LOCAL work_mem = '1MB'", &[])
+                    .parse("t", "TABLE t")
+                    .describe_statement("t")
+                    .sync(),
+                new().bind("", "s", &["3"]).execute("", 0).sync().query("SHOW work_mem").query("COMMIT"),
+                new().parse("", "").parse("u", "SELECT 1").describe_statement("u").sync(),
             ]),
         ),
         (
