@@ -46,6 +46,15 @@ pub struct Batch {
     pub modes: LexModes,
 }
 
+impl Batch {
+    /// Whether the portal of the Bind at `index` is described right behind it: the client is told what it gets.
+    /// `data`: the batch's bytes.
+    pub fn describes_what_is_bound(&self, index: usize, data: &[u8]) -> bool {
+        let next = self.messages.get(index + 1);
+        next.is_some_and(|next| next.tag == b'D' && data.get(next.at + HEADER) == Some(&b'P'))
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Query,

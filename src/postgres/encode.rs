@@ -29,8 +29,10 @@ pub enum Expect {
     DescribeStatement {
         named: Option<(Box<[u8]>, u128)>,
     },
-    /// RowDescription or NoData.
-    DescribePortal,
+    /// RowDescription or NoData. `named`: as above, of the statement that the portal was bound to.
+    DescribePortal {
+        named: Option<(Box<[u8]>, u128)>,
+    },
     /// Rows and CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute(Whose),
     /// ReadyForQuery.
@@ -209,6 +211,16 @@ pub struct BatchWriter<'a> {
     pub failed: bool,
     /// The batch's bytes.
     pub data: &'a [u8],
+    /// What the last message bound, if that was a named statement.
+    pub bound: Option<Bound<'a>>,
+}
+
+/// Names of a portal and of its statement, and the server's key of that.
+#[derive(Clone, Copy)]
+pub struct Bound<'a> {
+    portal: &'a [u8],
+    name: &'a [u8],
+    key: u128,
 }
 
 impl BatchWriter<'_> {
@@ -216,9 +228,9 @@ impl BatchWriter<'_> {
     /// nothing was written.
     pub fn write(&mut self, batch: &Batch, frontend: &Frontend) -> bool {
         let rewritten = self.must_rewrite(batch);
-        for message in &batch.messages {
+        for (index, message) in batch.messages.iter().enumerate() {
             if rewritten {
-                self.message(message, batch, frontend);
+                self.message(index, message, batch, frontend);
             } else {
                 self.expect_plain(message);
             }
@@ -269,15 +281,21 @@ impl BatchWriter<'_> {
     fn describes(&self, message: &Message) -> Expect {
         match self.data.get(body_at(message)) {
             Some(b'S') => Expect::DescribeStatement { named: None },
-            _ => Expect::DescribePortal,
+            _ => Expect::DescribePortal { named: None },
         }
     }
 
-    fn message(&mut self, message: &Message, batch: &Batch, frontend: &Frontend) {
+    fn message(&mut self, index: usize, message: &Message, batch: &Batch, frontend: &Frontend) {
+        let bound = self.bound.take();
         match &message.subject {
             Subject::Plain => {
                 self.copy(message);
-                self.expect_plain(message);
+                match bound.filter(|bound| self.tells_shape(message, bound, frontend)) {
+                    Some(Bound { name, key, .. }) => {
+                        self.expect.push_back(Expect::DescribePortal { named: Some((name.into(), key)) });
+                    }
+                    None => self.expect_plain(message),
+                }
             }
             Subject::Unnamed(key) => {
                 if !matches!(message.tag, b'P' | b'C') && self.server.unnamed != self.planned(*key) {
@@ -286,12 +304,25 @@ impl BatchWriter<'_> {
                 self.copy(message);
                 self.expect_plain(message);
             }
-            Subject::Named(statement) => self.named(message, statement, frontend),
+            Subject::Named(statement) => {
+                let described = batch.describes_what_is_bound(index, self.data);
+                self.named(message, described, statement, frontend);
+            }
             Subject::CloseNamed => {
                 self.expect.push_back(Expect::Inject { bytes: frame::CLOSE_COMPLETE, named: true });
             }
             Subject::Duplicate(taken) => self.duplicate(message, taken),
         }
+    }
+
+    /// Whether a message describes what was just bound, and not as it is known already.
+    fn tells_shape(&self, message: &Message, bound: &Bound<'_>, frontend: &Frontend) -> bool {
+        let body = &self.data[body_at(message)..message.at + message.length];
+        let described = body.strip_prefix(b"P").and_then(frame::split_cstring);
+        let told = frontend.statements.told(bound.name);
+        message.tag == b'D'
+            && described.is_some_and(|(portal, _)| portal == bound.portal)
+            && (told.is_none() || told != self.server.shape(bound.key))
     }
 
     fn copy(&mut self, message: &Message) {
@@ -317,9 +348,11 @@ impl BatchWriter<'_> {
         self.server.unnamed = self.planned(key);
     }
 
-    /// Parse, Bind or Describe of a named statement: by the name it has on this server.
-    fn named(&mut self, message: &Message, statement: &Statement, frontend: &Frontend) {
-        let body = &self.data[body_at(message)..message.at + message.length];
+    /// Parse, Bind or Describe of a named statement: by the name it has on this server. `described`: what is bound
+    /// is described anew.
+    fn named(&mut self, message: &Message, described: bool, statement: &Statement, frontend: &Frontend) {
+        let data = self.data;
+        let body = &data[body_at(message)..message.at + message.length];
         let key = statement.key ^ u128::from(self.plan_key);
         if message.tag == b'P' {
             self.close_outdated(key);
@@ -339,8 +372,13 @@ impl BatchWriter<'_> {
             }
         };
         match message.tag {
-            b'B' if !self.failed && self.is_out_of_shape(body, key, frontend) => self.fail_shape(),
-            b'B' => self.bind(message, body, number),
+            b'B' if !self.failed && !described && self.is_out_of_shape(body, key, frontend) => {
+                self.fail_shape();
+            }
+            b'B' => {
+                self.bind(message, body, number);
+                self.bound = names_in_bind(body).map(|(portal, name)| Bound { portal, name, key });
+            }
             _ => {
                 let name = frame::split_cstring(&body[1..]).map_or(&body[1..], |(name, _)| name).into();
                 put_describe_number(number, self.out);
@@ -351,8 +389,7 @@ impl BatchWriter<'_> {
 
     /// Whether this server would answer a Bind with other columns than the client was told.
     fn is_out_of_shape(&self, body: &[u8], key: u128, frontend: &Frontend) -> bool {
-        let name = frame::split_cstring(body).and_then(|(_, rest)| frame::split_cstring(rest));
-        let told = name.and_then(|(name, _)| frontend.statements.told(name));
+        let told = names_in_bind(body).and_then(|(_, name)| frontend.statements.told(name));
         matches!((told, self.server.shape(key)), (Some(told), Some(has)) if told != has)
     }
 
@@ -426,6 +463,13 @@ impl BatchWriter<'_> {
         self.copy(message);
         self.expect_plain(message);
     }
+}
+
+/// The portal's name and the statement's.
+fn names_in_bind(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (portal, rest) = frame::split_cstring(body)?;
+    let (name, _) = frame::split_cstring(rest)?;
+    Some((portal, name))
 }
 
 /// What is due for a request that goes out as it is.

@@ -74,6 +74,7 @@ pub fn requests(data: &[u8]) {
                 plan_key,
                 failed: false,
                 data: &data,
+                bound: None,
             };
             writer.write(&request.wire, &frontend);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Relay;
 use crate::{
     postgres::{
-        batch::{Batch, End, Kind, Message, Subject},
+        batch::{Batch, End, Kind, Subject},
         prepared::Statement,
         refusal::{self, ErrorClass},
         settings::Settings,
@@ -68,7 +68,8 @@ impl Relay<'_> {
     }
 
     /// The key of a statement whose shape the client was told and that is new to this server.
-    fn unknown_shape(&self, message: &Message) -> Option<(u128, Arc<Statement>)> {
+    fn unknown_shape(&self, batch: &Batch, index: usize) -> Option<(u128, Arc<Statement>)> {
+        let message = &batch.messages[index];
         let Subject::Named(statement) = &message.subject else { return None };
         let key = statement.key ^ u128::from(self.frontend.carried.now().plan_key());
         if self.backend.statements.shape(key).is_some() {
@@ -76,18 +77,21 @@ impl Relay<'_> {
         }
         let name = self.frontend.bound_name(message)?;
         self.frontend.statements.told(name)?;
+        if batch.describes_what_is_bound(index, self.frontend.inbox.data()) {
+            return None;
+        }
         Some((key, statement.clone()))
     }
 
     pub(super) fn has_shapes_to_learn(&self, request: &Request<Box<Batch>>) -> bool {
-        request.wire.messages.iter().any(|message| self.unknown_shape(message).is_some())
+        (0..request.wire.messages.len()).any(|index| self.unknown_shape(&request.wire, index).is_some())
     }
 
     /// Finds out what this server answers to such statements: a client that would decode rows by
     /// another shape must not get them.
     pub(super) async fn learn_shapes(&mut self, request: &Request<Box<Batch>>) -> Result<(), Fault> {
-        for message in &request.wire.messages {
-            if let Some((key, statement)) = self.unknown_shape(message) {
+        for index in 0..request.wire.messages.len() {
+            if let Some((key, statement)) = self.unknown_shape(&request.wire, index) {
                 self.bring_settings_now().await?;
                 let shape = self.backend.describe(key, &statement).await.map_err(stale_refusal)?;
                 self.backend.statements.set_shape(key, shape);

@@ -70,7 +70,10 @@ impl Relay<'_> {
     fn looks_at(&self, tag: u8) -> bool {
         match tag {
             b'Z' | b'E' | b'S' | b'C' => true,
-            b'T' | b't' => matches!(self.backend.expect.front(), Some(Expect::DescribeStatement { .. })),
+            b'T' | b't' => matches!(
+                self.backend.expect.front(),
+                Some(Expect::DescribeStatement { .. } | Expect::DescribePortal { named: Some(_) })
+            ),
             _ => false,
         }
     }
@@ -226,24 +229,22 @@ impl Relay<'_> {
 
     fn described(&mut self, header: frame::Header) -> bool {
         match self.backend.expect.front() {
-            Some(Expect::DescribeStatement { .. }) => {
+            Some(Expect::DescribeStatement { .. } | Expect::DescribePortal { .. }) => {
                 let whole = header.length <= self.passage.unseen(&self.backend.inbox).len();
+                let named = match self.backend.expect.pop_front() {
+                    Some(Expect::DescribeStatement { named } | Expect::DescribePortal { named }) => named,
+                    _ => None,
+                };
+                let Some((name, key)) = named else { return true };
                 let shape = match header.tag {
                     b'n' => Some(prepared::NO_RESULT),
                     _ if whole => prepared::shape(self.body(header)),
                     _ => None,
                 };
-                let expected = self.backend.expect.pop_front();
-                if let (Some(Expect::DescribeStatement { named: Some((name, key)) }), Some(shape)) =
-                    (expected, shape)
-                {
+                if let Some(shape) = shape {
                     self.backend.statements.set_shape(key, shape);
                     self.frontend.statements.tell(&name, shape);
                 }
-                true
-            }
-            Some(Expect::DescribePortal) => {
-                self.backend.expect.pop_front();
                 true
             }
             Some(Expect::Execute(Whose::Ours | Whose::Id)) => false,

@@ -95,6 +95,7 @@ impl Relay<'_> {
             plan_key: wanted.plan_key(),
             failed: backend.transaction == Transaction::Failed,
             data: &self.frontend.inbox.data()[..batch.length],
+            bound: None,
         };
         let rewritten = writer.write(batch, self.frontend);
         self.backend.skip_what_was_encoded(self.frontend);
