@@ -16,6 +16,7 @@ use super::{
     login::{self, client::Login, response::Response, scramble::NONCE},
     packet::{self, capability as can, status, u32_le},
     prepared::{ClientStatements, OwnStatement},
+    refusal::Numbers,
     settings::{Carried, NAMES},
 };
 use crate::{
@@ -84,6 +85,8 @@ pub struct Frontend {
     pub(super) leaving: bool,
     /// A cursor's statement was closed: the next request frees the connection.
     pub(super) cursor_closed: bool,
+    /// Of errors, that the client takes from a server.
+    pub(super) numbers: Numbers,
 }
 
 /// What the client asked for when it logged in.
@@ -132,6 +135,7 @@ impl Frontend {
             mariadb: false,
             leaving: false,
             cursor_closed: false,
+            numbers: login.numbers,
         }
     }
 
@@ -329,7 +333,7 @@ impl Frontend {
         self.drop_tail().await?;
         self.count(kind);
         let mut out = Vec::new();
-        super::refusal::put_error(&mut out, self.sequence, &Refusal::new(kind, message));
+        super::refusal::put_error(&mut out, self.sequence, &Refusal::new(kind, message), self.numbers);
         self.write(&out).await
     }
 

@@ -22,6 +22,7 @@ use super::{
     },
     packet::{self, ErrPacket, OkPacket, capability as can},
     prepared::Statement,
+    refusal::Numbers,
 };
 use crate::{
     cluster::Database,
@@ -154,6 +155,7 @@ fn client(data: &[u8], capabilities: u64) -> Login {
         sequence: 1,
         nonce: [b'n'; NONCE],
         compression: None,
+        numbers: Numbers::All,
     }
 }
 

@@ -23,6 +23,7 @@ use super::{
         vault::Vault,
     },
     packet::capability as can,
+    refusal::{Numbers, put_error},
     welcome::Greeting as Known,
 };
 use crate::{
@@ -339,7 +340,9 @@ pub(super) async fn open(
 
 fn cannot(message: &str) -> ConnectFault {
     let mut raw = Vec::new();
-    super::refusal::put_error(&mut raw, 1, &Refusal::new(RefusalKind::ServerLost, message.to_owned()));
+    let refusal = Refusal::new(RefusalKind::ServerLost, message.to_owned());
+    // Whoever the client is.
+    put_error(&mut raw, 1, &refusal, Numbers::Servers);
     ConnectFault::Refused { raw, code: *b"08S01" }
 }
 

@@ -156,7 +156,7 @@ impl protocol::Frontend<Mysql> for Frontend {
         self.forget_values(&request.wire);
         self.recall_closed_cursor(&request.intent);
         let mut out = Vec::new();
-        refusal::put_error(&mut out, self.sequence, refusal);
+        refusal::put_error(&mut out, self.sequence, refusal, self.numbers);
         self.fail_request(out).await
     }
 
@@ -177,7 +177,7 @@ impl protocol::Frontend<Mysql> for Frontend {
 
     async fn farewell(&mut self, refusal: &Refusal) {
         let mut out = Vec::new();
-        refusal::put_error(&mut out, self.sequence, refusal);
+        refusal::put_error(&mut out, self.sequence, refusal, self.numbers);
         // The client may be gone already: then there is nobody to tell.
         let _ = self.write(&out).await;
     }

@@ -5,9 +5,30 @@
 use super::packet::{self, ErrPacket};
 use crate::refusal::{Refusal, RefusalKind};
 
+/// Whose error numbers a client takes from a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Numbers {
+    #[default]
+    All,
+    /// Servers' own. To MariaDB's library an error of a server with a number of the library's is a malformed
+    /// packet (2027), whatever it says (`ma_net_safe_read`).
+    Servers,
+}
+
+impl Numbers {
+    /// Those that a client takes that calls itself so (`_client_name`).
+    pub fn taken_by(client: Option<&[u8]>) -> Self {
+        if client == Some(b"libmariadb") { Self::Servers } else { Self::All }
+    }
+}
+
 /// Appends an error packet.
-pub fn put_error(out: &mut Vec<u8>, sequence: u8, refusal: &Refusal) {
-    let (errno, sqlstate) = error_of(refusal.kind);
+pub fn put_error(out: &mut Vec<u8>, sequence: u8, refusal: &Refusal, numbers: Numbers) {
+    let (errno, sqlstate) = match (error_of(refusal.kind), numbers) {
+        // ER_CONNECTION_KILLED: the server's number that drivers take for a broken connection, too.
+        ((2013, sqlstate), Numbers::Servers) => (1927, sqlstate),
+        (error, _) => error,
+    };
     let mut message = refusal.message.to_string();
     for more in [refusal.detail.as_deref(), refusal.hint.as_deref()].into_iter().flatten() {
         message.push_str(". ");
@@ -102,6 +123,16 @@ fn names_read_only(message: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_error_has_a_number_of_a_clients_own_for_who_takes_none() {
+        for kind in RefusalKind::ALL {
+            let mut out = Vec::new();
+            put_error(&mut out, 1, &Refusal::new(kind, "why"), Numbers::taken_by(Some(b"libmariadb")));
+            let errno = u16::from_le_bytes([out[5], out[6]]);
+            assert!(!matches!(errno, 2000..3000 | 5000..), "{kind:?}: {errno}");
+        }
+    }
 
     #[test]
     fn errors_are_sorted_by_what_another_server_might_say() {

@@ -4,6 +4,7 @@ use super::{End, Session, cancel::Call};
 use crate::{
     protocol::{Backend, Fault, Frontend, Protocol},
     refusal::{Refusal, RefusalKind},
+    sql::Dialect,
     topology::board::Traffic,
 };
 
@@ -95,6 +96,10 @@ impl<P: Protocol> Session<P> {
         self.kept = None;
         match fault {
             Fault::Refused(refused) => self.frontend.farewell_raw(&refused.raw).await,
+            // A client of MySQL's takes whatever comes for the answer to its next command.
+            _ if P::DIALECT == Dialect::Mysql => {
+                self.cluster.metrics.error(RefusalKind::ServerLost.label());
+            }
             _ => {
                 let refusal =
                     Refusal::fatal(RefusalKind::ServerLost, "the server closed the connection unexpectedly");

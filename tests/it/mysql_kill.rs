@@ -1,6 +1,6 @@
 //! KILL of MySQL clients before real servers: what ends, and what it must not reach.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use pointsman::{
     demo::{Port, servers::APP},
@@ -26,6 +26,7 @@ both_makes!(
     a_session_that_kills_itself_is_told_so,
     kill_takes_every_form_that_its_server_takes,
     kill_of_what_only_a_server_could_compute_reaches_nobody,
+    a_client_that_takes_no_number_of_its_own_is_told_of_a_lost_server_by_a_servers,
 );
 
 /// A way to end a session.
@@ -239,4 +240,34 @@ async fn kill_of_what_only_a_server_could_compute_reaches_nobody(make: Make) {
         assert_eq!(session.error("KILL QUERY ID 4000000000000").await, 1957);
     }
     assert_eq!(stranger.value("SELECT 1").await, "1");
+}
+
+async fn a_client_that_takes_no_number_of_its_own_is_told_of_a_lost_server_by_a_servers(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", &[]).await;
+    let (port, schema) = (stage.proxy.port(), stage.schema.clone());
+    let sleep = format!("SELECT SLEEP(60), '{schema}'");
+    let sql = format!("BEGIN; INSERT INTO t VALUES (1); {sleep}");
+    let lost = tokio::task::spawn_blocking(move || complaint_of_mariadb(port, &schema, &sql));
+    let cluster = stage.cluster;
+    let running = format!("SELECT MAX(id) FROM information_schema.processlist WHERE info = \"{sleep}\"");
+    let server = || cluster.node(0).sql("", &running).expect("it answers");
+    eventually("it runs", async || server().parse::<u64>().is_ok()).await;
+
+    cluster.node(0).sql("", &format!("KILL {}", server())).expect("root may");
+
+    let error = lost.await.expect("no panic");
+    assert!(error.contains("ERROR 1927 (08S01)"), "{error}");
+    assert!(error.contains("the connection to the server"), "{error}");
+}
+
+/// What MariaDB's client, which is one of its library, says of a statement that fails.
+fn complaint_of_mariadb(port: u16, schema: &str, sql: &str) -> String {
+    let output = Command::new("mariadb")
+        .args(["--no-defaults", "--protocol=tcp", "-h127.0.0.1"])
+        .args([format!("-P{port}"), format!("-u{}", APP.name), format!("-p{}", APP.password)])
+        .args(["-e", sql, schema])
+        .output()
+        .expect("the client is installed by scripts/setup");
+    assert!(!output.status.success(), "{sql}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
 }

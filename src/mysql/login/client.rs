@@ -22,7 +22,7 @@ use crate::{
     mysql::{
         compress::{Algorithm, Wire, ZstdLevel},
         packet::{self, capability as can, status},
-        refusal::put_error,
+        refusal::{Numbers, put_error},
     },
     refusal::{Refusal, RefusalKind},
     stream::{self, Stream},
@@ -138,6 +138,8 @@ pub struct Login {
     pub nonce: [u8; NONCE],
     /// How the connection is compressed once the client is in, if it is not yet.
     pub compression: Option<Algorithm>,
+    /// Of errors, that the client takes from a server.
+    pub numbers: Numbers,
 }
 
 /// Why a connection did not become a session; the client has been told.
@@ -283,6 +285,7 @@ impl Door<'_> {
             sequence: self.sequence,
             nonce: self.nonce,
             compression: None,
+            numbers: response.numbers,
         }
     }
 
@@ -491,7 +494,7 @@ impl Door<'_> {
             format!("Access denied for user '{user}'@'{}' (using password: {with_password})", self.peer);
         let mut out = Vec::new();
         let refusal = Refusal::fatal(RefusalKind::Authentication, message);
-        put_error(&mut out, self.sequence.wrapping_add(1), &refusal);
+        put_error(&mut out, self.sequence.wrapping_add(1), &refusal, Numbers::All);
         let _ = self.stream.write_all(&out).await;
         let _ = self.stream.flush().await;
     }

@@ -3,7 +3,10 @@
 use mysql_common::collations::{Collation, CollationId};
 
 use super::NATIVE;
-use crate::mysql::packet::{capability as can, lenenc_bytes, split_nul, u32_le};
+use crate::mysql::{
+    packet::{capability as can, lenenc_bytes, split_nul, u32_le},
+    refusal::Numbers,
+};
 
 /// Level of zstd that a client has if it names none.
 const ZSTD_LEVEL: u8 = 3;
@@ -22,6 +25,8 @@ pub struct Response {
     pub plugin: String,
     /// Of zstd, as the client names it: it may be none.
     pub compression_level: u8,
+    /// Of errors, that it takes from a server.
+    pub numbers: Numbers,
 }
 
 impl Response {
@@ -55,12 +60,24 @@ impl Response {
             plugin = String::from_utf8_lossy(name).into_owned();
             rest = behind;
         }
+        let mut numbers = Numbers::default();
         if capabilities & can::CONNECT_ATTRS != 0 {
-            rest = lenenc_bytes(rest).map_or(&[], |(_, behind)| behind);
+            let (attributes, behind) = lenenc_bytes(rest).unwrap_or_default();
+            numbers = Numbers::taken_by(attribute(attributes, b"_client_name"));
+            rest = behind;
         }
         let user = decode(user, collation)?;
         let compression_level = rest.first().copied().unwrap_or(ZSTD_LEVEL);
-        Some(Self { capabilities, collation, user, proof: proof.to_vec(), schema, plugin, compression_level })
+        Some(Self {
+            capabilities,
+            collation,
+            user,
+            proof: proof.to_vec(),
+            schema,
+            plugin,
+            compression_level,
+            numbers,
+        })
     }
 
     /// Reads COM_CHANGE_USER without its first byte. `None`: it is none; to who can name a plugin, also one
@@ -87,7 +104,20 @@ impl Response {
             schema,
             plugin: plugin.into_owned(),
             compression_level: ZSTD_LEVEL,
+            numbers: Numbers::default(),
         })
+    }
+}
+
+/// The value that a client's attributes have for a name.
+fn attribute<'a>(mut attributes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    loop {
+        let (key, rest) = lenenc_bytes(attributes)?;
+        let (value, rest) = lenenc_bytes(rest)?;
+        if key == name {
+            return Some(value);
+        }
+        attributes = rest;
     }
 }
 
@@ -131,6 +161,19 @@ mod tests {
             (b"cafe", 0, Some("cafe")),
         ] {
             assert_eq!(decode(name, collation).as_deref(), read, "{name:?} {collation}");
+        }
+    }
+
+    #[test]
+    fn what_a_client_calls_itself_is_found_among_its_attributes() {
+        for (attributes, client) in [
+            (&b"\x03_os\x05Linux\x0c_client_name\x0alibmariadb"[..], Some(&b"libmariadb"[..])),
+            (b"\x0c_client_name\x00\x03_os\x05Linux", Some(b"")),
+            (b"\x03_os\x0c_client_name", None),
+            (b"\x0c_client_name\x0alibmaria", None),
+            (b"", None),
+        ] {
+            assert_eq!(attribute(attributes, b"_client_name"), client, "{attributes:?}");
         }
     }
 
