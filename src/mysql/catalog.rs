@@ -1,12 +1,18 @@
 //! What a server says of its routines, views, triggers and tables without transactions: of all schemas together, by bare name.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::backend::{Backend, Row};
 use crate::{
     protocol::Fault,
-    sql::catalog::{self, Catalog, Link, Relation, UserFunction},
+    sql::{
+        Dialect,
+        catalog::{self, Catalog, Link, Relation, UserFunction},
+        functions::{Builtin, builtin},
+    },
 };
+
+type Functions = HashMap<Box<str>, UserFunction>;
 
 /// Name, what it declares of its data, and body. A body that may not be seen is NULL.
 const FUNCTIONS: &str = "\
@@ -62,20 +68,12 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     read_functions(&functions, &mut catalog);
     for row in &views {
         let (Some(name), definition) = (text(row, 0), text(row, 1)) else { continue };
-        let definition = definition.unwrap_or_default().to_lowercase();
-        let calls = |of: fn(&UserFunction) -> bool| {
-            words(&definition).any(|word| catalog.functions.get(word).is_some_and(of))
-        };
-        let (writes, touches) = (calls(|function| function.writes), calls(|function| function.touches));
         let relation: &mut Relation = catalog.relations.entry(name.into()).or_default();
-        relation.reads_all = true;
-        relation.writes_all = true;
-        relation.writes_on_read |= writes;
-        relation.touches |= touches;
+        read_view(relation, definition.unwrap_or_default(), &catalog.functions);
     }
     for row in &triggers {
         let (Some(name), body) = (text(row, 0), text(row, 1).map(str::to_lowercase)) else { continue };
-        let touches = body.is_none_or(|body| tells(&body, &catalog));
+        let touches = body.is_none_or(|body| tells(&body, &catalog.functions));
         let relation: &mut Relation = catalog.relations.entry(name.into()).or_default();
         relation.writes_all = true;
         relation.touches |= touches;
@@ -103,7 +101,7 @@ fn read_functions(rows: &[Row], catalog: &mut Catalog) {
         let declares_writes = text(row, 1) == Some("MODIFIES SQL DATA");
         let writes = declares_writes
             || body.as_deref().is_none_or(|body| words(body).any(|word| WRITES.contains(&word)));
-        let touches = body.as_deref().is_none_or(|body| tells(body, &Catalog::default()));
+        let touches = body.as_deref().is_none_or(|body| tells(body, &Functions::default()));
         let entry =
             catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
         entry.writes |= writes;
@@ -134,17 +132,47 @@ fn read_functions(rows: &[Row], catalog: &mut Catalog) {
     }
 }
 
+/// What uses of a view do, by the functions that its definition calls. It is shown only to whoever may read from
+/// the view, and empty to others: such a view may call any function that leaves state. That it writes replicas
+/// refuse by themselves.
+fn read_view(relation: &mut Relation, definition: &str, functions: &Functions) {
+    relation.reads_all = true;
+    relation.writes_all = true;
+    let mut touches = definition.is_empty() && functions.values().any(|function| function.touches);
+    let definition = definition.to_lowercase();
+    for name in called(&definition) {
+        if let Some(function) = functions.get(name) {
+            relation.writes_on_read |= function.writes;
+            touches |= function.touches;
+        } else if let Some(known) = builtin(Dialect::Mysql, name).filter(|&known| known != Builtin::Pure) {
+            relation.call(&[known]);
+        }
+    }
+    relation.touches_on_read |= touches;
+    relation.touches |= touches;
+}
+
+/// Names that stand before a parenthesis, as servers show definitions: `` `schema`.`function`(`t`.`x`) ``.
+fn called(definition: &str) -> impl Iterator<Item = &str> {
+    let names = definition.match_indices('(').map(|(at, _)| definition[..at].trim_end_matches('`'));
+    names.filter_map(|before| before.rsplit(|c| !is_of_word(c)).next()).filter(|name| !name.is_empty())
+}
+
 /// Whether a body may leave state in the connection: user variables, settings, locks, temporary
 /// tables, prepared statements.
-fn tells(body: &str, catalog: &Catalog) -> bool {
+fn tells(body: &str, functions: &Functions) -> bool {
     if body.contains('@') || words(body).any(|word| TELLTALES.contains(&word)) {
         return true;
     }
-    words(body).any(|word| catalog.functions.get(word).is_some_and(|function| function.touches))
+    words(body).any(|word| functions.get(word).is_some_and(|function| function.touches))
 }
 
 fn words(source: &str) -> impl Iterator<Item = &str> {
-    source.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '$').filter(|word| !word.is_empty())
+    source.split(|c| !is_of_word(c)).filter(|word| !word.is_empty())
+}
+
+fn is_of_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_' || c == '$'
 }
 
 #[cfg(test)]
@@ -176,5 +204,31 @@ mod tests {
         ] {
             assert_eq!(catalog.functions[name], UserFunction { writes, touches }, "{name}");
         }
+    }
+
+    #[test]
+    fn a_view_does_what_the_functions_do_that_it_calls() {
+        let function = |name: &str, writes, touches| (name.into(), UserFunction { writes, touches });
+        let functions =
+            [function("pure", false, false), function("writes", true, false), function("sets", false, true)];
+        let view = |definition: &str, functions: &[_]| {
+            let mut view = Relation::default();
+            read_view(&mut view, definition, &functions.iter().cloned().collect());
+            (view.writes_on_read, view.touches_on_read, view.calls)
+        };
+        for (definition, does) in [
+            (
+                "select `s`.`t`.`writes` AS `x` from `s`.`t` where `s`.`t`.`sets` = (1)",
+                (false, false, vec![]),
+            ),
+            ("select `s`.`pure`(`s`.`t`.`x`) AS `x`,max(1) AS `y` from `s`.`t`", (false, false, vec![])),
+            ("select `s`.`Writes`() AS `x`", (true, false, vec![])),
+            ("select (1 + `s`.`sets`()) AS `x`", (false, true, vec![])),
+            ("select get_lock('a',0) AS `x`", (false, false, vec![Builtin::NamedLock])),
+            ("", (false, true, vec![])),
+        ] {
+            assert_eq!(view(definition, &functions), does, "{definition}");
+        }
+        assert_eq!(view("", &functions[..2]), (false, false, vec![]));
     }
 }

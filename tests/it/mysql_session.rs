@@ -2,7 +2,7 @@
 
 use mysql_async::prelude::Queryable;
 use pointsman::{
-    demo::servers::{APP, Login},
+    demo::servers::{APP, Login, MONITOR},
     mysql::{
         command::code,
         packet::{self, capability as can},
@@ -44,6 +44,7 @@ both_makes!(
     what_is_set_for_the_next_statement_stays_with_its_session,
     a_backup_lock_ends_with_its_session,
     what_a_new_view_locks_ends_with_its_session,
+    what_a_view_locks_ends_with_its_session_whether_its_definition_is_shown_or_not,
     a_dump_is_restored,
     a_name_means_the_statement_that_was_prepared_last,
     a_prepared_statement_names_the_tables_of_its_own_sessions_schema,
@@ -1061,6 +1062,28 @@ async fn what_a_new_view_locks_ends_with_its_session(make: Make) {
     let other = tokio::sync::Mutex::new(stage.session().await);
     let free = format!("/* pointsman: primary */ SELECT IS_FREE_LOCK('{name}')");
     eventually("the lock is released", async || other.lock().await.value(&free).await == "1").await;
+}
+
+/// Servers show a view's definition only to those who may read from it.
+async fn what_a_view_locks_ends_with_its_session_whether_its_definition_is_shown_or_not(make: Make) {
+    let code = "CREATE FUNCTION takes(name VARCHAR(64)) RETURNS INT NO SQL RETURN GET_LOCK(name, 0);
+        CREATE VIEW shown AS SELECT GET_LOCK(CONCAT(DATABASE(), 'shown'), 0) AS locked;
+        CREATE VIEW hidden AS SELECT takes(CONCAT(DATABASE(), 'hidden')) AS locked";
+    let schema = mysql::create_schema(make.shared(), code);
+    let grant = format!("GRANT SELECT ON {schema}.shown TO {}@'%'", MONITOR.name);
+    make.shared().node(0).sql("", &grant).expect("it is granted");
+    make.shared().wait_until_caught_up(0).expect("replicas follow");
+    let proxy = mysql::proxy(make.shared(), ONE).await;
+
+    for view in ["shown", "hidden"] {
+        let mut user = Session::open(proxy.port(), APP, &schema).await;
+        assert_eq!(user.value(&format!("/* pointsman: primary */ SELECT locked FROM {view}")).await, "1");
+        drop(user);
+
+        let other = tokio::sync::Mutex::new(Session::open(proxy.port(), APP, &schema).await);
+        let free = format!("/* pointsman: primary */ SELECT IS_FREE_LOCK('{schema}{view}')");
+        eventually("the lock is released", async || other.lock().await.value(&free).await == "1").await;
+    }
 }
 
 async fn a_backup_lock_ends_with_its_session(make: Make) {

@@ -227,7 +227,7 @@ pub static TABLES: &[Table] = &[
                 "user",
                 Required("\"pointsman\""),
                 "text",
-                "PostgreSQL: a member of `pg_monitor` that may connect to every database served. MySQL: `REPLICATION CLIENT`, `PROCESS`, `SHOW_ROUTINE`, `SHOW VIEW` and `TRIGGER`, with Group Replication SELECT on `performance_schema.replication_group_members`; MariaDB: `REPLICA MONITOR`, `PROCESS`, `SHOW VIEW`, `TRIGGER` and SELECT on `mysql.*`.",
+                "PostgreSQL: a member of `pg_monitor` that may connect to every database served. MySQL: `REPLICATION CLIENT`, `PROCESS`, `SHOW_ROUTINE`, `SHOW VIEW` and `TRIGGER`, with Group Replication SELECT on `performance_schema.replication_group_members`; MariaDB: `REPLICA MONITOR`, `PROCESS`, `SHOW VIEW`, `TRIGGER` and SELECT on `mysql.*`. What a view calls servers show only to who may also SELECT from it: see `docs/differences.md`.",
             ),
             key(
                 "password",
