@@ -40,6 +40,17 @@ SELECT LOWER(t.table_name) FROM information_schema.tables t \
 JOIN information_schema.engines e ON e.engine = t.engine WHERE COALESCE(e.transactions, 'NO') <> 'YES' \
 AND t.table_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema') ORDER BY 1";
 
+/// What sessions begin with that matters to them, or to how the proxy reads them. Those that move by themselves are
+/// left out; the others' changes are rare.
+const DEFAULTS: &str = "SHOW GLOBAL VARIABLES WHERE variable_name IN (\
+'autocommit', 'character_set_client', 'character_set_results', 'character_set_server', 'collation_connection', \
+'collation_server', 'completion_type', 'default_storage_engine', 'default_week_format', 'div_precision_increment', \
+'explicit_defaults_for_timestamp', 'foreign_key_checks', 'group_concat_max_len', 'init_connect', \
+'innodb_lock_wait_timeout', 'lc_time_names', 'lock_wait_timeout', 'max_execution_time', 'max_join_size', \
+'max_sort_length', 'max_statement_time', 'old_mode', 'optimizer_switch', 'sql_big_selects', 'sql_mode', \
+'sql_safe_updates', 'sql_select_limit', 'time_zone', 'transaction_isolation', 'transaction_read_only', \
+'tx_isolation', 'tx_read_only', 'unique_checks', 'updatable_views_with_limit')";
+
 /// Words in a body that may leave state in the connection, or hide what would.
 const TELLTALES: [&str; 9] = [
     "get_lock",
@@ -57,14 +68,16 @@ const TELLTALES: [&str; 9] = [
 const WRITES: [&str; 10] =
     ["insert", "update", "delete", "replace", "truncate", "call", "load", "create", "alter", "drop"];
 
-/// Reads the catalog in five round trips.
+/// Reads the catalog in six round trips.
 pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let functions = server.query_all(FUNCTIONS).await?;
     let views = server.query_all(VIEWS).await?;
     let triggers = server.query_all(TRIGGERS).await?;
     let references = server.query_all(REFERENCES).await?;
     let irrevocable = server.query_all(IRREVOCABLE).await?;
-    let mut catalog = Catalog { loaded: true, ..Catalog::default() };
+    let defaults = server.query_all(DEFAULTS).await?;
+    let mut catalog =
+        Catalog { loaded: true, role_settings: Some(catalog::version(&[&defaults])), ..Catalog::default() };
     read_functions(&functions, &mut catalog);
     for row in &views {
         let (Some(name), definition) = (text(row, 0), text(row, 1)) else { continue };

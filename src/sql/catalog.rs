@@ -24,8 +24,8 @@ pub struct Catalog {
     /// not built in is then a write.
     pub writing_operators: bool,
     pub event_triggers: EventTriggers,
-    /// A digest of what roles and databases begin sessions with, on the whole server; no part of `version`.
-    /// `None`: it has no such settings, or they may not be read.
+    /// A digest of what sessions begin with on the whole server (PostgreSQL: of the settings of roles and
+    /// databases); no part of `version`. `None`: it has no such settings, or they may not be read.
     pub role_settings: Option<u64>,
 }
 

@@ -98,8 +98,8 @@ pub enum Effect {
     /// Makes or changes something that only a fresh catalog tells from an ordinary table (a sequence, a
     /// view, a function, a new name): until it was read, reads that name tables use the primary.
     Redefines,
-    /// Changes accounts, what they may do or their settings, or MySQL's defaults of a schema, of which connections
-    /// keep a part as it was when they were opened or chose the schema.
+    /// Changes accounts, what they may do or their settings, or MySQL's defaults of a schema or of all sessions, of
+    /// which connections keep a part as it was when they were opened or chose the schema.
     Accounts,
     /// Fails as long as anybody is connected to that database: PostgreSQL's DROP DATABASE and its like.
     NeedsAlone {

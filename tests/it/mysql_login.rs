@@ -42,6 +42,7 @@ both_makes!(
     who_becomes_another_user_without_a_proof_is_asked_for_one,
     what_init_connect_sets_is_set_for_every_session,
     what_servers_begin_sessions_with_hides_nothing_of_the_catalog,
+    sessions_begin_with_what_was_set_for_all_since,
 );
 
 /// What MySQL stores of `sha2-pw`, with a salt of twenty letters.
@@ -648,5 +649,53 @@ async fn where_servers_do_not_heed_what_character_set_a_login_asks_for_the_proxy
                 );
             }
         }
+    }
+}
+
+/// A session's settings in the test below, asked of one node.
+fn begins(address: &str) -> String {
+    format!("/* pointsman: node={address} */ SELECT CONCAT(@@autocommit + 0, ' ', @@max_sort_length)")
+}
+
+async fn sessions_begin_with_what_was_set_for_all_since(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+    let primary = cluster.node(0);
+    let on_primary = begins(&cluster.addresses()[0]);
+    if make == Make::MariaDb {
+        primary.sql("", &format!("GRANT SUPER ON *.* TO {}", APP.name)).expect("it is granted");
+        cluster.wait_until_caught_up(0).expect("replicas follow");
+    }
+    for (refresh, past_the_proxy) in [("1h", false), ("200ms", true)] {
+        let settings = ["cluster.pool.size = 1", &format!("cluster.monitor.catalog_refresh = '{refresh}'")];
+        primary.sql("", "SET GLOBAL autocommit = 1, GLOBAL max_sort_length = 1024").expect("it is legal");
+        let proxy = mysql::proxy(&cluster, &settings).await;
+        let mut admin = Session::open(proxy.port(), APP, &schema).await;
+        assert_eq!(admin.value(&on_primary).await, "1 1024");
+        let read = || primary.statements().matches("FROM information_schema.triggers").count();
+        let before = read();
+        if past_the_proxy {
+            eventually("the catalog was read once and more", async || read() > before + 1).await;
+        }
+
+        let change = "SET GLOBAL autocommit = 0, GLOBAL max_sort_length = 64";
+        match past_the_proxy {
+            true => drop(primary.sql("", change).expect("it is legal")),
+            false => drop(admin.run(change).await),
+        }
+
+        let open = || Session::open(proxy.port(), APP, &schema);
+        match past_the_proxy {
+            true => {
+                let has_it = async || open().await.value(&on_primary).await == "0 64";
+                eventually("sessions begin with it", has_it).await;
+            }
+            false => assert_eq!(open().await.value(&on_primary).await, "0 64"),
+        }
+        let mut session = open().await;
+        session.run("INSERT INTO t VALUES (1)").await;
+        drop(session);
+        let rows = primary.sql(&schema, "SELECT COUNT(*) FROM t").expect("it answers");
+        assert_eq!(rows.trim(), "0", "it was not committed, past the proxy: {past_the_proxy}");
     }
 }

@@ -63,7 +63,9 @@ pub(super) fn set(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         () if phrase.is_any(1, &["session", "local"]) && phrase.is(2, "transaction") => {
             set_transaction(phrase, 3, Some("SESSION"))
         }
-        () if phrase.is(1, "global") && phrase.is(2, "transaction") => Verdict::write(Reason::Command),
+        () if phrase.is(1, "global") && phrase.is(2, "transaction") => {
+            Verdict::write(Reason::Command).with(Effect::Accounts)
+        }
         () if phrase.is(1, "role") => role(phrase),
         () => assignments(phrase, cx),
     }
@@ -154,7 +156,10 @@ fn assignments(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         };
         match outcome {
             Some(Outcome::Carried(effect)) => verdict.effect(effect),
-            Some(Outcome::Server) => verdict.raise(Reason::Command),
+            Some(Outcome::Server) => {
+                verdict.raise(Reason::Command);
+                verdict.effect(Effect::Accounts);
+            }
             Some(Outcome::Variable) => {
                 verdict.raise(Reason::State);
                 verdict.effect(assigns(item.raw(0)));

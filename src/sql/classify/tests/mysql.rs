@@ -247,6 +247,9 @@ fn changes_of_accounts_are_told_from_other_definitions() {
     for (text, effects) in [
         ("GRANT SELECT ON *.* TO x", &[Effect::Accounts][..]),
         ("REVOKE admin FROM x", &[Effect::Accounts]),
+        ("SET GLOBAL sql_mode = ''", &[Effect::Accounts]),
+        ("SET @@PERSIST.autocommit = 0", &[Effect::Accounts]),
+        ("SET GLOBAL TRANSACTION READ ONLY", &[Effect::Accounts]),
         ("ALTER USER x ACCOUNT LOCK", &[Effect::Accounts]),
         ("DROP ROLE x", &[Effect::Accounts]),
         ("RENAME USER x TO y", &[Effect::Accounts]),
