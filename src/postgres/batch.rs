@@ -47,12 +47,30 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Whether the portal of the Bind at `index` is described right behind it: the client is told what it gets.
-    /// `data`: the batch's bytes.
-    pub fn describes_what_is_bound(&self, index: usize, data: &[u8]) -> bool {
+    /// Whether a client takes the Bind at `index` for a result of any shape: it has its portal described right
+    /// behind it, and does not say a format for each column that it knows of. `data`: the batch's bytes.
+    pub fn takes_any_shape(&self, index: usize, data: &[u8]) -> bool {
         let next = self.messages.get(index + 1);
         next.is_some_and(|next| next.tag == b'D' && data.get(next.at + HEADER) == Some(&b'P'))
+            && self.messages.get(index).is_some_and(|bind| {
+                result_formats(body(data, bind.at, bind.length)).is_some_and(|formats| formats <= 1)
+            })
     }
+}
+
+/// How many formats of result columns a Bind names; one is for all.
+fn result_formats(bind: &[u8]) -> Option<u16> {
+    let (_, rest) = frame::split_cstring(bind)?;
+    let (_, rest) = frame::split_cstring(rest)?;
+    let (formats, rest) = rest.split_first_chunk()?;
+    let (values, mut rest) =
+        rest.get(2 * usize::from(u16::from_be_bytes(*formats))..)?.split_first_chunk()?;
+    for _ in 0..u16::from_be_bytes(*values) {
+        let (length, behind) = rest.split_first_chunk()?;
+        // Of NULL it is -1, and nothing follows.
+        rest = behind.get(usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0)..)?;
+    }
+    rest.first_chunk().map(|formats| u16::from_be_bytes(*formats))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

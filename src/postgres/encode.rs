@@ -304,10 +304,7 @@ impl BatchWriter<'_> {
                 self.copy(message);
                 self.expect_plain(message);
             }
-            Subject::Named(statement) => {
-                let described = batch.describes_what_is_bound(index, self.data);
-                self.named(message, described, statement, frontend);
-            }
+            Subject::Named(statement) => self.named((index, message), statement, batch, frontend),
             Subject::CloseNamed => {
                 self.expect.push_back(Expect::Inject { bytes: frame::CLOSE_COMPLETE, named: true });
             }
@@ -348,9 +345,14 @@ impl BatchWriter<'_> {
         self.server.unnamed = self.planned(key);
     }
 
-    /// Parse, Bind or Describe of a named statement: by the name it has on this server. `described`: what is bound
-    /// is described anew.
-    fn named(&mut self, message: &Message, described: bool, statement: &Statement, frontend: &Frontend) {
+    /// Parse, Bind or Describe of a named statement: by the name it has on this server.
+    fn named(
+        &mut self,
+        (index, message): (usize, &Message),
+        statement: &Statement,
+        batch: &Batch,
+        frontend: &Frontend,
+    ) {
         let data = self.data;
         let body = &data[body_at(message)..message.at + message.length];
         let key = statement.key ^ u128::from(self.plan_key);
@@ -372,7 +374,10 @@ impl BatchWriter<'_> {
             }
         };
         match message.tag {
-            b'B' if !self.failed && !described && self.is_out_of_shape(body, key, frontend) => {
+            b'B' if !self.failed
+                && self.is_out_of_shape(body, key, frontend)
+                && !batch.takes_any_shape(index, data) =>
+            {
                 self.fail_shape();
             }
             b'B' => {

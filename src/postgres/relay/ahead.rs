@@ -77,7 +77,7 @@ impl Relay<'_> {
         }
         let name = self.frontend.bound_name(message)?;
         self.frontend.statements.told(name)?;
-        if batch.describes_what_is_bound(index, self.frontend.inbox.data()) {
+        if batch.takes_any_shape(index, self.frontend.inbox.data()) {
             return None;
         }
         Some((key, statement.clone()))

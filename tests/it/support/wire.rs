@@ -79,6 +79,15 @@ impl Batch {
         self.message(b'B', &body)
     }
 
+    /// Binds nothing, and wants each of so many columns as text.
+    pub fn bind_for_columns(self, portal: &str, statement: &str, columns: u16) -> Self {
+        let mut body = zero_ended(&[portal, statement]);
+        body.put_i32(0);
+        body.put_u16(columns);
+        (0..columns).for_each(|_| body.put_i16(0));
+        self.message(b'B', &body)
+    }
+
     /// Binds one `int4` in binary, as drivers do that were told the parameter's type.
     pub fn bind_int4(self, portal: &str, statement: &str, value: i32) -> Self {
         let mut body = zero_ended(&[portal, statement]);
