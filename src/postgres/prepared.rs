@@ -404,6 +404,12 @@ impl ServerStatements {
         self.shared.get(&key)?.shape
     }
 
+    /// Whether its shape is known, and no definition has come since it was prepared.
+    pub fn has_current_shape(&self, key: u128) -> bool {
+        let current = |entry: &Shared| entry.definitions >= self.definitions + self.own_definitions;
+        self.shared.get(&key).is_some_and(|entry| entry.shape.is_some() && current(entry))
+    }
+
     pub fn set_shape(&mut self, key: u128, shape: Shape) {
         if let Some(entry) = self.shared.get_mut(&key) {
             entry.shape = Some(shape);

@@ -107,6 +107,7 @@ impl<'a> Relay<'a> {
             return Err(unsent());
         }
         self.frontend.statements.begin_attempt();
+        self.backend.statements.know_definitions(self.frontend.definitions());
         // What is rare is boxed: the future of every statement stays small.
         if self.has_settings_to_bring(request) {
             Box::pin(self.bring_settings()).await?;

@@ -67,16 +67,20 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// The key of a statement whose shape the client was told and that is new to this server.
+    /// The key of a statement whose shape the client was told and that is new to this server, or was prepared
+    /// there as another one before definitions that may have made it the same.
     fn unknown_shape(&self, batch: &Batch, index: usize) -> Option<(u128, Arc<Statement>)> {
         let message = &batch.messages[index];
         let Subject::Named(statement) = &message.subject else { return None };
         let key = statement.key ^ u128::from(self.frontend.carried.now().plan_key());
-        if self.backend.statements.shape(key).is_some() {
+        if self.backend.statements.has_current_shape(key) {
             return None;
         }
         let name = self.frontend.bound_name(message)?;
-        self.frontend.statements.told(name)?;
+        let told = self.frontend.statements.told(name)?;
+        if self.backend.statements.shape(key) == Some(told) {
+            return None;
+        }
         if batch.takes_any_shape(index, self.frontend.inbox.data()) {
             return None;
         }
@@ -93,6 +97,9 @@ impl Relay<'_> {
         for index in 0..request.wire.messages.len() {
             if let Some((key, statement)) = self.unknown_shape(&request.wire, index) {
                 self.bring_settings_now().await?;
+                if self.backend.statements.is_outdated(key) {
+                    self.backend.retire(key);
+                }
                 let shape = self.backend.describe(key, &statement).await.map_err(stale_refusal)?;
                 self.backend.statements.set_shape(key, shape);
             }

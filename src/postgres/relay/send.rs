@@ -87,7 +87,6 @@ impl Relay<'_> {
             }
             return Ok(false);
         }
-        backend.statements.know_definitions(self.frontend.definitions());
         let mut writer = BatchWriter {
             server: &mut backend.statements,
             expect: &mut backend.expect,
