@@ -4,6 +4,8 @@
 //! left it in a state, is decided here.
 
 mod held;
+mod idle;
+mod opening;
 mod pools;
 mod refusals;
 mod share;
@@ -22,8 +24,9 @@ use std::{
 use arc_swap::ArcSwap;
 use deadpool::managed::{self, Metrics, Object, RecycleResult};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio::sync::Notify;
 
+use self::idle::{Idle, Pooled};
 pub use self::{
     held::Held,
     pools::{NodeKey, Pools, Shares},
@@ -31,16 +34,11 @@ pub use self::{
     share::NodeShare,
 };
 use crate::{
-    protocol::{Backend, ConnectFault, Identity, Protocol},
-    runtime,
-    session::cancel::{Call, CancelTarget, Entry},
+    protocol::{ConnectFault, Identity, Protocol},
+    session::cancel::{Call, Entry},
     standing::Standing,
     topology::Role,
 };
-
-/// Shares of its lifetime by which a connection's end is spread, so that connections opened
-/// together do not end together.
-const LIFETIME_JITTER: f64 = 0.2;
 
 /// How long a connection serves the waiters of its own pool alone, where another pool of the node waits
 /// for a share of the connections: long enough that opening another one is cheap beside it.
@@ -116,7 +114,7 @@ impl CheckoutFault {
 pub struct NodePool<P: Protocol> {
     pub share: Arc<NodeShare>,
     places: managed::Pool<Places>,
-    idle: Vec<Shelf<P>>,
+    idle: Idle<P>,
     identity: Arc<ArcSwap<Identity<P>>>,
     link: Arc<ArcSwap<P::Link>>,
     role: Role,
@@ -137,30 +135,10 @@ pub struct NodePool<P: Protocol> {
     pub standing: Standing,
 }
 
-/// One worker's idle connections, the one used last on top. On a cache line of its own.
-#[repr(align(128))]
-struct Shelf<P: Protocol>(Mutex<Vec<Box<Pooled<P>>>>);
-
-impl<P: Protocol> Shelf<P> {
-    /// The connection used last among those that are wanted.
-    fn take(&self, wanted: impl Fn(&Pooled<P>) -> bool) -> Option<Box<Pooled<P>>> {
-        let mut shelf = self.0.lock();
-        let at = shelf.iter().rposition(|pooled| wanted(pooled))?;
-        Some(shelf.remove(at))
-    }
-}
-
 /// What came to whoever waited.
 enum Ready<P: Protocol> {
     Place(Object<Places>),
     /// With its place.
-    Connection(Box<Pooled<P>>),
-}
-
-/// What came to whoever had no room for a new connection.
-enum Room<P: Protocol> {
-    Share(OwnedSemaphorePermit),
-    /// Without a place.
     Connection(Box<Pooled<P>>),
 }
 
@@ -186,34 +164,6 @@ impl managed::Manager for Places {
 /// The other pools of the same node, which may have to give up an idle connection.
 type Siblings<P> = Arc<Mutex<Vec<std::sync::Weak<NodePool<P>>>>>;
 
-/// A server connection and its share of the node's.
-struct Pooled<P: Protocol> {
-    backend: P::Backend,
-    /// What a cancel request needs to know.
-    target: Arc<CancelTarget>,
-    expires: Option<Instant>,
-    opened: Instant,
-    /// It is known to be to the server that probes measure.
-    vouched: bool,
-    idle_since: Instant,
-    _share: OwnedSemaphorePermit,
-    /// Of an idle connection that can be taken without asking deadpool. The last field: the
-    /// connection goes before its place does, so that there are never more than places.
-    place: Option<Object<Places>>,
-}
-
-impl<P: Protocol> Pooled<P> {
-    /// A look at flags: whatever needs a round trip was done when the connection came back.
-    fn is_usable(&mut self, now: Instant) -> bool {
-        !self.is_expired(now) && self.backend.is_fresh()
-    }
-
-    /// Its lifetime is over.
-    fn is_expired(&self, now: Instant) -> bool {
-        self.expires.is_some_and(|expires| now >= expires)
-    }
-}
-
 impl<P: Protocol> NodePool<P> {
     fn new(
         share: Arc<NodeShare>,
@@ -229,12 +179,10 @@ impl<P: Protocol> NodePool<P> {
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .expect("a runtime is named, which is all that building asks for");
-        // One more for the control plane's thread.
-        let idle = (0..=shared.workers).map(|_| Shelf(Mutex::new(Vec::new()))).collect();
         Self {
             share,
             places,
-            idle,
+            idle: Idle::for_workers(shared.workers),
             identity,
             link,
             role,
@@ -252,7 +200,7 @@ impl<P: Protocol> NodePool<P> {
 
     /// An idle connection that nobody has to be asked for.
     fn take_at_once(&self, now: Instant) -> Option<Box<Pooled<P>>> {
-        self.take_idle(now, |pooled| pooled.place.is_some())
+        self.idle.take(now, |pooled| pooled.place.is_some())
     }
 
     /// Takes a connection, or waits for one in the order of asking. It holds its place.
@@ -265,7 +213,7 @@ impl<P: Protocol> NodePool<P> {
                 Ready::Place(place) => place,
             };
             let mut pooled = loop {
-                if let Some(pooled) = self.take_idle(Instant::now(), |_| true) {
+                if let Some(pooled) = self.idle.take(Instant::now(), |_| true) {
                     break pooled;
                 }
                 match self.open().await {
@@ -289,7 +237,7 @@ impl<P: Protocol> NodePool<P> {
     async fn sit_out(&self) -> Option<Box<Pooled<P>>> {
         let _wanting = Count::up(&self.wanting);
         let returned = self.returned.notified();
-        if let Some(pooled) = self.take_idle(Instant::now(), |_| true) {
+        if let Some(pooled) = self.idle.take(Instant::now(), |_| true) {
             return Some(pooled);
         }
         self.ask_back();
@@ -317,105 +265,8 @@ impl<P: Protocol> NodePool<P> {
         place.map(Ready::Place).map_err(|_| CheckoutFault::Closed)
     }
 
-    /// The idle connection used last that may still be used and is wanted: this worker's first.
-    fn take_idle(&self, now: Instant, wanted: impl Fn(&Pooled<P>) -> bool) -> Option<Box<Pooled<P>>> {
-        let count = self.idle.len();
-        let here = runtime::worker().min(count - 1);
-        for turn in 0..count {
-            let shelf = &self.idle[(here + turn) % count];
-            while let Some(mut pooled) = shelf.take(&wanted) {
-                if pooled.is_usable(now) && pooled.backend.adopt().is_ok() {
-                    return Some(pooled);
-                }
-            }
-        }
-        None
-    }
-
     pub fn role(&self) -> Role {
         self.role
-    }
-
-    /// A new connection, or one that came back while there was no room for a new one.
-    async fn open(&self) -> Result<Box<Pooled<P>>, CheckoutFault> {
-        match self.room().await {
-            Room::Share(share) => self.open_with(share).await,
-            Room::Connection(pooled) => Ok(pooled),
-        }
-    }
-
-    async fn open_with(&self, share: OwnedSemaphorePermit) -> Result<Box<Pooled<P>>, CheckoutFault> {
-        let identity = self.identity.load_full();
-        let link = self.link.load_full();
-        let refusals = &self.share.refusals;
-        refusals.may_ask(Instant::now()).map_err(CheckoutFault::Paused)?;
-        let connected = P::Backend::connect(&self.share.address, &link, &identity, self.role).await;
-        match &connected {
-            // Who is refused by name and password was let in so far.
-            Ok(_) | Err(ConnectFault::Refused { .. }) => refusals.forget(),
-            Err(ConnectFault::Unreachable(_) | ConnectFault::NotReady) => {
-                refusals.add(false, Instant::now());
-            }
-            Err(ConnectFault::TooMany) => {
-                refusals.add(true, Instant::now());
-                // A place on the server is worth more to who waits than to who may come back.
-                self.relieve_siblings();
-            }
-        }
-        let backend = connected?;
-        let target = CancelTarget { address: self.share.address.clone(), key: backend.cancel_key() };
-        let now = Instant::now();
-        let expires = self
-            .limits
-            .max_lifetime
-            .map(|life| now + life.mul_f64(1.0 - LIFETIME_JITTER * rand::random::<f64>()));
-        Ok(Box::new(Pooled {
-            backend,
-            target: Arc::new(target),
-            expires,
-            opened: now,
-            vouched: false,
-            idle_since: now,
-            _share: share,
-            place: None,
-        }))
-    }
-
-    /// Closes an idle connection of another pool of the node, or asks for one that is kept softly: the same
-    /// user's first, who may have a limit of its own.
-    fn relieve_siblings(&self) {
-        let mut siblings: Vec<_> = self.siblings.lock().iter().filter_map(std::sync::Weak::upgrade).collect();
-        let user = self.identity.load().user.clone();
-        siblings.sort_by_key(|sibling| sibling.identity.load().user != user);
-        for sibling in siblings {
-            if sibling.give_up_idle() || sibling.ask_back() {
-                break;
-            }
-        }
-    }
-
-    /// A share of the node's connections: a free one, or that of another pool's idle connection. Or a connection
-    /// of this pool, whichever comes first.
-    async fn room(&self) -> Room<P> {
-        if let Some(permit) = self.share.try_permit() {
-            return Room::Share(permit);
-        }
-        // From here on another pool that gets one back gives it up, and this one hands it on.
-        let _starving = (self.share.starve(), Count::up(&self.starving));
-        let _wanting = Count::up(&self.wanting);
-        self.relieve_siblings();
-        // Whoever gives one back first; the caller's deadline bounds the wait.
-        let mut permit = std::pin::pin!(self.share.permit());
-        loop {
-            let returned = self.returned.notified();
-            if let Some(pooled) = self.take_idle(Instant::now(), |_| true) {
-                return Room::Connection(pooled);
-            }
-            tokio::select! {
-                permit = &mut permit => return Room::Share(permit),
-                () = returned => {}
-            }
-        }
     }
 
     fn put_back(&self, mut pooled: Box<Pooled<P>>, now: Instant) {
@@ -423,7 +274,6 @@ impl<P: Protocol> NodePool<P> {
             return;
         }
         pooled.idle_since = now;
-        let here = &self.idle[runtime::worker().min(self.idle.len() - 1)];
         if self.is_waited_for() {
             let others = self.share.is_starved_beyond(self.starving.load(Ordering::SeqCst));
             if others && now.duration_since(pooled.opened) >= TURN {
@@ -431,17 +281,16 @@ impl<P: Protocol> NodePool<P> {
                 return;
             }
             let place = pooled.place.take();
-            here.0.lock().push(pooled);
+            self.idle.put(pooled);
             self.hand_on(place);
             return;
         }
-        here.0.lock().push(pooled);
+        self.idle.put(pooled);
         // Who began to wait meanwhile may have looked before it lay there.
         if self.is_waited_for() {
-            let place = here.0.lock().iter_mut().find_map(|pooled| pooled.place.take());
-            self.hand_on(place);
+            self.hand_on(self.idle.take_place());
         } else if self.share.is_starved() {
-            self.give_up_idle();
+            self.idle.close_one();
         }
     }
 
@@ -485,39 +334,12 @@ impl<P: Protocol> NodePool<P> {
         self.wanting.load(Ordering::Relaxed) > 0 || self.share.is_exhausted()
     }
 
-    /// Closes one idle connection for another pool's sake.
-    fn give_up_idle(&self) -> bool {
-        self.idle.iter().any(|shelf| {
-            let mut shelf = shelf.0.lock();
-            !shelf.is_empty() && {
-                drop(shelf.remove(0));
-                true
-            }
-        })
-    }
-
-    fn idle_count(&self) -> usize {
-        self.idle.iter().map(|shelf| shelf.0.lock().len()).sum()
-    }
-
     /// Closes idle connections at the end of their lifetime, and those that were idle for too long,
     /// but for `min_idle`.
     pub fn reap(&self, now: Instant) {
-        for shelf in &self.idle {
-            let expired: Vec<_> = shelf.0.lock().extract_if(.., |pooled| pooled.is_expired(now)).collect();
-            // Closed outside of the lock.
-            drop(expired);
-        }
-        let Some(timeout) = self.limits.idle_timeout else { return };
-        let mut spare = self.idle_count().saturating_sub(self.limits.min_idle);
-        for shelf in &self.idle {
-            let mut shelf = shelf.0.lock();
-            // The ones idle for longest lie at the bottom.
-            let old =
-                shelf.iter().take_while(|pooled| now.duration_since(pooled.idle_since) >= timeout).count();
-            let closed: Vec<_> = shelf.drain(..old.min(spare)).collect();
-            drop(shelf);
-            spare -= closed.len();
+        self.idle.close_expired(now);
+        if let Some(timeout) = self.limits.idle_timeout {
+            self.idle.close_old(now, timeout, self.limits.min_idle);
         }
     }
 
@@ -540,25 +362,13 @@ impl<P: Protocol> NodePool<P> {
 
     /// Process number and idle time of every idle connection.
     pub fn idle_connections(&self, now: Instant) -> Vec<(u32, Duration)> {
-        let mut idle = Vec::new();
-        for shelf in &self.idle {
-            let shelf = shelf.0.lock();
-            idle.extend(
-                shelf.iter().map(|pooled| (pooled.target.key.process, now.duration_since(pooled.idle_since))),
-            );
-        }
-        idle
+        self.idle.ages(now)
     }
 
     pub fn status(&self) -> Status {
         let places = self.places.status();
         let waiters = self.waiters.load(Ordering::Relaxed);
-        let (mut idle, mut kept) = (0, 0);
-        for shelf in &self.idle {
-            let shelf = shelf.0.lock();
-            idle += shelf.len();
-            kept += shelf.iter().filter(|pooled| pooled.place.is_some()).count();
-        }
+        let (idle, kept) = self.idle.count();
         // What is taken or put back meanwhile may be counted twice.
         let in_use = (places.size - places.available).saturating_sub(kept);
         Status { idle, in_use, waiters }
@@ -568,10 +378,7 @@ impl<P: Protocol> NodePool<P> {
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
         self.places.close();
-        for shelf in &self.idle {
-            let idle = std::mem::take(&mut *shelf.0.lock());
-            drop(idle);
-        }
+        self.idle.close_all();
     }
 }
 
