@@ -264,7 +264,7 @@ pub static TABLES: &[Table] = &[
                 "catalog_refresh",
                 Default("\"10s\""),
                 "duration, zero: off",
-                "How often functions, relations and roles' settings are read again; also done at once after DDL that passed through.",
+                "How often functions, relations and what sessions begin with (settings of roles and databases, MySQL's global defaults) are read again; also done at once after DDL that passed through.",
             ),
         ],
     },
