@@ -84,6 +84,7 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
         let relation: &mut Relation = catalog.relations.entry(name.into()).or_default();
         read_view(relation, definition.unwrap_or_default(), &catalog.functions);
     }
+    read_views_of_views(&views, &mut catalog.relations);
     for row in &triggers {
         let (Some(name), body) = (text(row, 0), text(row, 1).map(str::to_lowercase)) else { continue };
         let touches = body.is_none_or(|body| tells(&body, &catalog.functions));
@@ -165,6 +166,40 @@ fn read_view(relation: &mut Relation, definition: &str, functions: &Functions) {
     relation.touches |= touches;
 }
 
+/// Whether a read of a view does more than reading.
+fn does_something(view: &Relation) -> bool {
+    view.writes_on_read || view.touches_on_read || !view.calls.is_empty()
+}
+
+/// What the views do that a view reads, it does: until nothing changes.
+fn read_views_of_views(rows: &[Row], relations: &mut HashMap<Box<str>, Relation>) {
+    let definitions: HashMap<&str, String> =
+        rows.iter().filter_map(|row| Some((text(row, 0)?, text(row, 1)?.to_lowercase()))).collect();
+    loop {
+        let mut changed = false;
+        for (name, definition) in &definitions {
+            let others = words(definition).filter(|other| other != name && definitions.contains_key(other));
+            let read: Vec<Relation> = others
+                .filter_map(|other| relations.get(other))
+                .filter(|view| does_something(view))
+                .cloned()
+                .collect();
+            let Some(view) = relations.get_mut(*name).filter(|_| !read.is_empty()) else { continue };
+            let before = view.clone();
+            for other in read {
+                view.writes_on_read |= other.writes_on_read;
+                view.touches_on_read |= other.touches_on_read;
+                view.touches |= other.touches;
+                view.call(&other.calls);
+            }
+            changed |= *view != before;
+        }
+        if !changed {
+            return;
+        }
+    }
+}
+
 /// Names that stand before a parenthesis, as servers show definitions: `` `schema`.`function`(`t`.`x`) ``.
 fn called(definition: &str) -> impl Iterator<Item = &str> {
     let names = definition.match_indices('(').map(|(at, _)| definition[..at].trim_end_matches('`'));
@@ -243,5 +278,27 @@ mod tests {
             assert_eq!(view(definition, &functions), does, "{definition}");
         }
         assert_eq!(view("", &functions[..2]), (false, false, vec![]));
+    }
+
+    #[test]
+    fn a_view_does_what_the_views_do_that_it_reads() {
+        let row = |name: &str, definition: &str| vec![Some(name.to_owned()), Some(definition.to_owned())];
+        let rows = [
+            row("top", "select `s`.`middle`.`x` AS `x` from `s`.`Middle`"),
+            row("middle", "select `s`.`locks`.`x` AS `x` from (`s`.`locks` join `s`.`itself`)"),
+            row("locks", "select get_lock('a',0) AS `x`"),
+            row("itself", "select `s`.`t`.`itself` AS `x` from `s`.`t`"),
+        ];
+        let mut relations = HashMap::new();
+        for row in &rows {
+            let relation = relations.entry(text(row, 0).expect("it has a name").into()).or_default();
+            read_view(relation, text(row, 1).expect("it is shown"), &Functions::default());
+        }
+
+        read_views_of_views(&rows, &mut relations);
+
+        for (name, calls) in [("top", true), ("middle", true), ("locks", true), ("itself", false)] {
+            assert_eq!(relations[name].calls == [Builtin::NamedLock], calls, "{name}");
+        }
     }
 }

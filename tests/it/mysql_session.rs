@@ -1068,14 +1068,18 @@ async fn what_a_new_view_locks_ends_with_its_session(make: Make) {
 async fn what_a_view_locks_ends_with_its_session_whether_its_definition_is_shown_or_not(make: Make) {
     let code = "CREATE FUNCTION takes(name VARCHAR(64)) RETURNS INT NO SQL RETURN GET_LOCK(name, 0);
         CREATE VIEW shown AS SELECT GET_LOCK(CONCAT(DATABASE(), 'shown'), 0) AS locked;
-        CREATE VIEW hidden AS SELECT takes(CONCAT(DATABASE(), 'hidden')) AS locked";
+        CREATE VIEW hidden AS SELECT takes(CONCAT(DATABASE(), 'hidden')) AS locked;
+        CREATE VIEW inner_one AS SELECT GET_LOCK(CONCAT(DATABASE(), 'outer_one'), 0) AS locked;
+        CREATE VIEW outer_one AS SELECT locked FROM inner_one";
     let schema = mysql::create_schema(make.shared(), code);
-    let grant = format!("GRANT SELECT ON {schema}.shown TO {}@'%'", MONITOR.name);
-    make.shared().node(0).sql("", &grant).expect("it is granted");
+    for view in ["shown", "inner_one", "outer_one"] {
+        let grant = format!("GRANT SELECT ON {schema}.{view} TO {}@'%'", MONITOR.name);
+        make.shared().node(0).sql("", &grant).expect("it is granted");
+    }
     make.shared().wait_until_caught_up(0).expect("replicas follow");
     let proxy = mysql::proxy(make.shared(), ONE).await;
 
-    for view in ["shown", "hidden"] {
+    for view in ["shown", "hidden", "outer_one"] {
         let mut user = Session::open(proxy.port(), APP, &schema).await;
         assert_eq!(user.value(&format!("/* pointsman: primary */ SELECT locked FROM {view}")).await, "1");
         drop(user);
