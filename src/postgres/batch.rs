@@ -6,6 +6,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::{
+    bind,
     frame::{self, HEADER},
     prepared::Statement,
 };
@@ -52,25 +53,11 @@ impl Batch {
     pub fn takes_any_shape(&self, index: usize, data: &[u8]) -> bool {
         let next = self.messages.get(index + 1);
         next.is_some_and(|next| next.tag == b'D' && data.get(next.at + HEADER) == Some(&b'P'))
-            && self.messages.get(index).is_some_and(|bind| {
-                result_formats(body(data, bind.at, bind.length)).is_some_and(|formats| formats <= 1)
+            && self.messages.get(index).is_some_and(|message| {
+                let names = bind::names(body(data, message.at, message.length));
+                names.and_then(|(_, _, rest)| bind::result_formats(rest)).is_some_and(|formats| formats <= 1)
             })
     }
-}
-
-/// How many formats of result columns a Bind names; one is for all.
-fn result_formats(bind: &[u8]) -> Option<u16> {
-    let (_, rest) = frame::split_cstring(bind)?;
-    let (_, rest) = frame::split_cstring(rest)?;
-    let (formats, rest) = rest.split_first_chunk()?;
-    let (values, mut rest) =
-        rest.get(2 * usize::from(u16::from_be_bytes(*formats))..)?.split_first_chunk()?;
-    for _ in 0..u16::from_be_bytes(*values) {
-        let (length, behind) = rest.split_first_chunk()?;
-        // Of NULL it is -1, and nothing follows.
-        rest = behind.get(usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0)..)?;
-    }
-    rest.first_chunk().map(|formats| u16::from_be_bytes(*formats))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::{
     batch::{Batch, End, Kind, Message, Subject},
+    bind,
     frame::{self, HEADER},
     frontend::{Frontend, body_at},
     prepared::{self, Origin, Own, Resolved, ServerStatements, Statement},
@@ -382,7 +383,7 @@ impl BatchWriter<'_> {
             }
             b'B' => {
                 self.bind(message, body, number);
-                self.bound = names_in_bind(body).map(|(portal, name)| Bound { portal, name, key });
+                self.bound = bind::names(body).map(|(portal, name, _)| Bound { portal, name, key });
             }
             _ => {
                 let name = frame::split_cstring(&body[1..]).map_or(&body[1..], |(name, _)| name).into();
@@ -394,7 +395,7 @@ impl BatchWriter<'_> {
 
     /// Whether this server would answer a Bind with other columns than the client was told.
     fn is_out_of_shape(&self, body: &[u8], key: u128, frontend: &Frontend) -> bool {
-        let told = names_in_bind(body).and_then(|(_, name)| frontend.statements.told(name));
+        let told = bind::names(body).and_then(|(_, name, _)| frontend.statements.told(name));
         matches!((told, self.server.shape(key)), (Some(told), Some(has)) if told != has)
     }
 
@@ -442,8 +443,7 @@ impl BatchWriter<'_> {
 
     /// A Bind whose end may not have arrived: the length word counts what is still to come.
     fn bind(&mut self, message: &Message, body: &[u8], number: u32) {
-        let (portal, rest) = frame::split_cstring(body).expect("the frontend has found the names");
-        let (_, rest) = frame::split_cstring(rest).expect("the frontend has found the names");
+        let (portal, _, rest) = bind::names(body).expect("the frontend has found the names");
         let start = self.out.len();
         frame::put(self.out, b'B', |out| {
             frame::put_cstring(out, portal);
@@ -468,13 +468,6 @@ impl BatchWriter<'_> {
         self.copy(message);
         self.expect_plain(message);
     }
-}
-
-/// The portal's name and the statement's.
-fn names_in_bind(body: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (portal, rest) = frame::split_cstring(body)?;
-    let (name, _) = frame::split_cstring(rest)?;
-    Some((portal, name))
 }
 
 /// What is due for a request that goes out as it is.

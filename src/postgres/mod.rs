@@ -3,6 +3,7 @@
 mod answer;
 mod backend;
 mod batch;
+mod bind;
 mod catalog;
 mod done;
 mod encode;

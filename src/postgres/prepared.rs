@@ -378,10 +378,15 @@ impl ServerStatements {
         self.own_definitions += 1;
     }
 
+    /// All that was defined so far, as far as this connection shows it.
+    fn defined(&self) -> u64 {
+        self.definitions + self.own_definitions
+    }
+
     /// Whether a statement was prepared before something was defined: to whoever prepares it now it is to be
     /// what it is now.
     pub fn is_outdated(&self, key: u128) -> bool {
-        self.shared.get(&key).is_some_and(|entry| entry.definitions < self.definitions + self.own_definitions)
+        self.shared.get(&key).is_some_and(|entry| entry.definitions < self.defined())
     }
 
     /// Makes room and takes a number for a statement about to be prepared. The second value is
@@ -390,7 +395,7 @@ impl ServerStatements {
         let evicted = if self.shared.len() >= self.capacity { self.evict() } else { None };
         self.clock += 1;
         self.next = self.next.wrapping_add(1);
-        let definitions = self.definitions + self.own_definitions;
+        let definitions = self.defined();
         self.shared.insert(key, Shared { number: self.next, used: self.clock, definitions, shape: None });
         (self.next, evicted)
     }
@@ -406,8 +411,8 @@ impl ServerStatements {
 
     /// Whether its shape is known, and no definition has come since it was prepared.
     pub fn has_current_shape(&self, key: u128) -> bool {
-        let current = |entry: &Shared| entry.definitions >= self.definitions + self.own_definitions;
-        self.shared.get(&key).is_some_and(|entry| entry.shape.is_some() && current(entry))
+        let current = |entry: &Shared| entry.shape.is_some() && entry.definitions >= self.defined();
+        self.shared.get(&key).is_some_and(current)
     }
 
     pub fn set_shape(&mut self, key: u128, shape: Shape) {

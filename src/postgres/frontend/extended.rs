@@ -6,7 +6,7 @@ use super::{Frontend, named_in};
 use crate::{
     postgres::{
         batch::{self, Batch, Message, Subject},
-        frame,
+        bind, frame,
         prepared::{Resolved, Statement},
         unit::Unit,
     },
@@ -113,9 +113,7 @@ impl Frontend {
     }
 
     fn bind(&mut self, body: &[u8], unit: &mut Unit) -> Subject {
-        let names = frame::split_cstring(body)
-            .and_then(|(portal, rest)| frame::split_cstring(rest).map(|(name, rest)| (portal, name, rest)));
-        let Some((portal, name, values)) = names else {
+        let Some((portal, name, values)) = bind::names(body) else {
             unit.add_unknown();
             return Subject::Plain;
         };
@@ -147,7 +145,7 @@ impl Frontend {
         };
         unit.call(&intent);
         // Values for a statement that has no place for any are the server's to complain of.
-        unit.bound_text = text.filter(|_| is_own || !has_values(values));
+        unit.bound_text = text.filter(|_| is_own || !bind::has_values(values));
         unit.add(&self.resolved(&intent, unit), false);
         self.portals.retain(|(other, _)| **other != *portal);
         if self.portals.len() < MAX_PORTALS {
@@ -170,7 +168,7 @@ impl Frontend {
         if !matches!(&intent.effects[..], [effect] if may_set(effect)) {
             return None;
         }
-        let values = bound_values(values).filter(|values| !values.is_empty())?;
+        let values = bind::values(values).filter(|values| !values.is_empty())?;
         let command = bound_set_config(text.as_bytes(), self.modes, &values)?;
         Some(Arc::new(Intent::of_proxy(command)))
     }
@@ -243,39 +241,8 @@ impl Frontend {
             return None;
         }
         let body = batch::body(self.inbox.data(), message.at, message.length);
-        let (_, rest) = frame::split_cstring(body)?;
-        frame::split_cstring(rest).map(|(name, _)| name)
+        bind::names(body).map(|(_, name, _)| name)
     }
-}
-
-/// How many values a Bind brings, and what follows that number; `bind` is the message from behind its names
-/// on.
-fn values_of(bind: &[u8]) -> Option<(u16, &[u8])> {
-    let formats = usize::from(u16::from_be_bytes(*bind.first_chunk()?));
-    let (count, values) = bind.get(2 + 2 * formats..)?.split_first_chunk()?;
-    Some((u16::from_be_bytes(*count), values))
-}
-
-fn has_values(bind: &[u8]) -> bool {
-    values_of(bind).is_some_and(|(count, _)| count > 0)
-}
-
-/// The values of a Bind; `None` among them is NULL.
-fn bound_values(bind: &[u8]) -> Option<Vec<Option<&[u8]>>> {
-    let (count, mut rest) = values_of(bind)?;
-    let mut values = Vec::new();
-    for _ in 0..count {
-        let (length, behind) = rest.split_first_chunk()?;
-        rest = behind;
-        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
-            values.push(None);
-            continue;
-        };
-        let (value, behind) = rest.split_at_checked(length)?;
-        values.push(Some(value));
-        rest = behind;
-    }
-    Some(values)
 }
 
 /// A statement that a server describes as the proxy describes its own answer to a question, which is asked
