@@ -265,7 +265,7 @@ impl<P: Protocol> Cluster<P> {
 
     /// Those in use end when they come back.
     fn replace_connections(&self, address: &Arc<str>) {
-        tracing::debug!(cluster = %self.name, node = %address, "accounts were changed: its connections are replaced");
+        tracing::debug!(cluster = %self.name, node = %address, "accounts or defaults were changed: its connections are replaced");
         for (_, pools) in self.all_pools() {
             pools.replace(|other, _| other == &**address);
         }

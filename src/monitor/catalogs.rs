@@ -83,11 +83,11 @@ struct Told {
     address: Arc<str>,
     /// `false`: a replica beside a primary, which may have newer ones.
     is_newest: bool,
-    role_settings: Option<u64>,
+    session_defaults: Option<u64>,
 }
 
-/// What roles and databases begin sessions with, as a catalog told last; since when it is known.
-struct RoleSettings {
+/// What sessions begin with, as a catalog told last; since when it is known.
+struct SessionDefaults {
     digest: u64,
     since: Instant,
 }
@@ -114,13 +114,13 @@ impl Reading {
 pub(super) async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let mut known: HashMap<Arc<str>, Reading> = HashMap::new();
     let mut running = FuturesUnordered::new();
-    let mut role_settings: Option<RoleSettings> = None;
+    let mut session_defaults: Option<SessionDefaults> = None;
     let mut tick = tokio::time::interval(SPACING);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             Some(ended) = running.next(), if !running.is_empty() => {
-                note_role_settings(&cluster, &mut role_settings, &ended);
+                note_session_defaults(&cluster, &mut session_defaults, &ended);
                 note(&cluster, &mut known, ended);
                 continue;
             }
@@ -171,8 +171,8 @@ async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<(
     match tokio::time::timeout_at(deadline, backend.catalog()).await {
         Ok(read) => {
             let catalog = read?;
-            let (address, role_settings) = (node.address.clone(), catalog.role_settings);
-            Ok((catalog, Told { address, is_newest, role_settings }))
+            let (address, session_defaults) = (node.address.clone(), catalog.session_defaults);
+            Ok((catalog, Told { address, is_newest, session_defaults }))
         }
         Err(_) => {
             cancel(cluster, &node.address, &identity, &backend).await;
@@ -228,8 +228,14 @@ impl From<Fault> for Unread {
 
 /// What was set past the proxy counts for connections that are opened from then on: as what passes
 /// through, it is to count for all.
-fn note_role_settings<P: Protocol>(cluster: &Cluster<P>, known: &mut Option<RoleSettings>, ended: &Ended) {
-    let Ok(told @ Told { is_newest: true, role_settings: Some(digest), .. }) = &ended.result else { return };
+fn note_session_defaults<P: Protocol>(
+    cluster: &Cluster<P>,
+    known: &mut Option<SessionDefaults>,
+    ended: &Ended,
+) {
+    let Ok(told @ Told { is_newest: true, session_defaults: Some(digest), .. }) = &ended.result else {
+        return;
+    };
     match known {
         // Another database's catalog was read meanwhile, and may show what is newer.
         Some(known) if known.digest == *digest || ended.begun < known.since => return,
@@ -241,7 +247,7 @@ fn note_role_settings<P: Protocol>(cluster: &Cluster<P>, known: &mut Option<Role
         }
         None => {}
     }
-    *known = Some(RoleSettings { digest: *digest, since: Instant::now() });
+    *known = Some(SessionDefaults { digest: *digest, since: Instant::now() });
 }
 
 fn note<P: Protocol>(cluster: &Cluster<P>, known: &mut HashMap<Arc<str>, Reading>, ended: Ended) {

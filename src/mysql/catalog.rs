@@ -76,8 +76,11 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let references = server.query_all(REFERENCES).await?;
     let irrevocable = server.query_all(IRREVOCABLE).await?;
     let defaults = server.query_all(DEFAULTS).await?;
-    let mut catalog =
-        Catalog { loaded: true, role_settings: Some(catalog::version(&[&defaults])), ..Catalog::default() };
+    let mut catalog = Catalog {
+        loaded: true,
+        session_defaults: Some(catalog::version(&[&defaults])),
+        ..Catalog::default()
+    };
     read_functions(&functions, &mut catalog);
     for row in &views {
         let (Some(name), definition) = (text(row, 0), text(row, 1)) else { continue };

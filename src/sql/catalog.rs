@@ -26,7 +26,7 @@ pub struct Catalog {
     pub event_triggers: EventTriggers,
     /// A digest of what sessions begin with on the whole server (PostgreSQL: of the settings of roles and
     /// databases); no part of `version`. `None`: it has no such settings, or they may not be read.
-    pub role_settings: Option<u64>,
+    pub session_defaults: Option<u64>,
 }
 
 /// What the triggers do that changes of definitions set off.

@@ -40,7 +40,7 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     }
     catalog.writing_operators = database.first().is_some_and(|row| is_true(row, 0));
     catalog.version = catalog::version(&[&functions, &relations, &builtins, &relatives, &database]);
-    catalog.role_settings = role_settings;
+    catalog.session_defaults = role_settings;
     Ok(catalog)
 }
 
