@@ -55,12 +55,14 @@ pub struct Frontend {
     amid_unit: bool,
     /// The search_path names the temporary schema, or may.
     pub(super) makes_temporary: bool,
+    /// The search_path that the session began with does.
+    pub(super) begins_temporary: bool,
 }
 
 const SEARCH_PATH: &str = "search_path";
 
 /// Whether a search_path has the temporary schema in it.
-fn names_temporary(path: &str) -> bool {
+pub(super) fn names_temporary(path: &str) -> bool {
     path.to_ascii_lowercase().contains("pg_temp")
 }
 
@@ -96,6 +98,7 @@ impl Frontend {
             unseen_names: false,
             amid_unit: false,
             makes_temporary: false,
+            begins_temporary: false,
         }
     }
 
@@ -242,12 +245,12 @@ impl Frontend {
         if !intent.effects.is_empty() || self.makes_temporary {
             // SET LOCAL is not carried.
             let is_local = self.makes_temporary && outcome.transaction != Transaction::Idle;
-            self.makes_temporary = is_local || self.carries_temporary_path();
+            self.makes_temporary = is_local || self.has_temporary_path();
         }
     }
 
-    pub(super) fn carries_temporary_path(&self) -> bool {
-        self.carried.now().get(SEARCH_PATH).is_some_and(names_temporary)
+    pub(super) fn has_temporary_path(&self) -> bool {
+        self.carried.now().get(SEARCH_PATH).map_or(self.begins_temporary, names_temporary)
     }
 
     fn learn_carried(&mut self, intent: &Intent, outcome: Outcome, done: &Done) {

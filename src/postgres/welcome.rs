@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{
     backend::Backend,
     frame,
-    frontend::Frontend,
+    frontend::{Frontend, names_temporary},
     parameters::{self, Parameters, Told},
     refusal,
     settings::{self, Carried, Settings, quote_literal},
@@ -38,6 +38,8 @@ pub struct StartupRequest {
 pub struct Greeting {
     pub parameters: Arc<Parameters>,
     pub defaults: TransactionModes,
+    /// The temporary schema is in the search_path that such sessions begin with.
+    pub temporary_path: bool,
 }
 
 impl StartupRequest {
@@ -155,7 +157,8 @@ impl Frontend {
             self.note_mode(name, value);
         }
         self.carried = Carried::new(startup.settings);
-        self.makes_temporary = self.carries_temporary_path();
+        self.begins_temporary = greeting.temporary_path;
+        self.makes_temporary = self.has_temporary_path();
         self.reader = Some(context);
         Ok(Welcomed {
             defaults: greeting.defaults,
@@ -180,7 +183,9 @@ impl Frontend {
         }
         // A standby shows settings also to sessions that are serializable by default, and selects nothing.
         let rows = server
-            .query_all("SHOW default_transaction_isolation; SHOW default_transaction_read_only")
+            .query_all(
+                "SHOW default_transaction_isolation; SHOW default_transaction_read_only; SHOW search_path",
+            )
             .await
             .map_err(as_fatal)?;
         let value = |row: usize| rows.get(row).and_then(|row| row.first()?.as_deref());
@@ -194,7 +199,8 @@ impl Frontend {
             "in_hot_standby" => (name, "off"),
             _ => (name, value),
         });
-        Ok(Greeting { parameters: Arc::new(parameters.collect()), defaults })
+        let temporary_path = value(2).is_some_and(names_temporary);
+        Ok(Greeting { parameters: Arc::new(parameters.collect()), defaults, temporary_path })
     }
 }
 

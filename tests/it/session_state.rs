@@ -435,6 +435,32 @@ async fn a_table_made_where_the_temporary_schema_comes_first_is_its_sessions_alo
     }
 }
 
+/// What sessions begin with may say so, too.
+#[tokio::test]
+async fn a_table_made_by_a_databases_own_search_path_is_its_sessions_alone() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &["cluster.pool.size = 2"]).await;
+    stage.database.run(&format!("ALTER DATABASE {} SET search_path = pg_temp, public", stage.database.name));
+    let (session, other) = (stage.session().await, stage.session().await);
+
+    session.run("CREATE TABLE t (x int)").await;
+    session.run("INSERT INTO t VALUES (2)").await;
+
+    let count = "/* pointsman: primary */ SELECT count(*) FROM t WHERE x = 2";
+    for _ in 0..5 {
+        assert_eq!(session.value("SELECT count(*) FROM t WHERE x = 2").await, "1");
+        assert_eq!(other.value(count).await, "0");
+    }
+    drop(session);
+    for _ in 0..5 {
+        assert_eq!(other.value(count).await, "0");
+    }
+    // What a session sets itself counts instead.
+    let third = stage.session().await;
+    third.run("SET search_path = public").await;
+    third.run("CREATE TABLE of_all (x int)").await;
+    eventually("its reads use replicas", async || stage.is_replica(third.port().await)).await;
+}
+
 #[tokio::test]
 async fn a_temporary_table_is_listed_in_the_catalog_of_its_session() {
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
