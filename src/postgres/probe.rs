@@ -1,6 +1,6 @@
 //! What a PostgreSQL server says of its role, position and identity.
 
-use super::backend::Backend;
+use super::{backend::Backend, settings::RUN_ANYWHERE};
 use crate::{
     protocol::{Fault, Missed, TransactionFate},
     topology::{Claim, Facts, Incarnation, Lsn, Position, ProbeFault},
@@ -68,9 +68,10 @@ pub(super) async fn fate(server: &mut Backend, transaction: u64) -> Result<Trans
 /// `txid_status` of an id that the server has not given to anybody yet: invalid_parameter_value.
 const IN_THE_FUTURE: [u8; 5] = *b"22023";
 
-/// When the server was started, in the probe's unit.
+/// When the server was started, in the probe's unit. Asked by a user's connection, which may be
+/// serializable by default.
 pub(super) async fn started(server: &mut Backend) -> Result<Option<i64>, Fault> {
-    let rows = server.query_all(STARTED).await?;
+    let rows = server.query_all(&format!("{RUN_ANYWHERE}; {STARTED}")).await?;
     let first = rows.into_iter().next().and_then(|row| row.into_iter().next().flatten());
     Ok(first.and_then(|micros| micros.parse().ok()))
 }

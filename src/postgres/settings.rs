@@ -158,7 +158,9 @@ impl Settings {
     /// [`Self::statements_from`], to be sent in a transaction of their own.
     pub fn statements_apart_from(&self, had: &Settings) -> Vec<Box<str>> {
         let mut statements = self.statements_from(had);
-        if had.get("default_transaction_isolation").is_some() && !statements.is_empty() {
+        // What a startup packet asked for is selected, whatever sessions begin with.
+        let selects = statements.iter().any(|statement| statement.starts_with("SELECT"));
+        if selects || (had.get("default_transaction_isolation").is_some() && !statements.is_empty()) {
             statements.insert(0, RUN_ANYWHERE.into());
         }
         statements

@@ -183,6 +183,28 @@ async fn a_database_that_is_serializable_by_default_lets_clients_in() {
 }
 
 #[tokio::test]
+async fn a_session_that_gives_up_its_serializable_default_reads_from_every_replica() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let name = &stage.database.name;
+    stage.database.run(&format!("ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'"));
+
+    let committed = r"options='-c default_transaction_isolation=read\\ committed'";
+    for options in ["", committed] {
+        let session = Session::open(&format!("{} {options}", stage.proxy.dsn(name))).await;
+        session.run("SET default_transaction_isolation = 'read committed'").await;
+        session.run("INSERT INTO t VALUES (1)").await;
+        // Those that have what was written serve the reads, and each over connections that are new to it.
+        for replica in [1, 2] {
+            let port = stage.cluster.node(replica).port();
+            eventually("each replica serves reads", async || session.port().await == port).await;
+        }
+        for port in session.ports("SELECT inet_server_port()", 10).await {
+            assert!(stage.is_replica(port), "{options}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn one_sessions_serializable_default_keeps_no_other_from_a_replica() {
     let stage = Stage::set("", &["cluster.pool.size = 1"]).await;
     let with = |options: &str| format!("{} options='{options}'", stage.proxy.dsn(&stage.database.name));
