@@ -183,6 +183,11 @@ fn reset(name: &str) -> Box<str> {
     }
 }
 
+/// Whether a byte may stand in the name of an extension's setting.
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'$')
+}
+
 /// 0 where nothing is set, as for the empty set.
 fn plan_key(values: &BTreeMap<Box<str>, Value>) -> u64 {
     let mut hasher = Xxh3::new();
@@ -297,8 +302,13 @@ impl Carried {
     /// Drops the settings that an error names: the server removes what was set under a prefix that
     /// an extension, loaded later, turns out to own.
     pub fn drop_named_in(&mut self, error: &[u8]) {
-        let error = String::from_utf8_lossy(error);
-        let is_named = |name: &str| error.contains(&format!("\"{name}\""));
+        // The quotation marks are those of the server's language.
+        let is_named = |name: &str| {
+            let ends_name = |byte: Option<&u8>| !byte.is_some_and(|byte| is_of_name(*byte));
+            name.contains('.')
+                && memchr::memmem::find_iter(error, name)
+                    .any(|at| ends_name(error[..at].last()) && ends_name(error.get(at + name.len())))
+        };
         let names: Vec<Box<str>> = self.now.values.keys().filter(|name| is_named(name)).cloned().collect();
         for name in names {
             self.now = Arc::new(self.now.with_from(&name, &Settings::default()));
@@ -388,6 +398,23 @@ mod tests {
             carried.learn(effects, *failed, *transaction, false);
         }
         carried.now().get("work_mem").map(str::to_owned)
+    }
+
+    #[test]
+    fn a_name_is_found_in_an_error_of_any_language() {
+        for (error, is_dropped) in [
+            ("invalid configuration parameter name \"a.b\"", true),
+            ("ungültiger Konfigurationsparametername »a.b«", true),
+            ("nom du paramètre de configuration « a.b » invalide", true),
+            ("設定パラメータ名\"a.b\"は不正です", true),
+            ("invalid configuration parameter name \"a.b.c\"", false),
+            ("invalid configuration parameter name \"aa.b\"", false),
+        ] {
+            let mut carried = Carried::new(Settings::default());
+            carried.bring(&Arc::new(Settings::default().with("a.b", "1", "SET a.b TO 1")));
+            carried.drop_named_in(error.as_bytes());
+            assert_eq!(carried.now().get("a.b").is_none(), is_dropped, "{error}");
+        }
     }
 
     #[test]
