@@ -22,6 +22,7 @@ fuzz_target!(|data: &[u8]| {
         standard_strings: choice & 2 == 0,
         ansi_quotes: choice & 4 != 0,
         unreadable: choice & 24 == 24,
+        foreign_letters: choice & 64 != 0,
         foreign: false,
     };
     let catalog = Catalog { loaded: choice & 32 == 0, ..Catalog::empty() };

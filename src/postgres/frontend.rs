@@ -234,7 +234,10 @@ impl Frontend {
     pub(super) fn note_mode(&mut self, name: &str, value: &str) {
         match name {
             "standard_conforming_strings" => self.modes.standard_strings = value == "on",
-            "client_encoding" => self.modes.unreadable = is_unreadable(value),
+            "client_encoding" => {
+                self.modes.unreadable = is_unreadable(value);
+                self.modes.foreign_letters = has_foreign_letters(value, self.told.get("server_encoding"));
+            }
             _ => {}
         }
     }
@@ -427,6 +430,13 @@ fn named_in<'a>(effects: &'a [Effect], name: &[u8]) -> Option<Option<&'a Intent>
 fn is_unreadable(encoding: &str) -> bool {
     const UNREADABLE: [&str; 7] = ["SJIS", "BIG5", "GBK", "UHC", "GB18030", "JOHAB", "SHIFT_JIS_2004"];
     UNREADABLE.contains(&encoding)
+}
+
+/// Whether clients write letters beyond ASCII in other bytes than UTF-8's, which the monitor has its names
+/// in. Nothing is converted where either side is SQL_ASCII.
+fn has_foreign_letters(encoding: &str, of_server: Option<&str>) -> bool {
+    let as_stored = of_server == Some("SQL_ASCII") || (encoding, of_server) == ("SQL_ASCII", Some("UTF8"));
+    encoding != "UTF8" && !as_stored
 }
 
 /// Where bytes of a message's body start in its batch.

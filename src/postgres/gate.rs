@@ -70,8 +70,10 @@ fn startup_settings(flavour: u64) -> Vec<(String, String)> {
     let isolation = ("default_transaction_isolation", "read committed");
     // Names and operators of ours are the server's own, not those that somebody has made in a database.
     let names = ("search_path", "pg_catalog");
+    // A database of another encoding would tell names in that.
+    let letters = ("client_encoding", "UTF8");
     let settings: &[_] = match flavour {
-        OWN_QUESTIONS => &[isolation, names],
+        OWN_QUESTIONS => &[isolation, names, letters],
         OPERATORS_QUESTIONS => &[isolation],
         _ => &[],
     };

@@ -73,6 +73,13 @@ pub struct Relation {
 /// Relatives that are kept of one relation; with more of them a write counts as touching everything.
 pub const MAX_RELATIVES: usize = 64;
 
+impl Catalog {
+    /// Whether a name in letters that cannot be read here might be one of these.
+    pub(super) fn may_have_foreign_name(&self) -> bool {
+        !self.loaded || self.functions.keys().chain(self.relations.keys()).any(|name| !name.is_ascii())
+    }
+}
+
 impl Relation {
     /// A read of it does what those do.
     pub fn call(&mut self, calls: &[Builtin]) {

@@ -42,6 +42,9 @@ pub struct LexModes {
     /// A client encoding in which a byte below 0x80 may be half of a character (SJIS, BIG5, GBK,
     /// GB18030, UHC): nothing is parsed.
     pub unreadable: bool,
+    /// A PostgreSQL client encoding in which letters beyond ASCII are other bytes than in the catalog's
+    /// UTF-8: names that have some are not found there.
+    pub foreign_letters: bool,
     /// A MySQL mode with a grammar that is not known here (sql_mode ORACLE, MSSQL): nothing is parsed.
     pub foreign: bool,
 }
@@ -53,6 +56,7 @@ impl LexModes {
             standard_strings: matches!(dialect, Dialect::Postgres),
             ansi_quotes: false,
             unreadable: false,
+            foreign_letters: false,
             foreign: false,
         }
     }

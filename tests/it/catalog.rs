@@ -2,7 +2,11 @@
 
 use pointsman::demo::servers::{APP, Login, MONITOR, PgCluster, SUPERUSER};
 
-use crate::support::{Database, Proxy, Session, Stage, cluster, eventually, proxy::login_error};
+use crate::support::{
+    Database, Proxy, Session, Stage, cluster, eventually,
+    proxy::login_error,
+    wire::{Batch, tags},
+};
 
 #[tokio::test]
 async fn functions_are_judged_by_the_catalog_of_their_own_database() {
@@ -556,4 +560,70 @@ async fn what_a_session_is_told_that_began_before_a_default_was_changed_is_not_t
     let late = Session::open(&dsn).await;
     late.run("BEGIN").await;
     assert_ne!(late.port().await, cluster.node(0).port(), "its transactions only read");
+}
+
+/// A view that leaves a setting behind, a function that only reads, in letters beyond ASCII.
+const NAMED_IN_GERMAN: &str = r#"
+    CREATE FUNCTION sets_tenant() RETURNS text LANGUAGE sql AS $$SELECT set_config('app.tenant', '42', false)$$;
+    CREATE VIEW U&"v\00fc" AS SELECT sets_tenant() AS x;
+    CREATE FUNCTION U&"r\00fc"() RETURNS int STABLE LANGUAGE sql AS 'SELECT inet_server_port()';"#;
+
+async fn tenants(session: &Session) -> Vec<String> {
+    let mut tenants = Vec::new();
+    for hint in ["primary", "replica", "replica"] {
+        let sql =
+            format!("/* pointsman: {hint} */ SELECT coalesce(current_setting('app.tenant', true), '') AS x");
+        tenants.push(session.value(&sql).await);
+    }
+    tenants
+}
+
+#[tokio::test]
+async fn names_in_a_database_of_another_encoding_are_known() {
+    let stage = Stage::set("", &["cluster.pool.size = 1", "cluster.routing.consistency = 'eventual'"]).await;
+    let name = format!("{}_latin1", stage.database.name);
+    let create = format!(
+        "CREATE DATABASE {name} OWNER {} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0",
+        APP.name
+    );
+    for (database, sql) in
+        [("postgres", &*create), (&name, &format!("SET ROLE {}; {NAMED_IN_GERMAN}", APP.name))]
+    {
+        stage.cluster.node(0).sql(database, sql).expect("the server answers");
+    }
+    stage.cluster.wait_until_caught_up(0).expect("replicas replay");
+    let session = stage.proxy.session(&name).await;
+
+    let reads = r#"SELECT "rü"()"#;
+    eventually("the catalog is read", async || {
+        session.value(reads).await != stage.primary_port().to_string()
+    })
+    .await;
+
+    for _ in 0..4 {
+        let session = stage.proxy.session(&name).await;
+        assert_eq!(session.value(r#"SELECT x FROM "vü""#).await, "42");
+        drop(session);
+        assert_eq!(tenants(&stage.proxy.session(&name).await).await, ["", "", ""]);
+    }
+}
+
+#[tokio::test]
+async fn names_of_a_client_of_another_encoding_are_not_taken_for_unknown_ones() {
+    let settings = ["cluster.pool.size = 1", "cluster.routing.consistency = 'eventual'"];
+    let stage = Stage::set(NAMED_IN_GERMAN, &settings).await;
+    let other = stage.session().await;
+    eventually("the catalog is read", async || {
+        other.value(r#"SELECT "rü"()"#).await != stage.primary_port().to_string()
+    })
+    .await;
+
+    for _ in 0..4 {
+        let mut latin = stage.wire().await;
+        latin.ask(&Batch::new().query("SET client_encoding = latin1")).await;
+        let answer = latin.ask(&Batch::new().message(b'Q', b"SELECT x FROM \"v\xfc\"\0")).await;
+        assert_eq!(tags(&answer), "TDCZ");
+        drop(latin);
+        assert_eq!(tenants(&other).await, ["", "", ""]);
+    }
 }

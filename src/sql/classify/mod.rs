@@ -16,7 +16,7 @@ mod survey;
 mod transaction;
 mod verdict;
 
-use self::verdict::Verdict;
+use self::verdict::{Touched, Verdict};
 pub use self::{
     mysql_set::{TURNED_AROUND, bound_variable},
     postgres_set::bound_set_config,
@@ -91,6 +91,10 @@ fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
         return Intent { hints, ..unreadable(text, cx) };
     }
     let whole = Phrase { text, tokens: &tokens.list, dialect: cx.dialect, modes: cx.modes };
+    let has_foreign_name = cx.modes.foreign_letters && names_beyond_ascii(&whole);
+    if has_foreign_name && cx.catalog.may_have_foreign_name() {
+        return Intent { hints, ..publish(opaque(Reason::Unreadable), Hints::default(), 1) };
+    }
     let phrases = statements(&whole);
     let verdict = if phrases.len() > MAX_STATEMENTS {
         opaque(Reason::TooLong)
@@ -99,11 +103,21 @@ fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
     } else {
         judge_each(text, &phrases, cx)
     };
-    let verdict = if shortened { without_text(verdict) } else { verdict };
+    let mut verdict = if shortened { without_text(verdict) } else { verdict };
+    if has_foreign_name {
+        // Other sessions may write the same names in other bytes.
+        verdict.tables = Touched::All;
+    }
     let is_query =
         matches!(phrases.as_slice(), [one] if one.is_any(0, &["select", "with", "values", "table"]));
     let verdict = asked_for(verdict, &hints, is_query);
     publish(verdict, hints, phrases.len())
+}
+
+/// Whether a name has letters beyond ASCII.
+fn names_beyond_ascii(phrase: &Phrase<'_>) -> bool {
+    (0..phrase.len())
+        .any(|at| matches!(phrase.kind(at), Some(Kind::Word | Kind::Quoted)) && !phrase.raw(at).is_ascii())
 }
 
 /// Judges the statements of a string one after the other.
