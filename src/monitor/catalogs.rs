@@ -84,6 +84,7 @@ struct Told {
     /// `false`: a replica beside a primary, which may have newer ones.
     is_newest: bool,
     session_defaults: Option<u64>,
+    configured: Option<Box<str>>,
 }
 
 /// What sessions begin with, as a catalog told last; since when it is known.
@@ -91,6 +92,9 @@ struct SessionDefaults {
     digest: u64,
     since: Instant,
 }
+
+/// The server whose configuration files were last asked for, and when it read them.
+type Configured = (Arc<str>, Box<str>);
 
 impl Default for Reading {
     fn default() -> Self {
@@ -115,12 +119,14 @@ pub(super) async fn run<P: Protocol>(cluster: Arc<Cluster<P>>) {
     let mut known: HashMap<Arc<str>, Reading> = HashMap::new();
     let mut running = FuturesUnordered::new();
     let mut session_defaults: Option<SessionDefaults> = None;
+    let mut configured: Option<Configured> = None;
     let mut tick = tokio::time::interval(SPACING);
     loop {
         tokio::select! {
             _ = tick.tick() => {}
             Some(ended) = running.next(), if !running.is_empty() => {
                 note_session_defaults(&cluster, &mut session_defaults, &ended);
+                note_configured(&cluster, &mut configured, &ended);
                 note(&cluster, &mut known, ended);
                 continue;
             }
@@ -171,8 +177,8 @@ async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<(
     match tokio::time::timeout_at(deadline, backend.catalog()).await {
         Ok(read) => {
             let catalog = read?;
-            let (address, session_defaults) = (node.address.clone(), catalog.session_defaults);
-            Ok((catalog, Told { address, is_newest, session_defaults }))
+            let (session_defaults, configured) = (catalog.session_defaults, catalog.configured.clone());
+            Ok((catalog, Told { address: node.address.clone(), is_newest, session_defaults, configured }))
         }
         Err(_) => {
             cancel(cluster, &node.address, &identity, &backend).await;
@@ -248,6 +254,17 @@ fn note_session_defaults<P: Protocol>(
         None => {}
     }
     *known = Some(SessionDefaults { digest: *digest, since: Instant::now() });
+}
+
+/// What a server reads anew from its files counts for its open connections as well, but nobody has told
+/// of it what new sessions are told.
+fn note_configured<P: Protocol>(cluster: &Cluster<P>, known: &mut Option<Configured>, ended: &Ended) {
+    let Ok(Told { is_newest: true, address, configured: Some(at), .. }) = &ended.result else { return };
+    let told = (address.clone(), at.clone());
+    if known.as_ref() != Some(&told) {
+        P::forget_greetings(&cluster.gate.load());
+        *known = Some(told);
+    }
 }
 
 fn note<P: Protocol>(cluster: &Cluster<P>, known: &mut HashMap<Arc<str>, Reading>, ended: Ended) {

@@ -27,6 +27,8 @@ pub struct Catalog {
     /// A digest of what sessions begin with on the whole server (PostgreSQL: of the settings of roles and
     /// databases); no part of `version`. `None`: it has no such settings, or they may not be read.
     pub session_defaults: Option<u64>,
+    /// When the server read its configuration files last, as it says it (PostgreSQL).
+    pub configured: Option<Box<str>>,
 }
 
 /// What the triggers do that changes of definitions set off.

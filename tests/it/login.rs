@@ -183,6 +183,29 @@ async fn a_database_that_is_serializable_by_default_lets_clients_in() {
 }
 
 #[tokio::test]
+async fn whoever_comes_behind_a_reload_of_the_servers_is_told_their_new_settings() {
+    let cluster = cluster::own();
+    let database = Database::create(&cluster);
+    let proxy = Proxy::start(&cluster, &["cluster.monitor.catalog_refresh = '200ms'"]).await;
+    let before = Wire::login(proxy.port(), APP, &database.name).await;
+    assert_eq!(before.parameters["standard_conforming_strings"], "on");
+
+    for node in cluster.nodes() {
+        for sql in ["ALTER SYSTEM SET standard_conforming_strings = off", "SELECT pg_reload_conf()"] {
+            node.sql("postgres", sql).expect("the server answers");
+        }
+    }
+
+    eventually("new sessions are told", async || {
+        let wire = Wire::login(proxy.port(), APP, &database.name).await;
+        wire.parameters["standard_conforming_strings"] == "off"
+    })
+    .await;
+    let other = Wire::login(proxy.port(), APP, &database.name).await;
+    assert_eq!(other.parameters["standard_conforming_strings"], "off");
+}
+
+#[tokio::test]
 async fn a_session_that_gives_up_its_serializable_default_reads_from_every_replica() {
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
     let name = &stage.database.name;

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use self::{
     bodies::Bodies,
     builtins::Builtins,
-    queries::{BUILTINS, DATABASE, FUNCTIONS, RELATIONS, RELATIVES, ROLE_SETTINGS},
+    queries::{BUILTINS, CONFIGURED, DATABASE, FUNCTIONS, RELATIONS, RELATIVES, ROLE_SETTINGS},
 };
 use super::backend::{Backend, Row};
 use crate::{
@@ -17,7 +17,7 @@ use crate::{
     sql::catalog::{self, Catalog, EventTriggers, Link, Relation, UserFunction},
 };
 
-/// Reads the catalog in six round trips.
+/// Reads the catalog in seven round trips.
 pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let functions = server.query_all(FUNCTIONS).await?;
     let relations = server.query_all(RELATIONS).await?;
@@ -25,6 +25,7 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let relatives = server.query_all(RELATIVES).await?;
     let database = server.query_all(DATABASE).await?;
     let role_settings = role_settings(server).await?;
+    let configured = server.query_all(CONFIGURED).await?;
     let known = Builtins::read(&builtins);
     let links: Vec<Link<'_>> = relatives.iter().filter_map(read_link).collect();
     let mut bodies = Bodies::read(&functions, &known);
@@ -41,6 +42,7 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     catalog.writing_operators = database.first().is_some_and(|row| is_true(row, 0));
     catalog.version = catalog::version(&[&functions, &relations, &builtins, &relatives, &database]);
     catalog.session_defaults = role_settings;
+    catalog.configured = configured.first().and_then(|row| text(row, 0)).map(Into::into);
     Ok(catalog)
 }
 

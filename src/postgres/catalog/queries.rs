@@ -117,6 +117,9 @@ ORDER BY 1, 2";
 pub(super) const ROLE_SETTINGS: &str = "\
 SELECT setdatabase::text, setrole::text, setconfig::text FROM pg_catalog.pg_db_role_setting ORDER BY 1, 2";
 
+/// When the server read its configuration files last: sessions may begin otherwise since then.
+pub(super) const CONFIGURED: &str = "SELECT extract(epoch FROM pg_catalog.pg_conf_load_time())";
+
 /// Whether there are operators over functions of users that write (whatever uses them does), and the
 /// functions that changes of definitions set off.
 pub(super) const DATABASE: &str = "\
