@@ -23,6 +23,9 @@ macro_rules! started {
 /// the timeline in the control file lags behind a promotion, so it comes from the WAL file's name
 /// on a primary and from the receiver on a standby (hard cases 3 and 9). The snapshot whose bound
 /// of transaction ids is told was taken before the statement looked whether it is in recovery.
+///
+/// The connection idles until the next probe: `idle_session_timeout`, which is there from version 14 on,
+/// is not for it.
 const PROBE: &str = concat!(
     "\
 SELECT pg_is_in_recovery(), \
@@ -38,7 +41,8 @@ SELECT pg_is_in_recovery(), \
     ", \
  current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int, \
  current_setting('server_version_num'), \
- CASE WHEN pg_is_in_recovery() THEN txid_snapshot_xmax(txid_current_snapshot()) END"
+ CASE WHEN pg_is_in_recovery() THEN txid_snapshot_xmax(txid_current_snapshot()) END, \
+ CASE WHEN current_setting('server_version_num')::int >= 140000 THEN set_config('idle_session_timeout', '0', false) END"
 );
 
 pub(super) async fn probe(server: &mut Backend) -> Result<Facts, Missed> {

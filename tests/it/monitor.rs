@@ -1,6 +1,6 @@
 //! How the monitor gets on with servers that do not let it in.
 
-use pointsman::demo::servers::{APP, MONITOR, PgCluster};
+use pointsman::demo::servers::{APP, MONITOR, PgCluster, PgOptions};
 
 use crate::support::{Database, Proxy, cluster, eventually};
 
@@ -50,6 +50,28 @@ async fn servers_that_are_serializable_by_default_are_monitored() {
     assert_eq!(session.port().await, cluster.node(0).port(), "a standby could not read");
     session.run("SET default_transaction_isolation = 'read committed'").await;
     eventually("replicas serve reads", async || session.port().await != cluster.node(0).port()).await;
+}
+
+/// Between two probes the monitor's connection idles.
+#[tokio::test]
+async fn servers_that_end_idle_sessions_leave_the_monitor_its_connections() {
+    let settings = vec![("idle_session_timeout".to_owned(), "300ms".to_owned())];
+    let cluster = cluster::own_with(PgOptions { replicas: 1, settings, ..PgOptions::default() });
+    let proxy = Proxy::start(&cluster, &["cluster.monitor.interval = '1s'"]).await;
+
+    let old = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE usename = '{}' AND now() - backend_start > interval '4s'",
+        MONITOR.name
+    );
+    for node in cluster.nodes() {
+        eventually("its connection outlives some probes", async || {
+            node.sql("postgres", &old).is_ok_and(|count| count == "1")
+        })
+        .await;
+    }
+
+    assert_eq!(failed_probes(&proxy, &cluster), 0.0);
+    assert!(!proxy.log().contains("is suspect"), "{}", proxy.log());
 }
 
 /// Ends the monitor's connections to the primary.
