@@ -60,7 +60,8 @@ impl HostPort {
 
     /// Whether the host is an address of this machine alone, or `localhost`.
     pub fn is_loopback(&self) -> bool {
-        &*self.host == "localhost" || self.address().is_some_and(|address| address.is_loopback())
+        self.host.eq_ignore_ascii_case("localhost")
+            || self.address().is_some_and(|address| address.is_loopback())
     }
 
     /// Whether two listeners could not both be bound: the same port, and the same host or one that
@@ -69,7 +70,17 @@ impl HostPort {
         let wildcard = |this: &Self| this.address().is_some_and(|address| address.is_unspecified());
         self.port == other.port
             && self.port != 0
-            && (self.host == other.host || wildcard(self) || wildcard(other))
+            && (self.names_the_same(other) || wildcard(self) || wildcard(other))
+    }
+
+    /// Whether both are the same port of the same host, however it is spelt: names are the same in
+    /// upper and lower case (RFC 4343), an IPv6 address has many forms.
+    pub fn names_the_same(&self, other: &Self) -> bool {
+        let hosts = match (self.address(), other.address()) {
+            (Some(one), Some(other)) => one == other,
+            _ => self.host.eq_ignore_ascii_case(&other.host),
+        };
+        self.port == other.port && hosts
     }
 
     fn address(&self) -> Option<IpAddr> {
@@ -136,6 +147,8 @@ mod tests {
             ("127.0.0.1:1", "127.0.0.2:1", false),
             ("127.0.0.1:1", "127.0.0.1:2", false),
             ("0.0.0.0:0", "0.0.0.0:0", false),
+            ("LocalHost:1", "localhost:1", true),
+            ("[::1]:1", "[0:0::1]:1", true),
         ];
         for (one, other, overlap) in cases {
             let [one, other] = [one, other].map(|text| HostPort::parse(text, None).expect("a case"));

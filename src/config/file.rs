@@ -24,9 +24,13 @@ use super::{
     document::{Cell, Document, Section, Value},
     fault::{Fault, Faults},
     keys,
-    values::{Certificates, NewFile, Positive, PrivateKey, Weight, server_address},
+    values::{Certificates, NewFile, Positive, PrivateKey, Weight, count_up_to, server_address},
 };
-use crate::{recent, sql::catalog::FunctionRules, tls};
+use crate::{
+    recent,
+    sql::{self, catalog::FunctionRules},
+    tls,
+};
 
 /// The longest file that is read: more is a wrong path.
 const FILE_LIMIT: u64 = 4 * 1024 * 1024;
@@ -100,11 +104,7 @@ fn read_config(root: &Section<'_>) -> Config {
             postgres: admin.optional("postgres"),
             mysql: admin.optional("mysql"),
             users: admin.optional_by("users", |cell| read_users(cell, "admin.users")).unwrap_or_default(),
-            recent_statements: admin.take_by("recent_statements", |cell| {
-                let number = usize::read(cell)?;
-                let most = recent::MAX;
-                if number > most { cell.fault(format!("must be from 0 to {most}")) } else { Some(number) }
-            }),
+            recent_statements: admin.take_by("recent_statements", |cell| count_up_to(cell, recent::MAX)),
         },
         clusters: clusters.iter().map(read_cluster).collect(),
     }
@@ -210,17 +210,46 @@ fn read_cluster(cluster: &Section<'_>) -> Cluster {
         members: read_members(cluster, engine),
         users: read_cluster_users(cluster, &auth, &tls),
         monitor: read_monitor(&cluster.table("monitor"), engine),
-        auth: Auth { query: auth.optional("query"), trust_loopback: auth.take("trust_loopback") },
+        auth: Auth {
+            query: auth.optional_by("query", |cell| read_auth_query(cell, engine)),
+            trust_loopback: auth.take("trust_loopback"),
+        },
         pool: read_pool(&cluster.table("pool")),
         routing: read_routing(&cluster.table("routing")),
-        failover: Failover {
-            hold: failover.take("hold"),
-            hold_limit: failover.take("hold_limit"),
-            commit_outcome: failover.take("commit_outcome"),
-            state_file: failover.optional("state_file").map(|NewFile(path)| path),
-        },
+        failover: read_failover(&failover, engine),
         limits: read_limits(&cluster.table("limits")),
         tls,
+    }
+}
+
+fn read_failover(failover: &Section<'_>, engine: Engine) -> Failover {
+    if engine == Engine::Mysql && failover.cell("commit_outcome").is_some() {
+        failover.fault("commit_outcome", "is for PostgreSQL only");
+    }
+    Failover {
+        hold: failover.take("hold"),
+        hold_limit: failover.take("hold_limit"),
+        commit_outcome: failover.take("commit_outcome"),
+        state_file: failover.optional("state_file").map(|NewFile(path)| path),
+    }
+}
+
+/// A query with the user's name as its one parameter. One that cannot be read is the server's to judge.
+fn read_auth_query(cell: &Cell<'_>, engine: Engine) -> Option<Arc<str>> {
+    let query = Arc::<str>::read(cell)?;
+    let Some(places) = sql::placeholders(&query, engine.dialect()) else { return Some(query) };
+    let mark = match engine {
+        Engine::Postgres => "$1",
+        Engine::Mysql => "?",
+    };
+    let other = places.iter().map(|place| &query[place.clone()]).find(|found| *found != mark);
+    match (other, places.len()) {
+        (_, 0) => cell.fault(format!("its one parameter is missing: `{mark}`, the user's name")),
+        (Some(other), _) => cell.fault(format!("has one parameter, `{mark}`: `{other}` has no value")),
+        (None, 2..) if engine == Engine::Mysql => {
+            cell.fault(format!("has one parameter, `{mark}`: the second has no value"))
+        }
+        _ => Some(query),
     }
 }
 
@@ -276,10 +305,7 @@ fn read_endpoints(cell: &Cell<'_>) -> Option<Vec<Endpoint>> {
 }
 
 fn read_nodes(cell: &Cell<'_>, engine: Engine) -> Option<Vec<NodeConfig>> {
-    let nodes = cell.distinct(
-        |cell| read_node(cell, engine),
-        |one, other| (one.address == other.address).then(|| format!("{} is listed twice", one.address)),
-    )?;
+    let nodes = cell.distinct(|cell| read_node(cell, engine), NodeConfig::clash)?;
     if nodes.is_empty() { cell.fault("names no server") } else { Some(nodes) }
 }
 

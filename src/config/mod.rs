@@ -153,6 +153,15 @@ impl NodeConfig {
     pub fn new(at: HostPort) -> Self {
         Self { address: at.to_string().into(), at, weight: 1.0, zone: None }
     }
+
+    /// Says so where a later node is this one again.
+    fn clash(&self, later: &Self) -> Option<String> {
+        match later.at.names_the_same(&self.at) {
+            false => None,
+            true if later.address == self.address => Some(format!("{} is listed twice", self.address)),
+            true => Some(format!("{} is {}, listed twice", later.address, self.address)),
+        }
+    }
 }
 
 /// Someone who may log in.

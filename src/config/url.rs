@@ -81,8 +81,8 @@ fn read_hosts(text: &str, engine: Engine) -> Result<Vec<NodeConfig>, String> {
             })
             .map_err(|wrong| format!("{host:?}: {wrong}"))?;
         let node = NodeConfig::new(address);
-        if nodes.iter().any(|other| other.address == node.address) {
-            return Err(format!("{} is listed twice", node.address));
+        if let Some(twice) = nodes.iter().find_map(|other| other.clash(&node)) {
+            return Err(twice);
         }
         nodes.push(node);
     }
@@ -148,6 +148,7 @@ mod tests {
             ("postgres://u:hush@", "\"\": the host is missing"),
             ("postgres://u:hush@a,,b", "\"\": the host is missing"),
             ("postgres://u:hush@a,a:5432", "a:5432 is listed twice"),
+            ("postgres://u:hush@a,A", "A:5432 is a:5432, listed twice"),
             ("postgres://u:%ff@a", "the password is not UTF-8"),
             (
                 "postgres://u:hush@a/d?pool=1",

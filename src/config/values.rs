@@ -59,14 +59,19 @@ impl Value for Arc<str> {
 /// A count; zero is a count too.
 impl Value for usize {
     fn read(cell: &Cell<'_>) -> Option<Self> {
-        let DeValue::Integer(number) = cell.value else {
-            return cell.expected("a whole number");
-        };
         // Counts of connections, statements and the like: beyond 32 bits it is a slip.
-        match u32::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) => Some(number as usize),
-            Err(_) => cell.fault(format!("must be from 0 to {}", u32::MAX)),
-        }
+        count_up_to(cell, u32::MAX as usize)
+    }
+}
+
+/// A count with a bound of its own.
+pub(super) fn count_up_to(cell: &Cell<'_>, most: usize) -> Option<usize> {
+    let DeValue::Integer(number) = cell.value else {
+        return cell.expected("a whole number");
+    };
+    match usize::from_str_radix(number.as_str(), number.radix()) {
+        Ok(number) if number <= most => Some(number),
+        _ => cell.fault(format!("must be from 0 to {most}")),
     }
 }
 

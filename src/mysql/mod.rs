@@ -42,7 +42,7 @@ use crate::{
     },
     refusal::Refusal,
     sql::{
-        Dialect,
+        self, Dialect,
         catalog::Catalog,
         effects::{Ending, Ends, Force, ProxyCommand},
     },
@@ -314,13 +314,21 @@ impl protocol::Backend<Mysql> for Backend {
     }
 
     async fn verifier(&mut self, query: &str, user: &str) -> Result<Option<String>, Fault> {
-        let quoted = settings::quote_literal(user.as_bytes());
-        let rows = self.query_all(&query.replacen('?', &quoted, 1)).await?;
+        let rows = self.query_all(&with_user(query, user)).await?;
         Ok(rows.into_iter().next().and_then(|row| row.into_iter().next_back().flatten()))
     }
 
     async fn catalog(&mut self) -> Result<Catalog, Fault> {
         catalog::read(self).await
+    }
+}
+
+/// An `auth.query` with the user's name in the place of its parameter.
+fn with_user(query: &str, user: &str) -> String {
+    let quoted = settings::quote_literal(user.as_bytes());
+    match sql::placeholders(query, Dialect::Mysql).as_deref() {
+        Some([place, ..]) => [&query[..place.start], &quoted, &query[place.end..]].concat(),
+        _ => query.replacen('?', &quoted, 1),
     }
 }
 

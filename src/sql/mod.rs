@@ -12,13 +12,14 @@ pub mod functions;
 pub mod hints;
 pub(crate) mod lexer;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 pub use classify::{
     TURNED_AROUND, bound_set_config, bound_variable, classify, shows_definition, split, system_view,
 };
 pub use effects::{Effect, Isolation, PinReason};
 pub use hints::Hints;
+use lexer::{Kind, tokens::Tokens};
 
 /// Whose SQL is being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +27,14 @@ pub enum Dialect {
     Postgres,
     /// MySQL and MariaDB: one lexer and parser, the union of their functions.
     Mysql,
+}
+
+/// Where the parameters of a statement stand (`$1`, in MySQL `?`), in order; `None` for a text that
+/// cannot be read. By the modes of a fresh session.
+pub fn placeholders(text: &str, dialect: Dialect) -> Option<Vec<Range<usize>>> {
+    let tokens = Tokens::of(text.as_bytes(), dialect, LexModes::default_of(dialect));
+    let parameters = tokens.list.iter().filter(|token| token.kind == Kind::Param);
+    tokens.scan.clean.then(|| parameters.map(|token| token.start..token.end).collect())
 }
 
 /// Session settings that change how text is split into tokens.

@@ -99,7 +99,7 @@ fn every_key_of_the_schema_is_read_and_every_preset_is_a_good_value() {
             text += "nodes = [{ address = \"a\", weight = 1.0, zone = \"z\" }]\n";
         }
     }
-    text += "[[cluster]]\nname=\"b\"\nengine=\"postgres\"\nlisten=[\"[::]:1\"]\nmonitor={user=\"m\"}\nauth={query=\"q\"}\n";
+    text += "[[cluster]]\nname=\"b\"\nengine=\"postgres\"\nlisten=[\"[::]:1\"]\nmonitor={user=\"m\"}\nauth={query=\"select $1\"}\n";
     text += "discovery = { patroni = [\"http://10.0.0.1:8008\"] }\n";
     let env = |_: &str| Some("password".to_owned());
     let document = Document::new(&text, Path::new(""), &env);
@@ -182,6 +182,11 @@ fn each_wrong_line_about_servers_is_told_in_words() {
         ),
         (nodes, "nodes = []", "p.toml:6:9: cluster.shop.nodes: names no server"),
         (nodes, "nodes = [\"a\", \"a:5432\"]", "p.toml:6:15: cluster.shop.nodes[1]: a:5432 is listed twice"),
+        (
+            nodes,
+            "nodes = [\"a\", \"A:5432\"]",
+            "p.toml:6:15: cluster.shop.nodes[1]: A:5432 is a:5432, listed twice",
+        ),
         (
             nodes,
             "nodes = [{ address = \"a\", weight = nan }]",
@@ -301,6 +306,16 @@ fn each_other_wrong_line_is_told_in_words() {
         ),
         (
             "[[cluster]]",
+            "admin = { recent_statements = -1 }\n[[cluster]]",
+            "p.toml:2:31: admin.recent_statements: must be from 0 to 1000",
+        ),
+        (
+            "[[cluster]]",
+            "admin = { recent_statements = 1001 }\n[[cluster]]",
+            "p.toml:2:31: admin.recent_statements: must be from 0 to 1000",
+        ),
+        (
+            "[[cluster]]",
             "[admin]\nusers = [{ name = \"a\" }]\n[[cluster]]",
             "p.toml:3:10: admin.users[0].password: is missing",
         ),
@@ -343,6 +358,14 @@ fn each_wrong_table_is_told_in_words() {
             "[cluster.tls.server]\nkey = \"/dev/null\"",
             "p.toml:13:7: cluster.shop.tls.server.key: there is no private key without a passphrase in /dev/null\np.toml:13:7: cluster.shop.tls.server.key: needs `certificate` beside it",
         ),
+        (
+            "[cluster.auth]\nquery = \"SELECT usename, passwd FROM pg_shadow WHERE usename = '$1'\"",
+            "p.toml:13:9: cluster.shop.auth.query: its one parameter is missing: `$1`, the user's name",
+        ),
+        (
+            "[cluster.auth]\nquery = \"SELECT * FROM lookup($1, $2)\"",
+            "p.toml:13:9: cluster.shop.auth.query: has one parameter, `$1`: `$2` has no value",
+        ),
         ("[cluster.pool]\nsize = \n", "p.toml:13:8: string values must be quoted, expected literal string"),
     ];
     for (lines, expected) in cases {
@@ -353,6 +376,36 @@ fn each_wrong_table_is_told_in_words() {
         faults_after(&second),
         "p.toml:14:10: cluster.shop.name: another cluster is called \"shop\" too"
     );
+}
+
+#[test]
+fn what_mysql_has_otherwise_is_told_in_words() {
+    let query = |text: &str| format!("[cluster.auth]\nquery = \"{text}\"");
+    let cases = [
+        (
+            query("SELECT a FROM u WHERE n = $1"),
+            "13:9: cluster.shop.auth.query: its one parameter is missing: `?`, the user's name",
+        ),
+        (
+            query("SELECT a FROM u WHERE n = '?'"),
+            "13:9: cluster.shop.auth.query: its one parameter is missing: `?`, the user's name",
+        ),
+        (
+            query("SELECT a FROM u WHERE n = ? OR m = ?"),
+            "13:9: cluster.shop.auth.query: has one parameter, `?`: the second has no value",
+        ),
+        (
+            "[cluster.failover]\ncommit_outcome = true".to_owned(),
+            "13:18: cluster.shop.failover.commit_outcome: is for PostgreSQL only",
+        ),
+    ];
+    let mysql = MINIMAL.replace("postgres", "mysql");
+    for (lines, expected) in cases {
+        let faults = parse(&format!("{mysql}{lines}\n")).expect_err(&lines).to_string();
+        assert_eq!(faults, format!("p.toml:{expected}"), "{lines}");
+    }
+    let good = query("SELECT a, '?' FROM u WHERE n = ? -- ?");
+    parse(&format!("{mysql}{good}\n")).unwrap_or_else(|faults| panic!("{faults}"));
 }
 
 #[test]
