@@ -295,6 +295,12 @@ impl Route {
     }
 }
 
+/// `1 node`, `2 nodes`.
+pub fn count(number: usize, what: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{plural}")
+}
+
 fn listen_address(text: &str) -> Result<HostPort, String> {
     HostPort::parse(text, None)
 }

@@ -5,7 +5,7 @@ use std::{
     path::Path,
 };
 
-use super::{Exit, load};
+use super::{Exit, count, load};
 use crate::config::{Choice, Cluster, Config, Members};
 
 /// Reads a file and tells what it found: to `out` what is good, to `err` every fault, one per line.
@@ -38,11 +38,6 @@ fn summary(cluster: &Cluster) -> String {
     let listen: Vec<String> = cluster.listen.iter().map(ToString::to_string).collect();
     let users = count(cluster.users.len(), "user");
     format!("{}, {members}, {users}, listens on {}", cluster.engine.name(), listen.join(", "))
-}
-
-fn count(number: usize, what: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
-    format!("{number} {what}{plural}")
 }
 
 #[cfg(test)]

@@ -7,7 +7,10 @@ use super::{
     facts::{Facts, Node},
     grant, shared,
 };
-use crate::config::{Cluster, Members};
+use crate::{
+    cli::count,
+    config::{Cluster, Members},
+};
 
 /// WAL that an unused slot keeps before it is worth a warning.
 const SLOT_BYTES: u64 = 64 * 1024 * 1024;
@@ -151,7 +154,7 @@ impl Chart<'_> {
             && facts.senders.len() as i64 >= senders
         {
             let what = format!(
-                "all {senders} WAL senders are taken: another replica, or this one after a broken connection, gets none"
+                "all WAL senders are taken ({senders}): another replica, or this one after a broken connection, gets none"
             );
             self.at(address, Severity::Warning, what, "raise max_wal_senders and restart".to_owned());
         }
@@ -183,7 +186,7 @@ impl Chart<'_> {
             && facts.slots.len() as i64 >= most
             && most > 0
         {
-            let what = format!("all {most} replication slots are taken");
+            let what = format!("all replication slots are taken ({most})");
             self.at(
                 address,
                 Severity::Warning,
@@ -217,7 +220,8 @@ impl Chart<'_> {
         let wanted = wanted_standbys(names);
         if present < wanted {
             let what = format!(
-                "{wanted} synchronous standbys are asked for ({names}) and {present} are there: commits wait for ever"
+                "{} must acknowledge a commit ({names}) and {present} can: commits wait for ever",
+                count(wanted, "synchronous standby")
             );
             let mend = "bring the standby back, or name those that are there in synchronous_standby_names"
                 .to_owned();
@@ -391,7 +395,7 @@ mod tests {
             (
                 |p, _| set(p, "synchronous_standby_names", "FIRST 3 (x, y, z)"),
                 Severity::Problem,
-                "commits wait",
+                "3 synchronous standbys must acknowledge a commit (FIRST 3 (x, y, z)) and 2 can: commits wait",
             ),
             (|p, _| set(p, "synchronous_standby_names", "2 (x, y)"), Severity::Warning, "stops all writes"),
             (|_, r| r.receiver = None, Severity::Problem, "does not stream"),

@@ -17,7 +17,7 @@ use std::{
 
 use self::{facts::Node, mysql::group::Group};
 use crate::{
-    cli::Exit,
+    cli::{Exit, count},
     cluster::Parts,
     config::{self, Config, Engine, Members, SecretForm},
     discovery::Patroni,
@@ -84,13 +84,17 @@ pub async fn run(config: &Config, out: &mut impl Write) -> std::io::Result<Exit>
             Ok(addresses) => (addresses.len(), examine(cluster, addresses).await),
             Err(why) => (0, vec![without_nodes(why)]),
         };
-        writeln!(out, "cluster {}: {asked} nodes asked, {} findings", cluster.name, findings.len())?;
+        writeln!(out, "{}", heading(&cluster.name, asked, findings.len()))?;
         for finding in &findings {
             worst = worst.min(finding.severity);
             writeln!(out, "{finding}")?;
         }
     }
     Ok(if worst == Severity::Problem { Exit::Unavailable } else { Exit::Done })
+}
+
+fn heading(cluster: &str, asked: usize, found: usize) -> String {
+    format!("cluster {cluster}: {} asked, {}", count(asked, "node"), count(found, "finding"))
 }
 
 fn without_nodes(why: String) -> Finding {
@@ -309,4 +313,15 @@ async fn refused_users(cluster: &config::Cluster, address: &str) -> Vec<(Arc<str
         }
     }
     refused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!(heading("shop", 1, 1), "cluster shop: 1 node asked, 1 finding");
+        assert_eq!(heading("shop", 3, 0), "cluster shop: 3 nodes asked, 0 findings");
+    }
 }

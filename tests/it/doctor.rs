@@ -220,7 +220,7 @@ async fn the_doctor_finds_each_slip_of_a_postgres_set_up() {
     };
     for words in [
         "fsync is off: a crash corrupts it",
-        "all 2 WAL senders are taken",
+        "all WAL senders are taken (2)",
         "neither slots nor wal_keep_size keep WAL",
         "replication is asynchronous",
         "hot_standby_feedback is off",
@@ -230,7 +230,7 @@ async fn the_doctor_finds_each_slip_of_a_postgres_set_up() {
     }
     let primary = at(&cluster, 0).await;
     primary.run("SELECT pg_create_physical_replication_slot('only')").await;
-    finds("all 1 replication slots are taken").await;
+    finds("all replication slots are taken (1)").await;
     primary.run("CREATE DATABASE closed").await;
     primary.run("REVOKE CONNECT ON DATABASE closed FROM PUBLIC").await;
     finds("may not connect to closed").await;
@@ -378,7 +378,7 @@ async fn the_doctor_finds_semi_synchronous_replication_that_protects_little(make
     set(1, &format!("SET GLOBAL {prefix}_enabled = OFF"));
 
     cluster.stop(2, Stop::Kill).expect("it dies");
-    finds(&folder, &primary, "all 1 acknowledging replicas are needed for a commit").await;
+    finds(&folder, &primary, "every acknowledging replica (1) is needed for a commit").await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::{Facts, Finding, Severity};
+use crate::cli::count;
 
 /// A commit that waits this long for an acknowledgement hangs, as far as an app can tell; one that
 /// waits less is acknowledged without, in milliseconds.
@@ -77,8 +78,8 @@ impl Waiting {
         let Self { acknowledging, wanted, timeout, is_on } = *self;
         let seconds = timeout / 1000;
         if self.lacks() && timeout >= HANGS {
-            let what =
-                format!("{wanted} replicas must acknowledge a commit and {acknowledging} do: commits hang");
+            let needed = count(wanted as usize, "replica");
+            let what = format!("{needed} must acknowledge a commit and {acknowledging} can: commits hang");
             add(
                 Severity::Problem,
                 what,
@@ -106,7 +107,7 @@ impl Waiting {
             );
         } else if acknowledging == wanted {
             let what = format!(
-                "all {wanted} acknowledging replicas are needed for a commit: one that stops stops all writes"
+                "every acknowledging replica ({wanted}) is needed for a commit: one that stops stops all writes"
             );
             add(Severity::Warning, what, "more replicas than must acknowledge let one be away");
         }
