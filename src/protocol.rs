@@ -477,6 +477,8 @@ pub enum Answer<'a> {
     Done,
     /// As a server answers the end of a transaction that had failed.
     RolledBack,
+    /// As a server answers what would have held until the end of a transaction, where none is open.
+    WithoutEffect,
     /// One row of text columns.
     Row(&'a [Column<'a>]),
 }

@@ -46,7 +46,9 @@ impl Frontend {
             Answer::Done if request.intent.statements == 0 => {
                 packet::put_err(&mut out, self.sequence, 1065, "42000", b"Query was empty");
             }
-            Answer::Done | Answer::RolledBack => packet::put_ok(&mut out, self.sequence, status),
+            Answer::Done | Answer::RolledBack | Answer::WithoutEffect => {
+                packet::put_ok(&mut out, self.sequence, status)
+            }
             Answer::Row(columns) => {
                 let binary = request.wire.code == code::STMT_EXECUTE;
                 self.put_row(&mut out, columns, binary, status);

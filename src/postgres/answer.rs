@@ -5,6 +5,7 @@ use super::{
     done::Done,
     frame::{self, HEADER},
     frontend::Frontend,
+    refusal,
     relay::Outcome,
 };
 use crate::{
@@ -23,6 +24,7 @@ impl Frontend {
         transaction: Transaction,
     ) -> Result<(), Fault> {
         let batch = &request.wire;
+        let answer = self.without_unwanted(answer);
         let mut out = Vec::with_capacity(64);
         if batch.kind == Kind::Extended {
             for message in &batch.messages {
@@ -41,6 +43,16 @@ impl Frontend {
             self.learn(&request.intent, outcome, &Done::All);
         }
         self.finish_answer(batch, out, transaction).await
+    }
+
+    /// The answer without a warning that the client has turned off.
+    fn without_unwanted<'a>(&self, answer: Answer<'a>) -> Answer<'a> {
+        let level = self.carried.now().get("client_min_messages").unwrap_or_default();
+        let is_off = level.trim_matches('\'').eq_ignore_ascii_case("error");
+        match answer {
+            Answer::WithoutEffect if is_off => Answer::Done,
+            other => other,
+        }
     }
 
     fn answer_message(
@@ -142,6 +154,9 @@ fn put_completion(out: &mut Vec<u8>, batch: &Batch, intent: &Intent, answer: Ans
             }
         });
     }
+    if let Answer::WithoutEffect = answer {
+        refusal::put_warning(out, "25P01", "SET LOCAL can only be used in transaction blocks");
+    }
     if intent.statements == 0 {
         out.extend_from_slice(&[b'I', 0, 0, 0, 4]);
         return;
@@ -150,7 +165,7 @@ fn put_completion(out: &mut Vec<u8>, batch: &Batch, intent: &Intent, answer: Ans
         Answer::Row(_) if is_select(batch.text.as_deref().unwrap_or("")) => "SELECT 1",
         Answer::Row(_) => "SHOW",
         Answer::RolledBack => "ROLLBACK",
-        Answer::Done => command_tag(batch.text.as_deref().unwrap_or("")),
+        Answer::Done | Answer::WithoutEffect => command_tag(batch.text.as_deref().unwrap_or("")),
     };
     frame::put(out, b'C', |out| frame::put_cstring(out, tag.as_bytes()));
 }

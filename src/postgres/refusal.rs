@@ -28,6 +28,17 @@ pub fn put_error(out: &mut Vec<u8>, refusal: &Refusal) {
     });
 }
 
+/// Appends a NoticeResponse of severity WARNING.
+pub fn put_warning(out: &mut Vec<u8>, code: &str, message: &str) {
+    frame::put(out, b'N', |out| {
+        for (kind, value) in [(b'S', "WARNING"), (b'V', "WARNING"), (b'C', code), (b'M', message)] {
+            out.push(kind);
+            frame::put_cstring(out, value.as_bytes());
+        }
+        out.push(0);
+    });
+}
+
 pub const fn sqlstate(kind: RefusalKind) -> &'static str {
     match kind {
         RefusalKind::NoPrimary | RefusalKind::NoReplica => "57P03",

@@ -5,6 +5,7 @@ use std::{fmt::Write as _, sync::Arc, time::Duration};
 use super::{
     Session,
     cancel::{Call, Entry},
+    consistency::check_token,
 };
 use crate::{
     protocol::{Answer, Column, Fault, Frontend, Protocol, Request},
@@ -203,9 +204,12 @@ impl<P: Protocol> Session<P> {
         command: ProxyCommand,
     ) -> Result<(), Fault> {
         let transaction = self.state.transaction;
+        let passes = matches!(command, ProxyCommand::Set { scope: Scope::Local, .. })
+            && !self.state.undoes_own_settings();
         let outcome = match &command {
             ProxyCommand::Set { name, value, scope, column } => {
                 let set = match &**name {
+                    "position" if passes => check_token(&self.cluster, value).await.map(drop),
                     "position" => self.adopt_token(value).await,
                     _ => self.set_own(name, value, *scope),
                 };
@@ -217,6 +221,7 @@ impl<P: Protocol> Session<P> {
             ProxyCommand::Show { shown } => self.show_all(shown).await.map(Some),
         };
         match outcome {
+            Ok(None) if passes => self.frontend.answer(request, Answer::WithoutEffect, transaction).await,
             Ok(None) => self.frontend.answer(request, Answer::Done, transaction).await,
             Ok(Some(row)) => {
                 let row: Vec<_> = row.iter().map(|(name, value)| Column { name, value }).collect();

@@ -73,6 +73,39 @@ async fn reset_and_rollback_bring_settings_back() {
 }
 
 #[tokio::test]
+async fn a_setting_for_a_transaction_that_is_not_open_is_warned_of_as_by_the_server() {
+    let stage = Stage::set("", &[]).await;
+    let mut direct = Wire::login(stage.primary_port(), APP, &stage.database.name).await;
+    let mut wire = stage.wire().await;
+    let warned = |frames: &[Frame]| {
+        let notice = frames
+            .iter()
+            .find(|frame| frame.tag == b'N')
+            .map(|notice| [b'S', b'V', b'C', b'M'].map(|field| notice.field(field).unwrap_or_default()));
+        (tags(frames), notice)
+    };
+    let simple = |sql: &str| Batch::new().query(sql);
+    let extended = |sql: &str| Batch::new().run(sql, &[]).sync();
+    for batch in [simple as fn(&str) -> Batch, extended] {
+        for how in ["", "BEGIN", "COMMIT", "SET client_min_messages = error", "RESET client_min_messages"] {
+            for session in [&mut direct, &mut wire] {
+                if !how.is_empty() {
+                    session.ask(&simple(how)).await;
+                }
+            }
+            let servers = warned(&direct.ask(&batch("SET LOCAL work_mem = '5MB'")).await);
+            let own = warned(&wire.ask(&batch("SET LOCAL pointsman.consistency = 'global'")).await);
+            assert_eq!(own, servers, "{how}");
+        }
+    }
+
+    let shown = wire.ask(&simple("SHOW pointsman.consistency")).await;
+    assert_eq!(first_columns(&shown), ["session"]);
+    let frames = wire.ask(&simple("SELECT set_config('pointsman.consistency', 'global', true)")).await;
+    assert_eq!(tags(&frames), "TDCZ");
+}
+
+#[tokio::test]
 async fn a_setting_of_a_transaction_ends_with_it_however_it_was_set() {
     let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
     let session = stage.session().await;
