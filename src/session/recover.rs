@@ -19,6 +19,7 @@ use crate::{
     refusal::{Refusal, RefusalKind},
     route::Floor,
     sql::{Access, Dialect, Effect, Intent, Reason},
+    standing,
     topology::{Position, Role, State, board::Traffic},
 };
 
@@ -342,6 +343,11 @@ impl<P: Protocol> Session<P> {
 
     /// Answers with an error of the proxy's own.
     pub(super) async fn refuse(&mut self, request: &Request<P::Wire>, refusal: Refusal) -> Result<(), Fault> {
+        if P::DIALECT == Dialect::Postgres && self.registered.entry.is_called(Call::Kill) {
+            // As from a server: who is killed hears of that, and of nothing else.
+            self.tell_killed().await;
+            return Err(standing::unsent());
+        }
         self.cluster.metrics.error(refusal.kind.label());
         tracing::info!(
             cluster = %self.cluster.name,

@@ -8,7 +8,7 @@ use std::{
 use mysql_async::prelude::Queryable;
 use pointsman::demo::{Port, servers::Login};
 
-use crate::support::{Session, Stage, client, code, drivers, eventually};
+use crate::support::{Session, Stage, client, code, drivers, eventually, wire::Batch};
 
 /// The console's doors before a stage.
 pub struct Console {
@@ -408,6 +408,28 @@ async fn kill_ends_a_client_and_what_it_runs() {
     eventually("it is counted", async || console.stage.proxy.metric("pointsman_errors_total", told) == 1.0)
         .await;
     assert!(!console.psql("KILL 1").status.success());
+}
+
+#[tokio::test]
+async fn kill_ends_a_client_that_waits_as_a_server_does() {
+    let console = Console::open("", &["cluster.pool.size = 1"]).await;
+    let (holder, mut waiting) = (console.stage.session().await, console.stage.wire().await);
+    holder.run("BEGIN; SELECT txid_current()").await;
+    waiting.send(&Batch::new().query("/* pointsman: primary */ SELECT 1")).await;
+    let id = || {
+        let (ids, states) = (console.column("CLIENTS", "id"), console.column("CLIENTS", "state"));
+        states.iter().position(|state| state == "waiting").map(|at| ids[at].clone())
+    };
+    eventually("it waits", async || id().is_some()).await;
+
+    let killed = console.psql(&format!("KILL {}", id().expect("it waits")));
+
+    assert!(killed.status.success(), "{}", said(&killed));
+    let told = waiting.until_closed().await;
+    let told: Vec<_> =
+        told.iter().map(|frame| (frame.field(b'S').unwrap_or_default(), frame.code())).collect();
+    assert_eq!(told, [("FATAL".to_owned(), "57P01".to_owned())]);
+    holder.run("COMMIT").await;
 }
 
 #[tokio::test]
