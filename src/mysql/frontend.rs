@@ -360,6 +360,12 @@ impl Frontend {
         reader.classifier.intent(reader.database.id(), &catalog, modes, text, Instant::now)
     }
 
+    /// Changes whenever a statement may be judged otherwise than before.
+    pub(super) fn generation(&self) -> u64 {
+        let reader = self.reader.as_ref().expect("statements are read after the welcome");
+        reader.classifier.generation(&reader.database.catalog())
+    }
+
     /// The whole text of a query, as long as it is there.
     pub(super) fn string(&self, command: &Command) -> Option<&[u8]> {
         let is_here = self.unconsumed > 0 && command.tail.is_none();
@@ -456,7 +462,8 @@ impl Frontend {
                 Effect::Reset { name } if &**name == READ_ONLY => self.reads_only = false,
                 Effect::Prepare { name, statement, inner } if self.own.len() < MAX_OWN_STATEMENTS => {
                     let settings = self.carried.now().clone();
-                    let own = OwnStatement::new(statement.clone(), Intent::clone(inner), settings);
+                    let own =
+                        OwnStatement::new(statement.clone(), Intent::clone(inner), settings, self.modes);
                     self.own.insert(name.clone(), own);
                 }
                 Effect::Discard(Discard::All) => {

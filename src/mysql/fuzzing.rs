@@ -124,7 +124,9 @@ fn commands_with(data: &[u8], capabilities: u64) {
                 text: statement.text.clone(),
                 settings: Arc::default(),
                 key: statement.key,
+                modes: statement.modes,
                 intent: statement.intent.clone(),
+                generation: statement.generation,
                 parameters: u16::try_from(parameters).unwrap_or(u16::MAX),
             }));
             encode::entered(&mut backend, statement.key, id);

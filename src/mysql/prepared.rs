@@ -6,7 +6,7 @@ use foldhash::{HashMap, HashMapExt};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::settings::Settings;
-use crate::sql::Intent;
+use crate::sql::{Intent, LexModes};
 
 /// Most statements of one client: MySQL's default of `max_prepared_stmt_count`.
 pub const MAX_STATEMENTS: usize = 16_382;
@@ -27,13 +27,24 @@ pub struct Statement {
     pub settings: Arc<Settings>,
     /// By text and the settings that its meaning depends on.
     pub key: u128,
+    /// The modes in which its text is read.
+    pub modes: LexModes,
     pub intent: Arc<Intent>,
+    /// That of the classifier and catalog by which it was judged last.
+    pub generation: u64,
     pub parameters: u16,
 }
 
 impl Statement {
     pub fn key_of(text: &[u8], settings: &Settings) -> u128 {
         xxh3_128(&[&settings.reading().to_le_bytes(), text].concat())
+    }
+
+    /// The same statement, judged anew.
+    pub fn renewed(&self, intent: Arc<Intent>, generation: u64) -> Self {
+        let Self { text, settings, key, modes, parameters, .. } = self;
+        let (text, settings) = (text.clone(), settings.clone());
+        Self { text, settings, key: *key, modes: *modes, intent, generation, parameters: *parameters }
     }
 }
 
@@ -48,12 +59,14 @@ pub struct OwnStatement {
     pub settings: Arc<Settings>,
     /// As [`Statement::key`].
     pub key: u128,
+    /// As [`Statement::modes`].
+    pub modes: LexModes,
 }
 
 impl OwnStatement {
-    pub fn new(statement: Box<str>, inner: Intent, settings: Arc<Settings>) -> Self {
+    pub fn new(statement: Box<str>, inner: Intent, settings: Arc<Settings>, modes: LexModes) -> Self {
         let key = Statement::key_of(statement.as_bytes(), &settings);
-        Self { statement, inner: Arc::new(inner), settings, key }
+        Self { statement, inner: Arc::new(inner), settings, key, modes }
     }
 }
 
@@ -232,6 +245,7 @@ impl ServerStatements {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sql::Dialect;
 
     #[test]
     fn the_newest_statement_is_the_one_prepared_last_if_that_succeeded() {
@@ -240,7 +254,9 @@ mod tests {
             text: Box::default(),
             settings: Arc::default(),
             key: 1,
+            modes: LexModes::default_of(Dialect::Mysql),
             intent,
+            generation: 0,
             parameters: 0,
         });
         let mut statements = ClientStatements::default();

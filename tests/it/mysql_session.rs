@@ -49,6 +49,7 @@ both_makes!(
     a_name_means_the_statement_that_was_prepared_last,
     a_prepared_statement_names_the_tables_of_its_own_sessions_schema,
     a_prepared_statement_is_read_by_its_own_sessions_settings,
+    a_prepared_statement_is_judged_by_what_is_known_when_it_is_executed,
     what_a_string_did_before_it_failed_reaches_nobody_else,
     a_statement_is_deallocated_wherever_also_when_its_table_is_gone,
     a_change_of_privileges_reaches_the_connections_that_pools_have,
@@ -635,6 +636,47 @@ async fn a_write_that_was_taken_for_a_read_never_happens_on_a_replica(make: Make
         assert!(count == "1" || count == "0", "{count}");
     }
     assert!(stage.proxy.metric("pointsman_reroutes_total", &["writes"]) >= 1.0);
+}
+
+async fn a_prepared_statement_is_judged_by_what_is_known_when_it_is_executed(make: Make) {
+    let sql = "CREATE TABLE t (x INT); CREATE FUNCTION looks() RETURNS INT READS SQL DATA RETURN 1;
+               CREATE FUNCTION notes() RETURNS INT DETERMINISTIC BEGIN INSERT INTO t VALUES (1); RETURN 2; END;
+               CREATE VIEW v AS SELECT 1 AS x";
+    // Or the connection would stay with the session.
+    let clean = "cluster.routing.clean_functions = ['looks']";
+    let mut stage = Stage::on(make, sql, &[clean]).await;
+    let session = tokio::sync::Mutex::new(stage.session().await);
+    // Whether the primary ran it, prepared by either way.
+    let on_primary = async |stage: &Stage, id: u32, name: &str| {
+        let mut session = session.lock().await;
+        let execution = [&id.to_le_bytes()[..], &[0], &1_u32.to_le_bytes()].concat();
+        session.exchange(code::STMT_EXECUTE, &execution).await.expect("it runs");
+        let by_id = session.value("SELECT @pointsman_route").await;
+        session.run(&format!("EXECUTE {name}")).await;
+        let by_name = session.value("SELECT @pointsman_route").await;
+        [by_id, by_name].map(|route| route.contains(&format!(":{} ", stage.primary_port())))
+    };
+    for (name, text) in [("looks", "SELECT looks()"), ("looks_at", "SELECT x FROM v")] {
+        let mut session = session.lock().await;
+        session.exchange(code::STMT_PREPARE, text.as_bytes()).await.expect("it is prepared");
+        session.run(&format!("PREPARE {name} FROM '{text}'")).await;
+    }
+    let mut other = stage.session().await;
+
+    let reads = async |stage: &Stage| on_primary(stage, 1, "looks").await == [false; 2];
+    eventually("the catalog says that it reads", async || reads(&stage).await).await;
+    stage.proxy.reload(&["cluster.routing.write_functions = ['looks']"]);
+    let writes = async || on_primary(&stage, 1, "looks").await == [true; 2];
+    eventually("the file says that it writes", writes).await;
+    stage.proxy.reload(&["cluster.routing.write_functions = []"]);
+    eventually("the file says so no more", async || reads(&stage).await).await;
+
+    eventually("the view reads", async || on_primary(&stage, 2, "looks_at").await == [false; 2]).await;
+    let reroutes = || stage.proxy.metric("pointsman_reroutes_total", &["writes"]);
+    let before = reroutes();
+    other.run("CREATE OR REPLACE VIEW v AS SELECT notes() AS x").await;
+    assert_eq!(on_primary(&stage, 2, "looks_at").await, [true; 2]);
+    assert_eq!(reroutes(), before);
 }
 
 async fn several_statements_and_several_results_pass(make: Make) {

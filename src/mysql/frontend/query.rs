@@ -1,6 +1,6 @@
 //! Reads COM_QUERY: what a string of statements is to the proxy.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{Frontend, no_statement};
 use crate::{
@@ -56,14 +56,25 @@ impl Frontend {
     /// Replaces EXECUTE by what the statement behind the name does.
     pub(super) fn behind(&self, intent: Arc<Intent>) -> Arc<Intent> {
         let [Effect::Execute { name }] = &intent.effects[..] else { return self.behind_each(intent) };
-        let mut behind = match self.own.get(name) {
-            Some(own) => Intent::clone(&own.inner),
+        let mut behind = match self.inner(name) {
+            Some(inner) => Intent::clone(&inner),
             // Nobody knows it: the primary says so.
             None => Intent { access: Access::Write, reason: Reason::State, ..Intent::clone(&intent) },
         };
         behind.effects.push(Effect::Execute { name: name.clone() });
         behind.plain = false;
         Arc::new(behind)
+    }
+
+    /// What a statement of SQL PREPARE does by what is known now, which may be more than when it was prepared.
+    fn inner(&self, name: &str) -> Option<Arc<Intent>> {
+        let own = self.own.get(name)?;
+        let prepares = self.classify_in(own.modes, own.statement.as_bytes());
+        let inner = prepares.effects.iter().find_map(|effect| match effect {
+            Effect::Prepare { inner, .. } => Some(Arc::new(Intent::clone(inner))),
+            _ => None,
+        });
+        Some(inner.unwrap_or_else(|| own.inner.clone()))
     }
 
     /// The same of a string of several statements, which may also prepare what it executes.
@@ -85,14 +96,12 @@ impl Frontend {
             let earlier = effects[..at].iter().rev().chain(before.iter().rev());
             let here = earlier.into_iter().find(|one| one.replaced_name() == Some(name));
             let inner = match here {
-                Some(Effect::Prepare { inner, .. }) => Some(&**inner),
+                Some(Effect::Prepare { inner, .. }) => Some(Cow::Borrowed(&inner.effects)),
                 Some(_) => None,
-                None => self.own.get(name).map(|own| &*own.inner),
+                None => self.inner(name).map(|inner| Cow::Owned(inner.effects.clone())),
             };
             match inner {
-                Some(inner) if !inner.effects.iter().any(sets_reading) => {
-                    all.extend(inner.effects.iter().cloned());
-                }
+                Some(inner) if !inner.iter().any(sets_reading) => all.extend(inner.into_owned()),
                 // Whatever it is; and what stands behind it may be read in another way.
                 _ => all.extend([Effect::DrawsSequence, Effect::Touches]),
             }

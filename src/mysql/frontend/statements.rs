@@ -35,8 +35,8 @@ impl Frontend {
             self.reject(RefusalKind::DuplicateStatement, message).await?;
             return Ok(None);
         }
-        let intent = self.classify(text);
-        let intent = if intent.statements == 0 { no_statement(&intent) } else { intent };
+        let (modes, generation) = (self.modes, self.generation());
+        let intent = self.judge(modes, text);
         let rewritten = self.rewritten(&intent, text);
         let text = rewritten.as_deref().unwrap_or(text);
         let settings = self.carried.now().clone();
@@ -54,7 +54,8 @@ impl Frontend {
         let bare = Intent { effects: later.collect(), reason, plain: false, ..Intent::clone(&intent) };
         let bare = Intent { outdoes: false, ..bare };
         // The number of its parameters comes with the answer.
-        let statement = Statement { text: text.into(), settings, key, intent, parameters: 0 };
+        let statement =
+            Statement { text: text.into(), settings, key, modes, intent, generation, parameters: 0 };
         wire.rewritten = rewritten;
         wire.statement = Some((0, Arc::new(statement)));
         Ok(Some(Request { intent: self.closing_cursor(Arc::new(bare)), wire }))
@@ -169,6 +170,28 @@ impl Frontend {
         }
     }
 
+    /// What a statement to prepare, or one that was prepared, is taken for by what is known now.
+    fn judge(&self, modes: LexModes, text: &[u8]) -> Arc<Intent> {
+        let intent = self.classify_in(modes, text);
+        if intent.statements == 0 { no_statement(&intent) } else { intent }
+    }
+
+    /// A catalog or a configuration that was read since, or a replica's refusal, may make another thing of a
+    /// statement that was prepared before.
+    fn renew(&mut self, id: u32) {
+        let generation = self.generation();
+        let Some(handle) = self.statements.get(id) else { return };
+        let statement = &handle.statement;
+        if statement.generation == generation {
+            return;
+        }
+        let intent = self.judge(statement.modes, &statement.text);
+        let renewed = Arc::new(statement.renewed(intent, generation));
+        if let Some(handle) = self.statements.get_mut(id) {
+            handle.statement = renewed;
+        }
+    }
+
     /// An execution of a statement that is there.
     fn executed(
         &mut self,
@@ -177,6 +200,7 @@ impl Frontend {
         binding: Option<Binding>,
         opens_cursor: bool,
     ) -> Option<Request<Command>> {
+        self.renew(id);
         let handle = self.statements.get_mut(id)?;
         let statement = handle.statement.clone();
         if let Some(types) = binding.and_then(|binding| binding.types) {

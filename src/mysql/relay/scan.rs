@@ -335,7 +335,9 @@ impl Relay<'_> {
             text: statement.text.clone(),
             settings: statement.settings.clone(),
             key: statement.key,
+            modes: statement.modes,
             intent: statement.intent.clone(),
+            generation: statement.generation,
             parameters,
         });
         encode::entered(self.backend, statement.key, id);
