@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 
 use super::{
     command::{self, Command, Cut, GATHERED, Tail, code},
+    completion::Completion,
     compress::{Algorithm, Unreadable, Wire},
     done::Done,
     gate::Gate,
@@ -26,7 +27,7 @@ use crate::{
     protocol::{Fault, Identity, ReaderContext, Request, Transaction},
     refusal::{Refusal, RefusalKind},
     sql::{
-        Access, Dialect, Effect, Intent, LexModes, Reason,
+        self, Access, Dialect, Effect, Intent, LexModes, Reason,
         effects::{Discard, Ending, PinReason, Whom, said_of_next},
     },
     stream::{self, Stream},
@@ -34,6 +35,9 @@ use crate::{
 
 /// The variable that makes a session's transactions read-only.
 const READ_ONLY: &str = "transaction_read_only";
+
+/// The variable that says how COMMIT and ROLLBACK go on.
+const COMPLETION: &str = "completion_type";
 
 /// SQL PREPARE names of one client.
 const MAX_OWN_STATEMENTS: usize = 4096;
@@ -69,6 +73,10 @@ pub struct Frontend {
     pub(super) autocommit: bool,
     /// The server's status flags that tell how strings are to be written.
     pub(super) lexing: u16,
+    /// How its COMMIT and ROLLBACK go on.
+    pub(super) completion: Completion,
+    /// What a reset, and DEFAULT, goes back to.
+    pub(super) startup_completion: Completion,
     /// The transaction as the client was told last, for what is answered without asking.
     pub(super) told: Transaction,
     /// The transaction that is open is READ ONLY.
@@ -127,6 +135,8 @@ impl Frontend {
             tail: None,
             autocommit: true,
             lexing: 0,
+            completion: Completion::default(),
+            startup_completion: Completion::default(),
             told: Transaction::Idle,
             read_only: false,
             reads_only: false,
@@ -460,6 +470,10 @@ impl Frontend {
             match effect {
                 Effect::Set { name, value, .. } => self.note_setting(name, value),
                 Effect::Reset { name } if &**name == READ_ONLY => self.reads_only = false,
+                Effect::Reset { name } if &**name == COMPLETION => self.completion = self.startup_completion,
+                Effect::Pin(PinReason::Setting) if names_completion(request) => {
+                    self.completion = Completion::Unknown;
+                }
                 Effect::Prepare { name, statement, inner } if self.own.len() < MAX_OWN_STATEMENTS => {
                     let settings = self.carried.now().clone();
                     let own =
@@ -471,6 +485,7 @@ impl Frontend {
                     self.own.clear();
                     self.modes = self.startup_modes;
                     self.reads_only = false;
+                    self.completion = self.startup_completion;
                     (self.next_read_only, self.next_said) = (None, false);
                 }
                 _ => {}
@@ -492,6 +507,7 @@ impl Frontend {
         let is_on = matches!(&*value, "1" | "on" | "true");
         match name {
             READ_ONLY => self.reads_only = is_on,
+            COMPLETION => self.completion = Completion::parse(&value),
             "autocommit" => self.autocommit = is_on,
             "sql_mode" => self.note_sql_mode(&value),
             NAMES | "character set" | "character_set_client" => {
@@ -513,6 +529,12 @@ impl Frontend {
     pub(super) async fn closed(&mut self) {
         self.inbox.ended(&mut self.stream, GATHERED).await;
     }
+}
+
+/// Whether it may set `completion_type`, to a value that was computed.
+fn names_completion(request: &Request<Command>) -> bool {
+    let modes = LexModes::default_of(Dialect::Mysql);
+    request.wire.text.as_deref().is_some_and(|text| sql::says_word(text, modes, COMPLETION))
 }
 
 /// What a text without statements is where a server is to answer it.

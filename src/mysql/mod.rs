@@ -4,6 +4,7 @@ mod answer;
 mod backend;
 mod catalog;
 pub mod command;
+mod completion;
 pub mod compress;
 mod done;
 mod encode;
@@ -48,6 +49,9 @@ use crate::{
     },
     topology::{Facts, Role},
 };
+
+/// Ends what is open and nothing else, whatever the session's `completion_type`.
+const ROLLBACK: &str = "ROLLBACK AND NO CHAIN NO RELEASE";
 
 /// The protocol, as the engine names it.
 pub struct Mysql;
@@ -271,7 +275,7 @@ impl protocol::Backend<Mysql> for Backend {
         if self.open_transaction() == Transaction::Idle {
             return Ok(());
         }
-        self.query_all("ROLLBACK").await?;
+        self.query_all(ROLLBACK).await?;
         self.said_next = false;
         Ok(())
     }

@@ -10,6 +10,7 @@ use mysql_common::collations::{Collation, CollationId};
 
 use super::{
     backend::Backend,
+    completion::Completion,
     compress::{Algorithm, Wire},
     frontend::{Frontend, Startup},
     packet::{self, HEADER, capability as can, status},
@@ -29,6 +30,7 @@ use crate::{
 pub struct Greeting {
     sql_mode: Box<str>,
     autocommit: bool,
+    completion: Completion,
     defaults: TransactionModes,
     /// What servers run first for this user.
     init_connect: Box<str>,
@@ -38,10 +40,11 @@ pub struct Greeting {
 }
 
 /// Names of both, since MariaDB renamed the isolation's variable with 11.1 and MySQL with 8.0.
-const MARIADB_DEFAULTS: &str =
-    "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.tx_isolation, @@GLOBAL.init_connect";
-const MYSQL_DEFAULTS: &str =
-    "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.transaction_isolation, @@GLOBAL.init_connect";
+const MARIADB_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.tx_isolation, @@GLOBAL.init_connect, \
+     @@GLOBAL.completion_type";
+const MYSQL_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.transaction_isolation, @@GLOBAL.init_connect, \
+     @@GLOBAL.completion_type";
+
 
 /// For who has one of these no server runs `init_connect`.
 const EXEMPT: [&str; 3] = ["SUPER", "CONNECTION ADMIN", "CONNECTION_ADMIN"];
@@ -86,6 +89,7 @@ impl Frontend {
             forced_collation: self.gate.shared.forced_collation(),
             sql_mode: text(0).into(),
             autocommit: text(1) != "0",
+            completion: Completion::parse(text(4)),
             defaults: TransactionModes {
                 isolation: Isolation::parse(text(2)),
                 ..TransactionModes::default()
@@ -111,6 +115,7 @@ impl Frontend {
         self.mariadb = greeting.mariadb;
         self.note_sql_mode(&greeting.sql_mode);
         self.autocommit = greeting.autocommit;
+        (self.completion, self.startup_completion) = (greeting.completion, greeting.completion);
         let modes = self.modes;
         self.lexing = if modes.standard_strings { status::NO_BACKSLASH_ESCAPES } else { 0 }
             | if modes.ansi_quotes && greeting.mariadb { status::ANSI_QUOTES } else { 0 };

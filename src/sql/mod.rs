@@ -37,6 +37,13 @@ pub fn placeholders(text: &str, dialect: Dialect) -> Option<Vec<Range<usize>>> {
     tokens.scan.clean.then(|| parameters.map(|token| token.start..token.end).collect())
 }
 
+/// Whether this keyword stands in a statement of MySQL's, outside of comments, quotes and literals.
+pub fn says_word(text: &str, modes: LexModes, word: &str) -> bool {
+    let tokens = Tokens::of(text.as_bytes(), Dialect::Mysql, modes);
+    let mut words = tokens.list.iter().filter(|token| token.kind == Kind::Word);
+    words.any(|token| text[token.start..token.end].eq_ignore_ascii_case(word))
+}
+
 /// Session settings that change how text is split into tokens.
 ///
 /// A session in any mode but the default is either lexed by these rules or its statements go to

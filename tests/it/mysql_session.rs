@@ -50,6 +50,8 @@ both_makes!(
     a_prepared_statement_names_the_tables_of_its_own_sessions_schema,
     a_prepared_statement_is_read_by_its_own_sessions_settings,
     a_prepared_statement_is_judged_by_what_is_known_when_it_is_executed,
+    a_commit_goes_on_as_completion_type_says,
+    a_release_by_completion_type_ends_the_session,
     what_a_string_did_before_it_failed_reaches_nobody_else,
     a_statement_is_deallocated_wherever_also_when_its_table_is_gone,
     a_change_of_privileges_reaches_the_connections_that_pools_have,
@@ -677,6 +679,68 @@ async fn a_prepared_statement_is_judged_by_what_is_known_when_it_is_executed(mak
     other.run("CREATE OR REPLACE VIEW v AS SELECT notes() AS x").await;
     assert_eq!(on_primary(&stage, 2, "looks_at").await, [true; 2]);
     assert_eq!(reroutes(), before);
+}
+
+/// What is answered without a server, or by a replica, began no transaction: rows were committed that were
+/// rolled back.
+async fn a_commit_goes_on_as_completion_type_says(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT) ENGINE = InnoDB", ONE).await;
+    let mut direct = Session::open(stage.primary_port(), APP, &stage.schema).await;
+    let mut session = stage.session().await;
+    const ROWS: &str = "SELECT COUNT(*) FROM t";
+    let cases: [&[&str]; 7] = [
+        &["SET completion_type = 1", "COMMIT", "INSERT INTO t VALUES (1)", "ROLLBACK", ROWS],
+        &["SET completion_type = CHAIN", "BEGIN", "COMMIT", "INSERT INTO t VALUES (1)", "ROLLBACK", ROWS],
+        &["BEGIN", "INSERT INTO t VALUES (1)", "COMMIT", "INSERT INTO t VALUES (2)", "ROLLBACK", ROWS],
+        &["COMMIT AND NO CHAIN", "INSERT INTO t VALUES (3)", "ROLLBACK", ROWS],
+        &["START TRANSACTION READ ONLY", ROWS, "COMMIT", ROWS, "ROLLBACK AND NO CHAIN"],
+        &["PREPARE c FROM 'COMMIT'", "EXECUTE c", "INSERT INTO t VALUES (1)", "ROLLBACK", ROWS],
+        &["SET completion_type = DEFAULT", "COMMIT", "INSERT INTO t VALUES (4)", "ROLLBACK", ROWS],
+    ];
+    let open = packet::status::IN_TRANSACTION | packet::status::IN_READ_ONLY_TRANSACTION;
+    for case in cases {
+        let mut told = Vec::new();
+        for session in [&mut direct, &mut session] {
+            session.run("TRUNCATE t").await;
+            let mut answers = Vec::new();
+            for sql in case {
+                let answer = session.run(sql).await;
+                answers.push((*sql, answer.value(), answer.status & open));
+            }
+            session.run("ROLLBACK AND NO CHAIN").await;
+            told.push(answers);
+        }
+        assert_eq!(told[1], told[0]);
+    }
+
+    session.run("SET completion_type = CHAIN").await;
+    session.run("COMMIT").await;
+    session.run("INSERT INTO t VALUES (5)").await;
+    drop(session);
+    let mut next = stage.session().await;
+    assert_eq!(next.value("SELECT COUNT(*) FROM t WHERE x = 5 /* pointsman: primary */").await, "0");
+    next.run("INSERT INTO t VALUES (6)").await;
+    drop(next);
+    assert_eq!(direct.value("SELECT COUNT(*) FROM t WHERE x = 6").await, "1");
+}
+
+async fn a_release_by_completion_type_ends_the_session(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT) ENGINE = InnoDB", ONE).await;
+    for steps in [
+        &["SET completion_type = 2", "BEGIN", "COMMIT"][..],
+        &["SET completion_type = 'RELEASE'", "COMMIT NO RELEASE", "ROLLBACK"],
+        &["SET completion_type = 'release'", "BEGIN", "INSERT INTO t VALUES (1)", "COMMIT"],
+    ] {
+        let mut session = stage.session().await;
+        for sql in steps {
+            session.run(sql).await;
+        }
+        assert_eq!(session.error("SELECT 1").await, 2013, "{steps:?}");
+    }
+
+    let mut next = stage.session().await;
+    assert_eq!(next.value("SELECT COUNT(*) FROM t /* pointsman: primary */").await, "1");
+    assert_eq!(next.value("SELECT @@completion_type /* pointsman: primary */").await, "NO_CHAIN");
 }
 
 async fn several_statements_and_several_results_pass(make: Make) {

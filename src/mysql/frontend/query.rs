@@ -36,6 +36,7 @@ impl Frontend {
         if intent.statements == 1 && !intent.effects.is_empty() {
             wire.text = std::str::from_utf8(text).ok().map(Into::into);
         }
+        let intent = self.completion.applied_to(intent, wire.text.as_deref(), self.modes);
         let rewritten = self.rewritten(&intent, text);
         wire.rewritten = rewritten.map(|text| [attributes, &*text].concat().into());
         if !wire.is_rewritable() {

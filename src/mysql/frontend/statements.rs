@@ -212,6 +212,7 @@ impl Frontend {
             intent = self.behind(intent);
             wire.text =
                 std::str::from_utf8(&statement.text).ok().filter(|_| intent.statements == 1).map(Into::into);
+            intent = self.completion.applied_to(intent, wire.text.as_deref(), self.modes);
         }
         if opens_cursor && intent.access == Access::Read {
             let mut kept = Intent::clone(&intent);

@@ -5,6 +5,7 @@ use std::io;
 use super::Relay;
 use crate::{
     mysql::{
+        ROLLBACK,
         command::{Command, code},
         encode,
         insert_id::{InsertId, Settle},
@@ -134,7 +135,7 @@ impl Relay<'_> {
     pub(super) async fn prepare_connection(&mut self, request: &Request<Command>) -> Result<(), Fault> {
         if self.has_to_unsay(request) {
             // Where nothing is open it ends that and nothing else.
-            match watched(self.terms.watch, self.backend.query_all("ROLLBACK")).await {
+            match watched(self.terms.watch, self.backend.query_all(ROLLBACK)).await {
                 // What XA has prepared is no transaction to the status, and cannot be ended so.
                 Err(Fault::Refused(_)) => self.backend.touched = true,
                 ended => drop(ended?),

@@ -11,9 +11,12 @@ impl State {
     pub(super) fn plan_lost(&mut self, intent: &Intent, lost: Lost) -> Step {
         let single = if intent.statements == 1 { intent.effects.first() } else { None };
         match (lost, single) {
-            (_, Some(Effect::Rollback { chain: false }))
-            | (Lost::Told, Some(Effect::Commit { chain: false })) => {
+            (_, Some(Effect::Rollback { chain })) | (Lost::Told, Some(Effect::Commit { chain })) => {
                 self.end_lost();
+                if *chain {
+                    self.hold(TransactionModes::default(), "BEGIN", true);
+                    self.transaction = Transaction::Open;
+                }
                 Step::Answer(Own::RolledBack)
             }
             (Lost::Untold, Some(Effect::Commit { .. } | Effect::PrepareTransaction | Effect::CommitXa)) => {
