@@ -17,7 +17,8 @@ use super::{
     settings::{Carried, NAMES, Settings},
 };
 use crate::{
-    protocol::{Begins, Fault, ReaderContext, Welcomed},
+    protocol::{Begins, Fault, Frontend as _, ReaderContext, Welcomed},
+    refusal::{Refusal, RefusalKind},
     sql::{
         Effect, Isolation,
         effects::{Scope, TransactionModes},
@@ -45,6 +46,8 @@ const MARIADB_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @
 const MYSQL_DEFAULTS: &str = "SELECT @@GLOBAL.sql_mode, @@GLOBAL.autocommit, @@GLOBAL.transaction_isolation, @@GLOBAL.init_connect, \
      @@GLOBAL.completion_type";
 
+/// MariaDB's collation of names of files; to MySQL there is none of that number.
+const FILENAME: u8 = 17;
 
 /// For who has one of these no server runs `init_connect`.
 const EXEMPT: [&str; 3] = ["SUPER", "CONNECTION ADMIN", "CONNECTION_ADMIN"];
@@ -122,6 +125,11 @@ impl Frontend {
         let startup = self.startup.take();
         if let Some(startup) = &startup {
             let names = greeting.names_for(startup.collation);
+            if let Some((charset, _)) = &names
+                && !is_for_clients(charset)
+            {
+                return Err(self.refuse_charset(charset).await);
+            }
             let first = self.first_settings(startup, names.as_ref());
             let names = match greeting.mariadb {
                 true => names.map(|(_, statement)| statement),
@@ -142,6 +150,14 @@ impl Frontend {
             begins: if greeting.mariadb { Begins::Anew } else { Begins::AsBefore },
             first,
         })
+    }
+
+    /// As servers answer a login whose character set they could not read statements in.
+    async fn refuse_charset(&mut self, charset: &str) -> Fault {
+        let message = format!("Variable 'character_set_client' can't be set to the value of '{charset}'");
+        let refusal = Refusal::fatal(RefusalKind::InvalidSetting, message);
+        self.farewell(&refusal).await;
+        Fault::Protocol(refusal)
     }
 
     /// Has the session carry what `init_connect` sets, as if its client had said so: server connections, which
@@ -207,8 +223,17 @@ impl Greeting {
     }
 }
 
+/// Whether text of clients can be in it: not where a character of ASCII has more bytes than one, and not in
+/// the one that MariaDB has for names of files (`is_supported_parser_charset`).
+fn is_for_clients(charset: &str) -> bool {
+    !matches!(charset, "ucs2" | "utf16" | "utf16le" | "utf32" | "filename")
+}
+
 /// The character set of a collation, and the statement that sets both. `None`: there is no such collation.
 fn names_of(collation: u8, mariadb: bool) -> Option<(String, String)> {
+    if mariadb && collation == FILENAME {
+        return Some(("filename".to_owned(), "SET NAMES filename".to_owned()));
+    }
     let id = CollationId::from(u16::from(collation));
     if id == CollationId::UNKNOWN_COLLATION_ID {
         return None;

@@ -43,6 +43,7 @@ both_makes!(
     what_init_connect_sets_is_set_for_every_session,
     what_servers_begin_sessions_with_hides_nothing_of_the_catalog,
     sessions_begin_with_what_was_set_for_all_since,
+    a_login_whose_character_set_no_statement_can_be_in_is_refused,
 );
 
 /// What MySQL stores of `sha2-pw`, with a salt of twenty letters.
@@ -299,6 +300,19 @@ async fn who_becomes_another_user_without_a_proof_is_asked_for_one(make: Make) {
             assert_eq!(answer[0], packet::OK, "{port}");
             assert_eq!(session.value("SELECT DATABASE()").await, stage.schema, "{port}");
         }
+    }
+}
+
+async fn a_login_whose_character_set_no_statement_can_be_in_is_refused(make: Make) {
+    let stage = Stage::on(make, "", &[]).await;
+    let (ucs2, utf16, utf16le, utf32, filename) = ([35, 90, 128, 159], [54, 101], [56], [60, 160], [17]);
+    let refused = [&ucs2[..], &utf16, &utf16le, &utf32, &filename].concat();
+    for collation in refused.into_iter().chain([0, 8, 28, 33, 45, 255]) {
+        let login = |port: u16| Session::connect_in(port, APP, stage.schema.as_bytes(), collation);
+
+        let (direct, proxied) = (login(stage.primary_port()).await, login(stage.proxy.port()).await);
+
+        assert_eq!(proxied.err(), direct.err(), "{collation}");
     }
 }
 
