@@ -72,8 +72,10 @@ fn startup_settings(flavour: u64) -> Vec<(String, String)> {
     let names = ("search_path", "pg_catalog");
     // A database of another encoding would tell names in that.
     let letters = ("client_encoding", "UTF8");
+    // Each question has a limit of ours, and a catalog may take longer than statements of users may.
+    let patience = ("statement_timeout", "0");
     let settings: &[_] = match flavour {
-        OWN_QUESTIONS => &[isolation, names, letters],
+        OWN_QUESTIONS => &[isolation, names, letters, patience],
         OPERATORS_QUESTIONS => &[isolation],
         _ => &[],
     };

@@ -562,6 +562,25 @@ async fn what_a_session_is_told_that_began_before_a_default_was_changed_is_not_t
     assert_ne!(late.port().await, cluster.node(0).port(), "its transactions only read");
 }
 
+#[tokio::test]
+async fn a_catalog_is_read_however_little_time_statements_have() {
+    let mut sql =
+        "CREATE FUNCTION f() RETURNS int STABLE LANGUAGE sql AS 'SELECT inet_server_port()';".to_owned();
+    for number in 0..300 {
+        sql += &format!("CREATE FUNCTION f{number}() RETURNS int STABLE LANGUAGE sql AS 'SELECT 1';");
+    }
+    let stage = Stage::set(&sql, &[]).await;
+    stage.database.run(&format!("ALTER DATABASE {} SET statement_timeout = '1ms'", stage.database.name));
+
+    let dsn = format!("{} options='-c statement_timeout=0'", stage.proxy.dsn(&stage.database.name));
+    let session = Session::open(&dsn).await;
+
+    eventually("the catalog is read", async || {
+        session.value("SELECT f()").await != stage.primary_port().to_string()
+    })
+    .await;
+}
+
 /// A view that leaves a setting behind, a function that only reads, in letters beyond ASCII.
 const NAMED_IN_GERMAN: &str = r#"
     CREATE FUNCTION sets_tenant() RETURNS text LANGUAGE sql AS $$SELECT set_config('app.tenant', '42', false)$$;
