@@ -641,11 +641,12 @@ async fn a_write_that_was_taken_for_a_read_never_happens_on_a_replica(make: Make
 }
 
 async fn a_prepared_statement_is_judged_by_what_is_known_when_it_is_executed(make: Make) {
-    let sql = "CREATE TABLE t (x INT); CREATE FUNCTION looks() RETURNS INT READS SQL DATA RETURN 1;
-               CREATE FUNCTION notes() RETURNS INT DETERMINISTIC BEGIN INSERT INTO t VALUES (1); RETURN 2; END;
-               CREATE VIEW v AS SELECT 1 AS x";
+    // Names of its own: each counts for what it does in any schema.
+    let sql = "CREATE TABLE t (x INT); CREATE FUNCTION beholds() RETURNS INT READS SQL DATA RETURN 1;
+               CREATE FUNCTION jots() RETURNS INT DETERMINISTIC BEGIN INSERT INTO t VALUES (1); RETURN 2; END;
+               CREATE VIEW overlook AS SELECT 1 AS x";
     // Or the connection would stay with the session.
-    let clean = "cluster.routing.clean_functions = ['looks']";
+    let clean = "cluster.routing.clean_functions = ['beholds']";
     let mut stage = Stage::on(make, sql, &[clean]).await;
     let session = tokio::sync::Mutex::new(stage.session().await);
     // Whether the primary ran it, prepared by either way.
@@ -658,17 +659,17 @@ async fn a_prepared_statement_is_judged_by_what_is_known_when_it_is_executed(mak
         let by_name = session.value("SELECT @pointsman_route").await;
         [by_id, by_name].map(|route| route.contains(&format!(":{} ", stage.primary_port())))
     };
-    for (name, text) in [("looks", "SELECT looks()"), ("looks_at", "SELECT x FROM v")] {
+    for (name, text) in [("beholds", "SELECT beholds()"), ("looks_at", "SELECT x FROM overlook")] {
         let mut session = session.lock().await;
         session.exchange(code::STMT_PREPARE, text.as_bytes()).await.expect("it is prepared");
         session.run(&format!("PREPARE {name} FROM '{text}'")).await;
     }
     let mut other = stage.session().await;
 
-    let reads = async |stage: &Stage| on_primary(stage, 1, "looks").await == [false; 2];
+    let reads = async |stage: &Stage| on_primary(stage, 1, "beholds").await == [false; 2];
     eventually("the catalog says that it reads", async || reads(&stage).await).await;
-    stage.proxy.reload(&["cluster.routing.write_functions = ['looks']"]);
-    let writes = async || on_primary(&stage, 1, "looks").await == [true; 2];
+    stage.proxy.reload(&["cluster.routing.write_functions = ['beholds']"]);
+    let writes = async || on_primary(&stage, 1, "beholds").await == [true; 2];
     eventually("the file says that it writes", writes).await;
     stage.proxy.reload(&["cluster.routing.write_functions = []"]);
     eventually("the file says so no more", async || reads(&stage).await).await;
@@ -676,7 +677,7 @@ async fn a_prepared_statement_is_judged_by_what_is_known_when_it_is_executed(mak
     eventually("the view reads", async || on_primary(&stage, 2, "looks_at").await == [false; 2]).await;
     let reroutes = || stage.proxy.metric("pointsman_reroutes_total", &["writes"]);
     let before = reroutes();
-    other.run("CREATE OR REPLACE VIEW v AS SELECT notes() AS x").await;
+    other.run("CREATE OR REPLACE VIEW overlook AS SELECT jots() AS x").await;
     assert_eq!(on_primary(&stage, 2, "looks_at").await, [true; 2]);
     assert_eq!(reroutes(), before);
 }
