@@ -43,6 +43,7 @@ both_makes!(
     what_init_connect_sets_is_set_for_every_session,
     what_servers_begin_sessions_with_hides_nothing_of_the_catalog,
     sessions_begin_with_what_was_set_for_all_since,
+    a_commit_goes_on_as_the_servers_say_by_default,
     a_login_whose_character_set_no_statement_can_be_in_is_refused,
 );
 
@@ -712,4 +713,67 @@ async fn sessions_begin_with_what_was_set_for_all_since(make: Make) {
         let rows = primary.sql(&schema, "SELECT COUNT(*) FROM t").expect("it answers");
         assert_eq!(rows.trim(), "0", "it was not committed, past the proxy: {past_the_proxy}");
     }
+}
+
+/// `completion_type` as a server's default: what is rolled back was committed else, and sessions outlived
+/// their end.
+async fn a_commit_goes_on_as_the_servers_say_by_default(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT) ENGINE = InnoDB");
+    let set_all = |value: &str| {
+        for node in 0..3 {
+            let set = format!("SET GLOBAL completion_type = {value}");
+            cluster.node(node).sql("", &set).expect("it is legal");
+        }
+    };
+    const ROWS: &str = "SELECT COUNT(*) FROM t /* pointsman: primary */";
+    let port: u16 = cluster.addresses()[0].rsplit(':').next().expect("a port").parse().expect("a number");
+
+    set_all("1");
+    let proxy = mysql::proxy(&cluster, &["cluster.pool.size = 1"]).await;
+    let cases: [&[&str]; 4] = [
+        &["COMMIT", "INSERT INTO t VALUES (1)", "ROLLBACK AND NO CHAIN", ROWS],
+        &[
+            "BEGIN",
+            "INSERT INTO t VALUES (2)",
+            "COMMIT",
+            "INSERT INTO t VALUES (3)",
+            "ROLLBACK AND NO CHAIN",
+            ROWS,
+        ],
+        &["SET completion_type = 0", "COMMIT", "INSERT INTO t VALUES (4)", "ROLLBACK", ROWS],
+        &[
+            "SET completion_type = DEFAULT",
+            "ROLLBACK",
+            "INSERT INTO t VALUES (5)",
+            "ROLLBACK AND NO CHAIN",
+            ROWS,
+        ],
+    ];
+    for case in cases {
+        let mut told = Vec::new();
+        for port in [port, proxy.port()] {
+            let mut session = Session::open(port, APP, &schema).await;
+            session.run("DELETE FROM t").await;
+            let mut answers = Vec::new();
+            for sql in case {
+                let answer = session.run(sql).await;
+                answers.push((*sql, answer.value(), answer.status & packet::status::IN_TRANSACTION));
+            }
+            told.push(answers);
+        }
+        assert_eq!(told[1], told[0]);
+    }
+
+    set_all("2");
+    let proxy = mysql::proxy(&cluster, &["cluster.pool.size = 1"]).await;
+    for end in ["COMMIT", "ROLLBACK"] {
+        let mut session = Session::open(proxy.port(), APP, &schema).await;
+        session.run("BEGIN").await;
+        session.run("INSERT INTO t VALUES (6)").await;
+        session.run(end).await;
+        assert_eq!(session.error("SELECT 1").await, 2013, "{end}");
+    }
+    let mut next = Session::open(proxy.port(), APP, &schema).await;
+    assert_eq!(next.value("SELECT COUNT(*) FROM t WHERE x = 6 /* pointsman: primary */").await, "1");
 }
