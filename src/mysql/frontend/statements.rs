@@ -178,18 +178,13 @@ impl Frontend {
 
     /// A catalog or a configuration that was read since, or a replica's refusal, may make another thing of a
     /// statement that was prepared before.
-    fn renew(&mut self, id: u32) {
-        let generation = self.generation();
-        let Some(handle) = self.statements.get(id) else { return };
-        let statement = &handle.statement;
-        if statement.generation == generation {
-            return;
-        }
+    fn renewed(&mut self, id: u32, statement: &Statement, generation: u64) -> Arc<Statement> {
         let intent = self.judge(statement.modes, &statement.text);
         let renewed = Arc::new(statement.renewed(intent, generation));
         if let Some(handle) = self.statements.get_mut(id) {
-            handle.statement = renewed;
+            handle.statement = renewed.clone();
         }
+        renewed
     }
 
     /// An execution of a statement that is there.
@@ -200,13 +195,16 @@ impl Frontend {
         binding: Option<Binding>,
         opens_cursor: bool,
     ) -> Option<Request<Command>> {
-        self.renew(id);
+        let generation = self.generation();
         let handle = self.statements.get_mut(id)?;
-        let statement = handle.statement.clone();
         if let Some(types) = binding.and_then(|binding| binding.types) {
             handle.types = types;
         }
         handle.cursor |= opens_cursor;
+        let mut statement = handle.statement.clone();
+        if statement.generation != generation {
+            statement = self.renewed(id, &statement, generation);
+        }
         let mut intent = statement.intent.clone();
         if !intent.effects.is_empty() {
             intent = self.behind(intent);
