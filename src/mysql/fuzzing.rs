@@ -121,13 +121,9 @@ fn commands_with(data: &[u8], capabilities: u64) {
         if let (code::STMT_PREPARE, Some((_, statement))) = (command.code, &command.statement) {
             let parameters = statement.text.iter().filter(|byte| **byte == b'?').count();
             let id = frontend.statements.enter(Arc::new(Statement {
-                text: statement.text.clone(),
                 settings: Arc::default(),
-                key: statement.key,
-                modes: statement.modes,
-                intent: statement.intent.clone(),
-                generation: statement.generation,
                 parameters: u16::try_from(parameters).unwrap_or(u16::MAX),
+                ..Statement::clone(statement)
             }));
             encode::entered(&mut backend, statement.key, id);
         }

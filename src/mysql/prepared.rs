@@ -20,7 +20,7 @@ pub const NEWEST: u32 = u32::MAX;
 pub const MAX_LONG_DATA: usize = 64 * 1024 * 1024;
 
 /// A statement that a client has prepared.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Statement {
     pub text: Box<[u8]>,
     /// By which its text was read, and in whose schema names in it were looked up.
@@ -38,13 +38,6 @@ pub struct Statement {
 impl Statement {
     pub fn key_of(text: &[u8], settings: &Settings) -> u128 {
         xxh3_128(&[&settings.reading().to_le_bytes(), text].concat())
-    }
-
-    /// The same statement, judged anew.
-    pub fn renewed(&self, intent: Arc<Intent>, generation: u64) -> Self {
-        let Self { text, settings, key, modes, parameters, .. } = self;
-        let (text, settings) = (text.clone(), settings.clone());
-        Self { text, settings, key: *key, modes: *modes, intent, generation, parameters: *parameters }
     }
 }
 

@@ -58,7 +58,7 @@ impl Frontend {
     pub(super) fn behind(&self, intent: Arc<Intent>) -> Arc<Intent> {
         let [Effect::Execute { name }] = &intent.effects[..] else { return self.behind_each(intent) };
         let mut behind = match self.inner(name) {
-            Some(inner) => Intent::clone(&inner),
+            Some(inner) => inner,
             // Nobody knows it: the primary says so.
             None => Intent { access: Access::Write, reason: Reason::State, ..Intent::clone(&intent) },
         };
@@ -68,14 +68,14 @@ impl Frontend {
     }
 
     /// What a statement of SQL PREPARE does by what is known now, which may be more than when it was prepared.
-    fn inner(&self, name: &str) -> Option<Arc<Intent>> {
+    fn inner(&self, name: &str) -> Option<Intent> {
         let own = self.own.get(name)?;
         let prepares = self.classify_in(own.modes, own.statement.as_bytes());
         let inner = prepares.effects.iter().find_map(|effect| match effect {
-            Effect::Prepare { inner, .. } => Some(Arc::new(Intent::clone(inner))),
+            Effect::Prepare { inner, .. } => Some(Intent::clone(inner)),
             _ => None,
         });
-        Some(inner.unwrap_or_else(|| own.inner.clone()))
+        Some(inner.unwrap_or_else(|| Intent::clone(&own.inner)))
     }
 
     /// The same of a string of several statements, which may also prepare what it executes.
@@ -99,7 +99,7 @@ impl Frontend {
             let inner = match here {
                 Some(Effect::Prepare { inner, .. }) => Some(Cow::Borrowed(&inner.effects)),
                 Some(_) => None,
-                None => self.inner(name).map(|inner| Cow::Owned(inner.effects.clone())),
+                None => self.inner(name).map(|inner| Cow::Owned(inner.effects)),
             };
             match inner {
                 Some(inner) if !inner.iter().any(sets_reading) => all.extend(inner.into_owned()),

@@ -180,7 +180,7 @@ impl Frontend {
     /// statement that was prepared before.
     fn renewed(&mut self, id: u32, statement: &Statement, generation: u64) -> Arc<Statement> {
         let intent = self.judge(statement.modes, &statement.text);
-        let renewed = Arc::new(statement.renewed(intent, generation));
+        let renewed = Arc::new(Statement { intent, generation, ..statement.clone() });
         if let Some(handle) = self.statements.get_mut(id) {
             handle.statement = renewed.clone();
         }

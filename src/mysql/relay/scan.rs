@@ -331,15 +331,7 @@ impl Relay<'_> {
         else {
             return Err(self.nonsense());
         };
-        let statement = Arc::new(Statement {
-            text: statement.text.clone(),
-            settings: statement.settings.clone(),
-            key: statement.key,
-            modes: statement.modes,
-            intent: statement.intent.clone(),
-            generation: statement.generation,
-            parameters,
-        });
+        let statement = Arc::new(Statement { parameters, ..Statement::clone(statement) });
         encode::entered(self.backend, statement.key, id);
         let own = self.frontend.statements.enter(statement.clone());
         self.prepared = Some(statement);
