@@ -323,17 +323,18 @@ impl Frontend {
     }
 
     fn query(&mut self, mut batch: Box<Batch>) -> Request<Box<Batch>> {
-        let body = batch::body(self.inbox.data(), 0, batch.length);
-        let text = frame::split_cstring(body).map_or(body, |(text, _)| text);
-        let intent = self.classify(text);
+        let intent = self.classify(query_text(&self.inbox, &batch));
         let intent = match batch.end {
             End::Whole if intent.effects.is_empty() => intent,
-            End::Whole => self.behind(intent, &[]),
+            End::Whole => {
+                self.renew_statements();
+                self.behind(intent, &[])
+            }
             // Nothing that was read is relied on.
             _ => Arc::new(Intent { outdoes: false, by_text: false, ..intent.cut_off([]) }),
         };
         if batch.end == End::Whole && intent.statements == 1 && !intent.effects.is_empty() {
-            batch.text = std::str::from_utf8(text).ok().map(Into::into);
+            batch.text = std::str::from_utf8(query_text(&self.inbox, &batch)).ok().map(Into::into);
         }
         self.statements.drop_unnamed();
         Request { intent, wire: batch }
@@ -341,9 +342,8 @@ impl Frontend {
 
     /// The text of a Query, while it is there.
     pub(super) fn query_text(&self, batch: &Batch) -> Option<&[u8]> {
-        let data = self.inbox.data().get(..batch.length).filter(|_| self.unconsumed > 0)?;
-        let body = batch::body(data, 0, batch.length);
-        Some(frame::split_cstring(body).map_or(body, |(text, _)| text))
+        let is_there = self.unconsumed > 0 && self.inbox.data().len() >= batch.length;
+        is_there.then(|| query_text(&self.inbox, batch))
     }
 
     fn classify(&self, text: &[u8]) -> Arc<Intent> {
@@ -404,6 +404,12 @@ impl Frontend {
     pub(super) async fn closed(&mut self) {
         self.inbox.ended(&mut self.stream, batch::GATHERED).await;
     }
+}
+
+/// The text of a Query that is at the head of the inbox.
+fn query_text<'a>(inbox: &'a Inbox, batch: &Batch) -> &'a [u8] {
+    let body = batch::body(inbox.data(), 0, batch.length);
+    frame::split_cstring(body).map_or(body, |(text, _)| text)
 }
 
 /// What EXECUTE does, which by itself is `execute`, of a statement.

@@ -174,17 +174,27 @@ impl ClientStatements {
         self.named.get(name)
     }
 
-    /// Judges the named statements anew when what is known has changed since. `judge`: a statement's
-    /// text and body → what it is from now on.
-    pub fn renew(&mut self, generation: u64, judge: impl Fn(&[u8], &Statement) -> Arc<Statement>) {
+    /// Judges the statements anew when what is known has changed since. `judge`: a text and what it was taken
+    /// for → what it is taken for from now on; `keep`: a named statement and its text, as that.
+    pub fn renew(
+        &mut self,
+        generation: u64,
+        judge: impl Fn(&[u8], &Arc<Intent>, Origin) -> Arc<Intent>,
+        keep: impl Fn(&[u8], &Statement, Arc<Intent>) -> Arc<Statement>,
+    ) {
         if self.generation == generation {
             return;
         }
         self.generation = generation;
-        let of_parse = |statement: &&mut Arc<Statement>| statement.origin == Origin::Parse;
-        for statement in self.named.values_mut().filter(of_parse) {
-            let text = frame::split_cstring(&statement.body).map_or(&*statement.body, |(text, _)| text);
-            *statement = judge(text, statement);
+        for statement in self.named.values_mut() {
+            let text = text_of(&statement.body);
+            let intent = judge(text, &statement.intent, statement.origin);
+            if !Arc::ptr_eq(&intent, &statement.intent) {
+                *statement = keep(text, statement, intent);
+            }
+        }
+        if let Some(unnamed) = self.unnamed.as_mut().filter(|unnamed| unnamed.defined) {
+            unnamed.intent = judge(text_of(&unnamed.body), &unnamed.intent, Origin::Parse);
         }
     }
 
@@ -303,6 +313,11 @@ impl ClientStatements {
         self.confirmed.clear();
         self.unnamed = None;
     }
+}
+
+/// The text of a body, which is all of it for a PREPARE.
+fn text_of(body: &[u8]) -> &[u8] {
+    frame::split_cstring(body).map_or(body, |(text, _)| text)
 }
 
 /// What a server has under a client's own name.

@@ -5,7 +5,7 @@ use pointsman::demo::servers::{APP, Login, MONITOR, PgCluster, SUPERUSER};
 use crate::support::{
     Database, Proxy, Session, Stage, cluster, eventually,
     proxy::login_error,
-    wire::{Batch, tags},
+    wire::{Batch, Wire, first_columns, tags},
 };
 
 #[tokio::test]
@@ -444,6 +444,45 @@ async fn what_a_function_leaves_is_nobody_elses_when_the_answer_of_what_replaced
 #[tokio::test]
 async fn what_a_function_leaves_is_nobody_elses_while_the_string_that_replaced_it_goes_on() {
     what_new_code_leaves_is_nobody_elses(Change::InString).await;
+}
+
+#[tokio::test]
+async fn what_a_replaced_function_leaves_is_nobody_elses_however_its_call_was_prepared_before() {
+    let define = |body: &str| {
+        format!("CREATE OR REPLACE FUNCTION f() RETURNS text LANGUAGE sql STABLE AS $$ SELECT {body} $$")
+    };
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, &define("'nothing'"));
+    let proxy = Proxy::start(cluster, &["cluster.pool.size = 2"]).await;
+    let mut users = Vec::new();
+    // Asked of the primary, where the function is replaced at once.
+    let sql = "SELECT f(), pg_is_in_recovery()";
+    for (prepare, execute) in [
+        (Batch::new().query(&format!("PREPARE s AS {sql}")), Batch::new().query("EXECUTE s")),
+        (Batch::new().query(&format!("PREPARE s AS {sql}")), Batch::new().run("EXECUTE s", &[]).sync()),
+        (Batch::new().parse("s", sql).sync(), Batch::new().bind("", "s", &[]).execute("", 0).sync()),
+        (Batch::new().parse("", sql).sync(), Batch::new().bind("", "", &[]).execute("", 0).sync()),
+    ] {
+        let mut user = Wire::login(proxy.port(), APP, &database.name).await;
+        user.ask(&prepare).await;
+        assert_eq!(first_columns(&user.ask(&execute).await), ["nothing"]);
+        users.push((user, execute));
+    }
+
+    let migration = proxy.session(&database.name).await;
+    migration.run(&define("set_config('app.tenant', '7', false)")).await;
+    eventually("the catalog is read again", async || {
+        let other = proxy.session(&database.name).await;
+        other.run("/* pointsman: primary */ SELECT f()").await;
+        proxy.metric("pointsman_pins_total", &["function"]) > 0.0
+    })
+    .await;
+
+    while let Some((mut user, execute)) = users.pop() {
+        assert_eq!(first_columns(&user.ask(&execute).await), ["7"]);
+        drop(user);
+        nobody_has_a_tenant(&proxy, &database, 2.0 + users.len() as f64).await;
+    }
 }
 
 #[tokio::test]

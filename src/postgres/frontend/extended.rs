@@ -7,8 +7,8 @@ use crate::{
     postgres::{
         batch::{self, Batch, Message, Subject},
         bind, frame,
-        prepared::{Resolved, Statement},
-        unit::Unit,
+        prepared::{Origin, Resolved, Statement},
+        unit::{Unit, function_call},
     },
     protocol::Request,
     sql::{Effect, Intent, PinReason, bound_set_config, effects::ProxyCommand},
@@ -117,7 +117,8 @@ impl Frontend {
             unit.add_unknown();
             return Subject::Plain;
         };
-        if !name.is_empty() {
+        // What this unit has prepared is judged by what is known now.
+        if !name.is_empty() || !unit.defined_unnamed {
             self.renew_statements();
         }
         let (intent, subject, text) = match self.statements.resolve(name) {
@@ -143,6 +144,9 @@ impl Frontend {
             Some(own) => unit.instead(&intent, own),
             None => intent,
         };
+        if intent.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. })) {
+            self.renew_statements();
+        }
         unit.call(&intent);
         // Values for a statement that has no place for any are the server's to complain of.
         unit.bound_text = text.filter(|_| is_own || !bind::has_values(values));
@@ -175,22 +179,24 @@ impl Frontend {
 
     /// A catalog that was read since, or a replica's refusal, may make other things of statements
     /// that were prepared before.
-    fn renew_statements(&mut self) {
+    pub(super) fn renew_statements(&mut self) {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
         let catalog = reader.database.catalog();
         let (classifier, database) = (&reader.classifier, reader.database.id());
         let (modes, origins) = (self.modes, &self.origins);
-        self.statements.renew(classifier.generation(&catalog), |text, statement| {
-            if shape_of_answer(&statement.intent).is_some() {
+        let judge = |text: &[u8], known: &Arc<Intent>, origin| {
+            if shape_of_answer(known).is_some() {
                 // Its text is not what the client has prepared.
-                return Arc::new(statement.with(&statement.body, statement.intent.clone()));
+                return known.clone();
             }
             let intent = classifier.intent(database, &catalog, modes, text, Instant::now);
-            match statement.is_shared() {
-                true => origins.intern(text, &statement.body, intent),
-                false => Arc::new(statement.with(&statement.body, intent)),
-            }
-        });
+            if origin == Origin::Sql { prepared_by(&intent) } else { intent }
+        };
+        let keep = |text: &[u8], statement: &Statement, intent| match statement.origin {
+            Origin::Parse if statement.is_shared() => origins.intern(text, &statement.body, intent),
+            _ => Arc::new(statement.with(&statement.body, intent)),
+        };
+        self.statements.renew(classifier.generation(&catalog), judge, keep);
     }
 
     fn describe_or_close(&mut self, tag: u8, body: &[u8], unit: &mut Unit) -> Subject {
@@ -252,6 +258,16 @@ fn shape_of_answer(intent: &Intent) -> Option<Vec<u8>> {
     let column = |name: &str| format!("''::text AS \"{}\"", name.replace('"', "\"\""));
     let columns: Vec<String> = shown.iter().map(|shown| column(&shown.column)).collect();
     Some(format!("SELECT {}", columns.join(", ")).into_bytes())
+}
+
+/// What the statement does that a PREPARE prepares.
+fn prepared_by(prepare: &Intent) -> Arc<Intent> {
+    let inner = prepare.effects.iter().find_map(|effect| match effect {
+        Effect::Prepare { inner, .. } => Some(Intent::clone(inner)),
+        _ => None,
+    });
+    // By other settings it may not be understood any more.
+    Arc::new(inner.unwrap_or_else(function_call))
 }
 
 /// The text of one statement with effects, for what has to be sent again by itself.
