@@ -33,11 +33,24 @@ pub struct Overrides {
     startup: OwnSettings,
     /// The values after COMMIT and after ROLLBACK, once the open transaction has changed something.
     after: Option<(OwnSettings, OwnSettings)>,
+    /// Oldest first.
+    savepoints: Vec<Savepoint>,
 }
+
+/// What ROLLBACK TO brings back.
+#[derive(Debug)]
+struct Savepoint {
+    name: Box<str>,
+    now: OwnSettings,
+    after: Option<(OwnSettings, OwnSettings)>,
+}
+
+/// How many savepoints are followed; ROLLBACK TO a deeper one undoes nothing here.
+const MAX_SAVEPOINTS: usize = 1024;
 
 impl Overrides {
     pub fn at_startup(startup: OwnSettings) -> Self {
-        Self { now: startup, startup, after: None }
+        Self { now: startup, startup, ..Self::default() }
     }
 
     /// Changes one setting; `in_transaction`: the end of one is to come.
@@ -77,8 +90,36 @@ impl Overrides {
         self.now = self.startup;
     }
 
+    /// The open transaction has got a savepoint.
+    pub fn save(&mut self, name: &str) {
+        if self.savepoints.len() < MAX_SAVEPOINTS {
+            self.savepoints.push(Savepoint { name: name.into(), now: self.now, after: self.after });
+        }
+    }
+
+    /// RELEASE: what was set since stays.
+    pub fn release(&mut self, name: &str) {
+        if let Some(at) = self.savepoint(name) {
+            self.savepoints.truncate(at);
+        }
+    }
+
+    pub fn roll_back_to(&mut self, name: &str) {
+        if let Some(at) = self.savepoint(name) {
+            let savepoint = &self.savepoints[at];
+            (self.now, self.after) = (savepoint.now, savepoint.after);
+            self.savepoints.truncate(at + 1);
+        }
+    }
+
+    /// Where the latest savepoint of this name is.
+    fn savepoint(&self, name: &str) -> Option<usize> {
+        self.savepoints.iter().rposition(|savepoint| *savepoint.name == *name)
+    }
+
     /// The open transaction has ended.
     pub fn end(&mut self, committed: bool) {
+        self.savepoints.clear();
         if let Some((commit, rollback)) = self.after.take() {
             self.now = if committed { commit } else { rollback };
         }
@@ -399,5 +440,31 @@ mod tests {
         assert_eq!(level(&own), None);
         own.end(false);
         assert_eq!(level(&own), Some("global"));
+    }
+
+    #[test]
+    fn a_rollback_to_a_savepoint_undoes_what_was_set_since() {
+        let set = |own: &mut Overrides, value| {
+            own.set("consistency", value, Scope::Session, true).expect("it is legal");
+        };
+        let level = |own: &Overrides| own.now.consistency.map(Consistency::label);
+        let mut own = Overrides::default();
+        own.save("a");
+        set(&mut own, "user");
+        own.save("b");
+        set(&mut own, "global");
+        own.release("b");
+        assert_eq!(level(&own), Some("global"));
+        own.save("c");
+        own.set("consistency", "eventual", Scope::Local, true).expect("it is legal");
+        own.roll_back_to("c");
+        assert_eq!(level(&own), Some("global"));
+        own.roll_back_to("a");
+        assert_eq!(level(&own), None);
+        own.roll_back_to("c");
+        set(&mut own, "monotonic");
+        own.end(true);
+        own.roll_back_to("a");
+        assert_eq!(level(&own), Some("monotonic"));
     }
 }

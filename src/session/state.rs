@@ -259,8 +259,11 @@ impl State {
                 Effect::Savepoint(_) | Effect::SetConstraints | Effect::Set { scope: Scope::Local, .. }
                     if held.statements.len() < MAX_HELD =>
                 {
-                    if let Effect::Savepoint(_) = effect {
+                    if let Effect::Savepoint(name) = effect {
                         held.savepoints.push(effect.clone());
+                        if held.begun && !self.sets_next {
+                            self.own.save(name);
+                        }
                     }
                     held.local = true;
                     held.statements.push(text.into());
@@ -495,6 +498,9 @@ impl State {
                 // changes nothing.
                 let _ = self.own.set(name, value, *scope, self.undoes_own_settings());
             }
+            Effect::Savepoint(name) if !failed && self.undoes_own_settings() => self.own.save(name),
+            Effect::Release(name) if !failed => self.own.release(name),
+            Effect::RollbackTo(name) if !failed => self.own.roll_back_to(name),
             Effect::Discard(Discard::Temp) if !failed => self.unpin(PinReason::TempTable),
             Effect::Discard(Discard::Sequences) if !failed => self.unpin(PinReason::Sequence),
             _ => {}

@@ -73,6 +73,56 @@ async fn reset_and_rollback_bring_settings_back() {
 }
 
 #[tokio::test]
+async fn the_proxys_own_settings_follow_savepoints_as_the_servers_do() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let database = &stage.database.name;
+    let dsn = stage.proxy.dsn(database);
+    let proxy_port = format!("port={}", stage.proxy.port());
+    let direct = Session::open(&dsn.replace(&proxy_port, &format!("port={}", stage.primary_port()))).await;
+    let session = stage.session().await;
+    // As the server's, and as the proxy's.
+    let settings =
+        [(&direct, "work_mem", ["5MB", "6MB"]), (&session, "pointsman.consistency", ["user", "global"])];
+    for steps in [
+        "BEGIN; SAVEPOINT a; SET A; ROLLBACK TO a; show; COMMIT",
+        "BEGIN; INSERT; SAVEPOINT a; SET A; ROLLBACK TO SAVEPOINT a; show; COMMIT",
+        "BEGIN; SET A; SAVEPOINT a; SET LOCAL B; show; ROLLBACK TO a; show; COMMIT",
+        "BEGIN; SAVEPOINT a; SET A; RELEASE a; show; COMMIT",
+        "BEGIN; SAVEPOINT a; SET A; SAVEPOINT a; SET B; ROLLBACK TO a; show; RELEASE a; ROLLBACK TO a; show; COMMIT",
+        "SET A; BEGIN; SAVEPOINT a; RESET; show; ROLLBACK TO a; show; COMMIT",
+        "BEGIN; INSERT; SAVEPOINT a; SET A; fail; ROLLBACK TO a; show; SET B; COMMIT",
+        "BEGIN; SAVEPOINT a; SET A; ROLLBACK TO a; SET B; ROLLBACK",
+    ] {
+        let mut seen = Vec::new();
+        for (session, name, values) in &settings {
+            let mut shown = Vec::new();
+            for step in steps.split("; ").chain(["show", "RESET"]) {
+                let sql = match step {
+                    "show" => {
+                        let value = session.value(&format!("SHOW {name}")).await;
+                        shown.push(values.iter().position(|known| *known == value));
+                        continue;
+                    }
+                    "fail" => {
+                        session.error("SELECT 1 / 0").await;
+                        continue;
+                    }
+                    "RESET" => format!("RESET {name}"),
+                    "INSERT" => "INSERT INTO t VALUES (1)".to_owned(),
+                    "SET A" => format!("SET {name} = '{}'", values[0]),
+                    "SET B" => format!("SET {name} = '{}'", values[1]),
+                    "SET LOCAL B" => format!("SET LOCAL {name} = '{}'", values[1]),
+                    of_transaction => of_transaction.to_owned(),
+                };
+                session.run(&sql).await;
+            }
+            seen.push(shown);
+        }
+        assert_eq!(seen[0], seen[1], "{steps}");
+    }
+}
+
+#[tokio::test]
 async fn a_setting_for_a_transaction_that_is_not_open_is_warned_of_as_by_the_server() {
     let stage = Stage::set("", &[]).await;
     let mut direct = Wire::login(stage.primary_port(), APP, &stage.database.name).await;
