@@ -416,7 +416,13 @@ fn query_text<'a>(inbox: &'a Inbox, batch: &Batch) -> &'a [u8] {
 fn executing(execute: &Arc<Intent>, named: Option<&Intent>) -> Arc<Intent> {
     // Nobody knows it: the primary says so.
     let Some(named) = named else { return with_access(execute, Access::Write) };
-    let joined = join(execute, named);
+    let mut joined = join(execute, named);
+    if joined.hints != execute.hints {
+        Arc::make_mut(&mut joined).hints = execute.hints.over(&named.hints);
+    }
+    if joined.reason == Reason::Session {
+        Arc::make_mut(&mut joined).reason = named.reason;
+    }
     // EXPLAIN EXECUTE is taken for a write while nobody knows of what.
     let explains = execute.reason == Reason::Command && execute.statements == 1;
     if explains && named.access == Access::Read { with_access(&joined, Access::Read) } else { joined }

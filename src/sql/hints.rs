@@ -51,6 +51,17 @@ impl Hints {
         }
     }
 
+    /// These, and what they say nothing of as `others` have it.
+    pub fn over(&self, others: &Self) -> Self {
+        let unknown = if self.unknown.is_empty() { &others.unknown } else { &self.unknown };
+        Self {
+            target: self.target.clone().or_else(|| others.target.clone()),
+            max_lag: self.max_lag.or(others.max_lag),
+            consistency: self.consistency.or(others.consistency),
+            unknown: unknown.clone(),
+        }
+    }
+
     fn take(&mut self, item: &str) -> Option<()> {
         let (name, value) = match item.split_once('=') {
             Some((name, value)) => (name, Some(value.trim_matches(['\'', '"']))),

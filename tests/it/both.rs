@@ -23,6 +23,7 @@ both_databases!(
     a_read_only_transaction_uses_one_replica,
     a_table_that_a_replica_has_not_replayed_is_found,
     a_hint_chooses_the_node,
+    a_hint_counts_for_what_sql_has_prepared,
     few_connections_serve_many_sessions,
     settings_follow_their_session_and_no_other,
     a_temporary_table_is_its_sessions_own,
@@ -111,6 +112,32 @@ async fn a_hint_chooses_the_node(engine: Engine) {
     for _ in 0..5 {
         let port: u16 = session.value("/* pointsman: primary */ SELECT $port").await.parse().expect("a port");
         assert!(!stage.is_replica(port));
+    }
+}
+
+async fn a_hint_counts_for_what_sql_has_prepared(engine: Engine) {
+    let stage = Stage::set(engine, TABLE, &[]).await;
+    let mut session = stage.session().await;
+    let prepare = |hint: &str| match engine {
+        Engine::Postgres => format!("PREPARE s AS {hint} SELECT $port"),
+        _ => format!("PREPARE s FROM '{hint} SELECT $port'"),
+    };
+    let (primary, replica) = ("/* pointsman: primary */", "/* pointsman: replica */");
+    for (prepare, execute, on_replica) in [
+        (prepare(""), "EXECUTE s".to_owned(), true),
+        (prepare(""), format!("{primary} EXECUTE s"), false),
+        (prepare(primary), "EXECUTE s".to_owned(), false),
+        (format!("{primary} {}", prepare("")), "EXECUTE s".to_owned(), false),
+        // That of the execution says it last.
+        (prepare(primary), format!("{replica} EXECUTE s"), true),
+        (prepare(primary), "/* pointsman: max_lag=1h */ EXECUTE s".to_owned(), false),
+    ] {
+        session.value(&prepare).await;
+        for _ in 0..3 {
+            let port: u16 = session.value(&execute).await.parse().expect("a port");
+            assert_eq!(stage.is_replica(port), on_replica, "{prepare}; {execute}");
+        }
+        session.value("DEALLOCATE PREPARE s").await;
     }
 }
 

@@ -62,6 +62,7 @@ impl Frontend {
             // Nobody knows it: the primary says so.
             None => Intent { access: Access::Write, reason: Reason::State, ..Intent::clone(&intent) },
         };
+        behind.hints = intent.hints.over(&behind.hints);
         behind.effects.push(Effect::Execute { name: name.clone() });
         behind.plain = false;
         Arc::new(behind)
@@ -75,7 +76,9 @@ impl Frontend {
             Effect::Prepare { inner, .. } => Some(Intent::clone(inner)),
             _ => None,
         });
-        Some(inner.unwrap_or_else(|| Intent::clone(&own.inner)))
+        // They may have stood ahead of PREPARE.
+        let hints = own.inner.hints.clone();
+        Some(Intent { hints, ..inner.unwrap_or_else(|| Intent::clone(&own.inner)) })
     }
 
     /// The same of a string of several statements, which may also prepare what it executes.

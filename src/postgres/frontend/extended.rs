@@ -190,7 +190,7 @@ impl Frontend {
                 return known.clone();
             }
             let intent = classifier.intent(database, &catalog, modes, text, Instant::now);
-            if origin == Origin::Sql { prepared_by(&intent) } else { intent }
+            if origin == Origin::Sql { prepared_by(&intent, known) } else { intent }
         };
         let keep = |text: &[u8], statement: &Statement, intent| match statement.origin {
             Origin::Parse if statement.is_shared() => origins.intern(text, &statement.body, intent),
@@ -260,14 +260,14 @@ fn shape_of_answer(intent: &Intent) -> Option<Vec<u8>> {
     Some(format!("SELECT {}", columns.join(", ")).into_bytes())
 }
 
-/// What the statement does that a PREPARE prepares.
-fn prepared_by(prepare: &Intent) -> Arc<Intent> {
+/// What the statement does that a PREPARE prepares. `known`: what it was taken for.
+fn prepared_by(prepare: &Intent, known: &Intent) -> Arc<Intent> {
     let inner = prepare.effects.iter().find_map(|effect| match effect {
         Effect::Prepare { inner, .. } => Some(Intent::clone(inner)),
         _ => None,
     });
-    // By other settings it may not be understood any more.
-    Arc::new(inner.unwrap_or_else(function_call))
+    // By other settings it may not be understood any more. Hints may have stood ahead of PREPARE.
+    Arc::new(Intent { hints: known.hints.clone(), ..inner.unwrap_or_else(function_call) })
 }
 
 /// The text of one statement with effects, for what has to be sent again by itself.

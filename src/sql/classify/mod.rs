@@ -47,6 +47,8 @@ pub(super) struct Cx<'a> {
     rules: &'a FunctionRules,
     /// Statements around the one that is judged (EXPLAIN, PREPARE, DECLARE …).
     depth: u8,
+    /// Of the string, where it is one statement: a PREPARE hands them on.
+    hints: &'a Hints,
 }
 
 /// Statements inside statements that are followed at most; the grammars know three.
@@ -63,7 +65,7 @@ pub fn classify(
 ) -> Intent {
     let modes = modes.for_text(text, dialect);
     let fingerprint = stripped(text, dialect, modes).hash as u64;
-    let cx = Cx { dialect, modes, catalog, rules, depth: 0 };
+    let cx = Cx { dialect, modes, catalog, rules, depth: 0, hints: &Hints::default() };
     let shortened = (text.len() > MAX_EXACT_BYTES).then(|| strip(text, dialect, modes));
     let intent = match &shortened {
         Some(short) if short.len() > MAX_EXACT_BYTES => too_long(text),
@@ -96,6 +98,7 @@ fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
         return Intent { hints, ..publish(opaque(Reason::Unreadable), Hints::default(), 1) };
     }
     let phrases = statements(&whole);
+    let cx = if phrases.len() == 1 { &Cx { hints: &hints, ..*cx } } else { cx };
     let verdict = if phrases.len() > MAX_STATEMENTS {
         opaque(Reason::TooLong)
     } else if tokens.scan.executable {
@@ -108,9 +111,7 @@ fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
         // Other sessions may write the same names in other bytes.
         verdict.tables = Touched::All;
     }
-    let is_query =
-        matches!(phrases.as_slice(), [one] if one.is_any(0, &["select", "with", "values", "table"]));
-    let verdict = asked_for(verdict, &hints, is_query);
+    let verdict = asked_for(verdict, &hints, matches!(phrases.as_slice(), [one] if is_query(one)));
     publish(verdict, hints, phrases.len())
 }
 
@@ -215,7 +216,8 @@ fn classify_inner(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
 /// The intent of a statement that another one prepares.
 fn intent_of(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Intent {
     let fingerprint = stripped(phrase.source(), cx.dialect, cx.modes).hash as u64;
-    Intent { fingerprint, ..publish(classify_phrase(phrase, cx), Hints::default(), 1) }
+    let verdict = asked_for(classify_phrase(phrase, cx), cx.hints, is_query(phrase));
+    Intent { fingerprint, ..publish(verdict, cx.hints.clone(), 1) }
 }
 
 /// Judges one statement.
@@ -423,6 +425,10 @@ fn too_long(text: &[u8]) -> Intent {
         verdict.pin(PinReason::Setting);
     }
     publish(verdict, Hints::default(), 1)
+}
+
+fn is_query(phrase: &Phrase<'_>) -> bool {
+    phrase.is_any(0, &["select", "with", "values", "table"])
 }
 
 /// A client that says `replica` vouches for a query that was not understood or calls a function

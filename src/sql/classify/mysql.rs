@@ -362,7 +362,8 @@ fn killing(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<Effect> {
 fn prepare(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Option<Verdict> {
     let name = phrase.name(1)?.into();
     let text = phrase.string(3).filter(|_| phrase.is(2, "from") && phrase.len() == 4)?;
-    let inner = Box::new(super::classify(text.as_bytes(), cx.dialect, cx.modes, cx.catalog, cx.rules));
+    let mut inner = Box::new(super::classify(text.as_bytes(), cx.dialect, cx.modes, cx.catalog, cx.rules));
+    inner.hints = inner.hints.over(cx.hints);
     let statement = phrase.source_text()?.into();
     Some(Verdict::session().with(Effect::Prepare { name, statement, inner }))
 }
