@@ -261,6 +261,9 @@ pub async fn check_token<P: Protocol>(
         Dialect::Postgres => invalid(&PositionFault::Shape),
         Dialect::Mysql => invalid(&fault),
     })?;
+    if matches!(position, Position::Postgres { timeline: 0, .. }) {
+        return Err(invalid(&"there is no timeline 0"));
+    }
     // What the primary has written since its last probe is no history that was thrown away:
     // that can be told only by a probe sent after the token was made.
     let asked = cluster.topology.probes.current();
@@ -303,7 +306,7 @@ fn renew(floor: &mut Floor, snapshot: &Snapshot) -> Option<Position> {
 fn are_kin(one: &Position, other: &Position) -> bool {
     match (one, other) {
         (Position::Postgres { system, .. }, Position::Postgres { system: other, .. }) => system == other,
-        (Position::Mysql(_), Position::Mysql(_)) => true,
+        (Position::Mysql(one), Position::Mysql(other)) => one.is_of_the_make_of(other),
         _ => false,
     }
 }

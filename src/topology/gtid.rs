@@ -72,6 +72,12 @@ impl GtidSet {
         self.sources.is_empty() && self.domains.is_empty()
     }
 
+    /// Whether both can be of servers of one make, MySQL or MariaDB: an empty set can be of either.
+    pub fn is_of_the_make_of(&self, other: &GtidSet) -> bool {
+        (self.domains.is_empty() || other.sources.is_empty())
+            && (self.sources.is_empty() || other.domains.is_empty())
+    }
+
     /// Whether every transaction of `other` is in `self`.
     pub fn covers(&self, other: &GtidSet) -> bool {
         self.covers_foreign(other, Origin::default())

@@ -313,6 +313,10 @@ async fn a_token_carries_what_was_written_to_another_session_and_another_proxy()
     let said = other.try_run("SET pointsman.position = 'yesterday'").await.expect_err("it is none");
     assert!(format!("{said:?}").contains("expected system:timeline:location"), "{said:?}");
     assert_eq!(other.error("SET pointsman.position = '42:1:0/1'").await, "22023");
+    let token = writer.value("SHOW pointsman.position").await;
+    let system = token.split(':').next().expect("it begins with the system");
+    // Replicas have not reached a timeline that there is not, and never will.
+    assert_eq!(other.error(&format!("SET pointsman.position = '{system}:0:0/1'")).await, "22023");
 }
 
 /// Reads a counter while it grows; returns how often it went backwards.

@@ -1801,6 +1801,12 @@ async fn the_proxys_own_variables_are_answered_by_it(make: Make) {
         assert_eq!(mysql_async::from_row::<(String, String)>(row), ("session".to_owned(), "2s".to_owned()));
     }
     assert_eq!(session.error("SET @pointsman_consistency = 'nonsense'").await, 1231);
+    // Neither make has the other's positions: no replica would ever have reached one.
+    let anothers = match make {
+        Make::Mysql9 => "0-1-5",
+        Make::MariaDb => "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5",
+    };
+    assert_eq!(session.error(&format!("SET @pointsman_position = '{anothers}'")).await, 1231);
     assert_eq!(session.error("").await, 1065);
 }
 
