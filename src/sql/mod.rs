@@ -233,7 +233,7 @@ impl Reason {
             Self::Server => "asks about the server itself",
             Self::State => "reads or keeps state of the server session",
             Self::Relation => "names a relation that a replica cannot answer",
-            Self::Transaction => "begins, shapes or ends a transaction that may write",
+            Self::Transaction => "begins, shapes or ends a transaction",
             Self::Command => "a command for the primary",
             Self::Unparsed => "was not understood",
             Self::TooLong => "is too long to be read",

@@ -40,8 +40,11 @@ fn after_noise(phrase: &Phrase<'_>, at: usize) -> usize {
 fn begin(phrase: &Phrase<'_>, at: usize) -> Verdict {
     let modes = modes(phrase, at);
     let effect = modes.map_or(Effect::BeginUnknown, Effect::Begin);
-    let read_only = modes.is_some_and(|modes| modes.read_only == Some(true));
-    let access = if read_only { Access::Read } else { Access::Write };
+    // A standby cannot run serializable transactions, read-only ones included.
+    let reads = modes.is_some_and(|modes| {
+        modes.read_only == Some(true) && modes.isolation != Some(Isolation::Serializable)
+    });
+    let access = if reads { Access::Read } else { Access::Write };
     // PostgreSQL goes on with the transaction that is open.
     let outdoes = phrase.dialect == Dialect::Mysql;
     Verdict { access, outdoes, ..Verdict::transaction(effect) }

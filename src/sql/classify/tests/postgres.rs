@@ -118,6 +118,18 @@ const READ_ONLY: TransactionModes =
     TransactionModes { read_only: Some(true), isolation: None, deferrable: None };
 
 #[test]
+fn a_transaction_belongs_on_a_replica_that_only_reads_and_can_run_there() {
+    for (text, access) in [
+        ("BEGIN", Access::Write),
+        ("BEGIN READ ONLY", Access::Read),
+        ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", Access::Read),
+        ("BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY", Access::Write),
+    ] {
+        assert_eq!(postgres(text).access, access, "{text}");
+    }
+}
+
+#[test]
 fn transaction_control_is_recognised_in_exact_forms_only() {
     let plain = TransactionModes::default();
     let serializable = TransactionModes { isolation: Some(Isolation::Serializable), ..plain };
