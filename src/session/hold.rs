@@ -13,7 +13,7 @@ use crate::{
     protocol::{Frontend, Protocol},
     refusal::{Refusal, RefusalKind},
     route::Nowhere,
-    topology::Snapshot,
+    topology::{Node, Snapshot, State},
 };
 
 /// What a wait for a pool may take beyond the pool's own deadline.
@@ -67,6 +67,10 @@ impl<'a> Hold<'a> {
             .map(|(_, wall)| humantime::format_rfc3339_millis(wall).to_string());
         let text = match (since, snapshot.primary()) {
             (Some(since), _) => format!("there has been no primary since {since}"),
+            // By the console's word.
+            (None, Some(Node { state: state @ (State::Draining | State::Banned), address, .. })) => {
+                format!("the primary, {address}, is {}", state.label())
+            }
             (None, Some(primary)) => format!(
                 "the primary, {}, takes no connections, or is on an older timeline than the position that was set",
                 primary.address

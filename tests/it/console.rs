@@ -287,6 +287,22 @@ async fn a_drained_or_banned_node_gets_nothing_new_within_a_second() {
 }
 
 #[tokio::test]
+async fn a_write_is_told_that_its_primary_is_drained_or_banned() {
+    let console = Console::open("CREATE TABLE t (x int)", &["cluster.failover.hold = '200ms'"]).await;
+    let session = console.stage.session().await;
+    let node = console.stage.cluster.node(0).address();
+
+    for (away, back, told) in [("DRAIN", "UNDRAIN", "draining"), ("BAN", "UNBAN", "banned")] {
+        assert!(console.psql(&format!("{away} {node}")).status.success());
+        let refused = session.try_run("INSERT INTO t VALUES (1)").await.expect_err("nobody runs it");
+        let refused = refused.as_db_error().expect("the proxy says so");
+        assert_eq!(refused.code().code(), "57P03");
+        assert_eq!(refused.message(), format!("the primary, {node}, is {told}"));
+        assert!(console.psql(&format!("{back} {node}")).status.success());
+    }
+}
+
+#[tokio::test]
 async fn pause_waits_for_transactions_then_holds_and_resume_lets_go() {
     let console = Console::open("CREATE TABLE t (x int)", &[]).await;
     let (busy, other) = (console.stage.session().await, console.stage.session().await);
