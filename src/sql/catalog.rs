@@ -20,9 +20,10 @@ pub struct Catalog {
     /// Only relations that need care are listed; a name that is missing is an ordinary table
     /// or view, or does not exist.
     pub relations: HashMap<Box<str>, Relation>,
-    /// Some operator of the users' calls a function that writes: what uses an operator that is
-    /// not built in is then a write.
-    pub writing_operators: bool,
+    /// What types have run where they are cast to (casts, checks and defaults of domains), and operators
+    /// where they are used (PostgreSQL); those of which nothing runs but what computes are not listed.
+    pub types: HashMap<Box<str>, UserFunction>,
+    pub operators: HashMap<Box<str>, UserFunction>,
     pub event_triggers: EventTriggers,
     /// A digest of what sessions begin with on the whole server (PostgreSQL: of the settings of roles and
     /// databases); no part of `version`. `None`: it has no such settings, or they may not be read.

@@ -447,6 +447,67 @@ async fn what_a_function_leaves_is_nobody_elses_while_the_string_that_replaced_i
 }
 
 #[tokio::test]
+async fn what_code_leaves_that_no_statement_names_is_nobody_elses() {
+    let sets = "LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('app.tenant', '7', false)";
+    let cases = [
+        ("CREATE TABLE indexed (x int); CREATE INDEX ON indexed (sets(x))", "INSERT INTO indexed VALUES (1)"),
+        (
+            "CREATE TABLE parted (x int) PARTITION BY LIST (sets(x)); CREATE TABLE part PARTITION OF parted DEFAULT",
+            "INSERT INTO parted VALUES (1)",
+        ),
+        (
+            "CREATE TABLE watched (x int);
+             CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
+             CREATE TRIGGER t BEFORE INSERT ON watched FOR EACH ROW WHEN (sets(NEW.x)) EXECUTE FUNCTION nothing()",
+            "INSERT INTO watched VALUES (1)",
+        ),
+        ("CREATE DOMAIN checked AS int CHECK (sets(VALUE))", "SELECT 1::checked"),
+        ("CREATE TABLE checks (x checked)", "INSERT INTO checks VALUES (1)"),
+        ("CREATE TABLE arrays (x checked[])", "INSERT INTO arrays VALUES (array[1])"),
+        ("CREATE VIEW behind AS SELECT x FROM checks", "INSERT INTO behind VALUES (1)"),
+        (
+            "CREATE DOMAIN given AS int DEFAULT number(); CREATE TABLE gives (x int, y given)",
+            "INSERT INTO gives (x) VALUES (1)",
+        ),
+        ("CREATE FUNCTION takes(checked) RETURNS int LANGUAGE sql STABLE AS 'SELECT $1::int'", "SELECT takes(1)"),
+        (
+            "CREATE FUNCTION local() RETURNS int LANGUAGE plpgsql STABLE AS 'DECLARE x checked := 1; BEGIN RETURN x; END'",
+            "SELECT local()",
+        ),
+        (
+            "CREATE FUNCTION fills(x int DEFAULT number()) RETURNS int LANGUAGE sql STABLE AS 'SELECT x'",
+            "SELECT fills()",
+        ),
+        ("CREATE OPERATOR !!! (RIGHTARG = int, FUNCTION = sets)", "SELECT !!! 1"),
+        (
+            "CREATE TYPE pair AS (a int); CREATE FUNCTION number(pair) RETURNS int LANGUAGE sql STABLE AS 'SELECT number()';
+             CREATE CAST (pair AS int) WITH FUNCTION number(pair)",
+            "SELECT row(1)::pair::int",
+        ),
+    ];
+    let mut sql = format!(
+        "CREATE FUNCTION sets(int) RETURNS bool IMMUTABLE {sets}; RETURN true; END $$;
+         CREATE FUNCTION number() RETURNS int STABLE {sets}; RETURN 1; END $$;"
+    );
+    for (define, _) in &cases {
+        sql += define;
+        sql += ";";
+    }
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, &sql);
+    let proxy = Proxy::start(cluster, &["cluster.pool.size = 1"]).await;
+
+    for (_, statement) in cases {
+        let session = proxy.session(&database.name).await;
+        session.run(&format!("/* pointsman: primary */ {statement}")).await;
+        let tenant = session.value("/* pointsman: primary */ SELECT current_setting('app.tenant')").await;
+        assert_eq!(tenant, "7", "{statement}");
+        drop(session);
+        nobody_has_a_tenant(&proxy, &database, 1.0).await;
+    }
+}
+
+#[tokio::test]
 async fn what_a_replaced_function_leaves_is_nobody_elses_however_its_call_was_prepared_before() {
     let define = |body: &str| {
         format!("CREATE OR REPLACE FUNCTION f() RETURNS text LANGUAGE sql STABLE AS $$ SELECT {body} $$")

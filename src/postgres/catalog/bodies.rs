@@ -52,9 +52,9 @@ impl<'a> Bodies<'a> {
             if is_true(row, 6) {
                 bodies.computes.insert(oid);
             }
-            // One in the SQL standard's way has no source.
-            let parsed = builtins.bodies.get(oid).map(String::as_str);
-            let source = parsed.or(text(row, 3)).unwrap_or("").to_lowercase();
+            // One in the SQL standard's way has no source; defaults of arguments are known as it is.
+            let parsed = builtins.bodies.get(oid).map_or("", String::as_str);
+            let source = [parsed, text(row, 3).unwrap_or("")].join(" ").to_lowercase();
             if !is_true(row, 2) || may_leave_state(&source) {
                 bodies.touches.insert(oid);
                 bodies.suspicious.insert(name.to_lowercase());
@@ -78,6 +78,8 @@ impl<'a> Bodies<'a> {
                 self.suspicious.insert(name.to_lowercase());
             }
         }
+        let touching = catalog.types.iter().filter(|(_, runs)| runs.touches);
+        self.suspicious.extend(touching.map(|(name, _)| name.to_lowercase()));
         if catalog.event_triggers == EventTriggers::Touching {
             self.suspicious.extend(DEFINITIONS.map(str::to_owned));
         }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use self::{
     bodies::Bodies,
     builtins::Builtins,
-    queries::{BUILTINS, CONFIGURED, DATABASE, FUNCTIONS, RELATIONS, RELATIVES, ROLE_SETTINGS},
+    queries::{BUILTINS, CONFIGURED, DATABASE, FUNCTIONS, RELATIONS, RELATIVES, ROLE_SETTINGS, UNNAMED},
 };
 use super::backend::{Backend, Row};
 use crate::{
@@ -17,21 +17,23 @@ use crate::{
     sql::catalog::{self, Catalog, EventTriggers, Link, Relation, UserFunction},
 };
 
-/// Reads the catalog in seven round trips.
+/// Reads the catalog in eight round trips.
 pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let functions = server.query_all(FUNCTIONS).await?;
     let relations = server.query_all(RELATIONS).await?;
     let builtins = server.query_all(BUILTINS).await?;
     let relatives = server.query_all(RELATIVES).await?;
+    let unnamed = server.query_all(UNNAMED).await?;
     let database = server.query_all(DATABASE).await?;
     let role_settings = role_settings(server).await?;
     let configured = server.query_all(CONFIGURED).await?;
     let known = Builtins::read(&builtins);
     let links: Vec<Link<'_>> = relatives.iter().filter_map(read_link).collect();
     let mut bodies = Bodies::read(&functions, &known);
-    let event_triggers = database.first().and_then(|row| text(row, 1));
+    let event_triggers = database.first().and_then(|row| text(row, 0));
     let judge = |bodies: &Bodies<'_>| {
-        let catalog = judge(&functions, &relations, &links, bodies, &known);
+        let mut catalog = judge(&functions, &relations, &links, bodies, &known);
+        read_unnamed(&unnamed, bodies, &mut catalog);
         Catalog { event_triggers: judge_event_triggers(event_triggers, bodies), ..catalog }
     };
     let mut catalog = judge(&bodies);
@@ -39,8 +41,7 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     while bodies.suspect(&catalog) {
         catalog = judge(&bodies);
     }
-    catalog.writing_operators = database.first().is_some_and(|row| is_true(row, 0));
-    catalog.version = catalog::version(&[&functions, &relations, &builtins, &relatives, &database]);
+    catalog.version = catalog::version(&[&functions, &relations, &builtins, &relatives, &unnamed, &database]);
     catalog.session_defaults = role_settings;
     catalog.configured = configured.first().and_then(|row| text(row, 0)).map(Into::into);
     Ok(catalog)
@@ -93,6 +94,24 @@ fn read_function(row: &Row, bodies: &Bodies<'_>, catalog: &mut Catalog) {
         catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
     entry.writes |= bodies.writes.contains(oid);
     entry.touches |= bodies.touches.contains(oid);
+}
+
+/// What runs without being named, as far as it does more than compute.
+fn read_unnamed(rows: &[Row], bodies: &Bodies<'_>, catalog: &mut Catalog) {
+    for row in rows {
+        let (Some(kind), Some(name), Some(oid)) = (text(row, 0), text(row, 1), text(row, 2)) else {
+            continue;
+        };
+        let (writes, touches) =
+            (bodies.writes.contains(oid), bodies.touches.contains(oid) && !is_true(row, 3));
+        if !writes && !touches {
+            continue;
+        }
+        let by_name = if kind == "o" { &mut catalog.operators } else { &mut catalog.types };
+        let entry = by_name.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
+        entry.writes |= writes;
+        entry.touches |= touches;
+    }
 }
 
 fn read_relations(rows: &[Row], bodies: &Bodies<'_>, builtins: &Builtins<'_>, catalog: &mut Catalog) {

@@ -7,6 +7,7 @@ use super::{
 };
 use crate::sql::{
     Dialect, Reason,
+    catalog::Catalog,
     effects::{Effect, Left, PinReason},
     functions::{Builtin, builtin},
     lexer::{Kind, tokens::Phrase},
@@ -175,6 +176,26 @@ pub(super) fn weigh_attribute(verdict: &mut Verdict, phrase: &Phrase<'_>, at: us
     }
     if user.touches && !cx.rules.clean.contains(name.as_str()) {
         verdict.effect(Effect::Touches);
+    }
+}
+
+/// What runs by the types and operators that a statement names.
+pub(super) fn weigh_unnamed(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
+    let Catalog { types, operators, .. } = cx.catalog;
+    let named = (0..phrase.len()).filter(|_| !types.is_empty()).filter_map(|at| phrase.name(at));
+    let by_type = named.filter_map(|name| types.get(name.as_str()));
+    let stands = |operator: &str| memchr::memmem::find(phrase.source(), operator.as_bytes()).is_some();
+    let by_operator = operators.iter().filter(|(name, _)| stands(name)).map(|(_, runs)| runs);
+    for runs in by_type.chain(by_operator) {
+        if runs.writes {
+            verdict.raise(Reason::Function);
+            verdict.effect(Effect::DrawsSequence);
+        }
+        if runs.touches {
+            verdict.effect(Effect::Touches);
+        }
+        verdict.plain = false;
+        verdict.tables = Touched::All;
     }
 }
 

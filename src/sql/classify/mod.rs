@@ -223,7 +223,11 @@ fn intent_of(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Intent {
 /// Judges one statement.
 fn classify_phrase(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     match cx.dialect {
-        Dialect::Postgres => postgres::judge(phrase, cx),
+        Dialect::Postgres => {
+            let mut verdict = postgres::judge(phrase, cx);
+            calls::weigh_unnamed(&mut verdict, phrase, cx);
+            verdict
+        }
         Dialect::Mysql => mysql::judge(phrase, cx),
     }
 }
