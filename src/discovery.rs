@@ -176,7 +176,7 @@ impl Patroni {
         let request = request(host, port, endpoint.authorization());
         let stream = TcpStream::connect((host, port)).await.map_err(DiscoveryFault::Unreachable)?;
         if url.scheme() != "https" {
-            return ask_cluster(Stream::Plain(stream), request).await;
+            return ask_cluster(Stream::plain(stream), request).await;
         }
         // Read anew each time: certificates are renewed in their place.
         let connector = tls::web_client(self.source.ca.as_deref())?;

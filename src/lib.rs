@@ -10,6 +10,7 @@ pub mod config;
 pub mod demo;
 pub mod discovery;
 pub mod doctor;
+pub mod flights;
 pub mod floors;
 pub mod greetings;
 pub mod inbox;

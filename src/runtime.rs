@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use self::balance::{Balance, Order};
+use crate::flights;
 
 /// How often the workers' loads are compared.
 const TURN: Duration = Duration::from_millis(200);
@@ -202,7 +203,7 @@ impl Places {
 
 impl Worker {
     fn start(index: usize) -> io::Result<(Self, Place)> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let runtime = Builder::new_current_thread().enable_all().on_thread_park(flights::leave).build()?;
         let handle = runtime.handle().clone();
         let departures = Arc::<Departures>::default();
         let (stop, stopped) = oneshot::channel();
@@ -213,7 +214,12 @@ impl Worker {
                 WORKER.set(index);
                 DEPARTURES.with(|departures| departures.get_or_init(|| own).clone());
                 let _ = opened.send(File::open("/proc/thread-self/schedstat").ok());
+                flights::keep();
                 let _ = runtime.block_on(stopped);
+                {
+                    let _entered = runtime.enter();
+                    flights::leave();
+                }
                 // What is left has been asked to end, and was given its time.
                 runtime.shutdown_background();
             })?;

@@ -1,9 +1,12 @@
 //! One connection's bytes, plain or within TLS, whichever side opened it.
 
+mod socket;
+
 use std::{
-    io::{self, IoSlice},
+    io,
     net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,7 +18,8 @@ use tokio::{
 };
 use tokio_rustls::TlsStream;
 
-use crate::runtime;
+pub use self::socket::{Socket, Stage};
+use crate::{flights, runtime};
 
 /// Idle time before the kernel asks a silent peer whether it is still there: far below the hours
 /// after which firewalls and NAT gateways forget a connection without telling anybody.
@@ -28,7 +32,7 @@ const KEEPALIVE_RETRIES: u32 = 6;
 /// A connected socket, plain or within TLS.
 #[derive(Debug)]
 pub enum Stream {
-    Plain(TcpStream),
+    Plain(Arc<Socket>),
     /// Boxed: a TLS session is a kilobyte that most connections do not have.
     Tls(Box<TlsStream<TcpStream>>),
     /// A plain socket on its way to another runtime, for the length of [`Stream::migrate`] and after
@@ -62,6 +66,11 @@ pub fn configure(socket: &TcpStream) -> io::Result<()> {
 }
 
 impl Stream {
+    /// Of a connection that has just been made.
+    pub fn plain(socket: TcpStream) -> Self {
+        Self::Plain(Arc::new(Socket::new(socket)))
+    }
+
     /// Wraps a finished handshake.
     pub fn tls(session: impl Into<TlsStream<TcpStream>>) -> Self {
         Self::Tls(Box::new(session.into()))
@@ -71,7 +80,7 @@ impl Stream {
     #[inline]
     pub fn socket(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(socket) => Some(socket),
+            Self::Plain(socket) => Some(socket.tcp()),
             Self::Tls(session) => Some(session.get_ref().0),
             Self::Moving => None,
         }
@@ -86,13 +95,31 @@ impl Stream {
     pub fn is_silent(&self) -> bool {
         let Self::Plain(socket) = self else { return false };
         // Tried only if something was noted, and then any other error than this leaves the note as it is.
-        let noted = socket.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::Other.into()));
+        let noted = socket.tcp().try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::Other.into()));
         noted.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Whether it can go on on another worker: a TLS session is bound to the one it began on.
+    /// Whether it can go on on another worker: a TLS session is bound to the one it began on, and so is what is
+    /// still to be sent.
     pub fn is_movable(&self) -> bool {
-        matches!(self, Self::Plain(_))
+        flights::leave();
+        matches!(self, Self::Plain(socket) if Arc::strong_count(socket) == 1)
+    }
+
+    /// The TCP socket alone, to begin TLS in it.
+    ///
+    /// # Errors
+    /// Where TLS has begun, or something is still to be sent.
+    pub fn into_tcp(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Plain(socket) => socket.into_tcp(),
+            Self::Tls(_) | Self::Moving => Err(not_connected()),
+        }
+    }
+
+    /// Whether the kernel took nothing of what was left to the worker last ([`Outlet::leave`]).
+    pub fn was_refused(&self) -> bool {
+        matches!(self, Self::Plain(socket) if socket.stage() == Stage::Refused)
     }
 
     pub fn is_tls(&self) -> bool {
@@ -106,7 +133,7 @@ impl Stream {
             return Ok(());
         }
         if let Self::Plain(socket) = std::mem::replace(self, Self::Moving) {
-            *self = Self::Plain(TcpStream::from_std(socket.into_std()?)?);
+            *self = Self::plain(TcpStream::from_std(socket.into_tcp()?.into_std()?)?);
         }
         Ok(())
     }
@@ -146,15 +173,22 @@ pub trait Outlet: AsyncWrite + Unpin {
     /// Those of the socket.
     fn write_now(&self, bytes: &[u8]) -> io::Result<usize>;
 
+    /// Leaves a short flight to the worker, to go out with those of others ([`flights`]); its owner goes on
+    /// to wait for the other side, which says or does not say what became of it. `false`: it has to be written.
+    fn leave(&self, bytes: &[u8]) -> bool;
+
     /// Whether what was written waits for a flush.
     fn is_buffered(&self) -> bool;
 }
 
-/// Sends all of `bytes`.
+/// Sends all of `bytes`, what is short with what others send.
 ///
 /// # Errors
-/// Those of the socket.
+/// Those of the socket; of a short flight whoever reads or writes next is told.
 pub async fn send(outlet: &mut impl Outlet, bytes: &[u8]) -> io::Result<()> {
+    if outlet.leave(bytes) {
+        return Ok(());
+    }
     let written = outlet.write_now(bytes)?;
     if written == bytes.len() {
         return Ok(());
@@ -170,10 +204,12 @@ impl Outlet for Stream {
     #[inline]
     fn write_now(&self, bytes: &[u8]) -> io::Result<usize> {
         let Self::Plain(socket) = self else { return Ok(0) };
-        match socket.try_write(bytes) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            written => written,
-        }
+        socket.write_now(bytes)
+    }
+
+    #[inline]
+    fn leave(&self, bytes: &[u8]) -> bool {
+        matches!(self, Self::Plain(socket) if flights::add(socket, bytes))
     }
 
     #[inline]
@@ -186,7 +222,7 @@ impl AsyncRead for Stream {
     #[inline]
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Plain(socket) => socket.poll_read(cx, buf),
             Self::Tls(session) => Pin::new(session).poll_read(cx, buf),
             Self::Moving => Poll::Ready(Err(not_connected())),
         }
@@ -197,37 +233,16 @@ impl AsyncWrite for Stream {
     #[inline]
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Plain(socket) => socket.poll_write(cx, buf),
             Self::Tls(session) => Pin::new(session).poll_write(cx, buf),
             Self::Moving => Poll::Ready(Err(not_connected())),
         }
     }
 
     #[inline]
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
-            Self::Tls(session) => Pin::new(session).poll_write_vectored(cx, bufs),
-            Self::Moving => Poll::Ready(Err(not_connected())),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(socket) => socket.is_write_vectored(),
-            Self::Tls(session) => session.is_write_vectored(),
-            Self::Moving => false,
-        }
-    }
-
-    #[inline]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Plain(socket) => socket.poll_settled(cx).map(Ok),
             Self::Tls(session) => Pin::new(session).poll_flush(cx),
             Self::Moving => Poll::Ready(Err(not_connected())),
         }
@@ -235,7 +250,7 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
-            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Plain(socket) => socket.poll_shutdown(cx),
             Self::Tls(session) => Pin::new(session).poll_shutdown(cx),
             Self::Moving => Poll::Ready(Err(not_connected())),
         }
@@ -265,7 +280,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_asks_for_silence_takes_nothing_away() {
         let (ours, mut theirs) = pair().await;
-        let mut ours = Stream::Plain(ours);
+        let mut ours = Stream::plain(ours);
         assert!(ours.is_silent());
         theirs.write_all(b"x").await.unwrap();
         ours.socket().unwrap().readable().await.unwrap();
@@ -281,7 +296,7 @@ mod tests {
     #[tokio::test]
     async fn what_cannot_be_written_at_once_is_left() {
         let (ours, mut theirs) = pair().await;
-        let ours = Stream::Plain(ours);
+        let ours = Stream::plain(ours);
         ours.socket().unwrap().writable().await.unwrap();
         let flight = vec![7; 1 << 20];
         let mut written = 0;
@@ -304,7 +319,7 @@ mod tests {
         let (mut ours, mut theirs) = first.block_on(async {
             let (ours, theirs) = pair().await;
             configure(&ours).unwrap();
-            (Stream::Plain(ours), theirs)
+            (Stream::plain(ours), theirs)
         });
         first.block_on(theirs.write_all(b"before")).unwrap();
 

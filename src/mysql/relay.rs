@@ -63,6 +63,8 @@ pub(super) struct Relay<'a> {
     /// The payload goes on in the next packet.
     continued: bool,
     sent: bool,
+    /// All that was sent was left to the worker.
+    left: bool,
     /// A row or a success has come: the request cannot run elsewhere.
     decided: bool,
     failed: bool,
@@ -122,6 +124,7 @@ impl<'a> Relay<'a> {
             phase,
             continued: false,
             sent: false,
+            left: false,
             decided: false,
             failed: false,
             begun_none: false,
@@ -179,10 +182,17 @@ impl<'a> Relay<'a> {
         self.backend.closed = true;
         match self.refused.take() {
             Some(refused) => Fault::Refused(refused),
-            None => {
-                Fault::Server { error, sent: self.sent, forwarded: self.passage.forwarded(self.continued) }
-            }
+            None => Fault::Server {
+                error,
+                sent: self.has_sent(),
+                forwarded: self.passage.forwarded(self.continued),
+            },
         }
+    }
+
+    /// Whether the server may have got anything of the request.
+    fn has_sent(&self) -> bool {
+        self.sent && !(self.left && self.backend.stream.was_refused())
     }
 
     async fn relay_answers(&mut self, request: &Request<Command>) -> Result<(), Fault> {

@@ -35,6 +35,8 @@ pub(super) struct Relay<'a> {
     terms: Terms<'a>,
     passage: Passage,
     sent: bool,
+    /// All that was sent was left to the worker.
+    left: bool,
     /// The request has answered with more than acknowledgements: it cannot run elsewhere.
     decided: bool,
     /// A notice came first: the server has something to say about what it did.
@@ -83,6 +85,7 @@ impl<'a> Relay<'a> {
             frontend,
             terms: *terms,
             sent: false,
+            left: false,
             decided: false,
             noticed: false,
             // What became of a COMMIT can still be answered while nothing but notices has come.
@@ -165,8 +168,13 @@ impl<'a> Relay<'a> {
     fn server_lost(&mut self, error: io::Error) -> Fault {
         match self.refused.take() {
             Some(refused) => Fault::Refused(refused),
-            None => Fault::Server { error, sent: self.sent, forwarded: self.passage.forwarded(false) },
+            None => Fault::Server { error, sent: self.has_sent(), forwarded: self.passage.forwarded(false) },
         }
+    }
+
+    /// Whether the server may have got anything of the request.
+    fn has_sent(&self) -> bool {
+        self.sent && !(self.left && self.backend.stream.was_refused())
     }
 
     async fn relay_answers(&mut self) -> Result<(), Fault> {

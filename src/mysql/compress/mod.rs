@@ -131,6 +131,11 @@ impl Outlet for Wire {
     }
 
     #[inline]
+    fn leave(&self, bytes: &[u8]) -> bool {
+        matches!(self, Self::Bare(stream) if stream.leave(bytes))
+    }
+
+    #[inline]
     fn is_buffered(&self) -> bool {
         match self {
             Self::Bare(stream) => stream.is_buffered(),

@@ -175,7 +175,7 @@ pub async fn accept(
     let nonce = scramble::nonce::<NONCE>();
     let mut door = Door {
         peer: stream::peer_of(&socket)?.ip(),
-        stream: Wire::Bare(Stream::Plain(socket)),
+        stream: Wire::Bare(Stream::plain(socket)),
         inbox: Inbox::default(),
         sequence: 0,
         house,
@@ -345,9 +345,10 @@ impl Door<'_> {
             // What came before TLS must not be taken for something that came within.
             return Err(LoginFailure::Garbage("something ahead of TLS"));
         }
-        let Wire::Bare(Stream::Plain(socket)) = self.stream else {
-            return Err(LoginFailure::Garbage("TLS within TLS"));
+        let Wire::Bare(stream) = self.stream else {
+            return Err(LoginFailure::Garbage("TLS within compression"));
         };
+        let socket = stream.into_tcp().map_err(|_| LoginFailure::Garbage("TLS within TLS"))?;
         let session = acceptor.accept(socket).await.map_err(LoginFailure::Tls)?;
         self.stream = Wire::Bare(Stream::tls(session));
         Ok(self)

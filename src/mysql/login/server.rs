@@ -107,7 +107,7 @@ pub async fn connect(timeout: Duration, address: &str, login: &Login<'_>) -> Res
 async fn dial(address: &str, login: &Login<'_>) -> Result<Connected, ConnectFault> {
     let socket = TcpStream::connect(address).await.map_err(ConnectFault::Unreachable)?;
     stream::configure(&socket).map_err(ConnectFault::Unreachable)?;
-    let mut stream = Stream::Plain(socket);
+    let mut stream = Stream::plain(socket);
     let mut inbox = Inbox::default();
     let (mut sequence, payload) = receive(&mut stream, &mut inbox).await?;
     let greeting = Greeting::read(&payload).ok_or_else(|| nonsense("not a MySQL server"))?;
@@ -140,7 +140,7 @@ async fn secure(
     connector: tokio_rustls::TlsConnector,
     address: &str,
 ) -> Result<Stream, ConnectFault> {
-    let Stream::Plain(socket) = stream else { return Err(nonsense("TLS within TLS")) };
+    let socket = stream.into_tcp().map_err(|_| nonsense("TLS within TLS"))?;
     if !inbox.is_empty() {
         // What came before TLS must not be taken for something that came within.
         return Err(nonsense("the server sent something ahead of TLS"));

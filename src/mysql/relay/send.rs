@@ -112,6 +112,10 @@ impl Relay<'_> {
     /// Writes to the server; reads what it says meanwhile, so that neither waits for the other for ever.
     async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
+        if !self.sent && self.backend.stream.leave(bytes) {
+            (self.sent, self.left) = (true, true);
+            return Ok(());
+        }
         // An error is met again below.
         let written = self.backend.stream.write_now(bytes).unwrap_or_default();
         self.sent |= written > 0;

@@ -200,7 +200,7 @@ async fn open(socket: TcpStream, tls: &ClientTls) -> Result<(Arrival, Opening), 
         Some(acceptor) if begins_with_tls(&socket).await? => Some(acceptor),
         _ => None,
     };
-    let mut arrival = Arrival { stream: Stream::Plain(socket), unread: BytesMut::new(), peer };
+    let mut arrival = Arrival { stream: Stream::plain(socket), unread: BytesMut::new(), peer };
     // Each may be asked for once, and neither within TLS: what comes again is taken for a version.
     let (mut ssl_open, mut gssenc_open) = (true, true);
     if let Some(acceptor) = direct {
@@ -268,9 +268,8 @@ impl Arrival {
     }
 
     async fn handshake(self, acceptor: TlsAcceptor, how: Negotiated) -> Result<Self, LoginFailure> {
-        let Stream::Plain(socket) = self.stream else {
-            return Err(LoginFailure::Garbage("TLS within TLS".into()));
-        };
+        let within = |_| LoginFailure::Garbage("TLS within TLS".into());
+        let socket = self.stream.into_tcp().map_err(within)?;
         let session = acceptor.accept(socket).await.map_err(LoginFailure::Tls)?;
         if how == Negotiated::Alpn && session.get_ref().1.alpn_protocol() != Some(ALPN) {
             return Err(LoginFailure::Garbage("TLS at once, without the ALPN name of PostgreSQL".into()));

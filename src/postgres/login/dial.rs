@@ -29,12 +29,12 @@ pub async fn dial(address: &str, tls: &ServerTls, encryption: Encryption) -> Res
     stream::configure(&socket)?;
     let connector = match tls.connector() {
         Some(connector) if encryption != Encryption::None => connector,
-        _ => return Ok(Stream::Plain(socket)),
+        _ => return Ok(Stream::plain(socket)),
     };
     if !ask_for_tls(&mut socket).await? {
         return match encryption {
             Encryption::Required => Err(ConnectError::Tls("the server does not support it".into())),
-            _ => Ok(Stream::Plain(socket)),
+            _ => Ok(Stream::plain(socket)),
         };
     }
     let name = tls::server_name(address)

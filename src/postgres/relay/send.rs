@@ -142,6 +142,10 @@ impl Relay<'_> {
     /// the other for ever.
     pub(super) async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
+        if !self.sent && self.backend.stream.leave(bytes) {
+            (self.sent, self.left) = (true, true);
+            return Ok(());
+        }
         // An error is met again below.
         let written = self.backend.stream.write_now(bytes).unwrap_or_default();
         self.sent |= written > 0;
