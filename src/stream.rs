@@ -117,7 +117,7 @@ impl Stream {
         }
     }
 
-    /// Whether the kernel took nothing of what was left to the worker last ([`Outlet::leave`]).
+    /// Whether the kernel took nothing of what was left to the worker last ([`Outlet::entrust`]).
     pub fn was_refused(&self) -> bool {
         matches!(self, Self::Plain(socket) if socket.stage() == Stage::Refused)
     }
@@ -173,9 +173,9 @@ pub trait Outlet: AsyncWrite + Unpin {
     /// Those of the socket.
     fn write_now(&self, bytes: &[u8]) -> io::Result<usize>;
 
-    /// Leaves a short flight to the worker, to go out with those of others ([`flights`]); its owner goes on
+    /// Entrusts the worker with a short flight, to go out with those of others ([`flights`]); its owner goes on
     /// to wait for the other side, which says or does not say what became of it. `false`: it has to be written.
-    fn leave(&self, bytes: &[u8]) -> bool;
+    fn entrust(&self, bytes: &[u8]) -> bool;
 
     /// Whether what was written waits for a flush.
     fn is_buffered(&self) -> bool;
@@ -186,7 +186,7 @@ pub trait Outlet: AsyncWrite + Unpin {
 /// # Errors
 /// Those of the socket; of a short flight whoever reads or writes next is told.
 pub async fn send(outlet: &mut impl Outlet, bytes: &[u8]) -> io::Result<()> {
-    if outlet.leave(bytes) {
+    if outlet.entrust(bytes) {
         return Ok(());
     }
     let written = outlet.write_now(bytes)?;
@@ -208,7 +208,7 @@ impl Outlet for Stream {
     }
 
     #[inline]
-    fn leave(&self, bytes: &[u8]) -> bool {
+    fn entrust(&self, bytes: &[u8]) -> bool {
         matches!(self, Self::Plain(socket) if flights::add(socket, bytes))
     }
 

@@ -91,13 +91,13 @@ fn what_was_left_goes_out_when_the_worker_sleeps() {
     on_workers(async || {
         let pairs = [pair().await, pair().await, pair().await];
         for (index, (ours, _)) in pairs.iter().enumerate() {
-            assert!(ours.leave(format!("flight {index}").as_bytes()));
+            assert!(ours.entrust(format!("flight {index}").as_bytes()));
         }
         assert!(pairs.iter().all(|(_, theirs)| arrived(theirs).is_empty()));
         sleep().await;
         for (index, (ours, theirs)) in pairs.iter().enumerate() {
             assert_eq!(arrived(theirs), format!("flight {index}"));
-            assert!(ours.leave(b"another"));
+            assert!(ours.entrust(b"another"));
         }
         sleep().await;
         assert!(pairs.iter().all(|(_, theirs)| arrived(theirs) == "another"));
@@ -113,7 +113,7 @@ fn nobody_waits_for_more_than_a_batch() {
         }
         for (ours, _) in &pairs {
             assert!(arrived(&pairs[0].1).is_empty());
-            assert!(ours.leave(b"flight"));
+            assert!(ours.entrust(b"flight"));
         }
         assert!(pairs.iter().all(|(_, theirs)| arrived(theirs) == "flight"));
     });
@@ -123,7 +123,7 @@ fn nobody_waits_for_more_than_a_batch() {
 fn who_streams_lets_others_leave() {
     on_workers(async || {
         let ((ours, theirs), (streaming, _its)) = (pair().await, pair().await);
-        assert!(ours.leave(b"flight"));
+        assert!(ours.entrust(b"flight"));
         for _ in 1..BATCH {
             assert!(arrived(&theirs).is_empty());
             assert_eq!(streaming.write_now(&[b'.'; 64]).unwrap(), 64);
@@ -136,9 +136,9 @@ fn who_streams_lets_others_leave() {
 fn what_is_long_or_comes_behind_is_not_left() {
     on_workers(async || {
         let (ours, theirs) = pair().await;
-        assert!(!ours.leave(&[b'.'; SHORT + 1]));
-        assert!(ours.leave(b"one "));
-        assert!(!ours.leave(b"two "), "the kernel could take the second and not the first");
+        assert!(!ours.entrust(&[b'.'; SHORT + 1]));
+        assert!(ours.entrust(b"one "));
+        assert!(!ours.entrust(b"two "), "the kernel could take the second and not the first");
         assert_eq!(ours.write_now(b"two ").unwrap(), 4);
         assert_eq!(arrived(&theirs), "one two ");
     });
@@ -149,7 +149,7 @@ fn where_nobody_lets_them_leave_none_are_kept() {
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (ours, theirs) = pair().await;
-        assert!(!ours.leave(b"flight"));
+        assert!(!ours.entrust(b"flight"));
         assert!(arrived(&theirs).is_empty());
     });
 }
@@ -159,16 +159,16 @@ fn the_kernel_gets_the_rest_as_it_has_room() {
     on_workers(async || {
         let ((mut ours, theirs), (other, its)) = (pair().await, pair().await);
         let filled = fill(&ours);
-        assert!(ours.leave(&[b'r'; SHORT]) && other.leave(b"flight"));
+        assert!(ours.entrust(&[b'r'; SHORT]) && other.entrust(b"flight"));
         sleep().await;
         assert_eq!(arrived(&its), "flight");
-        assert!(is_left(&ours) && !ours.is_movable() && !ours.leave(b"behind"));
+        assert!(is_left(&ours) && !ours.is_movable() && !ours.entrust(b"behind"));
         assert_eq!(ours.write_now(b"behind").unwrap(), 0);
         let all = listen(theirs);
         ours.write_all(b"behind").await.unwrap();
         assert!(!is_left(&ours));
         sleep().await;
-        assert!(ours.is_movable() && ours.leave(b" all"));
+        assert!(ours.is_movable() && ours.entrust(b" all"));
         sleep().await;
         drop(ours);
         let all = all.join().unwrap();
@@ -182,7 +182,7 @@ fn a_session_may_leave_at_once() {
     on_workers(async || {
         let ((ours, theirs), (other, its)) = (pair().await, pair().await);
         let filled = fill(&other);
-        assert!(ours.leave(b"farewell") && other.leave(b"farewell"));
+        assert!(ours.entrust(b"farewell") && other.entrust(b"farewell"));
         drop((ours, other));
         sleep().await;
         assert_eq!(arrived(&theirs), "farewell");
@@ -199,7 +199,7 @@ fn a_rest_is_not_written_for_ever() {
     on_workers(async || {
         let (ours, theirs) = pair().await;
         let filled = fill(&ours);
-        assert!(ours.leave(b"never read"));
+        assert!(ours.entrust(b"never read"));
         sleep().await;
         drop(ours);
         tokio::time::sleep(2 * LINGER).await;
@@ -213,12 +213,12 @@ fn what_the_kernel_refuses_counts_as_not_sent() {
         let ((ours, theirs), (other, its)) = (pair().await, pair().await);
         SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).unwrap();
         drop(theirs);
-        assert!(ours.leave(b"flight") && other.leave(b"flight"));
+        assert!(ours.entrust(b"flight") && other.entrust(b"flight"));
         assert!(!ours.was_refused());
         sleep().await;
         assert!(ours.was_refused() && !other.was_refused());
         assert_eq!(arrived(&its), "flight");
-        assert!(!ours.leave(b"another"));
+        assert!(!ours.entrust(b"another"));
         ours.write_now(b"another").unwrap_err();
     });
 }
@@ -227,7 +227,7 @@ fn what_the_kernel_refuses_counts_as_not_sent() {
 fn a_connection_is_moved_without_what_was_left() {
     on_workers(async || {
         let (mut ours, theirs) = pair().await;
-        assert!(ours.leave(b"flight"));
+        assert!(ours.entrust(b"flight"));
         ours.migrate().unwrap();
         assert_eq!(arrived(&theirs), "flight");
         ours.write_all(b"another").await.unwrap();

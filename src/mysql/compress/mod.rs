@@ -131,8 +131,8 @@ impl Outlet for Wire {
     }
 
     #[inline]
-    fn leave(&self, bytes: &[u8]) -> bool {
-        matches!(self, Self::Bare(stream) if stream.leave(bytes))
+    fn entrust(&self, bytes: &[u8]) -> bool {
+        matches!(self, Self::Bare(stream) if stream.entrust(bytes))
     }
 
     #[inline]

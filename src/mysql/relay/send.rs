@@ -112,7 +112,7 @@ impl Relay<'_> {
     /// Writes to the server; reads what it says meanwhile, so that neither waits for the other for ever.
     async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
-        if !self.sent && self.backend.stream.leave(bytes) {
+        if !self.sent && self.backend.stream.entrust(bytes) {
             (self.sent, self.left) = (true, true);
             return Ok(());
         }

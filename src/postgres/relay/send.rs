@@ -142,7 +142,7 @@ impl Relay<'_> {
     /// the other for ever.
     pub(super) async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
-        if !self.sent && self.backend.stream.leave(bytes) {
+        if !self.sent && self.backend.stream.entrust(bytes) {
             (self.sent, self.left) = (true, true);
             return Ok(());
         }
