@@ -11,7 +11,7 @@
 #[cfg(target_os = "linux")]
 mod ring;
 
-use std::{cell::RefCell, future::poll_fn, io, sync::Arc, time::Duration};
+use std::{cell::RefCell, future::poll_fn, io, ops::Range, sync::Arc, time::Duration};
 
 #[cfg(target_os = "linux")]
 use self::ring::Ring;
@@ -45,7 +45,8 @@ struct Flights {
 
 struct Flight {
     socket: Arc<Socket>,
-    length: usize,
+    /// Where it lies among those that wait.
+    bytes: Range<usize>,
     /// What the kernel has said of it, as [`send(2)`] or an error's negative number.
     ///
     /// [`send(2)`]: https://man7.org/linux/man-pages/man2/send.2.html
@@ -72,8 +73,10 @@ pub fn add(socket: &Arc<Socket>, bytes: &[u8]) -> bool {
     FLIGHTS.with_borrow_mut(|flights| {
         let Some(flights) = flights else { return false };
         socket.enter(Stage::Waiting);
-        flights.waiting.push(Flight { socket: socket.clone(), length: bytes.len(), said: None });
+        let start = flights.bytes.len();
         flights.bytes.extend_from_slice(bytes);
+        let bytes = start..flights.bytes.len();
+        flights.waiting.push(Flight { socket: socket.clone(), bytes, said: None });
         flights.leave_if_due();
         true
     })
@@ -82,11 +85,9 @@ pub fn add(socket: &Arc<Socket>, bytes: &[u8]) -> bool {
 /// A flight of this thread's leaves by itself.
 #[inline]
 pub fn overtake() {
-    FLIGHTS.with_borrow_mut(|flights| {
-        if let Some(flights) = flights.as_mut().filter(|flights| !flights.waiting.is_empty()) {
-            flights.overtaken += 1;
-            flights.leave_if_due();
-        }
+    if_any_wait(|flights| {
+        flights.overtaken += 1;
+        flights.leave_if_due();
     });
 }
 
@@ -94,9 +95,14 @@ pub fn overtake() {
 /// runtime, which writes the rest.
 #[inline]
 pub fn leave() {
+    if_any_wait(Flights::leave);
+}
+
+#[inline]
+fn if_any_wait(act: fn(&mut Flights)) {
     FLIGHTS.with_borrow_mut(|flights| {
         if let Some(flights) = flights.as_mut().filter(|flights| !flights.waiting.is_empty()) {
-            flights.leave();
+            act(flights);
         }
     });
 }
@@ -110,10 +116,8 @@ impl Flights {
 
     fn leave(&mut self) {
         self.leave_together();
-        let mut ahead = &self.bytes[..];
-        for Flight { socket, length, said } in self.waiting.drain(..) {
-            let (bytes, others) = ahead.split_at(length);
-            ahead = others;
+        for Flight { socket, bytes, said } in self.waiting.drain(..) {
+            let bytes = &self.bytes[bytes];
             let taken = match said {
                 Some(count) if count >= 0 => Ok(count as usize),
                 Some(error) => Err(io::Error::from_raw_os_error(-error)),
@@ -165,7 +169,7 @@ async fn write_rest(socket: Arc<Socket>, rest: Vec<u8>) {
             Err(_) => {}
         }
     }
-    socket.enter(Stage::Clear);
+    socket.end_rest();
 }
 
 #[cfg(test)]

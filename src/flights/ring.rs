@@ -31,15 +31,13 @@ impl Ring {
         }
     }
 
-    /// Sends `flights`, whose bytes lie in `bytes` one behind the other, and notes what the kernel says of each.
+    /// Sends `flights`, which lie in `bytes`, and notes what the kernel says of each.
     ///
     /// # Errors
     /// When the ring is of no use any more; nothing is said of flights that were not sent.
     pub fn send(&mut self, flights: &mut [Flight], bytes: &[u8]) -> io::Result<()> {
-        let mut ahead = bytes;
         for (index, flight) in flights.iter().enumerate() {
-            let (bytes, others) = ahead.split_at(flight.length);
-            ahead = others;
+            let bytes = &bytes[flight.bytes.clone()];
             let socket = types::Fd(flight.socket.tcp().as_raw_fd());
             // Nothing is waited for: all is done, or refused, when the call returns.
             let send = opcode::Send::new(socket, bytes.as_ptr(), bytes.len() as u32)

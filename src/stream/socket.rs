@@ -74,6 +74,11 @@ impl Socket {
 
     pub fn enter(&self, stage: Stage) {
         self.stage.store(stage as u8, Ordering::Relaxed);
+    }
+
+    /// The end of [`Stage::Left`].
+    pub fn end_rest(&self) {
+        self.enter(Stage::Clear);
         self.writer.wake();
     }
 
@@ -81,19 +86,12 @@ impl Socket {
         let spare = buffer.initialize_unfilled();
         loop {
             ready!(self.tcp.poll_read_ready(cx))?;
-            let mut count = 0;
-            let read = self.tcp.try_io(Interest::READABLE, || {
-                count = io::Read::read(&mut &*SockRef::from(&self.tcp), spare)?;
-                // What came was all: the next read waits for the reactor instead of asking in vain.
-                if 0 < count && count < spare.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            let read = self.attempt(Interest::READABLE, spare.len(), || {
+                io::Read::read(&mut &*SockRef::from(&self.tcp), spare)
             });
             match read {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock && count == 0 => {}
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(error)),
-                _ => {
-                    buffer.advance(count);
-                    return Poll::Ready(Ok(()));
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(|count| buffer.advance(count))),
             }
         }
     }
@@ -131,14 +129,26 @@ impl Socket {
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.attempt(Interest::WRITABLE, bytes.len(), || {
+            SockRef::from(&self.tcp).send_with_flags(bytes, libc::MSG_NOSIGNAL)
+        })
+    }
+
+    /// Reads or writes once, if the reactor has noted that it can be done. Less than was `wanted` is all there is,
+    /// or all there is room for: the next attempt waits for the reactor instead of asking in vain.
+    fn attempt(
+        &self,
+        interest: Interest,
+        wanted: usize,
+        transfer: impl FnOnce() -> io::Result<usize>,
+    ) -> io::Result<usize> {
         let mut count = 0;
-        let written = self.tcp.try_io(Interest::WRITABLE, || {
-            count = SockRef::from(&self.tcp).send_with_flags(bytes, libc::MSG_NOSIGNAL)?;
-            // The kernel has no more room: the next attempt waits for the reactor instead of asking in vain.
-            if count < bytes.len() { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        let done = self.tcp.try_io(interest, || {
+            count = transfer()?;
+            if 0 < count && count < wanted { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
         });
-        match written {
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock || count == 0 => Err(error),
+        match done {
+            Err(error) if count == 0 => Err(error),
             _ => Ok(count),
         }
     }
