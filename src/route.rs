@@ -274,7 +274,7 @@ impl Scene<'_> {
 
     /// The node that a hint names. The floor and the staleness bound outrank the hint.
     fn named(&self, address: &str) -> Result<Choice, Nowhere> {
-        let node = self.snapshot.find(address).ok_or(Nowhere::UnknownNode)?;
+        let node = self.snapshot.meant(address).ok_or(Nowhere::UnknownNode)?;
         if !usable(node) || node.role == Role::Unknown || self.question.exclude.contains(&node.id) {
             return Err(Nowhere::UnknownNode);
         }

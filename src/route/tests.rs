@@ -216,6 +216,27 @@ fn hints_name_a_node_but_do_not_outrank_the_floor() {
 }
 
 #[test]
+fn a_node_is_meant_by_its_host_alone_where_no_other_has_it() {
+    let mut snapshot = cluster(3);
+    for (id, address) in ["db1:5432", "[::1]:5432", "db2:5432", "db2:5433"].into_iter().enumerate() {
+        change(&mut snapshot, id, |node| node.address = address.into());
+    }
+
+    for (by, meant) in [
+        ("db1:5432", Some(0)),
+        ("DB1", Some(0)),
+        ("[::1]", Some(1)),
+        ("db2:5433", Some(3)),
+        ("db2", None),
+        ("db1:1", None),
+        ("db", None),
+        ("", None),
+    ] {
+        assert_eq!(snapshot.meant(by).map(|node| node.id.0), meant, "{by:?}");
+    }
+}
+
+#[test]
 fn primary_reads_says_whether_the_primary_serves_reads() {
     let mut alone = cluster(1);
     change(&mut alone, 1, |node| node.state = State::Down);

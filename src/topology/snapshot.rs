@@ -155,6 +155,16 @@ impl Snapshot {
         self.nodes.iter().find(|node| &*node.address == address)
     }
 
+    /// The node that a person means: by its address, or by its host alone where no other node has the same
+    /// one. As host names are, in upper or lower case (RFC 4343).
+    pub fn meant(&self, by: &str) -> Option<&Node> {
+        let same = |name: &str| name.eq_ignore_ascii_case(by);
+        let host = |node: &&Node| node.address.rsplit_once(':').is_some_and(|(host, _)| same(host));
+        let mut on_host = self.nodes.iter().filter(host);
+        let alone = on_host.next().filter(|_| on_host.next().is_none());
+        self.nodes.iter().find(|node| same(&node.address)).or(alone)
+    }
+
     /// Whether a node gets nothing in a role any more, not even on connections that are open: it
     /// is fenced, banned by a person, or another node has the role (hard case 1).
     pub fn forbids(&self, address: &str, role: Role) -> bool {

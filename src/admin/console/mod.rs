@@ -152,13 +152,16 @@ fn resume(clusters: &[Arc<dyn Managed>]) -> Result<Answer, Refused> {
 }
 
 fn send_order(control: &Control, order: Order, node: &str) -> Result<Answer, Refused> {
-    let owners: Vec<_> =
-        control.clusters().iter().filter(|cluster| cluster.snapshot().find(node).is_some()).collect();
-    if owners.is_empty() {
+    let meant: Vec<_> = control
+        .clusters()
+        .iter()
+        .filter_map(|cluster| Some((cluster, Arc::clone(&cluster.snapshot().meant(node)?.address))))
+        .collect();
+    if meant.is_empty() {
         return Err(Refused::Failed(format!("there is no node {node:?}; SHOW NODES has their names")));
     }
-    for cluster in owners {
-        if !cluster.order(node.into(), order) {
+    for (cluster, address) in meant {
+        if !cluster.order(address, order) {
             return Err(Refused::Failed("too many orders at once".to_owned()));
         }
     }
