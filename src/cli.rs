@@ -173,12 +173,27 @@ impl Cli {
     /// # Errors
     /// [`Exit::Done`] after help or version, else [`Exit::Usage`].
     pub fn read() -> Result<Self, Exit> {
-        Self::try_parse().map_err(|error| {
+        Self::try_parse_from(env::args_os().map(no_option_if_sql)).map_err(|error| {
             // Nobody is left to hear that standard error is closed.
             let _ = error.print();
             if error.use_stderr() { Exit::Usage } else { Exit::Done }
         })
     }
+}
+
+/// A statement that begins with a comment (`-- why⏎SELECT …`), so that it is not taken for an option: no option
+/// has white space in its name.
+fn no_option_if_sql(word: OsString) -> OsString {
+    let is_sql = word.to_str().is_some_and(|word| {
+        let name = word.split('=').next().unwrap_or_default();
+        name.starts_with("--") && name.contains(char::is_whitespace)
+    });
+    if !is_sql {
+        return word;
+    }
+    let mut behind_space = OsString::from(" ");
+    behind_space.push(word);
+    behind_space
 }
 
 impl ConfigFile {
@@ -284,7 +299,7 @@ impl Route {
     /// When standard input is not UTF-8, is longer than [`STATEMENTS_LIMIT`] or cannot be read.
     pub fn texts(&self) -> io::Result<Vec<String>> {
         if !self.statements.is_empty() {
-            return Ok(self.statements.clone());
+            return Ok(self.statements.iter().map(|text| text.trim_start().to_owned()).collect());
         }
         let mut text = String::new();
         io::stdin().lock().take(STATEMENTS_LIMIT + 1).read_to_string(&mut text)?;
@@ -376,11 +391,23 @@ mod tests {
             ("pointsman run --listen 127.0.0.1 postgres://m:p@a", ErrorKind::ValueValidation),
             ("pointsman run -c f postgres://m:p@a", ErrorKind::ArgumentConflict),
             ("pointsman route --dialect oracle x", ErrorKind::InvalidValue),
+            ("pointsman route --jsno x", ErrorKind::UnknownArgument),
             ("pointsman demo --twice", ErrorKind::UnknownArgument),
         ];
         for (line, kind) in cases {
             assert_eq!(read(line).expect_err(line), kind, "{line}");
         }
+    }
+
+    #[test]
+    fn a_statement_may_begin_with_a_comment() {
+        let line = ["pointsman", "route", "-- why\nSELECT 1", "--json", "--a = b\nSELECT 2"];
+        let line = line.map(|word| no_option_if_sql(word.into()));
+        let Ok(Command::Route(route)) = Cli::try_parse_from(line).map(|cli| cli.command) else {
+            panic!("a good line")
+        };
+        assert_eq!(route.statements, [" -- why\nSELECT 1", " --a = b\nSELECT 2"]);
+        assert!(route.json, "options are told apart");
     }
 
     #[test]

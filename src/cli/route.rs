@@ -322,7 +322,11 @@ impl Routed {
                 (None, _) => "lag unknown".to_owned(),
             };
             let lag = if candidate.role == Role::Primary.label() { "" } else { &lag };
-            let floor = if candidate.meets_floor { "has every write" } else { "is behind" };
+            let floor = match candidate.lag_seconds {
+                _ if candidate.meets_floor => "has every write",
+                Some(_) => "is behind",
+                None => "may be behind",
+            };
             writeln!(
                 out,
                 "    {:<width$}  {:<7}  {:<8}  {:<22}  weight {:.2}  {floor}",
