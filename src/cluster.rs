@@ -403,9 +403,8 @@ impl<P: Protocol> Cluster<P> {
             self.monitor_identity.store(Arc::new(parts.monitor_identity));
             self.verifier_identity.store(Arc::new(parts.verifier_identity));
         }
-        if before.routing.functions != config.routing.functions {
-            self.classifier.set_rules(config.routing.functions.clone());
-        }
+        let rules = &config.routing.functions;
+        let ruled = (before.routing.functions != *rules).then(|| rules.clone());
         if before.pool != config.pool {
             self.shares.set_limits(pool_limits(&config.pool));
         }
@@ -418,6 +417,11 @@ impl<P: Protocol> Cluster<P> {
         }
         let limited = before.limits != config.limits;
         self.config.store(Arc::new(config));
+        if let Some(rules) = ruled {
+            self.classifier.set_rules(rules);
+            // What calls those functions is judged by them, too.
+            self.databases().iter().for_each(|database| database.stale.store(true, Ordering::Release));
+        }
         if limited {
             self.call_all(Call::Limits);
         }

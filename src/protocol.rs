@@ -20,7 +20,7 @@ use crate::{
     refusal::Refusal,
     sql::{
         Dialect, Effect, Intent,
-        catalog::Catalog,
+        catalog::{Catalog, FunctionRules},
         effects::{Ending, ProxyCommand, TransactionModes},
     },
     standing::Watch,
@@ -271,8 +271,8 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
         user: &str,
     ) -> impl Future<Output = Result<Option<String>, Fault>> + Send;
 
-    /// Functions and relations of the database this connection is in.
-    fn catalog(&mut self) -> impl Future<Output = Result<Catalog, Fault>> + Send;
+    /// Functions and relations of the database this connection is in, as `rules` have them.
+    fn catalog(&mut self, rules: &FunctionRules) -> impl Future<Output = Result<Catalog, Fault>> + Send;
 }
 
 /// What a new connection turned out to be.

@@ -169,12 +169,13 @@ async fn ask<P: Protocol>(cluster: &Cluster<P>, database: &Database) -> Result<(
     let identity = cluster.monitor_identity.load_full();
     let identity = Identity { database: database.name.clone(), ..Identity::clone(&identity) };
     let link = cluster.link.load_full();
-    let timeout = cluster.config.load().monitor.catalog_timeout();
+    let config = cluster.config.load_full();
+    let timeout = config.monitor.catalog_timeout();
     let deadline = tokio::time::Instant::now() + timeout;
     let too_long = || Unread::Hopeless(format!("it took longer than {timeout:?}"));
     let login = P::Backend::connect(&node.address, &link, &identity, Role::Unknown);
     let mut backend = tokio::time::timeout_at(deadline, login).await.map_err(|_| too_long())??;
-    match tokio::time::timeout_at(deadline, backend.catalog()).await {
+    match tokio::time::timeout_at(deadline, backend.catalog(&config.routing.functions)).await {
         Ok(read) => {
             let catalog = read?;
             let (session_defaults, configured) = (catalog.session_defaults, catalog.configured.clone());

@@ -7,7 +7,7 @@ use crate::{
     protocol::Fault,
     sql::{
         Dialect,
-        catalog::{self, Catalog, Link, Relation, UserFunction},
+        catalog::{self, Catalog, FunctionRules, Link, Relation, UserFunction},
         functions::{Builtin, builtin},
     },
 };
@@ -69,7 +69,7 @@ const WRITES: [&str; 10] =
     ["insert", "update", "delete", "replace", "truncate", "call", "load", "create", "alter", "drop"];
 
 /// Reads the catalog in six round trips.
-pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
+pub(super) async fn read(server: &mut Backend, rules: &FunctionRules) -> Result<Catalog, Fault> {
     let functions = server.query_all(FUNCTIONS).await?;
     let views = server.query_all(VIEWS).await?;
     let triggers = server.query_all(TRIGGERS).await?;
@@ -81,7 +81,7 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
         session_defaults: Some(catalog::version(&[&defaults])),
         ..Catalog::default()
     };
-    read_functions(&functions, &mut catalog);
+    read_functions(&functions, rules, &mut catalog);
     for row in &views {
         let (Some(name), definition) = (text(row, 0), text(row, 1)) else { continue };
         let relation: &mut Relation = catalog.relations.entry(name.into()).or_default();
@@ -101,7 +101,8 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let link = |row| Some(Link { from: text(row, 0)?, to: text(row, 1)?, contains: false });
     let links: Vec<Link<'_>> = references.iter().filter_map(link).collect();
     catalog.relate(&links);
-    catalog.version = catalog::version(&[&functions, &views, &triggers, &references, &irrevocable]);
+    let told = catalog::version(&[&functions, &views, &triggers, &references, &irrevocable]);
+    catalog.version = told ^ rules.version();
     Ok(catalog)
 }
 
@@ -111,7 +112,7 @@ fn text(row: &Row, column: usize) -> Option<&str> {
 
 /// What a function does, by its body and by the functions it calls; MySQL does not hold functions
 /// to what they declare, so a declaration alone vouches for nothing but a write.
-fn read_functions(rows: &[Row], catalog: &mut Catalog) {
+fn read_functions(rows: &[Row], rules: &FunctionRules, catalog: &mut Catalog) {
     for row in rows {
         let Some(name) = text(row, 0) else { continue };
         let body = text(row, 2).map(str::to_lowercase);
@@ -119,10 +120,11 @@ fn read_functions(rows: &[Row], catalog: &mut Catalog) {
         let writes = declares_writes
             || body.as_deref().is_none_or(|body| words(body).any(|word| WRITES.contains(&word)));
         let touches = body.as_deref().is_none_or(|body| tells(body, &Functions::default()));
+        let does = rules.judge(name, UserFunction { writes, touches });
         let entry =
             catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
-        entry.writes |= writes;
-        entry.touches |= touches;
+        entry.writes |= does.writes;
+        entry.touches |= does.touches;
     }
     let bodies: Vec<(String, String)> = rows
         .iter()
@@ -137,6 +139,7 @@ fn read_functions(rows: &[Row], catalog: &mut Catalog) {
                 called.iter().any(|word| catalog.functions.get(*word).is_some_and(of))
             };
             let (writes, touches) = (of(|function| function.writes), of(|function| function.touches));
+            let UserFunction { writes, touches } = rules.judge(name, UserFunction { writes, touches });
             if let Some(entry) = catalog.functions.get_mut(name.as_str()) {
                 changed |= (writes && !entry.writes) || (touches && !entry.touches);
                 entry.writes |= writes;
@@ -244,7 +247,7 @@ mod tests {
             function("honest", "MODIFIES SQL DATA", Some("RETURN 1")),
         ];
         let mut catalog = Catalog::default();
-        read_functions(&rows, &mut catalog);
+        read_functions(&rows, &FunctionRules::default(), &mut catalog);
         for (name, writes, touches) in [
             ("harmless", false, false),
             ("liar", true, false),

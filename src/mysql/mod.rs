@@ -44,7 +44,7 @@ use crate::{
     refusal::Refusal,
     sql::{
         self, Dialect,
-        catalog::Catalog,
+        catalog::{Catalog, FunctionRules},
         effects::{Ending, Ends, Force, ProxyCommand},
     },
     topology::{Facts, Role},
@@ -322,8 +322,8 @@ impl protocol::Backend<Mysql> for Backend {
         Ok(rows.into_iter().next().and_then(|row| row.into_iter().next_back().flatten()))
     }
 
-    async fn catalog(&mut self) -> Result<Catalog, Fault> {
-        catalog::read(self).await
+    async fn catalog(&mut self, rules: &FunctionRules) -> Result<Catalog, Fault> {
+        catalog::read(self, rules).await
     }
 }
 

@@ -46,7 +46,7 @@ use crate::{
     refusal::Refusal,
     sql::{
         Dialect,
-        catalog::Catalog,
+        catalog::{Catalog, FunctionRules},
         effects::{Ending, ProxyCommand},
     },
     topology::{Facts, Role},
@@ -307,8 +307,8 @@ impl protocol::Backend<Postgres> for Backend {
         Ok(rows.into_iter().next().and_then(|row| row.into_iter().next_back().flatten()))
     }
 
-    async fn catalog(&mut self) -> Result<Catalog, Fault> {
-        catalog::read(self).await
+    async fn catalog(&mut self, rules: &FunctionRules) -> Result<Catalog, Fault> {
+        catalog::read(self, rules).await
     }
 }
 

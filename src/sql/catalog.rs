@@ -171,6 +171,31 @@ pub struct FunctionRules {
     pub clean: HashSet<Box<str>>,
 }
 
+impl FunctionRules {
+    /// What is to be thought of a function of which a catalog tells this.
+    pub fn judge(&self, name: &str, told: UserFunction) -> UserFunction {
+        let UserFunction { writes, touches } = told;
+        let write = self.write.contains(name);
+        UserFunction {
+            writes: write || (writes && !self.read.contains(name)),
+            touches: (write || touches) && !self.clean.contains(name),
+        }
+    }
+
+    /// A number that differs for other rules.
+    pub fn version(&self) -> u64 {
+        let Self { read, write, clean } = self;
+        let sorted = [read, write, clean].map(|names| {
+            let mut names: Vec<Vec<Option<String>>> =
+                names.iter().map(|name| vec![Some(name.to_string())]).collect();
+            names.sort_unstable();
+            names.push(vec![None]);
+            names
+        });
+        version(&sorted.each_ref())
+    }
+}
+
 /// A number that changes when anything that was read changes; `results`: rows of text columns.
 pub fn version(results: &[&Vec<Vec<Option<String>>>]) -> u64 {
     let mut hasher = Xxh3::new();
@@ -228,6 +253,30 @@ mod tests {
             (flags("customer"), flags("events"), flags("may")),
             ((true, false), (false, true), (false, false))
         );
+    }
+
+    #[test]
+    fn the_file_outranks_what_a_catalog_tells_of_a_function() {
+        let set = |name: &str| HashSet::from([name.into()]);
+        let read = FunctionRules { read: set("f"), ..FunctionRules::default() };
+        let write = FunctionRules { write: set("f"), ..FunctionRules::default() };
+        let clean = FunctionRules { clean: set("f"), ..FunctionRules::default() };
+        let both = FunctionRules { clean: set("f"), ..write.clone() };
+        for (rules, name, (writes, touches), expected) in [
+            (&read, "f", (true, true), (false, true)),
+            (&read, "g", (true, true), (true, true)),
+            (&write, "f", (false, false), (true, true)),
+            (&write, "g", (false, false), (false, false)),
+            (&clean, "f", (true, true), (true, false)),
+            (&both, "f", (false, true), (true, false)),
+        ] {
+            let does = rules.judge(name, UserFunction { writes, touches });
+            assert_eq!((does.writes, does.touches), expected, "{name} by {rules:?}");
+        }
+
+        let versions = [&FunctionRules::default(), &read, &write, &clean, &both].map(FunctionRules::version);
+        let different: HashSet<u64> = versions.into_iter().collect();
+        assert_eq!(different.len(), versions.len());
     }
 
     #[test]

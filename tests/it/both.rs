@@ -46,6 +46,7 @@ both_databases!(
     whoever_is_trusted_proves_nothing,
     the_configurations_word_on_functions_counts,
     a_reloads_word_on_functions_counts_for_who_stays,
+    what_the_file_says_of_a_function_counts_where_no_statement_names_it,
 );
 
 const TABLE: &str = "CREATE TABLE t (x int)";
@@ -526,4 +527,43 @@ async fn a_reloads_word_on_functions_counts_for_who_stays(engine: Engine) {
 
     eventually("the file says that it writes", async || !on_replica(&stage).await).await;
     assert!(misses(&stage) > before, "counters only grow");
+}
+
+async fn what_the_file_says_of_a_function_counts_where_no_statement_names_it(engine: Engine) {
+    let table = "CREATE TABLE watched (x int)";
+    let code = match engine {
+        Engine::Postgres => {
+            "CREATE FUNCTION rubs() RETURNS int LANGUAGE plpgsql AS
+             'BEGIN PERFORM set_config(''work_mem'', ''1MB'', false); RETURN 1; END';
+             CREATE FUNCTION on_watched() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN PERFORM rubs(); RETURN NEW; END';
+             CREATE TRIGGER watching BEFORE INSERT ON watched FOR EACH ROW EXECUTE FUNCTION on_watched();
+             CREATE VIEW rubbed AS SELECT rubs() AS x"
+        }
+        _ => {
+            "CREATE FUNCTION rubs() RETURNS int NO SQL BEGIN SET @rubbed = 1; RETURN 1; END;
+             CREATE TRIGGER watching BEFORE INSERT ON watched FOR EACH ROW SET NEW.x = rubs();
+             CREATE VIEW rubbed AS SELECT rubs() AS x; GRANT SELECT ON rubbed TO pointsman@'%'"
+        }
+    };
+    let mut stage = Stage::set(engine, &format!("{table}; {code}"), &[]).await;
+    let pins_by = async |stage: &Stage, statement: &str| {
+        let mut session = stage.session().await;
+        let pins = || stage.proxy().metric("pointsman_pins_total", &["reason=\"function\""]);
+        let before = pins();
+        session.value(statement).await;
+        // What comes behind it is answered when it has been counted.
+        session.value("SELECT 1").await;
+        pins() - before
+    };
+    let all_pin = async |stage: &Stage, expected: f64| {
+        pins_by(stage, "INSERT INTO watched VALUES (1)").await == expected
+            && pins_by(stage, "SELECT x FROM rubbed").await == expected
+    };
+
+    eventually("the catalog tells what they leave", async || all_pin(&stage, 1.0).await).await;
+    stage.proxy_mut().reload(&["cluster.routing.clean_functions = ['rubs']"]);
+    eventually("they leave nothing, says the file", async || all_pin(&stage, 0.0).await).await;
+    stage.proxy_mut().reload(&["cluster.routing.clean_functions = []"]);
+    eventually("the file says so no more", async || all_pin(&stage, 1.0).await).await;
 }

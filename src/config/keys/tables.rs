@@ -405,7 +405,7 @@ pub static TABLES: &[Table] = &[
                 "clean_functions",
                 Default("[]"),
                 "list of names",
-                "Functions known to leave no state in the session: their calls do not pin.",
+                "Functions known to leave no state in the session: their calls do not pin, nor does what calls them (triggers, views, other functions), unless for another reason.",
             ),
         ],
     },

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::sql::{
     body::may_leave_state,
-    catalog::{Catalog, EventTriggers},
+    catalog::{Catalog, EventTriggers, FunctionRules, UserFunction},
 };
 
 /// What is known of functions' bodies, by oid.
@@ -18,7 +18,7 @@ pub(super) struct Bodies<'a> {
     pub touches: HashSet<&'a str>,
     /// In C and immutable: extensions' views over these are read like any other.
     pub computes: HashSet<&'a str>,
-    /// Those of which nothing worse is known yet.
+    /// Those of which nothing worse is known yet, and may become known.
     clean: Vec<Body<'a>>,
     /// Names of functions that touch, and of what does when it is read.
     suspicious: HashSet<String>,
@@ -35,7 +35,7 @@ struct Body<'a> {
 }
 
 impl<'a> Bodies<'a> {
-    pub fn read(functions: &'a [Row], builtins: &Builtins<'_>) -> Self {
+    pub fn read(functions: &'a [Row], builtins: &Builtins<'_>, rules: &FunctionRules) -> Self {
         let mut bodies = Self {
             writes: HashSet::new(),
             touches: HashSet::new(),
@@ -46,19 +46,21 @@ impl<'a> Bodies<'a> {
         };
         for row in functions {
             let (Some(name), Some(oid)) = (text(row, 0), text(row, 5)) else { continue };
-            if is_true(row, 1) {
-                bodies.writes.insert(oid);
-            }
             if is_true(row, 6) {
                 bodies.computes.insert(oid);
             }
             // One in the SQL standard's way has no source; defaults of arguments are known as it is.
             let parsed = builtins.bodies.get(oid).map_or("", String::as_str);
             let source = [parsed, text(row, 3).unwrap_or("")].join(" ").to_lowercase();
-            if !is_true(row, 2) || may_leave_state(&source) {
+            let touches = !is_true(row, 2) || may_leave_state(&source);
+            let does = rules.judge(name, UserFunction { writes: is_true(row, 1), touches });
+            if does.writes {
+                bodies.writes.insert(oid);
+            }
+            if does.touches {
                 bodies.touches.insert(oid);
                 bodies.suspicious.insert(name.to_lowercase());
-            } else {
+            } else if !rules.clean.contains(name) {
                 let writes = words(&source).any(|word| VERBS.contains(&word));
                 bodies.clean.push(Body { name, oid, source, writes });
             }
@@ -145,7 +147,7 @@ mod tests {
             function("inner_one", "select set_config('a', 'b', false)", "2"),
             function("harmless", "select 1", "3"),
         ];
-        let bodies = Bodies::read(&rows, &Builtins::default());
+        let bodies = Bodies::read(&rows, &Builtins::default(), &FunctionRules::default());
         assert!(bodies.touches.contains("1") && bodies.touches.contains("2"));
         assert!(!bodies.touches.contains("3"));
     }
@@ -167,7 +169,7 @@ mod tests {
         ] {
             catalog.relations.insert(name.into(), relation);
         }
-        let mut bodies = Bodies::read(&rows, &Builtins::default());
+        let mut bodies = Bodies::read(&rows, &Builtins::default(), &FunctionRules::default());
 
         assert!(bodies.touches.is_empty());
         assert!(bodies.suspect(&catalog));

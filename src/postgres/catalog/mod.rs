@@ -14,11 +14,11 @@ use self::{
 use super::backend::{Backend, Row};
 use crate::{
     protocol::Fault,
-    sql::catalog::{self, Catalog, EventTriggers, Link, Relation, UserFunction},
+    sql::catalog::{self, Catalog, EventTriggers, FunctionRules, Link, Relation, UserFunction},
 };
 
 /// Reads the catalog in eight round trips.
-pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
+pub(super) async fn read(server: &mut Backend, rules: &FunctionRules) -> Result<Catalog, Fault> {
     let functions = server.query_all(FUNCTIONS).await?;
     let relations = server.query_all(RELATIONS).await?;
     let builtins = server.query_all(BUILTINS).await?;
@@ -29,7 +29,7 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     let configured = server.query_all(CONFIGURED).await?;
     let known = Builtins::read(&builtins);
     let links: Vec<Link<'_>> = relatives.iter().filter_map(read_link).collect();
-    let mut bodies = Bodies::read(&functions, &known);
+    let mut bodies = Bodies::read(&functions, &known, rules);
     let event_triggers = database.first().and_then(|row| text(row, 0));
     let judge = |bodies: &Bodies<'_>| {
         let mut catalog = judge(&functions, &relations, &links, bodies, &known);
@@ -41,7 +41,8 @@ pub(super) async fn read(server: &mut Backend) -> Result<Catalog, Fault> {
     while bodies.suspect(&catalog) {
         catalog = judge(&bodies);
     }
-    catalog.version = catalog::version(&[&functions, &relations, &builtins, &relatives, &unnamed, &database]);
+    let told = catalog::version(&[&functions, &relations, &builtins, &relatives, &unnamed, &database]);
+    catalog.version = told ^ rules.version();
     catalog.session_defaults = role_settings;
     catalog.configured = configured.first().and_then(|row| text(row, 0)).map(Into::into);
     Ok(catalog)

@@ -43,7 +43,6 @@ pub(super) fn weigh(verdict: &mut Verdict, relation: &Named, how: Use, cx: &Cx<'
         verdict.raise(Reason::Relation);
         verdict.plain = false;
         verdict.effect(Effect::DrawsSequence);
-        verdict.effect(Effect::Touches);
     }
     if known.touches_on_read {
         verdict.plain = false;
@@ -110,10 +109,7 @@ pub(super) fn weigh_truncate(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx
 /// For a statement that was not parsed: any name in it may be the target of a write.
 pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
     let touches = |name: String| {
-        cx.catalog
-            .relations
-            .get(name.as_str())
-            .is_some_and(|known| known.touches || known.writes_on_read || known.touches_on_read)
+        cx.catalog.relations.get(name.as_str()).is_some_and(|known| known.touches || known.touches_on_read)
     };
     let mut names = (0..phrase.len()).filter_map(|at| phrase.name(at));
     if names.clone().any(|name| is_settings(None, &name, cx)) {
