@@ -311,6 +311,9 @@ impl Proxy {
         for running in &self.clusters {
             running.set_watched(&effective);
         }
+        if changes.is_empty() {
+            tracing::info!("reloaded: nothing has changed");
+        }
         for change in &changes.live {
             tracing::info!("reloaded: {change}");
         }

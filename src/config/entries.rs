@@ -4,7 +4,7 @@ use std::{collections::HashSet, path::Path, path::PathBuf, sync::Arc, time::Dura
 
 use super::{
     Admin, Auth, Choice, ClientTls, Cluster, Config, Endpoint, Failover, HostPort, Identity, Limits, Log,
-    Members, Monitor, PatroniSource, Pool, Routing, Secret, ServerTls, Tls, User,
+    Members, Monitor, PatroniSource, PemFile, Pool, Routing, Secret, ServerTls, Tls, User,
 };
 use crate::sql::catalog::FunctionRules;
 
@@ -63,6 +63,12 @@ impl List {
     fn secret(&mut self, name: &str, secret: &Option<Secret>) {
         let value = secret.as_ref().map_or(UNSET.to_owned(), Secret::to_string);
         self.push(name, value, secret.clone());
+    }
+
+    /// Shows where it is; what is in it counts for whether it changed.
+    fn pem(&mut self, name: &str, file: Option<&PemFile>) {
+        let value = file.map_or(UNSET.to_owned(), |file| file.path().display().to_string());
+        self.push(name, value, file.map(|file| Secret::new(hex::encode(file.digest()))));
     }
 
     fn users(&mut self, users: &[User]) {
@@ -223,9 +229,9 @@ impl List {
             self.path = format!("{path}tls.{side}.");
             let parts = identity.as_ref().map(|Identity { certificate, key }| (certificate, key));
             self.add("mode", mode);
-            self.add("certificate", &parts.map(|(certificate, _)| certificate.clone()));
-            self.add("key", &parts.map(|(_, key)| key.clone()));
-            self.add("ca", ca);
+            self.pem("certificate", parts.map(|(certificate, _)| certificate));
+            self.pem("key", parts.map(|(_, key)| key));
+            self.pem("ca", ca.as_ref());
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{
     fs,
     io::Read,
     num::{NonZeroU32, NonZeroUsize},
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     thread,
 };
@@ -19,8 +19,8 @@ use url::Url;
 
 use super::{
     Admin, Auth, ClientTls, Cluster, Config, Endpoint, Engine, Failover, HostPort, Identity, Limits, Log,
-    Members, Monitor, NodeConfig, PatroniSource, Pool, Routing, Secret, SecretForm, ServerTls, Tls, TlsMode,
-    User,
+    Members, Monitor, NodeConfig, PatroniSource, PemFile, Pool, Routing, Secret, SecretForm, ServerTls, Tls,
+    TlsMode, User,
     document::{Cell, Document, Section, Value},
     fault::{Fault, Faults},
     keys,
@@ -284,7 +284,7 @@ fn read_members(cluster: &Section<'_>, engine: Engine) -> Members {
     let discovered = cluster.optional_by("discovery", |cell| {
         let discovery = cell.section("cluster.discovery")?;
         let endpoints = discovery.take_by("patroni", read_endpoints);
-        let ca = read_ca(&discovery);
+        let ca = read_ca(&discovery).map(|ca| ca.path().to_owned());
         if ca.is_some() && endpoints.iter().all(|endpoint| endpoint.url().scheme() != "https") {
             discovery.fault("ca", "has no use: no endpoint is `https`");
         }
@@ -493,8 +493,8 @@ fn read_client_tls(client: &Section<'_>) -> ClientTls {
     ClientTls { mode, identity, ca }
 }
 
-fn read_ca(side: &Section<'_>) -> Option<PathBuf> {
-    side.optional("ca").map(|Certificates(path)| path)
+fn read_ca(side: &Section<'_>) -> Option<PemFile> {
+    side.optional("ca").map(|Certificates(file)| file)
 }
 
 /// Certificate and key, both or neither.
@@ -506,7 +506,7 @@ fn read_identity(side: &Section<'_>) -> Option<Identity> {
         _ => {}
     }
     let (Certificates(certificate), PrivateKey(key)) = (certificate?, key?);
-    if let Err(unfit) = tls::check_pair(&certificate, &key) {
+    if let Err(unfit) = tls::check_pair(certificate.path(), key.path()) {
         side.fault("key", format!("does not fit: {unfit}"));
     }
     Some(Identity { certificate, key })

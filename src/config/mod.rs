@@ -12,6 +12,7 @@ pub mod entries;
 pub mod fault;
 pub mod file;
 pub mod keys;
+mod pem;
 #[cfg(test)]
 mod reference;
 pub mod reload;
@@ -25,6 +26,7 @@ pub use address::HostPort;
 pub use choice::Choice;
 pub use endpoint::Endpoint;
 pub use fault::{Fault, Faults, Place};
+pub use pem::PemFile;
 pub use secret::{Secret, SecretForm};
 
 use crate::{
@@ -334,7 +336,7 @@ impl Tls {
 fn tls_parameters(
     mode: TlsMode,
     identity: Option<&Identity>,
-    ca: Option<&PathBuf>,
+    ca: Option<&PemFile>,
 ) -> crate::tls::Parameters {
     use crate::tls::Mode;
     crate::tls::Parameters {
@@ -346,9 +348,9 @@ fn tls_parameters(
             TlsMode::VerifyCa => Mode::VerifyCa,
             TlsMode::VerifyFull => Mode::VerifyFull,
         },
-        certificate: identity.map(|identity| identity.certificate.clone()),
-        key: identity.map(|identity| identity.key.clone()),
-        ca: ca.cloned(),
+        certificate: identity.map(|identity| identity.certificate.path().to_owned()),
+        key: identity.map(|identity| identity.key.path().to_owned()),
+        ca: ca.map(|ca| ca.path().to_owned()),
     }
 }
 
@@ -359,7 +361,7 @@ pub struct ClientTls {
     /// Certificate chain and private key, PEM. Present unless `mode` is `Disable`.
     pub identity: Option<Identity>,
     /// Who signs client certificates. Present when `mode` verifies.
-    pub ca: Option<PathBuf>,
+    pub ca: Option<PemFile>,
 }
 
 /// TLS toward the servers; a client's part.
@@ -367,7 +369,7 @@ pub struct ClientTls {
 pub struct ServerTls {
     pub mode: TlsMode,
     /// Who signs server certificates, PEM; `None`: the system's roots.
-    pub ca: Option<PathBuf>,
+    pub ca: Option<PemFile>,
     /// A client certificate, where servers ask for one.
     pub identity: Option<Identity>,
 }
@@ -375,8 +377,8 @@ pub struct ServerTls {
 /// PEM files; they existed and could be read when the configuration was loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
+    pub certificate: PemFile,
+    pub key: PemFile,
 }
 
 /// As libpq's `sslmode`. Toward clients `VerifyCa` asks for a client certificate and `VerifyFull`

@@ -15,9 +15,10 @@ use rustls_pki_types::{
 };
 use toml::de::DeValue;
 use url::Url;
+use zeroize::Zeroizing;
 
 use super::{
-    Choice, HostPort, Secret,
+    Choice, HostPort, PemFile, Secret,
     document::{Cell, Value, nearest},
 };
 
@@ -190,17 +191,16 @@ impl Value for Url {
 }
 
 /// A PEM file with certificates in it, when it was looked at.
-pub(super) struct Certificates(pub PathBuf);
+pub(super) struct Certificates(pub PemFile);
 
 impl Value for Certificates {
     fn read(cell: &Cell<'_>) -> Option<Self> {
         let path = cell.document.folder.join(cell.text("the path of a PEM file")?);
-        let certificates =
-            CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        match certificates {
-            Ok(found) if !found.is_empty() => Some(Self(path)),
-            Ok(_) => cell.fault(format!("there is no certificate in {}", path.display())),
-            Err(wrong) => cell.fault(pem_fault(&path, wrong)),
+        let (file, bytes) = read_pem(cell, path)?;
+        match CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>() {
+            Ok(found) if !found.is_empty() => Some(Self(file)),
+            Ok(_) => cell.fault(format!("there is no certificate in {}", file.path().display())),
+            Err(_) => cell.fault(no_pem(&file)),
         }
     }
 }
@@ -221,27 +221,34 @@ impl Value for NewFile {
 }
 
 /// A PEM file with a private key in it, when it was looked at.
-pub(super) struct PrivateKey(pub PathBuf);
+pub(super) struct PrivateKey(pub PemFile);
 
 impl Value for PrivateKey {
     fn read(cell: &Cell<'_>) -> Option<Self> {
         let path = cell.document.folder.join(cell.text("the path of a PEM file")?);
-        match PrivateKeyDer::from_pem_file(&path) {
-            Ok(_) => Some(Self(path)),
-            Err(pem::Error::NoItemsFound) => {
-                cell.fault(format!("there is no private key without a passphrase in {}", path.display()))
-            }
-            Err(wrong) => cell.fault(pem_fault(&path, wrong)),
+        let (file, bytes) = read_pem(cell, path)?;
+        // The key itself is wiped; its file's text has to be, too.
+        let bytes = Zeroizing::new(bytes);
+        match PrivateKeyDer::from_pem_slice(&bytes) {
+            Ok(_) => Some(Self(file)),
+            Err(pem::Error::NoItemsFound) => cell
+                .fault(format!("there is no private key without a passphrase in {}", file.path().display())),
+            Err(_) => cell.fault(no_pem(&file)),
         }
     }
 }
 
-fn pem_fault(path: &Path, wrong: pem::Error) -> String {
-    match wrong {
-        pem::Error::Io(wrong) => format!("cannot read {}: {wrong}", path.display()),
-        // What it found instead may be a secret.
-        _ => format!("{} is not a PEM file", path.display()),
+fn read_pem(cell: &Cell<'_>, path: PathBuf) -> Option<(PemFile, Vec<u8>)> {
+    let shown = path.display().to_string();
+    match PemFile::read(path) {
+        Ok(read) => Some(read),
+        Err(wrong) => cell.fault(format!("cannot read {shown}: {wrong}")),
     }
+}
+
+/// What is there instead may be a secret.
+fn no_pem(file: &PemFile) -> String {
+    format!("{} is not a PEM file", file.path().display())
 }
 
 /// A string, `{ env = "NAME" }` or `{ file = "PATH" }`. No fault shows what a secret says.

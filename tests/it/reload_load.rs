@@ -172,6 +172,39 @@ async fn a_hundred_reloads_drop_no_client_and_fail_no_statement() {
     assert_eq!(refused, (RELOADS / BROKEN) as f64);
 }
 
+#[tokio::test]
+async fn a_renewed_certificate_is_named_in_the_log_and_so_is_that_nothing_has_changed() {
+    let certificate = Certificate::new();
+    let mut stage = Stage::set("", &[&certificate.settings()]).await;
+
+    stage.proxy.reload(&[]);
+    stage.proxy.wait_for_log("reloaded: nothing has changed").await;
+    certificate.renew(1);
+    stage.proxy.reload(&[]);
+
+    stage.proxy.wait_for_log("tls.client.certificate: changed").await;
+    stage.proxy.wait_for_log("tls.client.key: changed").await;
+}
+
+#[tokio::test]
+async fn connections_of_before_are_replaced_when_what_servers_are_checked_by_is_renewed() {
+    let certificate = Certificate::new();
+    let authority =
+        format!("cluster.tls.server = {{ mode = 'prefer', ca = '{}' }}", certificate.file("crt").display());
+    let mut stage = Stage::set("", &[&authority]).await;
+    let session = stage.session().await;
+    let server = async || session.value("/* pointsman: primary */ SELECT pg_backend_pid()").await;
+    let before = server().await;
+    stage.proxy.reload(&[]);
+    stage.proxy.wait_for_log("reloaded: nothing has changed").await;
+    assert_eq!(server().await, before);
+
+    certificate.renew(1);
+    stage.proxy.reload(&[]);
+
+    eventually("another connection serves", async || server().await != before).await;
+}
+
 /// A file, or one that it names, that is broken changes nothing, and the log says why.
 async fn refused(stage: &Stage, certificate: &Certificate, turn: usize) {
     let before = shown(stage.proxy.port());

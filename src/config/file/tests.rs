@@ -494,7 +494,7 @@ fn tls_files_are_looked_into_when_the_file_is_read() {
     let others = others.to_string();
     assert!(others.contains("p.toml:14:7: cluster.shop.tls.client.key: does not fit"), "{others}");
     assert_eq!(
-        client.identity.as_ref().map(|found| found.key.clone()),
+        client.identity.as_ref().map(|found| found.key.path().to_owned()),
         Some(folder.path().join("server.key"))
     );
     assert!(swapped.contains("certificate: there is no certificate in"), "{swapped}");
