@@ -231,17 +231,16 @@ impl Gate {
         }
     }
 
-    pub(super) async fn secret(&self, user: &str) -> Secret {
+    /// What a user must prove; the error says why nobody could be asked.
+    pub(super) async fn secret(&self, user: &str) -> Result<Secret, String> {
         if let Some(secret) = self.users.get(user) {
-            return secret.clone();
+            return Ok(secret.clone());
         }
-        match &self.source {
-            Some(source) => match source.verifier(user, "").await {
-                Ok(Some(text)) => Secret::of_server(&text),
-                _ => Secret::Unknown,
-            },
-            None => Secret::Unknown,
-        }
+        let verifier = match &self.source {
+            Some(source) => source.verifier(user, "").await?,
+            None => None,
+        };
+        Ok(verifier.map_or(Secret::Unknown, |text| Secret::of_server(&text)))
     }
 
     pub(super) fn forget_greetings(&self) {
@@ -276,9 +275,10 @@ pub(super) fn login_fault(failure: &LoginFailure) -> LoginFault {
     match failure {
         LoginFailure::Io(_) => LoginFault::Closed,
         LoginFailure::Garbage(_) | LoginFailure::CompressionLevel(_) => LoginFault::Protocol,
-        LoginFailure::Tls(_) | LoginFailure::WithoutTls => LoginFault::Tls,
-        LoginFailure::WrongPassword => LoginFault::Password,
-        LoginFailure::UnknownUser => LoginFault::UnknownUser,
+        LoginFailure::Tls(_) | LoginFailure::WithoutTls | LoginFailure::Uncertified { .. } => LoginFault::Tls,
+        LoginFailure::WrongPassword { .. } => LoginFault::Password,
+        LoginFailure::UnknownUser { .. } => LoginFault::UnknownUser,
+        LoginFailure::Lookup { .. } => LoginFault::Unavailable,
     }
 }
 

@@ -202,6 +202,8 @@ async fn users_of_every_plugin_are_asked_of_the_servers() {
     let nobody = Login { name: "nobody", password: "x" };
     let refused = client(proxy.port(), nobody, "", &[], "SELECT 1");
     assert!(refused.as_ref().is_err_and(|error| error.contains("1045")), "{refused:?}");
+    proxy.wait_for_log("detail=\"wrong password for user 'native'\"").await;
+    proxy.wait_for_log("detail=\"there is no user 'nobody'\"").await;
 
     // Another password, set on the server, is the one that counts from then on.
     cluster.node(0).sql("", "SET PASSWORD FOR edward@'%' = PASSWORD('new-pw')").expect("root may");
@@ -209,6 +211,21 @@ async fn users_of_every_plugin_are_asked_of_the_servers() {
     let new = Login { password: "new-pw", ..ed25519 };
     eventually("the new password is taken", async || pymysql(proxy.port(), new, "", "SELECT 1").is_ok())
         .await;
+}
+
+#[tokio::test]
+async fn a_password_that_cannot_be_looked_up_is_not_called_wrong() {
+    let query = "cluster.auth.query = 'SELECT user, verifier FROM mysql.no_such_table WHERE user = ?'";
+    let proxy = crate::support::mysql::proxy(Make::MariaDb.shared(), &[query]).await;
+    let unlisted = Login { name: "unlisted", password: "unlisted-pw" };
+
+    let refused = client(proxy.port(), unlisted, "", &[], "SELECT 1").expect_err("nobody could be asked");
+
+    let told = "ERROR 1290 (HY000): The password of user 'unlisted' cannot be looked up now";
+    assert!(refused.contains(told), "{refused}");
+    let detail = "reason=\"unavailable\" detail=\"the password of user 'unlisted' could not be looked up: ";
+    proxy.wait_for_log(detail).await;
+    proxy.wait_for_log("mysql.no_such_table").await;
 }
 
 #[tokio::test]
@@ -442,6 +459,8 @@ async fn clients_speak_tls_as_the_mode_asks() {
         [verify[0].clone(), format!("--ssl-cert={}", text(&app)), format!("--ssl-key={}", text(&app_key))];
     let options = |list: &'static [&str]| list.iter().map(|&option| option.to_owned()).collect::<Vec<_>>();
     let plain = options(&["--skip-ssl"]);
+    let users =
+        "cluster.users = [{ name = 'app', password = 'app-pw' }, { name = 'sha2', password = 'sha2-pw' }]";
     // Mode, and whether clients without TLS, with it, and with a certificate of the user's get in.
     for (mode, lets_in) in [
         ("prefer", [true, true, true]),
@@ -454,7 +473,7 @@ async fn clients_speak_tls_as_the_mode_asks() {
             text(&key),
             text(&ca)
         );
-        let proxy = Proxy::start_unready(&cluster.addresses(), &[ENGINE, &settings]);
+        let proxy = Proxy::start_unready(&cluster.addresses(), &[ENGINE, users, &settings]);
         proxy.wait_for_log("role replica").await;
         for (arguments, expected) in [&plain[..], &verify, &certified].into_iter().zip(lets_in) {
             let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -474,6 +493,8 @@ async fn clients_speak_tls_as_the_mode_asks() {
             let stranger = Login { name: "sha2", password: "sha2-pw" };
             let refused = client(proxy.port(), stranger, "", &arguments, "SELECT 7");
             assert!(refused.as_ref().is_err_and(|error| error.contains("1045")), "{refused:?}");
+            // As its own password is right, it is the certificate that keeps it out.
+            proxy.wait_for_log("reason=\"tls\" detail=\"the certificate is not that of user 'sha2'").await;
         }
     }
 }

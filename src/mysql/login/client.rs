@@ -155,10 +155,15 @@ pub enum LoginFailure {
     WithoutTls,
     #[error("compression by zstd of level {0}")]
     CompressionLevel(u8),
-    #[error("wrong password")]
-    WrongPassword,
-    #[error("unknown user")]
-    UnknownUser,
+    #[error("wrong password for user '{user}'")]
+    WrongPassword { user: String },
+    #[error("there is no user '{user}'")]
+    UnknownUser { user: String },
+    /// The password is right.
+    #[error("the certificate is not that of user '{user}'")]
+    Uncertified { user: String },
+    #[error("the password of user '{user}' could not be looked up: {reason}")]
+    Lookup { user: String, reason: String },
 }
 
 /// Greets a client and lets it prove who it is.
@@ -169,7 +174,7 @@ pub async fn accept(
     socket: TcpStream,
     offer: &Offer,
     house: House<'_>,
-    secret: impl AsyncFnOnce(&str) -> Secret,
+    secret: impl AsyncFnOnce(&str) -> Result<Secret, String>,
 ) -> Result<Login, LoginFailure> {
     stream::configure(&socket)?;
     let nonce = scramble::nonce::<NONCE>();
@@ -205,7 +210,7 @@ pub async fn accept(
     let response = Response::read(&payload).ok_or(LoginFailure::Garbage("a login that cannot be read"))?;
     let capabilities = response.capabilities & offer.capabilities;
     let compression = door.compression(capabilities, response.compression_level).await?;
-    let secret = secret(&response.user).await;
+    let secret = door.looked_up(secret(&response.user).await, &response.user).await?;
     let credentials = door.authenticate(&response, &secret, offer.plugin, Unasked::Counts).await?;
     Ok(Login { compression, ..door.let_in(response, credentials, capabilities) })
 }
@@ -226,13 +231,13 @@ pub struct Change {
 pub async fn change_user(
     change: Change,
     house: House<'_>,
-    secret: impl AsyncFnOnce(&str) -> Secret,
+    secret: impl AsyncFnOnce(&str) -> Result<Secret, String>,
 ) -> Result<Login, LoginFailure> {
     let Change { stream, inbox, response, nonce } = change;
     let capabilities = response.capabilities;
     let peer = stream.stream().peer_addr()?.ip();
     let mut door = Door { stream, inbox, sequence: 0, peer, house, nonce };
-    let secret = secret(&response.user).await;
+    let secret = door.looked_up(secret(&response.user).await, &response.user).await?;
     let default = if response.plugin == CACHING_SHA2 { CACHING_SHA2 } else { NATIVE };
     let unasked = if capabilities & can::PLUGIN_AUTH != 0 { Unasked::Nothing } else { Unasked::Counts };
     let credentials = door.authenticate(&response, &secret, default, unasked).await?;
@@ -374,15 +379,31 @@ impl Door<'_> {
         };
         let proof = if asks { self.switch(plugin, &nonce).await? } else { response.proof.clone() };
         let credentials = self.credentials(&response.user, secret, plugin, &nonce, &proof).await?;
-        if let Some(credentials) = credentials.filter(|_| self.is_certified_as(&response.user)) {
-            return Ok(credentials);
-        }
+        let user = response.user.clone();
+        let failure = match credentials {
+            Some(credentials) if self.is_certified_as(&user) => return Ok(credentials),
+            Some(_) => LoginFailure::Uncertified { user },
+            None if matches!(secret, Secret::Unknown) => LoginFailure::UnknownUser { user },
+            None => LoginFailure::WrongPassword { user },
+        };
         self.deny(&response.user, !proof.is_empty()).await;
-        Err(if matches!(secret, Secret::Unknown) {
-            LoginFailure::UnknownUser
-        } else {
-            LoginFailure::WrongPassword
-        })
+        Err(failure)
+    }
+
+    /// Tells the client where nobody could be asked for what it must prove: that is no word on its
+    /// password.
+    async fn looked_up(
+        &mut self,
+        secret: Result<Secret, String>,
+        user: &str,
+    ) -> Result<Secret, LoginFailure> {
+        let reason = match secret {
+            Ok(secret) => return Ok(secret),
+            Err(reason) => reason,
+        };
+        let message = format!("The password of user '{user}' cannot be looked up now");
+        self.tell(&Refusal::fatal(RefusalKind::NoPrimary, message)).await;
+        Err(LoginFailure::Lookup { user: user.to_owned(), reason })
     }
 
     /// What opens servers, if the client has proved enough.
@@ -493,9 +514,13 @@ impl Door<'_> {
         let with_password = if with_password { "YES" } else { "NO" };
         let message =
             format!("Access denied for user '{user}'@'{}' (using password: {with_password})", self.peer);
+        self.tell(&Refusal::fatal(RefusalKind::Authentication, message)).await;
+    }
+
+    async fn tell(&mut self, refusal: &Refusal) {
         let mut out = Vec::new();
-        let refusal = Refusal::fatal(RefusalKind::Authentication, message);
-        put_error(&mut out, self.sequence.wrapping_add(1), &refusal, Numbers::All);
+        put_error(&mut out, self.sequence.wrapping_add(1), refusal, Numbers::All);
+        // A client that has gone needs no answer.
         let _ = self.stream.write_all(&out).await;
         let _ = self.stream.flush().await;
     }
