@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Exit, count, load};
-use crate::config::{Choice, Cluster, Config, Members};
+use crate::config::{Choice, Cluster, Config, Engine, Members, SecretForm, User};
 
 /// Reads a file and tells what it found: to `out` what is good, to `err` every fault, one per line.
 /// The configuration is given back for those who go on to ask the servers.
@@ -24,8 +24,28 @@ pub fn check(path: &Path, out: &mut impl Write, err: &mut impl Write) -> io::Res
     writeln!(out, "{}: ok", path.display())?;
     for cluster in &config.clusters {
         writeln!(out, "cluster {}: ok, {}", cluster.name, summary(cluster))?;
+        for note in half_known(cluster) {
+            writeln!(out, "cluster {}: note: {note}", cluster.name)?;
+        }
     }
     Ok(Ok(config))
+}
+
+/// Users of whom the file has what servers store of the password. PostgreSQL lets in by that; MySQL's
+/// servers want more, such as one that has just started and remembers nobody.
+fn half_known(cluster: &Cluster) -> Vec<String> {
+    if cluster.engine == Engine::Postgres {
+        return Vec::new();
+    }
+    let note = |user: &User| {
+        let opens = match user.password.as_ref()?.form(cluster.engine) {
+            SecretForm::MysqlSha2 => "no server before a client has sent the password itself",
+            SecretForm::MysqlNative => "only servers that know the user by mysql_native_password",
+            SecretForm::Plain | SecretForm::ScramSha256 | SecretForm::Md5 => return None,
+        };
+        Some(format!("user {}: what is stored of its password opens {opens}", user.name))
+    };
+    cluster.users.iter().filter_map(note).collect()
 }
 
 fn summary(cluster: &Cluster) -> String {
@@ -66,6 +86,29 @@ mod tests {
 
         assert_eq!((exit, err.as_str()), (None, ""));
         assert_eq!(out, "p.toml: ok\ncluster shop: ok, mysql, 2 nodes, 1 user, listens on 127.0.0.1:3307\n");
+    }
+
+    #[test]
+    fn users_whose_password_is_half_known_are_named() {
+        let hashed = format!("$A$005${}{}", "s".repeat(20), "h".repeat(43));
+        let (exit, out, _) = checked(&format!(
+            "[[cluster]]\nname = 'shop'\nengine = 'mysql'\nlisten = ['127.0.0.1:3307']\nnodes = ['a']\n\
+             users = [{{ name = 'plain', password = 'x' }}, {{ name = 'sha2', password = '{hashed}' }}, \
+             {{ name = 'native', password = '*{}' }}]\nmonitor = {{ user = 'm' }}\n",
+            "A4".repeat(20)
+        ));
+
+        let notes: Vec<&str> = out.lines().skip(2).collect();
+        assert_eq!(exit, None);
+        assert_eq!(
+            notes,
+            [
+                "cluster shop: note: user sha2: what is stored of its password opens no server before a client has \
+                 sent the password itself",
+                "cluster shop: note: user native: what is stored of its password opens only servers that know the \
+                 user by mysql_native_password",
+            ]
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
     config::{self, Config, Engine, Members, SecretForm},
     discovery::Patroni,
     postgres,
-    protocol::{Backend, Protocol},
+    protocol::{Backend, Identity, Protocol},
     topology::Role,
 };
 
@@ -145,7 +145,8 @@ async fn addresses(cluster: &config::Cluster) -> Result<Vec<Arc<str>>, String> {
 
 async fn read(cluster: &config::Cluster, address: Arc<str>) -> Node {
     let answer = tokio::time::timeout(PATIENCE, async {
-        let mut server = open::<postgres::Postgres>(&postgres_parts(cluster)?, &address).await?;
+        let parts = postgres_parts(cluster)?;
+        let mut server = open(&parts.link, &parts.monitor_identity, &address).await?;
         let took = round_trip(&mut server).await?;
         Ok((facts::read(&mut server).await?, took))
     })
@@ -157,7 +158,7 @@ async fn read(cluster: &config::Cluster, address: Arc<str>) -> Node {
 async fn read_mysql(cluster: &config::Cluster, address: Arc<str>) -> mysql::Node {
     let answer = tokio::time::timeout(PATIENCE, async {
         let parts = mysql_parts(cluster)?;
-        let mut server = open::<crate::mysql::Mysql>(&parts, &address).await?;
+        let mut server = open(&parts.link, &parts.monitor_identity, &address).await?;
         let took = round_trip(&mut server).await?;
         Ok((mysql::read(&mut server).await?, took))
     })
@@ -185,9 +186,13 @@ fn mysql_parts(cluster: &config::Cluster) -> Result<Parts<crate::mysql::Mysql>, 
     crate::mysql::parts(cluster, &Arc::default(), None).map_err(|error| error.to_string())
 }
 
-/// A connection as the monitor.
-async fn open<P: Protocol>(parts: &Parts<P>, address: &str) -> Result<P::Backend, String> {
-    let connecting = P::Backend::connect(address, &parts.link, &parts.monitor_identity, Role::Unknown);
+/// A connection to a server.
+async fn open<P: Protocol>(
+    link: &P::Link,
+    identity: &Identity<P>,
+    address: &str,
+) -> Result<P::Backend, String> {
+    let connecting = P::Backend::connect(address, link, identity, Role::Unknown);
     match tokio::time::timeout(PATIENCE, connecting).await {
         Ok(connected) => connected.map_err(|fault| fault.to_string()),
         Err(_) => Err(format!("no answer within {PATIENCE:?}")),
@@ -195,7 +200,7 @@ async fn open<P: Protocol>(parts: &Parts<P>, address: &str) -> Result<P::Backend
 }
 
 /// `check --connect`: whether every server can be reached as the monitor and as each user whose
-/// password is known.
+/// password is known, and whether it knows an answer to `auth.query`.
 ///
 /// # Errors
 /// When `out` cannot be written to.
@@ -211,31 +216,46 @@ pub async fn try_logins(config: &Config, out: &mut impl Write) -> std::io::Resul
             }
         };
         for address in addresses {
-            match answer(cluster, address.clone()).await {
-                Ok(said) => writeln!(out, "{address}: ok, {said}")?,
-                Err(why) => {
-                    exit = Exit::Unavailable;
-                    writeln!(out, "{address}: {why}")?;
-                    continue;
+            let faults = match answer(cluster, address.clone()).await {
+                Ok(said) => {
+                    writeln!(out, "{address}: ok, {said}")?;
+                    faults(cluster, &address).await
                 }
-            }
-            for (user, why) in refused_users(cluster, &address).await {
+                Err(Blind::Grants(grants)) => {
+                    exit = Exit::Unavailable;
+                    writeln!(out, "{address}: the monitor sees too little: {grants}")?;
+                    faults(cluster, &address).await
+                }
+                Err(Blind::Out(why)) => {
+                    exit = Exit::Unavailable;
+                    writeln!(out, "{address}: the monitor's login failed: {why}")?;
+                    refused_users(cluster, &address, Some(&why)).await
+                }
+            };
+            for fault in faults {
                 exit = Exit::Unavailable;
-                writeln!(out, "{address}: user {user}: {why}")?;
+                writeln!(out, "{address}: {fault}")?;
             }
         }
     }
     Ok(exit)
 }
 
+/// What keeps the monitor from seeing a server.
+enum Blind {
+    /// It gets in, and lacks these.
+    Grants(String),
+    /// It does not get in.
+    Out(String),
+}
+
 /// What a server says to the monitor, in a few words.
-async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, String> {
-    let failed = |why: String| format!("the monitor's login failed: {why}");
+async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, Blind> {
     match cluster.engine {
         Engine::Postgres => {
-            let (facts, took) = read(cluster, address).await.answer.map_err(failed)?;
+            let (facts, took) = read(cluster, address).await.answer.map_err(Blind::Out)?;
             if !facts.monitors {
-                return Err(grant(&cluster.monitor.user));
+                return Err(Blind::Grants(grant(&cluster.monitor.user)));
             }
             let role = if facts.standby { "replica" } else { "primary" };
             let version = facts.setting("server_version").unwrap_or("?");
@@ -247,7 +267,7 @@ async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, 
             Ok(said)
         }
         Engine::Mysql => {
-            let (facts, took) = read_mysql(cluster, address).await.answer.map_err(failed)?;
+            let (facts, took) = read_mysql(cluster, address).await.answer.map_err(Blind::Out)?;
             let role = match &facts.source {
                 Ok(_) if let Group::Member(view) = &facts.group => {
                     if view.role == "PRIMARY" {
@@ -258,7 +278,7 @@ async fn answer(cluster: &config::Cluster, address: Arc<str>) -> Result<String, 
                 }
                 Ok(Some(_)) => "replica",
                 Ok(None) => "primary",
-                Err(_) => return Err(mysql::GRANTS.to_owned()),
+                Err(_) => return Err(Blind::Grants(mysql::GRANTS.to_owned())),
             };
             let version = facts.variables.get("version").map_or("?", String::as_str);
             let mut said = format!("{role}, {version}, {:.1} ms", took.as_secs_f64() * 1e3);
@@ -284,7 +304,45 @@ fn connect_grants(databases: &[String], user: &str) -> String {
     databases.iter().map(grant).collect::<Vec<_>>().join(" ")
 }
 
-async fn refused_users(cluster: &config::Cluster, address: &str) -> Vec<(Arc<str>, String)> {
+/// What else than the monitor's own login fails at a server.
+async fn faults(cluster: &config::Cluster, address: &str) -> Vec<String> {
+    let mut faults = refused_users(cluster, address, None).await;
+    let looked_up = match (&cluster.auth.query, cluster.engine) {
+        (None, _) => Ok(()),
+        (Some(query), Engine::Postgres) => match postgres_parts(cluster) {
+            Ok(parts) => look_up(&parts, address, query, &cluster.monitor.user).await,
+            Err(why) => Err(why),
+        },
+        (Some(query), Engine::Mysql) => match mysql_parts(cluster) {
+            Ok(parts) => look_up(&parts, address, query, &cluster.monitor.user).await,
+            Err(why) => Err(why),
+        },
+    };
+    faults.extend(looked_up.err().map(|why| format!("auth.query: {why}")));
+    faults
+}
+
+async fn as_monitor<P: Protocol>(parts: &Parts<P>, address: &str) -> Result<(), String> {
+    open::<P>(&parts.link, &parts.monitor_identity, address).await.map(drop)
+}
+
+/// Runs `auth.query` for some user; that it is not one of those found is no fault.
+async fn look_up<P: Protocol>(
+    parts: &Parts<P>,
+    address: &str,
+    query: &str,
+    user: &str,
+) -> Result<(), String> {
+    let mut server = open(&parts.link, &parts.verifier_identity, address).await?;
+    match tokio::time::timeout(PATIENCE, server.verifier(query, user)).await {
+        Ok(found) => found.map(drop).map_err(|fault| fault.to_string()),
+        Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+    }
+}
+
+/// Each user whom a server does not let in, and why. Where that is what it told the monitor, `known`,
+/// it is no word on the user, nor will it be on the next.
+async fn refused_users(cluster: &config::Cluster, address: &str, known: Option<&str>) -> Vec<String> {
     let mut refused = Vec::new();
     for user in &cluster.users {
         let Some(password) =
@@ -298,17 +356,18 @@ async fn refused_users(cluster: &config::Cluster, address: &str) -> Vec<(Arc<str
         as_user.monitor.password = Some(password.clone());
         let tried = match cluster.engine {
             Engine::Postgres => match postgres_parts(&as_user) {
-                Ok(parts) => open::<postgres::Postgres>(&parts, address).await.map(drop),
+                Ok(parts) => as_monitor(&parts, address).await,
                 Err(why) => Err(why),
             },
             Engine::Mysql => match mysql_parts(&as_user) {
-                Ok(parts) => open::<crate::mysql::Mysql>(&parts, address).await.map(drop),
+                Ok(parts) => as_monitor(&parts, address).await,
                 Err(why) => Err(why),
             },
         };
         match tried {
+            Err(why) if known == Some(why.as_str()) && user.name != cluster.monitor.user => break,
             // The user may have no business in the monitor's database.
-            Err(why) if !why.ends_with("(42501)") => refused.push((user.name.clone(), why)),
+            Err(why) if !why.ends_with("(42501)") => refused.push(format!("user {}: {why}", user.name)),
             _ => {}
         }
     }

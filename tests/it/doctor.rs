@@ -68,6 +68,44 @@ async fn check_connect_says_who_gets_in_where() {
     let (code, said) = pointsman(&["check", "--connect"], &configuration(cluster, MONITOR.name, "wrong"));
     assert_eq!(code, Some(69), "{said}");
     assert!(said.contains("user app: password authentication failed"), "{said}");
+
+    // What is wrong with the monitor does not hide what is wrong with users.
+    let refused = "user app: password authentication failed";
+    let (_, said) = pointsman(&["check", "--connect"], &configuration(cluster, "stranger", "wrong"));
+    assert_eq!(
+        (said.matches("the monitor's login failed").count(), said.matches(refused).count()),
+        (3, 3),
+        "{said}"
+    );
+    let folder = configuration(cluster, APP.name, "wrong");
+    let text = std::fs::read_to_string(folder.path().join("p.toml")).expect("it was written");
+    std::fs::write(folder.path().join("p.toml"), text.replace(MONITOR.password, APP.password))
+        .expect("the folder is ours");
+    let (_, said) = pointsman(&["check", "--connect"], &folder);
+    let blind = "the monitor sees too little: GRANT pg_monitor TO app;";
+    assert_eq!((said.matches(blind).count(), said.matches(refused).count()), (3, 3), "{said}");
+}
+
+#[tokio::test]
+async fn check_connect_says_what_is_wrong_with_the_query_for_passwords() {
+    let of = |folder: TempDir, query: &str| {
+        let path = folder.path().join("p.toml");
+        let text = std::fs::read_to_string(&path).expect("it was written");
+        std::fs::write(&path, format!("{text}auth = {{ query = {query:?} }}\n")).expect("the folder is ours");
+        pointsman(&["check", "--connect"], &folder)
+    };
+    let postgres = || configuration(cluster::shared(), MONITOR.name, APP.password);
+
+    let (code, said) = of(postgres(), "SELECT usename, 'md5' FROM pg_user WHERE usename = $1");
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = of(postgres(), "SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1");
+    let refusal = "auth.query: permission denied for table pg_authid (42501)";
+    assert_eq!((code, said.matches(refusal).count()), (Some(69), 3), "{said}");
+    let (code, said) = of(
+        mysql_configuration(Make::MariaDb.shared()),
+        "SELECT user, verifier FROM mysql.no_such_table WHERE user = ?",
+    );
+    assert_eq!((code, said.matches("auth.query: ").count()), (Some(69), 3), "{said}");
 }
 
 both_makes!(
