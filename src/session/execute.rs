@@ -338,7 +338,7 @@ impl<P: Protocol> Session<P> {
                 cluster = %self.cluster.name,
                 node,
                 user = %self.registered.entry.user,
-                database = %self.database.name,
+                database = %self.registered.entry.shown_database(),
                 access = attempt.run.access.label(),
                 reason = attempt.run.reason.label(),
                 ?took,

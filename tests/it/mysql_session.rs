@@ -58,6 +58,7 @@ both_makes!(
     a_table_has_the_character_set_that_its_schema_has_now,
     what_a_session_left_does_not_change_the_schemas_character_set,
     a_definition_is_shown_as_it_is,
+    a_slow_statement_is_logged_with_the_schema_it_ran_in,
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
     what_draws_no_id_leaves_nobody_elses,
@@ -1832,4 +1833,16 @@ async fn a_verifier_lets_its_user_in_and_opens_servers() {
         panic!("it got in")
     };
     assert_eq!(refused.errno, 1045);
+}
+
+async fn a_slow_statement_is_logged_with_the_schema_it_ran_in(make: Make) {
+    let stage = Stage::on(make, "", &["log.statements_over = '100ms'"]).await;
+    let mut session = stage.session().await;
+
+    session.value("SELECT SLEEP(0.3)").await;
+    stage.proxy.wait_for_log(&format!("database={} access=\"read\"", stage.schema)).await;
+
+    session.run("USE mysql").await;
+    session.value("SELECT SLEEP(0.3)").await;
+    stage.proxy.wait_for_log("database=mysql access=\"read\"").await;
 }
