@@ -7,7 +7,10 @@ use crate::{
     support::mysql::{self, Make, Session},
 };
 
-both_makes!(a_global_read_sees_what_a_view_a_trigger_or_a_cascade_changed);
+both_makes!(
+    a_global_read_sees_what_a_view_a_trigger_or_a_cascade_changed,
+    a_global_read_sees_what_turning_autocommit_on_committed,
+);
 
 const TABLES: &str = "\
 CREATE TABLE parent (id INT PRIMARY KEY);
@@ -49,5 +52,35 @@ async fn a_global_read_sees_what_a_view_a_trigger_or_a_cascade_changed(make: Mak
     ] {
         writer.run(write).await;
         assert_eq!(reader.value(read).await, seen, "{write}: {read}");
+    }
+}
+
+/// `SET autocommit = 1` commits; drivers say it where an app goes back to single statements.
+async fn a_global_read_sees_what_turning_autocommit_on_committed(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    let proxy = mysql::proxy(&cluster, &["cluster.routing.consistency = 'global'"]).await;
+    let mut writer = Session::open(proxy.port(), APP, &schema).await;
+    let mut reader = Session::open(proxy.port(), APP, &schema).await;
+    let replicas = [1, 2].map(|replica| cluster.node(replica).port().to_string());
+    assert!(replicas.contains(&reader.value("SELECT @@port").await), "reads use replicas");
+    for replica in [1, 2] {
+        cluster.pause_replay(replica).expect("it pauses");
+    }
+
+    let ways = [
+        "SET autocommit = 1",
+        "SET @@session.autocommit := ON, @a = 1",
+        "SET autocommit = DEFAULT",
+        "SET autocommit = @on",
+    ];
+    for (at, on) in ways.into_iter().enumerate() {
+        writer.run("SET @on = 1, autocommit = 0").await;
+        writer.run("INSERT INTO t VALUES (1)").await;
+        writer.run(on).await;
+        for session in [&mut writer, &mut reader] {
+            assert_eq!(session.value("SELECT COUNT(*) FROM t").await, (at + 1).to_string(), "{on}");
+        }
     }
 }

@@ -6,7 +6,10 @@
 use super::State;
 use crate::{
     protocol::{Begins, Transaction},
-    sql::{Effect, Intent, Reason, effects::TransactionModes},
+    sql::{
+        Effect, Intent, Reason,
+        effects::{PinReason, TransactionModes},
+    },
 };
 
 impl State {
@@ -56,6 +59,17 @@ impl State {
         let rolls_back =
             intent.statements == 1 && matches!(intent.effects[..], [Effect::Rollback { .. }, ..]);
         let implicitly = intent.outdoes || (!intent.joins && intent.reason != Reason::Transaction);
-        super::ends_transaction(intent) || (self.sets_next && implicitly && !rolls_back)
+        super::ends_transaction(intent)
+            || (self.sets_next && ((implicitly && !rolls_back) || may_turn_on_autocommit(intent)))
     }
+}
+
+/// `SET autocommit = 1` commits what is open (MySQL). Which variable is set to a value that only the server
+/// knows is not told.
+fn may_turn_on_autocommit(intent: &Intent) -> bool {
+    intent.effects.iter().any(|effect| match effect {
+        Effect::Set { name, .. } | Effect::Reset { name } => &**name == "autocommit",
+        Effect::Pin(PinReason::Setting) => true,
+        _ => false,
+    })
 }
