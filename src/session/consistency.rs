@@ -10,7 +10,7 @@ use crate::{
     protocol::{Protocol, Reply},
     refusal::{Refusal, RefusalKind},
     route::{Consistency, Floor, Policy},
-    sql::{Access, Dialect, Effect, Intent, effects::ProxyCommand, hints::Target},
+    sql::{Access, Dialect, Effect, Intent, Tables, effects::ProxyCommand, hints::Target},
     topology::{Incarnation, Node, Position, PositionFault, ProbeNumber, Resolved, Role, Snapshot},
 };
 
@@ -28,6 +28,10 @@ pub(super) struct Seen {
 pub(super) struct Noted([Option<Writing>; 2]);
 
 impl Noted {
+    pub(super) fn nothing() -> Self {
+        Self([None, None])
+    }
+
     /// Whether the request's answer acknowledges a write.
     pub(super) fn commits(&self) -> bool {
         self.0.iter().any(Option::is_some)
@@ -124,14 +128,18 @@ impl<P: Protocol> Session<P> {
         self.state.floor = floors::higher(std::mem::take(&mut self.state.floor), bound, snapshot);
     }
 
-    /// Before a request that may commit something is sent.
-    pub(super) fn begin_writes(&self, intent: &Intent, on_primary: bool) -> Noted {
-        match self.state.commits(intent).filter(|_| on_primary) {
-            Some(tables) => {
-                Noted([Some(self.database.floors.begin(&tables)), Some(self.user_floors.begin(&tables))])
-            }
-            None => Noted([None, None]),
+    /// Before a request is sent to the primary that may commit something. `learned`: a replica has refused it as
+    /// a write, whatever it was taken for.
+    pub(super) fn begin_writes(&self, intent: &Intent, learned: bool) -> Noted {
+        match self.state.commits(intent) {
+            _ if learned => self.begin_writing(&Tables::All),
+            Some(tables) => self.begin_writing(&tables),
+            None => Noted::nothing(),
         }
+    }
+
+    fn begin_writing(&self, tables: &Tables) -> Noted {
+        Noted([Some(self.database.floors.begin(tables)), Some(self.user_floors.begin(tables))])
     }
 
     /// The session, and whoever asks for it, must not read behind what was written just now.
@@ -141,6 +149,8 @@ impl<P: Protocol> Session<P> {
             Some(position) => Floor::At(position.clone()),
             None => self.cluster.topology.unsampled(held.address(), current),
         };
+        // It was taken for nothing of the kind.
+        let noted = if noted.commits() { noted } else { self.begin_writing(&Tables::All) };
         for writing in noted.0.into_iter().flatten() {
             writing.end(&floor, current);
         }

@@ -110,7 +110,10 @@ impl<P: Protocol> Session<P> {
                 Ok(held) => held,
                 Err(refusal) => return Box::pin(self.give_up(request, attempt, refusal)).await,
             };
-            let noted = self.begin_writes(&request.intent, held.role == Role::Primary);
+            let noted = match held.role {
+                Role::Primary => self.begin_writes(&request.intent, attempt.run.reason == Reason::Learned),
+                _ => Noted::nothing(),
+            };
             let _committing = match request.intent.effects.is_empty() {
                 true => None,
                 false => self.begin_definitions(&request.intent),

@@ -169,7 +169,7 @@ impl<P: Protocol> Session<P> {
 
     /// The client gets the answer that was lost.
     async fn confirm(&mut self, request: &Request<P::Wire>, attempt: &Attempt, held: Held<P>) -> Next {
-        let noted = self.begin_writes(&request.intent, true);
+        let noted = self.begin_writes(&request.intent, false);
         let reply = Reply {
             transaction: Transaction::Idle,
             failed: false,

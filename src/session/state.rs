@@ -364,7 +364,7 @@ impl State {
         if on_primary && may_write(intent) {
             self.wrote = true;
             if transaction != Transaction::Idle {
-                self.written = Some(all_of(self.written.take(), &intent.tables));
+                self.written = Some(all_of(self.written.take(), &touched(intent)));
             }
         }
         for effect in &intent.effects {
@@ -437,9 +437,9 @@ impl State {
             return None;
         }
         Some(match (&self.written, writes) {
-            (None, true) => intent.tables.clone(),
+            (None, true) => touched(intent),
             (Some(written), false) => written.clone(),
-            (written, _) => all_of(written.clone(), &intent.tables),
+            (written, _) => all_of(written.clone(), &touched(intent)),
         })
     }
 
@@ -557,7 +557,17 @@ fn all_of(before: Option<Tables>, more: &Tables) -> Tables {
     if names.len() > MAX_WRITTEN { Tables::All } else { Tables::Some(names.into()) }
 }
 
-/// Whether its success may have changed data that others can see.
+/// Whether its success may have changed data that others can see. Text that only the server knows, and code of
+/// which nothing is known, may do anything.
 fn may_write(intent: &Intent) -> bool {
-    intent.access == Access::Write && intent.reason.changes_data()
+    let hidden = |effect: &Effect| matches!(effect, Effect::Touches | Effect::Execute { .. });
+    intent.access == Access::Write && (intent.reason.changes_data() || intent.effects.iter().any(hidden))
+}
+
+/// The tables of a request that may write: of one that names none, as `SET @x = f()`, any.
+fn touched(intent: &Intent) -> Tables {
+    match intent.tables.names() {
+        Some([]) => Tables::All,
+        _ => intent.tables.clone(),
+    }
 }

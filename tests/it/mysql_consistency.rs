@@ -10,6 +10,7 @@ use crate::{
 both_makes!(
     a_global_read_sees_what_a_view_a_trigger_or_a_cascade_changed,
     a_global_read_sees_what_turning_autocommit_on_committed,
+    a_global_read_sees_what_text_and_functions_wrote_that_nobody_read,
 );
 
 const TABLES: &str = "\
@@ -82,5 +83,37 @@ async fn a_global_read_sees_what_turning_autocommit_on_committed(make: Make) {
         for session in [&mut writer, &mut reader] {
             assert_eq!(session.value("SELECT COUNT(*) FROM t").await, (at + 1).to_string(), "{on}");
         }
+    }
+}
+
+async fn a_global_read_sees_what_text_and_functions_wrote_that_nobody_read(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+    let adds = "CREATE FUNCTION adds() RETURNS INT DETERMINISTIC MODIFIES SQL DATA
+        BEGIN INSERT INTO t VALUES (1); RETURN 1; END";
+    cluster.node(0).sql(&schema, adds).expect("it is legal");
+    // Its definition is not the monitor's to see.
+    cluster.node(0).sql(&schema, "CREATE VIEW hidden AS SELECT adds() AS x").expect("it is legal");
+    cluster.wait_until_caught_up(0).expect("replicas follow");
+    let proxy = mysql::proxy(&cluster, &["cluster.routing.consistency = 'global'"]).await;
+    let mut writer = Session::open(proxy.port(), APP, &schema).await;
+    let mut reader = Session::open(proxy.port(), APP, &schema).await;
+    let replicas = [1, 2].map(|replica| cluster.node(replica).port().to_string());
+    assert!(replicas.contains(&reader.value("SELECT @@port").await), "reads use replicas");
+    for replica in [1, 2] {
+        cluster.pause_replay(replica).expect("it pauses");
+    }
+
+    writer.run("SET @text = 'INSERT INTO t VALUES (1)'").await;
+    writer.run("PREPARE p FROM @text").await;
+    let mut ways = vec!["EXECUTE p", "SET @x = adds()", "SET @x = (SELECT adds())", "SELECT x FROM hidden"];
+    if make == Make::MariaDb {
+        ways.push("EXECUTE IMMEDIATE @text");
+    } else {
+        ways.push("SET SESSION sort_buffer_size = 300000 + adds()");
+    }
+    for (at, write) in ways.into_iter().enumerate() {
+        writer.run(write).await;
+        assert_eq!(reader.value("SELECT COUNT(*) FROM t").await, (at + 1).to_string(), "{write}");
     }
 }
