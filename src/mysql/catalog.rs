@@ -1,7 +1,10 @@
 //! What a server says of its routines, views, triggers and tables without transactions: of all schemas together, by bare name.
 
-use std::collections::{HashMap, HashSet};
+mod routines;
 
+use std::collections::HashMap;
+
+use self::routines::{Code, PARAMETERS, ROUTINES, TRIGGERS};
 use super::backend::{Backend, Row};
 use crate::{
     protocol::Fault,
@@ -14,20 +17,9 @@ use crate::{
 
 type Functions = HashMap<Box<str>, UserFunction>;
 
-/// Name, what it declares of its data, and body. A body that may not be seen is NULL.
-const FUNCTIONS: &str = "\
-SELECT LOWER(routine_name), sql_data_access, routine_definition, security_type \
-FROM information_schema.routines \
-WHERE routine_type = 'FUNCTION' AND routine_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema') \
-ORDER BY routine_schema, routine_name";
-
 const VIEWS: &str = "\
 SELECT LOWER(table_name), view_definition FROM information_schema.views \
 WHERE table_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema') ORDER BY table_schema, table_name";
-
-const TRIGGERS: &str = "\
-SELECT LOWER(event_object_table), action_statement FROM information_schema.triggers \
-WHERE trigger_schema <> 'sys' ORDER BY trigger_schema, trigger_name";
 
 /// The referencing side of foreign keys that change it.
 const REFERENCES: &str = "\
@@ -51,26 +43,10 @@ const DEFAULTS: &str = "SHOW GLOBAL VARIABLES WHERE variable_name IN (\
 'sql_safe_updates', 'sql_select_limit', 'time_zone', 'transaction_isolation', 'transaction_read_only', \
 'tx_isolation', 'tx_read_only', 'unique_checks', 'updatable_views_with_limit')";
 
-/// Words in a body that may leave state in the connection, or hide what would.
-const TELLTALES: [&str; 9] = [
-    "get_lock",
-    "temporary",
-    "prepare",
-    "execute",
-    "last_insert_id",
-    "release_lock",
-    "handler",
-    "sql_calc_found_rows",
-    "call",
-];
-
-/// Words in a body that write.
-const WRITES: [&str; 10] =
-    ["insert", "update", "delete", "replace", "truncate", "call", "load", "create", "alter", "drop"];
-
-/// Reads the catalog in six round trips.
+/// Reads the catalog in seven round trips.
 pub(super) async fn read(server: &mut Backend, rules: &FunctionRules) -> Result<Catalog, Fault> {
-    let functions = server.query_all(FUNCTIONS).await?;
+    let routines = server.query_all(ROUTINES).await?;
+    let parameters = server.query_all(PARAMETERS).await?;
     let views = server.query_all(VIEWS).await?;
     let triggers = server.query_all(TRIGGERS).await?;
     let references = server.query_all(REFERENCES).await?;
@@ -81,19 +57,19 @@ pub(super) async fn read(server: &mut Backend, rules: &FunctionRules) -> Result<
         session_defaults: Some(catalog::version(&[&defaults])),
         ..Catalog::default()
     };
-    read_functions(&functions, rules, &mut catalog);
-    for row in &views {
-        let (Some(name), definition) = (text(row, 0), text(row, 1)) else { continue };
-        let relation: &mut Relation = catalog.relations.entry(name.into()).or_default();
-        read_view(relation, definition.unwrap_or_default(), &catalog.functions);
-    }
-    read_views_of_views(&views, &mut catalog.relations);
-    for row in &triggers {
-        let (Some(name), body) = (text(row, 0), text(row, 1).map(str::to_lowercase)) else { continue };
-        let touches = body.is_none_or(|body| tells(&body, &catalog.functions));
-        let relation: &mut Relation = catalog.relations.entry(name.into()).or_default();
-        relation.writes_all = true;
-        relation.touches |= touches;
+    let code = Code::read(&routines, &parameters, &triggers, rules);
+    // What code writes may set off triggers, and what it reads may be a view over functions: until nothing is new.
+    loop {
+        let news = code.spread(&mut catalog);
+        for row in &views {
+            let (Some(name), definition) = (text(row, 0), text(row, 1)) else { continue };
+            let relation: &mut Relation = catalog.relations.entry(name.into()).or_default();
+            read_view(relation, definition.unwrap_or_default(), &catalog.functions);
+        }
+        read_views_of_views(&views, &mut catalog.relations);
+        if !news {
+            break;
+        }
     }
     for name in irrevocable.iter().filter_map(|row| text(row, 0)) {
         catalog.relations.entry(name.into()).or_default().irrevocable = true;
@@ -101,55 +77,13 @@ pub(super) async fn read(server: &mut Backend, rules: &FunctionRules) -> Result<
     let link = |row| Some(Link { from: text(row, 0)?, to: text(row, 1)?, contains: false });
     let links: Vec<Link<'_>> = references.iter().filter_map(link).collect();
     catalog.relate(&links);
-    let told = catalog::version(&[&functions, &views, &triggers, &references, &irrevocable]);
+    let told = catalog::version(&[&routines, &parameters, &views, &triggers, &references, &irrevocable]);
     catalog.version = told ^ rules.version();
     Ok(catalog)
 }
 
 fn text(row: &Row, column: usize) -> Option<&str> {
     row.get(column)?.as_deref()
-}
-
-/// What a function does, by its body and by the functions it calls; MySQL does not hold functions
-/// to what they declare, so a declaration alone vouches for nothing but a write.
-fn read_functions(rows: &[Row], rules: &FunctionRules, catalog: &mut Catalog) {
-    for row in rows {
-        let Some(name) = text(row, 0) else { continue };
-        let body = text(row, 2).map(str::to_lowercase);
-        let declares_writes = text(row, 1) == Some("MODIFIES SQL DATA");
-        let writes = declares_writes
-            || body.as_deref().is_none_or(|body| words(body).any(|word| WRITES.contains(&word)));
-        let touches = body.as_deref().is_none_or(|body| tells(body, &Functions::default()));
-        let does = rules.judge(name, UserFunction { writes, touches });
-        let entry =
-            catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
-        entry.writes |= does.writes;
-        entry.touches |= does.touches;
-    }
-    let bodies: Vec<(String, String)> = rows
-        .iter()
-        .filter_map(|row| Some((text(row, 0)?.to_owned(), text(row, 2)?.to_lowercase())))
-        .collect();
-    // What a called function does, the caller does: until nothing changes.
-    loop {
-        let mut changed = false;
-        for (name, body) in &bodies {
-            let called: HashSet<&str> = words(body).filter(|word| *word != name).collect();
-            let of = |of: fn(&UserFunction) -> bool| {
-                called.iter().any(|word| catalog.functions.get(*word).is_some_and(of))
-            };
-            let (writes, touches) = (of(|function| function.writes), of(|function| function.touches));
-            let UserFunction { writes, touches } = rules.judge(name, UserFunction { writes, touches });
-            if let Some(entry) = catalog.functions.get_mut(name.as_str()) {
-                changed |= (writes && !entry.writes) || (touches && !entry.touches);
-                entry.writes |= writes;
-                entry.touches |= touches;
-            }
-        }
-        if !changed {
-            return;
-        }
-    }
 }
 
 /// What uses of a view do, by the functions that its definition calls. It is shown only to whoever may read from
@@ -212,15 +146,6 @@ fn called(definition: &str) -> impl Iterator<Item = &str> {
     names.filter_map(|before| before.rsplit(|c| !is_of_word(c)).next()).filter(|name| !name.is_empty())
 }
 
-/// Whether a body may leave state in the connection: user variables, settings, locks, temporary
-/// tables, prepared statements.
-fn tells(body: &str, functions: &Functions) -> bool {
-    if body.contains('@') || words(body).any(|word| TELLTALES.contains(&word)) {
-        return true;
-    }
-    words(body).any(|word| functions.get(word).is_some_and(|function| function.touches))
-}
-
 fn words(source: &str) -> impl Iterator<Item = &str> {
     source.split(|c| !is_of_word(c)).filter(|word| !word.is_empty())
 }
@@ -232,33 +157,6 @@ fn is_of_word(c: char) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_function_does_what_its_body_and_its_callees_do() {
-        let function = |name: &str, declares: &str, body: Option<&str>| {
-            vec![Some(name.to_owned()), Some(declares.to_owned()), body.map(str::to_owned), None]
-        };
-        let rows = [
-            function("harmless", "CONTAINS SQL", Some("RETURN a + 1")),
-            function("liar", "NO SQL", Some("BEGIN INSERT INTO t VALUES (1); RETURN 1; END")),
-            function("outer_one", "READS SQL DATA", Some("RETURN liar()")),
-            function("keeper", "READS SQL DATA", Some("BEGIN SET @x = 1; RETURN 1; END")),
-            function("hidden", "READS SQL DATA", None),
-            function("honest", "MODIFIES SQL DATA", Some("RETURN 1")),
-        ];
-        let mut catalog = Catalog::default();
-        read_functions(&rows, &FunctionRules::default(), &mut catalog);
-        for (name, writes, touches) in [
-            ("harmless", false, false),
-            ("liar", true, false),
-            ("outer_one", true, false),
-            ("keeper", false, true),
-            ("hidden", true, true),
-            ("honest", true, false),
-        ] {
-            assert_eq!(catalog.functions[name], UserFunction { writes, touches }, "{name}");
-        }
-    }
 
     #[test]
     fn a_view_does_what_the_functions_do_that_it_calls() {

@@ -70,7 +70,7 @@ impl Frontend {
     /// The effects of the first statements of a string, each read by itself.
     fn done_of_string(&self, request: &Request<Command>, modes: LexModes, completed: usize) -> Option<Done> {
         let intent = &request.intent;
-        if intent.effects.contains(&Effect::Touches) {
+        if intent.effects.iter().any(|effect| matches!(effect, Effect::Touches | Effect::Calls)) {
             // It may have any number of results, or was not understood.
             return None;
         }

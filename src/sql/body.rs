@@ -1,4 +1,6 @@
-//! What the body of a function of PostgreSQL's may leave behind in the session that calls it.
+//! What the body of a function may leave behind in the session that calls it: of one of PostgreSQL's here.
+
+pub mod mysql;
 
 use super::{
     Dialect, LexModes,

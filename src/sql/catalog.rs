@@ -17,6 +17,8 @@ pub struct Catalog {
     /// `false` until it was read: every call of a function that is not built in is then a write.
     pub loaded: bool,
     pub functions: HashMap<Box<str>, UserFunction>,
+    /// Those of MySQL, which may have the names of functions; PostgreSQL's are among these.
+    pub procedures: HashMap<Box<str>, UserFunction>,
     /// Only relations that need care are listed; a name that is missing is an ordinary table
     /// or view, or does not exist.
     pub relations: HashMap<Box<str>, Relation>,

@@ -93,6 +93,8 @@ pub enum Effect {
     ShowsPrepared,
     /// Runs code whose effects on the session are not known (user functions, CALL, DO).
     Touches,
+    /// Calls a procedure (MySQL): any number of results, and LAST_INSERT_ID() is what it left.
+    Calls,
     /// Changes the catalog: what is known of functions and relations is read again.
     Ddl,
     /// Makes or changes something that only a fresh catalog tells from an ordinary table (a sequence, a
@@ -362,6 +364,7 @@ impl Effect {
             Self::Cursor => "cursor".into(),
             Self::ShowsPrepared => "shows prepared statements or cursors".into(),
             Self::Touches => "may leave state behind".into(),
+            Self::Calls => "calls a procedure".into(),
             Self::Ddl => "changes the catalog".into(),
             Self::Redefines => "changes what a name stands for".into(),
             Self::Accounts => "changes accounts or what their sessions begin with".into(),

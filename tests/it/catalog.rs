@@ -746,3 +746,35 @@ async fn names_of_a_client_of_another_encoding_are_not_taken_for_unknown_ones() 
         assert_eq!(tenants(&other).await, ["", "", ""]);
     }
 }
+
+#[tokio::test]
+async fn a_procedure_keeps_the_connection_if_it_may_leave_something() {
+    let setup = "CREATE TABLE t (x int);
+        CREATE PROCEDURE works(given int) LANGUAGE plpgsql AS
+        $$ DECLARE one int; BEGIN INSERT INTO t VALUES (given); COMMIT; one := given; UPDATE t SET x = one; END $$;
+        CREATE PROCEDURE works_twice() LANGUAGE plpgsql AS $$ BEGIN CALL works(1); CALL works(2); END $$;
+        CREATE FUNCTION sets() RETURNS int LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM set_config('app.tenant', '7', false); RETURN 1; END $$;
+        CREATE PROCEDURE has_set() LANGUAGE plpgsql AS $$ BEGIN PERFORM sets(); END $$";
+    let stage = Stage::set(setup, &[]).await;
+    // Counted by the time that what comes behind it is answered.
+    let pins_by = async |call: &str| {
+        let session = stage.session().await;
+        let pins = || stage.proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
+        let before = pins();
+        session.run(call).await;
+        session.value("SELECT 1").await;
+        pins() - before
+    };
+
+    for (call, pins) in [
+        ("CALL works(1)", 0.0),
+        ("CALL works_twice()", 0.0),
+        ("CALL has_set()", 1.0),
+        ("CALL works(sets())", 1.0),
+    ] {
+        assert_eq!(pins_by(call).await, pins, "{call}");
+    }
+    let read = "SELECT count(*) FROM t";
+    assert_eq!(stage.session().await.value(read).await, "4", "they have done their work");
+}

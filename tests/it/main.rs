@@ -42,6 +42,7 @@ mod mysql_kill;
 mod mysql_late;
 mod mysql_login;
 mod mysql_long;
+mod mysql_routines;
 mod mysql_servers;
 mod mysql_session;
 mod mysql_strings;

@@ -97,6 +97,7 @@ impl Relay<'_> {
                 Effect::NeedsPrevious
                     | Effect::AsksItself
                     | Effect::Touches
+                    | Effect::Calls
                     // `SET last_insert_id = …`.
                     | Effect::Pin(PinReason::Setting)
             )

@@ -15,12 +15,15 @@ use crate::{
         refusal::{self, ErrorClass},
     },
     protocol::{Fault, MayRefuse, Refused, RefusedCause, Request, Transaction},
-    sql::Reason,
+    sql::{Effect, Reason},
     topology::Position,
 };
 
 /// A packet that decides something is looked at whole; no server makes a longer one of these.
 const LOOKED_AT: usize = 1024 * 1024;
+
+/// What servers tell as changed although nobody set it: MariaDB of writes, MySQL of every statement.
+const COUNTED: [&[u8]; 2] = [b"last_gtid", b"statement_id"];
 
 impl Relay<'_> {
     /// Looks at everything received so far.
@@ -285,10 +288,11 @@ impl Relay<'_> {
 
     /// Follows what the server says has changed in the session.
     fn note_changes(&mut self, changes: &[u8], request: &Request<Command>) {
-        let (mut unnamed, mut named) = (false, false);
+        let (mut unnamed, mut named, mut set) = (false, false, false);
         for change in packet::changes(changes) {
             unnamed |= change == Change::State;
             named |= matches!(change, Change::Variable { .. } | Change::Schema(_) | Change::Gtids(_));
+            set |= matches!(change, Change::Variable { name, .. } if !COUNTED.contains(&name));
             match change {
                 Change::Gtids(text) | Change::Variable { name: b"last_gtid", value: text } => {
                     self.note_gtid(text)
@@ -305,8 +309,10 @@ impl Relay<'_> {
                 _ => {}
             }
         }
-        // A change that has a name of its own is marked a second time without one.
-        self.backend.touched |= unnamed && !named && request.intent.effects.is_empty();
+        // A change that has a name of its own is marked a second time without one. One that the statement does not
+        // account for is that of a function or trigger: whatever its body tells, nobody else is to have it.
+        let changed = set || (unnamed && !named);
+        self.backend.touched |= changed && !request.intent.effects.iter().any(may_change_session);
     }
 
     fn note_gtid(&mut self, text: &[u8]) {
@@ -406,6 +412,13 @@ impl Relay<'_> {
             ErrorClass::Final => None,
         }
     }
+}
+
+/// Whether changes of the session are what such a statement is for.
+fn may_change_session(effect: &Effect) -> bool {
+    let for_rows = matches!(effect, Effect::DrawsSequence | Effect::Calls | Effect::Ddl | Effect::Redefines);
+    let asks = matches!(effect, Effect::NeedsPrevious | Effect::NeedsLast(_) | Effect::AsksConnectionId);
+    !for_rows && !asks
 }
 
 /// The packet for a client that has not asked for session tracking (hard case 23).

@@ -1,7 +1,7 @@
 //! MySQL's and MariaDB's statements other than queries, recognised by their tokens.
 
 use super::{
-    Cx, classify_inner, mysql_kill, mysql_set, query, relations,
+    Cx, calls, classify_inner, mysql_kill, mysql_set, query, relations,
     survey::Named,
     transaction,
     verdict::{Touched, Verdict},
@@ -66,10 +66,7 @@ fn judge_kind(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "backup" => backup(phrase),
         "lock" | "unlock" if phrase.is(1, "instance") => backup(phrase),
         "lock" | "unlock" | "flush" | "handler" => locks(phrase, &leading),
-        "call" => with_variables(
-            Verdict::write(Reason::Command).with(Effect::DrawsSequence).with(Effect::Touches).apart(),
-            phrase,
-        ),
+        "call" => call(phrase, cx),
         "do" => evaluate(phrase, cx),
         "load" | "import" => with_variables(
             Verdict::write(Reason::Dml).with(Effect::DrawsSequence).with(Effect::Touches),
@@ -78,6 +75,23 @@ fn judge_kind(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "get" => diagnostics(phrase),
         _ => definition(phrase, &leading, cx),
     }
+}
+
+/// What a procedure does is known by its bare name; its arguments are expressions.
+fn call(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
+    let name = phrase.qualified(1).map(|(name, _)| name);
+    let known = name.as_ref().and_then(|name| cx.catalog.procedures.get(name.as_str()));
+    let is_clean = name.as_ref().is_some_and(|name| cx.rules.clean.contains(name.as_str()));
+    let mut verdict = Verdict::write(Reason::Command).with(Effect::DrawsSequence).with(Effect::Calls);
+    if !is_clean && known.is_none_or(|procedure| procedure.touches) {
+        verdict.effect(Effect::Touches);
+    }
+    if let Some(open) = (2..phrase.len()).find(|&at| phrase.punct(at, b'(')) {
+        let arguments = phrase.from(open);
+        calls::weigh_tokens(&mut verdict, &arguments, cx);
+        relations::weigh_tokens(&mut verdict, &arguments, cx);
+    }
+    with_variables(verdict, phrase).apart()
 }
 
 /// `GET DIAGNOSTICS @a = NUMBER, …`.

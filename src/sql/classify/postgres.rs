@@ -41,9 +41,9 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "unlisten" => listening(),
         "notify" => notification(),
         "load" => Verdict::state().with(Effect::Pin(PinReason::Library)),
-        "do" | "call" => {
-            Verdict::write(Reason::Command).with(Effect::DrawsSequence).with(Effect::Touches).apart()
-        }
+        "do" => Verdict::write(Reason::Command).with(Effect::DrawsSequence).with(Effect::Touches).apart(),
+        // A procedure is a function to the catalog.
+        "call" => query::unparsed(phrase, cx, Reason::Command).apart(),
         _ => definition(phrase, &leading, cx),
     }
 }

@@ -158,6 +158,7 @@ impl Verdict {
             match effect {
                 Effect::DrawsSequence
                 | Effect::Touches
+                | Effect::Calls
                 | Effect::Ddl
                 | Effect::Redefines
                 | Effect::Accounts => {
