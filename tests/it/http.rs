@@ -8,11 +8,14 @@ use std::{
 
 use pointsman::{
     admin::console::command::Show,
-    demo::{Port, servers::APP},
+    demo::{
+        Port,
+        servers::{APP, Stop},
+    },
 };
 use serde_json::Value;
 
-use crate::support::{PATIENCE, Proxy, Stage, eventually};
+use crate::support::{PATIENCE, Proxy, Stage, cluster, eventually};
 
 const OPENAPI: &str = include_str!("../../src/admin/http/openapi.json");
 
@@ -116,9 +119,30 @@ async fn ready_means_a_primary_or_reads_where_they_are_enough() {
     let replicas = [stage.cluster.node(1).address()];
     let http = Port::claim().expect("a port");
     let door = format!("admin.http = '127.0.0.1:{}'", http.number());
-    let _only_a_replica = Proxy::start_unready(&replicas, &[&door]);
+    let eventual = "cluster.routing.consistency = 'eventual'";
+    let _only_a_replica = Proxy::start_unready(&replicas, &[&door, eventual]);
     eventually("reads are enough", async || get(http.number(), "/readyz?reads", None).0 == 200).await;
     assert_eq!(get(http.number(), "/readyz", None).0, 503);
+}
+
+#[tokio::test]
+async fn ready_for_reads_means_that_they_are_answered() {
+    let cluster = cluster::own();
+    let proxy = Proxy::start(&cluster, &[]).await;
+    let (knows, http) = (proxy.http_port(), Port::claim().expect("a port"));
+    cluster.stop(0, Stop::Kill).expect("it dies");
+    eventually("the primary is missed", async || get(knows, "/readyz", None).0 == 503).await;
+
+    // How far the replicas were behind is known here.
+    assert_eq!(get(knows, "/readyz?reads", None).0, 200);
+    assert_eq!(proxy.session("postgres").await.value("SELECT 1").await, "1");
+    // And not here, so that reads wait for a primary.
+    let door = format!("admin.http = '127.0.0.1:{}'", http.number());
+    let late = Proxy::start_unready(&cluster.addresses(), &[&door, "cluster.failover.hold = '100ms'"]);
+    late.wait_for_log("role replica").await;
+    eventually("it has asked everybody", async || late.log().contains("is down")).await;
+    assert_eq!(get(http.number(), "/readyz?reads", None).0, 503);
+    assert_eq!(late.session("postgres").await.error("SELECT 1").await, "57P03");
 }
 
 #[tokio::test]

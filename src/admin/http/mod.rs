@@ -5,7 +5,14 @@
 
 mod sample;
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
@@ -46,8 +53,10 @@ use crate::{
     config::{Engine, SecretForm},
     listener::ACCEPT_PAUSE,
     postgres::login::Verifier,
+    route::{self, Floor, Question},
     shutdown::{Phase, Shutdown},
-    topology::{Role, State as NodeState},
+    sql::Access,
+    topology::{Snapshot, State as NodeState},
 };
 
 /// Connections on one address at a time: `/metrics` asks nobody who they are.
@@ -155,7 +164,7 @@ async fn metrics_text(State(door): State<Door>) -> Response {
         .into_response()
 }
 
-/// Ready: every cluster has a primary; with `?reads`, something that serves reads is enough.
+/// Ready: every cluster has a primary; with `?reads`, a node that serves reads is enough.
 async fn ready(State(door): State<Door>, Query(query): Query<Map<String, Value>>) -> Response {
     let refused = |text: String| (StatusCode::SERVICE_UNAVAILABLE, text).into_response();
     // Whoever is still connected when another process has taken over asks about the endpoint, which
@@ -177,8 +186,23 @@ async fn ready(State(door): State<Door>, Query(query): Query<Map<String, Value>>
 fn serves(cluster: &dyn Managed, reads: bool) -> bool {
     let snapshot = cluster.snapshot();
     let usable = |state: &NodeState| matches!(state, NodeState::Up | NodeState::Suspect);
-    snapshot.primary().is_some_and(|node| usable(&node.state))
-        || reads && snapshot.nodes.iter().any(|node| node.role == Role::Replica && usable(&node.state))
+    snapshot.primary().is_some_and(|node| usable(&node.state)) || reads && serves_reads(cluster, &snapshot)
+}
+
+/// Whether the first read of a new session would go somewhere. That replicas are up is not enough: of
+/// a proxy that has seen no primary yet nobody knows how far they are behind.
+fn serves_reads(cluster: &dyn Managed, snapshot: &Snapshot) -> bool {
+    let config = cluster.config();
+    let policy = config.routing.policy(&config.monitor);
+    let question = Question {
+        access: Access::Read,
+        target: None,
+        consistency: policy.consistency,
+        floor: &Floor::None,
+        max_lag: None,
+        exclude: &[],
+    };
+    route::choose(&question, snapshot, &policy, Instant::now(), &mut || 0.0).is_ok()
 }
 
 async fn ask_for_login(State(door): State<Door>, request: Request, next: Next) -> Response {
