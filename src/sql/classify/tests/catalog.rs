@@ -57,6 +57,30 @@ fn words_before_a_tables_name_are_not_its_name() {
 }
 
 #[test]
+fn a_call_of_mysqls_leaves_what_its_procedure_and_its_arguments_leave() {
+    let mut catalog = catalog();
+    for (name, touches) in [("works", false), ("sets", true)] {
+        catalog.procedures.insert(name.into(), UserFunction { writes: true, touches });
+    }
+    for (text, touches) in [
+        ("CALL works()", false),
+        ("CALL Works", false),
+        ("CALL `s`.works(1, 'x')", false),
+        ("CALL works(reads(1))", false),
+        ("CALL sets()", true),
+        ("CALL unknown()", true),
+        ("CALL reads()", true),
+        ("CALL works(sneaks())", true),
+        ("CALL works((SELECT unheard_of()))", true),
+        ("CALL", true),
+    ] {
+        let modes = LexModes::default_of(Dialect::Mysql);
+        let intent = classify(text.as_bytes(), Dialect::Mysql, modes, &catalog, &FunctionRules::default());
+        assert_eq!(intent.effects.contains(&Effect::Touches), touches, "{text}");
+    }
+}
+
+#[test]
 fn user_functions_are_judged_by_the_catalog() {
     for (text, access, effects) in [
         ("SELECT reads(1)", Access::Read, vec![]),
