@@ -97,7 +97,10 @@ fn read_view(relation: &mut Relation, definition: &str, functions: &Functions) {
     for name in called(&definition) {
         if let Some(function) = functions.get(name) {
             relation.writes_on_read |= function.writes;
-            touches |= function.touches;
+            if function.touches {
+                touches = true;
+                relation.call(&[Builtin::State]);
+            }
         } else if let Some(known) = builtin(Dialect::Mysql, name).filter(|&known| known != Builtin::Pure) {
             relation.call(&[known]);
         }
@@ -175,7 +178,7 @@ mod tests {
             ),
             ("select `s`.`pure`(`s`.`t`.`x`) AS `x`,max(1) AS `y` from `s`.`t`", (false, false, vec![])),
             ("select `s`.`Writes`() AS `x`", (true, false, vec![])),
-            ("select (1 + `s`.`sets`()) AS `x`", (false, true, vec![])),
+            ("select (1 + `s`.`sets`()) AS `x`", (false, true, vec![Builtin::State])),
             ("select get_lock('a',0) AS `x`", (false, false, vec![Builtin::NamedLock])),
             ("", (false, true, vec![])),
         ] {

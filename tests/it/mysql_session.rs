@@ -42,6 +42,7 @@ both_makes!(
     several_statements_and_several_results_pass,
     what_pins_stays_with_its_session,
     what_is_set_for_the_next_statement_stays_with_its_session,
+    what_a_function_locks_or_sets_is_there_for_what_comes_next,
     a_backup_lock_ends_with_its_session,
     what_a_new_view_locks_ends_with_its_session,
     what_a_view_locks_ends_with_its_session_whether_its_definition_is_shown_or_not,
@@ -1196,6 +1197,34 @@ async fn what_a_view_locks_ends_with_its_session_whether_its_definition_is_shown
         let other = tokio::sync::Mutex::new(Session::open(proxy.port(), APP, &schema).await);
         let free = format!("/* pointsman: primary */ SELECT IS_FREE_LOCK('{schema}{view}')");
         eventually("the lock is released", async || other.lock().await.value(&free).await == "1").await;
+    }
+}
+
+/// It reads, as far as anybody's tables go; a replica's locks and variables would be of no use to anybody.
+async fn what_a_function_locks_or_sets_is_there_for_what_comes_next(make: Make) {
+    let code = "CREATE FUNCTION takes(name VARCHAR(64)) RETURNS INT NO SQL RETURN GET_LOCK(name, 0);
+        CREATE FUNCTION keeps(it INT) RETURNS INT DETERMINISTIC RETURN (@kept := it);
+        CREATE FUNCTION kept() RETURNS INT NO SQL RETURN @kept;
+        CREATE VIEW keeping AS SELECT keeps(8) AS x;
+        CREATE TABLE t (x INT);
+        INSERT INTO t VALUES (9)";
+    let schema = mysql::create_schema(make.shared(), code);
+    let grant = format!("GRANT SELECT ON {schema}.keeping TO {}@'%'", MONITOR.name);
+    make.shared().node(0).sql("", &grant).expect("it is granted");
+    make.shared().wait_until_caught_up(0).expect("replicas follow");
+    let proxy = mysql::proxy(make.shared(), &[]).await;
+    let mut one = Session::open(proxy.port(), APP, &schema).await;
+    let mut other = Session::open(proxy.port(), APP, &schema).await;
+
+    for round in 0..6 {
+        one.run(&format!("SELECT keeps({round})")).await;
+        assert_eq!(one.value("SELECT @kept").await, round.to_string());
+        one.run("SELECT x FROM keeping").await;
+        assert_eq!(one.value("SELECT @kept").await, "8");
+        one.run("SELECT x FROM t INTO @kept").await;
+        assert_eq!(one.value("SELECT kept()").await, "9");
+        let lock = format!("SELECT takes('{schema}{round}')");
+        assert_eq!((one.value(&lock).await, other.value(&lock).await), ("1".into(), "0".into()));
     }
 }
 

@@ -57,6 +57,11 @@ pub(super) fn weigh(verdict: &mut Verdict, call: &Call, phrase: &Phrase<'_>, cx:
             }
             if user.touches && !cx.rules.clean.contains(name) {
                 verdict.effect(Effect::Touches);
+                if cx.dialect == Dialect::Mysql {
+                    // Nothing is declared of that here: GET_LOCK() in a body means the whole database, and what
+                    // is asked next of a variable the primary.
+                    verdict.raise(Reason::State);
+                }
             }
             verdict.plain = false;
             verdict.tables = Touched::All;
