@@ -154,14 +154,17 @@ impl<P: Protocol> Session<P> {
 
     /// The read-only transaction on a replica has ended: what comes is no part of it. On the primary the
     /// server ends it by itself.
-    pub(super) fn leave_outdone(&mut self) {
+    pub(super) async fn leave_outdone(&mut self) {
         let away = self.kept.take_if(|kept| kept.role != Role::Primary);
         if away.is_none() && !self.state.is_holding() {
             return;
         }
         self.state.outdo();
         self.forget_last();
-        if let Some(kept) = away {
+        if let Some(mut kept) = away {
+            if kept.backend().owes() {
+                self.hand_over(&mut kept).await;
+            }
             // Nobody waits for what was read to end.
             tokio::spawn(end_reading(kept));
         }

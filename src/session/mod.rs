@@ -373,7 +373,7 @@ impl<P: Protocol> Session<P> {
             self.state.transaction_reads = self.cluster.config.load().routing.transaction_reads;
         }
         if request.intent.outdoes && self.state.is_outdone_by(&request.intent) {
-            self.leave_outdone();
+            Box::pin(self.leave_outdone()).await;
         }
         let step = self.state.plan(&request.intent, self.frontend.text(request));
         if !matches!(step, Step::Run(_)) {

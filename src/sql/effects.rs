@@ -118,8 +118,9 @@ pub enum Effect {
     SetComputed {
         name: Box<str>,
     },
-    /// Gives a user variable a value that only the connection knows, in which the statement before has left
-    /// it. On the primary that connection stays with the session; from another the value is carried on.
+    /// Gives a user variable a value that only the connection knows. On the primary that connection stays with
+    /// the session; from another, which ran it for a READ ONLY transaction or because the statement before had
+    /// left the value there, it is carried on.
     Assigns {
         name: Box<str>,
     },
@@ -371,7 +372,7 @@ impl Effect {
             Self::NeedsAlone { database } => format!("closes idle connections to {database}"),
             Self::UseDatabase(name) => format!("use {name}"),
             Self::SetComputed { name } => format!("set {name}, computed"),
-            Self::Assigns { name } => format!("set {name}, to what the statement before left"),
+            Self::Assigns { name } => format!("set {name}, to what its connection knows"),
             Self::AsksConnectionId => "asks for the connection's number".into(),
             Self::Leave => "leaves the server".into(),
             Self::Kill { whom, ending } => format!("kill{}{}", ending.describe(), whom.describe()),

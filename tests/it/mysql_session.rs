@@ -43,6 +43,7 @@ both_makes!(
     what_pins_stays_with_its_session,
     what_is_set_for_the_next_statement_stays_with_its_session,
     what_a_function_locks_or_sets_is_there_for_what_comes_next,
+    a_variable_has_what_a_read_only_transaction_gave_it,
     a_backup_lock_ends_with_its_session,
     what_a_new_view_locks_ends_with_its_session,
     what_a_view_locks_ends_with_its_session_whether_its_definition_is_shown_or_not,
@@ -1225,6 +1226,40 @@ async fn what_a_function_locks_or_sets_is_there_for_what_comes_next(make: Make) 
         assert_eq!(one.value("SELECT kept()").await, "9");
         let lock = format!("SELECT takes('{schema}{round}')");
         assert_eq!((one.value(&lock).await, other.value(&lock).await), ("1".into(), "0".into()));
+    }
+}
+
+/// A replica runs the transaction; the primary is asked for the variable behind it.
+async fn a_variable_has_what_a_read_only_transaction_gave_it(make: Make) {
+    let code = "CREATE TABLE t (x INT); INSERT INTO t VALUES (9);
+        CREATE PROCEDURE finds(OUT found INT) READS SQL DATA SELECT x + 1 INTO found FROM t";
+    let stage = Stage::on(make, code, &[]).await;
+    let read_only: &[&str] = &["SET SESSION TRANSACTION READ ONLY", "SET autocommit = 0"];
+    for (before, after) in [
+        (&["START TRANSACTION READ ONLY"][..], &["COMMIT"][..]),
+        (&["START TRANSACTION READ ONLY", "SELECT x FROM t"], &["ROLLBACK"]),
+        (read_only, &[]),
+        (read_only, &["COMMIT"]),
+        (&["SET TRANSACTION READ ONLY"], &[]),
+        (
+            &["START TRANSACTION READ ONLY"],
+            &["START TRANSACTION READ WRITE", "INSERT INTO t VALUES (@v)", "ROLLBACK"],
+        ),
+        (&["START TRANSACTION READ ONLY"], &["CREATE TABLE IF NOT EXISTS u (x INT)"]),
+    ] {
+        for (assigns, value) in [
+            ("SELECT 3 INTO @v", "3"),
+            ("SELECT x FROM t INTO @v", "9"),
+            ("SELECT @v := CONCAT('0', x) FROM t", "09"),
+            ("SET @v = (SELECT x + 0.5 FROM t)", "9.5"),
+            ("CALL finds(@v)", "10"),
+        ] {
+            let mut session = stage.session().await;
+            for statement in before.iter().chain(&[assigns]).chain(after) {
+                session.run(statement).await;
+            }
+            assert_eq!(session.value("SELECT @v").await, value, "{before:?} {assigns} {after:?}");
+        }
     }
 }
 

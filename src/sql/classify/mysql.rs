@@ -24,18 +24,6 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     if connection_id::asks(phrase) {
         verdict.effect(Effect::AsksConnectionId);
     }
-    pinned_unless_asked(verdict)
-}
-
-/// What a variable is given stays where it is, but for what the statement before has left somewhere: that is
-/// carried on from there.
-fn pinned_unless_asked(mut verdict: Verdict) -> Verdict {
-    let assigns = |effect: &Effect| matches!(effect, Effect::Assigns { .. });
-    let asks = |effect: &Effect| matches!(effect, Effect::NeedsLast(_));
-    if verdict.effects.iter().any(assigns) && !verdict.effects.iter().any(asks) {
-        verdict.effects.retain(|effect| !assigns(effect));
-        verdict.pin(PinReason::UserVariable);
-    }
     verdict
 }
 
@@ -104,11 +92,10 @@ fn diagnostics(phrase: &Phrase<'_>) -> Verdict {
     })
 }
 
-fn with_variables(mut verdict: Verdict, phrase: &Phrase<'_>) -> Verdict {
-    if (0..phrase.len()).any(|at| phrase.kind(at) == Some(Kind::UserVariable)) {
-        verdict.pin(PinReason::UserVariable);
-    }
-    verdict
+/// Any of them may be given a value.
+fn with_variables(verdict: Verdict, phrase: &Phrase<'_>) -> Verdict {
+    let variables = (0..phrase.len()).filter(|&at| phrase.kind(at) == Some(Kind::UserVariable));
+    variables.fold(verdict, |verdict, at| verdict.with(mysql_set::assigns(phrase.raw(at))))
 }
 
 fn select(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {

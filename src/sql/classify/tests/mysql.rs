@@ -151,7 +151,7 @@ fn what_commits_implicitly_outdoes_the_transaction_before() {
 }
 
 #[test]
-fn what_the_statement_before_left_is_carried_where_it_is_kept() {
+fn a_variable_that_only_a_server_can_tell_is_named() {
     let diagnostics = Effect::NeedsLast(Left::Diagnostics);
     let assigns = |name: &str| Effect::Assigns { name: name.into() };
     for (text, effects) in [
@@ -163,7 +163,11 @@ fn what_the_statement_before_left_is_carried_where_it_is_kept() {
         ),
         ("GET DIAGNOSTICS @`n` = NUMBER", vec![diagnostics.clone(), Effect::Pin(PinReason::UserVariable)]),
         ("SET @w = @@warning_count", vec![assigns("@w"), diagnostics]),
-        ("SET @i = LAST_INSERT_ID()", vec![Effect::NeedsPrevious, Effect::Pin(PinReason::UserVariable)]),
+        ("SET @i = LAST_INSERT_ID()", vec![assigns("@i"), Effect::NeedsPrevious]),
+        ("SET @v = (SELECT 1)", vec![assigns("@v")]),
+        ("SELECT @V := 1", vec![assigns("@v")]),
+        ("SELECT 1, 2 INTO @v, @w", vec![assigns("@v"), assigns("@w")]),
+        ("SELECT 1 INTO @`v`", vec![Effect::Pin(PinReason::UserVariable)]),
     ] {
         assert_eq!(mysql(text).effects, effects, "{text}");
     }
@@ -296,13 +300,7 @@ fn mysql_state_that_cannot_be_carried_pins() {
         (r"SET sql_mode = 'ANSI\'s'", PinReason::Setting),
         ("SET lc_messages = 'é'", PinReason::Setting),
         (r"SET ROLE 'a\'b'", PinReason::Setting),
-        ("SET @v = (SELECT 1)", PinReason::UserVariable),
-        ("SET NAMES latin1, @v = 'x'", PinReason::UserVariable),
         ("SET @é = 1", PinReason::UserVariable),
-        ("SELECT @v := 1", PinReason::UserVariable),
-        ("SELECT 1 INTO @v", PinReason::UserVariable),
-        ("SELECT 1, 2 INTO @v, @w", PinReason::UserVariable),
-        ("CALL p(@out)", PinReason::UserVariable),
         ("LOCK TABLES t READ", PinReason::TableLock),
         ("FLUSH TABLES WITH READ LOCK", PinReason::TableLock),
         ("LOCK INSTANCE FOR BACKUP", PinReason::BackupLock),
