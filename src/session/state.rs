@@ -5,8 +5,13 @@ mod modes;
 mod outdone;
 mod pins;
 mod reading;
+mod temporary;
 
-use self::{modes::merge, pins::bit};
+use self::{
+    modes::merge,
+    pins::bit,
+    temporary::{Behind, Temporaries},
+};
 use super::own::Overrides;
 use crate::{
     config::TransactionReads,
@@ -39,8 +44,7 @@ pub struct State {
     /// To these tables.
     written: Option<Tables>,
     pins: u16,
-    /// Names of temporary tables, as far as they are known.
-    temporary: Tables,
+    temporary: Temporaries,
     /// Cursors declared WITH HOLD and not closed.
     held_cursors: Vec<Box<str>>,
     /// `default_transaction_read_only` and `default_transaction_isolation` as they apply here.
@@ -370,7 +374,6 @@ impl State {
         for effect in &intent.effects {
             self.apply(effect, failed);
             match effect {
-                Effect::Pin(PinReason::TempTable) => self.note_temporary(intent),
                 Effect::Assigns { .. } if on_primary => self.pin(PinReason::UserVariable),
                 _ => {}
             }
@@ -378,13 +381,18 @@ impl State {
         if !failed && !intent.effects.is_empty() {
             self.say_next(&intent.effects);
         }
-        if intent.effects.contains(&Effect::Ddl) && self.is_pinned_by(PinReason::TempTable) {
-            // It may have renamed one, or made a view of one, which is temporary as well.
-            self.temporary = Tables::All;
-        }
         let ended = intent.effects.iter().rev().find_map(Effect::ends_as_committed);
+        let committed = ended.unwrap_or(true) && !failed && !had_failed;
         if transaction == Transaction::Idle || ended.is_some() {
-            self.own.end(ended.unwrap_or(true) && !failed && !had_failed);
+            self.own.end(committed);
+        }
+        if self.is_pinned_by(PinReason::TempTable) {
+            let (open, undoes) = (transaction != Transaction::Idle, !self.sets_next);
+            let behind = Behind { failed, open, ended: ended.is_some(), committed, undoes };
+            self.temporary.learn(intent, behind);
+            if self.temporary.is_over() {
+                self.unpin(PinReason::TempTable);
+            }
         }
         if transaction == Transaction::Idle {
             self.modes = TransactionModes::default();
@@ -421,6 +429,9 @@ impl State {
     pub fn learn_part(&mut self, done: &[Effect], begun_none: bool) {
         for effect in done {
             self.apply(effect, false);
+        }
+        if !done.is_empty() && self.is_pinned_by(PinReason::TempTable) {
+            self.temporary.lose_track();
         }
         if begun_none {
             self.say_next(done);
@@ -490,7 +501,7 @@ impl State {
                 self.defaults = self.startup_defaults;
                 self.implicit = self.startup_implicit;
                 self.pins &= bit(PinReason::SessionMode);
-                self.temporary = Tables::default();
+                self.temporary = Temporaries::default();
                 self.held_cursors.clear();
             }
             Effect::Proxy(ProxyCommand::Set { name, value, scope, .. }) if !failed => {
@@ -519,7 +530,7 @@ impl State {
         self.lost = None;
         self.own.end(false);
         self.pins = 0;
-        self.temporary = Tables::default();
+        self.temporary = Temporaries::default();
         self.held_cursors.clear();
     }
 }

@@ -65,7 +65,13 @@ pub enum Effect {
     /// Leaves state that cannot be carried: the server connection stays with the session.
     Pin(PinReason),
     /// The name of a temporary relation that the pin of that reason is for.
-    Temporary(Box<str>),
+    Temporary {
+        name: Box<str>,
+        /// ON COMMIT DROP.
+        until_end: bool,
+    },
+    /// Drops relations of these bare names.
+    Drops(Box<[Box<str>]>),
     /// Declares a cursor WITH HOLD of this name (with its pin), or closes a cursor.
     HoldsCursor(Box<str>),
     ClosesCursor(Box<str>),
@@ -349,7 +355,8 @@ impl Effect {
             Self::Deallocate { name: Some(name) } => format!("deallocate {name}"),
             Self::Deallocate { name: None } => "deallocate all".into(),
             Self::Pin(reason) => format!("pin {}", reason.label()),
-            Self::Temporary(name) => format!("temporary relation {name}"),
+            Self::Temporary { name, .. } => format!("temporary relation {name}"),
+            Self::Drops(names) => format!("drops {}", names.join(", ")),
             Self::HoldsCursor(name) => format!("cursor {name} with hold"),
             Self::ClosesCursor(name) => format!("close cursor {name}"),
             Self::Unpin(reason) => format!("unpin {}", reason.label()),

@@ -27,6 +27,7 @@ both_databases!(
     few_connections_serve_many_sessions,
     settings_follow_their_session_and_no_other,
     a_temporary_table_is_its_sessions_own,
+    a_temporary_table_keeps_its_connection_until_it_is_gone,
     an_error_at_the_beginning_of_a_transaction_does_what_the_servers_do,
     an_error_in_a_transaction_costs_no_temporary_table,
     a_savepoint_undoes_what_came_behind_it,
@@ -194,6 +195,44 @@ async fn a_temporary_table_is_its_sessions_own(engine: Engine) {
         other.lock().await.ask("CREATE TEMPORARY TABLE mine (y int)").await.is_ok()
     })
     .await;
+}
+
+async fn a_temporary_table_keeps_its_connection_until_it_is_gone(engine: Engine) {
+    let one = ["cluster.pool.size = 1", "cluster.pool.checkout_timeout = '2s'"];
+    let stage = Stage::set(engine, TABLE, &one).await;
+    let mut owner = stage.session().await;
+    let is_free = async || stage.session().await.ask("INSERT INTO t VALUES (1)").await.is_ok();
+
+    owner.value("CREATE TEMPORARY TABLE mine (x int)").await;
+    owner.value("INSERT INTO mine VALUES (1)").await;
+    assert!(!is_free().await, "it is there");
+    assert_eq!(owner.value("SELECT count(*) FROM mine").await, "1");
+    owner.value("DROP TABLE mine").await;
+    assert!(is_free().await, "it was dropped");
+
+    for (make, end) in match engine {
+        Engine::Postgres => [
+            ("CREATE TEMP TABLE mine ON COMMIT DROP AS SELECT 1 AS x", "COMMIT"),
+            ("CREATE TEMP TABLE mine AS SELECT 1 AS x", "ROLLBACK"),
+        ],
+        _ => [
+            ("CREATE TEMPORARY TABLE mine SELECT 1 AS x", "DROP TEMPORARY TABLE mine"),
+            ("CREATE TEMPORARY TABLE IF NOT EXISTS mine (x int)", "DROP TABLE t, mine"),
+        ],
+    } {
+        for statement in ["BEGIN", make, "INSERT INTO mine VALUES (2)"] {
+            owner.value(statement).await;
+        }
+        assert!(!is_free().await, "{make}");
+        owner.value(end).await;
+        if engine != Engine::Postgres {
+            owner.value("COMMIT").await;
+        }
+        let code = owner.ask("/* pointsman: primary */ SELECT x FROM mine").await.expect_err("it is gone");
+        assert!(engine.says(Meaning::NoTable, &code), "{code}");
+        let free = stage.session().await.ask("/* pointsman: primary */ SELECT 1").await;
+        assert_eq!(free.as_deref(), Ok("1"), "{make}; {end}");
+    }
 }
 
 async fn an_error_at_the_beginning_of_a_transaction_does_what_the_servers_do(engine: Engine) {

@@ -133,6 +133,7 @@ fn is_blank(text: &[u8]) -> bool {
 /// What a long statement does of which the end has not been read.
 fn with_unread(intent: &Intent) -> Intent {
     // A name may go on behind the part that was read.
-    let read = intent.effects.iter().filter(|effect| !matches!(effect, Effect::Temporary(_)));
+    let named = |effect: &&Effect| matches!(effect, Effect::Temporary { .. } | Effect::Drops(_));
+    let read = intent.effects.iter().filter(|effect| !named(effect));
     intent.cut_off(read.cloned())
 }

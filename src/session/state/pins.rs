@@ -1,10 +1,7 @@
 //! Why a session keeps its server connection, and which statements may run elsewhere all the same.
 
-use super::State;
+use super::{State, temporary::Temporaries};
 use crate::sql::{Effect, Intent, PinReason, Reason, Tables};
-
-/// Most temporary tables of a session that are known by name; with more, all reads stay with it.
-const MAX_TEMPORARY: usize = 256;
 
 impl State {
     pub fn pin(&mut self, reason: PinReason) {
@@ -14,7 +11,7 @@ impl State {
     pub fn unpin(&mut self, reason: PinReason) {
         self.pins &= !bit(reason);
         match reason {
-            PinReason::TempTable => self.temporary = Tables::default(),
+            PinReason::TempTable => self.temporary = Temporaries::default(),
             PinReason::HoldCursor => self.held_cursors.clear(),
             _ => {}
         }
@@ -62,33 +59,13 @@ impl State {
         if !self.is_pinned_by(PinReason::TempTable) {
             return false;
         }
-        match (&self.temporary, &intent.tables) {
+        match (&self.temporary.names, &intent.tables) {
             _ if intent.by_text || intent.reason == Reason::Session => true,
             (Tables::Some(temporary), Tables::Some(read)) => {
                 read.iter().any(|name| temporary.contains(name) || may_be_catalog(name))
             }
             _ => true,
         }
-    }
-
-    /// Remembers the names of temporary relations; one whose name is not known stands for all.
-    pub(super) fn note_temporary(&mut self, intent: &Intent) {
-        let new: Vec<_> = intent
-            .effects
-            .iter()
-            .filter_map(|effect| match effect {
-                Effect::Temporary(name) => Some(name.clone()),
-                _ => None,
-            })
-            .collect();
-        let pins =
-            intent.effects.iter().filter(|effect| **effect == Effect::Pin(PinReason::TempTable)).count();
-        self.temporary = match &self.temporary {
-            Tables::Some(known) if known.len() < MAX_TEMPORARY && new.len() >= pins => {
-                Tables::Some(known.iter().cloned().chain(new).collect())
-            }
-            _ => Tables::All,
-        };
     }
 }
 

@@ -256,7 +256,12 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
                 verdict.effect(Effect::Redefines);
             }
         }
-        "drop" => verdict.effect(Effect::Ddl),
+        "drop" => {
+            verdict.effect(Effect::Ddl);
+            if phrase.is_any(1, &["table", "view", "sequence"]) {
+                verdict.effect(Effect::Drops(dropped_names(&phrase.from(2))));
+            }
+        }
         // User code inside these runs in a restricted context that undoes its settings.
         "refresh" | "reindex" | "cluster" | "analyze" | "vacuum" => verdict.effect(Effect::DrawsSequence),
         "truncate" => relations::weigh_truncate(&mut verdict, phrase, cx),
@@ -334,7 +339,8 @@ fn create(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
         verdict.reason = Reason::State;
         verdict.pin(PinReason::TempTable);
         if let Some(name) = created_name(phrase) {
-            verdict.effect(Effect::Temporary(name.into()));
+            let until_end = phrase.contains(&["on", "commit", "drop"]);
+            verdict.effect(Effect::Temporary { name: name.into(), until_end });
         }
         // Nobody else sees it, and this session's reads stay with it.
         verdict.effects.retain(|effect| *effect != Effect::Ddl);
@@ -369,6 +375,17 @@ fn created_name(phrase: &Phrase<'_>) -> Option<String> {
     let at = if phrase.says(kind + 1, &["if", "not", "exists"]) { kind + 4 } else { kind + 1 };
     let at = if phrase.punct(at + 1, b'.') { at + 2 } else { at };
     phrase.name(at)
+}
+
+/// What DROP names without a schema, or in that of temporary relations.
+fn dropped_names(list: &Phrase<'_>) -> Box<[Box<str>]> {
+    let names = if list.says(0, &["if", "exists"]) { list.from(2) } else { *list };
+    let bare = |item: &Phrase<'_>| {
+        let at = if item.is(0, "pg_temp") && item.punct(1, b'.') { 2 } else { 0 };
+        let is_last = item.ends_at(at + 1) || item.is_any(at + 1, &["cascade", "restrict"]);
+        item.name(at).filter(|_| is_last).map(Into::into)
+    };
+    names.split_commas().iter().filter_map(bare).collect()
 }
 
 /// Statements that refuse to run behind others in one implicit transaction.

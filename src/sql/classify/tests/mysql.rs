@@ -269,7 +269,8 @@ fn changes_of_accounts_are_told_from_other_definitions() {
         ("FLUSH TABLES", &[]),
         // No connection is theirs yet.
         ("CREATE USER x", &[Effect::Ddl]),
-        ("DROP TABLE user", &[Effect::Ddl]),
+        ("DROP INDEX user ON t", &[Effect::Ddl]),
+        ("DROP TABLE user", &[Effect::Ddl, Effect::Drops(["user".into()].into())]),
     ] {
         let intent = mysql(text);
         assert_eq!((intent.access, &intent.effects[..]), (Access::Write, effects), "{text}");
