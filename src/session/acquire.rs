@@ -2,7 +2,12 @@
 
 use std::time::Instant;
 
-use super::{Session, execute::Attempt, hold::GRACE, last::keeps_last};
+use super::{
+    Session,
+    execute::Attempt,
+    hold::GRACE,
+    last::{asks_previous, keeps_last},
+};
 use crate::{
     pool::{Fate, Held},
     protocol::{Backend, Frontend, Protocol, Request, Terms, Transaction},
@@ -40,7 +45,7 @@ impl<P: Protocol> Session<P> {
         if let Some(aside) = self.take_aside(&request.intent, attempt) {
             return Ok(aside);
         }
-        if attempt.forget_last {
+        if attempt.forget_last && !asks_previous(&request.intent) {
             return self.checkout(request, attempt).await;
         }
         if let Some(kept) = self.kept.take() {

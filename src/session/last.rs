@@ -41,6 +41,11 @@ pub(super) fn asks_last(intent: &Intent) -> Option<Left> {
     })
 }
 
+/// Whether a request asks for LAST_INSERT_ID(), which outlives other statements.
+pub(super) fn asks_previous(intent: &Intent) -> bool {
+    intent.effects.contains(&Effect::NeedsPrevious)
+}
+
 /// Whether a request leaves alone what the statement before left: it asks for that, or prepares a
 /// statement that will, which has to be done where it is.
 pub(super) fn keeps_last(intent: &Intent) -> bool {
@@ -175,10 +180,10 @@ impl<P: Protocol> Session<P> {
         None
     }
 
-    /// A question for nothing runs wherever reads do.
+    /// A question for nothing runs wherever reads do, unless it asks for an id beside it.
     pub(super) fn apply_last(&self, intent: &Intent, attempt: &mut Attempt) {
         attempt.forget_last = self.asks_for_nothing(intent);
-        if attempt.forget_last {
+        if attempt.forget_last && !asks_previous(intent) {
             attempt.run.access = Access::Read;
         }
     }

@@ -63,6 +63,7 @@ both_makes!(
     a_slow_statement_is_logged_with_the_schema_it_ran_in,
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
+    the_last_insert_id_is_told_beside_what_the_statement_before_left,
     what_draws_no_id_leaves_nobody_elses,
     a_schema_whose_name_only_its_session_reads_is_nobody_elses,
     a_schema_is_the_same_whatever_character_set_the_session_has_since,
@@ -1599,6 +1600,25 @@ async fn what_was_said_of_the_next_transaction_is_used_by_its_session_alone(make
         Session::open(port, APP, &stage.schema).await.run("INSERT INTO t (x) VALUES (6)").await;
         let refused = session.error("INSERT INTO t (x) VALUES (7)").await;
         assert!([1290, 1792].contains(&refused), "{what}");
+    }
+}
+
+async fn the_last_insert_id_is_told_beside_what_the_statement_before_left(make: Make) {
+    const TABLE: &str = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)";
+    let stage = Stage::on(make, TABLE, ONE).await;
+    for asked in ["ROW_COUNT()", "@@warning_count"] {
+        for between in [&["BEGIN", "COMMIT"][..], &["SET @a = 1"], &["BEGIN", "SET @a = 1", "ROLLBACK"]] {
+            let mut rows = Vec::new();
+            for port in [stage.primary_port(), stage.proxy.port()] {
+                let mut session = Session::open(port, APP, &stage.schema).await;
+                let id = session.run("INSERT INTO t (x) VALUES (1)").await.insert_id;
+                for text in between {
+                    session.run(text).await;
+                }
+                rows.push(session.run(&format!("SELECT LAST_INSERT_ID() - {id}, {asked}")).await.results);
+            }
+            assert_eq!(rows[1], rows[0], "{between:?}, {asked}");
+        }
     }
 }
 

@@ -165,12 +165,14 @@ impl Relay<'_> {
                 _ => {}
             }
         }
-        if self.terms.forget_last {
+        let has_own_id = request.intent.effects.contains(&Effect::NeedsPrevious)
+            && self.backend.insert_id.is_surely_of(self.terms.session);
+        if self.terms.forget_last && !has_own_id {
             self.backend.query_all(FORGET_LAST).await?;
             self.backend.insert_id = InsertId::default();
             self.backend.found_by = None;
             self.backend.warns = false;
-        } else if self.has_to_forget_warnings(request) {
+        } else if self.terms.forget_last || self.has_to_forget_warnings(request) {
             self.backend.query_all(FORGET_WARNINGS).await?;
             self.backend.warns = false;
         }
