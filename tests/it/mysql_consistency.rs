@@ -1,10 +1,13 @@
 //! What `global` sees where one table's change is another's too.
 
-use pointsman::demo::servers::APP;
+use pointsman::demo::{mysql::MysqlCluster, servers::APP};
 
 use crate::{
     both_makes,
-    support::mysql::{self, Make, Session},
+    support::{
+        Proxy,
+        mysql::{self, Make, Session},
+    },
 };
 
 both_makes!(
@@ -56,19 +59,25 @@ async fn a_global_read_sees_what_a_view_a_trigger_or_a_cascade_changed(make: Mak
     }
 }
 
-/// `SET autocommit = 1` commits; drivers say it where an app goes back to single statements.
-async fn a_global_read_sees_what_turning_autocommit_on_committed(make: Make) {
-    let cluster = make.own();
-    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+/// A proxy and two sessions that are to see what anybody wrote, while no replica follows any more.
+async fn before_paused_replicas(cluster: &MysqlCluster, schema: &str) -> (Proxy, Session, Session) {
     cluster.wait_until_caught_up(0).expect("replicas follow");
-    let proxy = mysql::proxy(&cluster, &["cluster.routing.consistency = 'global'"]).await;
-    let mut writer = Session::open(proxy.port(), APP, &schema).await;
-    let mut reader = Session::open(proxy.port(), APP, &schema).await;
+    let proxy = mysql::proxy(cluster, &["cluster.routing.consistency = 'global'"]).await;
+    let writer = Session::open(proxy.port(), APP, schema).await;
+    let mut reader = Session::open(proxy.port(), APP, schema).await;
     let replicas = [1, 2].map(|replica| cluster.node(replica).port().to_string());
     assert!(replicas.contains(&reader.value("SELECT @@port").await), "reads use replicas");
     for replica in [1, 2] {
         cluster.pause_replay(replica).expect("it pauses");
     }
+    (proxy, writer, reader)
+}
+
+/// `SET autocommit = 1` commits; drivers say it where an app goes back to single statements.
+async fn a_global_read_sees_what_turning_autocommit_on_committed(make: Make) {
+    let cluster = make.own();
+    let schema = mysql::create_schema(&cluster, "CREATE TABLE t (x INT)");
+    let (_proxy, mut writer, mut reader) = before_paused_replicas(&cluster, &schema).await;
 
     let ways = [
         "SET autocommit = 1",
@@ -94,15 +103,7 @@ async fn a_global_read_sees_what_text_and_functions_wrote_that_nobody_read(make:
     cluster.node(0).sql(&schema, adds).expect("it is legal");
     // Its definition is not the monitor's to see.
     cluster.node(0).sql(&schema, "CREATE VIEW hidden AS SELECT adds() AS x").expect("it is legal");
-    cluster.wait_until_caught_up(0).expect("replicas follow");
-    let proxy = mysql::proxy(&cluster, &["cluster.routing.consistency = 'global'"]).await;
-    let mut writer = Session::open(proxy.port(), APP, &schema).await;
-    let mut reader = Session::open(proxy.port(), APP, &schema).await;
-    let replicas = [1, 2].map(|replica| cluster.node(replica).port().to_string());
-    assert!(replicas.contains(&reader.value("SELECT @@port").await), "reads use replicas");
-    for replica in [1, 2] {
-        cluster.pause_replay(replica).expect("it pauses");
-    }
+    let (_proxy, mut writer, mut reader) = before_paused_replicas(&cluster, &schema).await;
 
     writer.run("SET @text = 'INSERT INTO t VALUES (1)'").await;
     writer.run("PREPARE p FROM @text").await;
