@@ -136,7 +136,7 @@ impl<P: Protocol> Session<P> {
         match self.last {
             Last::Nothing | Last::Kept => false,
             // The two are in different connections.
-            Last::Aside => intent.effects.contains(&Effect::NeedsPrevious),
+            Last::Aside => asks_previous(intent),
             Last::Gone { warned } => warned || left != Left::Diagnostics,
         }
     }

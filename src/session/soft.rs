@@ -7,7 +7,7 @@
 
 use std::{sync::atomic::Ordering, time::Instant};
 
-use super::{Session, cancel::Call};
+use super::{Session, cancel::Call, last::asks_previous};
 use crate::{
     pool::{Fate, Held},
     protocol::{Backend, Protocol, Transaction},
@@ -122,7 +122,7 @@ impl<P: Protocol> Session<P> {
         }
         // PostgreSQL says by itself that there is no such value yet (55000).
         let silent = P::FORGETS_PREVIOUS && self.previous.lost;
-        if !silent || !intent.effects.contains(&Effect::NeedsPrevious) {
+        if !silent || !asks_previous(intent) {
             return None;
         }
         self.database.sequences_matter.store(true, Ordering::Relaxed);
