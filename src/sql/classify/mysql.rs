@@ -465,15 +465,6 @@ fn temporary_name(phrase: &Phrase<'_>) -> Option<String> {
     phrase.name(at).filter(|_| !phrase.punct(at + 1, b'.'))
 }
 
-/// What `DROP [TEMPORARY] TABLE [IF EXISTS] a, b` names without a schema.
-fn dropped_names(phrase: &Phrase<'_>) -> Box<[Box<str>]> {
-    let table = (1..3).find(|&at| phrase.is_any(at, &["table", "tables"])).unwrap_or(1);
-    let at = if phrase.says(table + 1, &["if", "exists"]) { table + 3 } else { table + 1 };
-    let items = phrase.from(at).split_commas();
-    let bare = items.iter().filter(|item| !item.punct(1, b'.'));
-    bare.filter_map(|item| item.name(0)).map(Into::into).collect()
-}
-
 /// Whether a schema begins with other defaults from then on. Connections keep those that it had when they chose it,
 /// also of one that was dropped: MariaDB creates tables by them.
 fn begins_schema(phrase: &Phrase<'_>, leading: &str) -> bool {
@@ -508,8 +499,10 @@ fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
                     }
                 }
             }
-            if leading == "drop" && (1..3).any(|at| phrase.is_any(at, &["table", "tables"])) {
-                verdict.effect(Effect::Drops(dropped_names(phrase)));
+            if leading == "drop"
+                && let Some(table) = (1..3).find(|&at| phrase.is_any(at, &["table", "tables"]))
+            {
+                verdict.effect(relations::drops(&phrase.from(table + 1)));
             }
             if phrase.contains(&["select"]) {
                 verdict.effect(Effect::DrawsSequence);

@@ -259,7 +259,7 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
         "drop" => {
             verdict.effect(Effect::Ddl);
             if phrase.is_any(1, &["table", "view", "sequence"]) {
-                verdict.effect(Effect::Drops(dropped_names(&phrase.from(2))));
+                verdict.effect(relations::drops(&phrase.from(2)));
             }
         }
         // User code inside these runs in a restricted context that undoes its settings.
@@ -375,17 +375,6 @@ fn created_name(phrase: &Phrase<'_>) -> Option<String> {
     let at = if phrase.says(kind + 1, &["if", "not", "exists"]) { kind + 4 } else { kind + 1 };
     let at = if phrase.punct(at + 1, b'.') { at + 2 } else { at };
     phrase.name(at)
-}
-
-/// What DROP names without a schema, or in that of temporary relations.
-fn dropped_names(list: &Phrase<'_>) -> Box<[Box<str>]> {
-    let names = if list.says(0, &["if", "exists"]) { list.from(2) } else { *list };
-    let bare = |item: &Phrase<'_>| {
-        let at = if item.is(0, "pg_temp") && item.punct(1, b'.') { 2 } else { 0 };
-        let is_last = item.ends_at(at + 1) || item.is_any(at + 1, &["cascade", "restrict"]);
-        item.name(at).filter(|_| is_last).map(Into::into)
-    };
-    names.split_commas().iter().filter_map(bare).collect()
 }
 
 /// Statements that refuse to run behind others in one implicit transaction.

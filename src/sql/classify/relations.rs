@@ -90,6 +90,17 @@ pub(super) fn weigh_definition(verdict: &mut Verdict, cx: &Cx<'_>) {
     }
 }
 
+/// What the `list` of a DROP names without a schema, or in PostgreSQL's for temporary relations.
+pub(super) fn drops(list: &Phrase<'_>) -> Effect {
+    let names = if list.says(0, &["if", "exists"]) { list.from(2) } else { *list };
+    let bare = |item: &Phrase<'_>| {
+        let is_temporary = list.dialect == Dialect::Postgres && item.is(0, "pg_temp") && item.punct(1, b'.');
+        let at = if is_temporary { 2 } else { 0 };
+        item.name(at).filter(|_| !item.punct(at + 1, b'.')).map(Into::into)
+    };
+    Effect::Drops(names.split_commas().iter().filter_map(bare).collect())
+}
+
 /// TRUNCATE runs triggers of its own, with CASCADE those of tables that it does not name.
 pub(super) fn weigh_truncate(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'_>) {
     weigh_tokens(verdict, phrase, cx);
