@@ -44,7 +44,7 @@ pub enum EventTriggers {
     Touching,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UserFunction {
     /// VOLATILE, or not known to be free of writes.
     pub writes: bool,
@@ -163,6 +163,13 @@ fn relatives(name: &str, below: &Neighbours<'_>, above: &Neighbours<'_>) -> Vec<
         }
     }
     found[1..].iter().map(|&name| name.into()).collect()
+}
+
+impl UserFunction {
+    /// What is known of both together: of functions of one name, or of one that calls the other.
+    pub fn or(self, other: Self) -> Self {
+        Self { writes: self.writes || other.writes, touches: self.touches || other.touches }
+    }
 }
 
 /// Names from `routing.read_functions`, `write_functions` and `clean_functions`.

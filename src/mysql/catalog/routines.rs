@@ -26,8 +26,7 @@ pub(super) const TRIGGERS: &str = "\
 SELECT LOWER(event_object_table), sql_mode, action_statement FROM information_schema.triggers \
 WHERE trigger_schema <> 'sys' ORDER BY trigger_schema, trigger_name";
 
-/// What a body does may depend on what others do.
-const NOTHING: UserFunction = UserFunction { writes: false, touches: false };
+/// What code may do that is not shown.
 const ANYTHING: UserFunction = UserFunction { writes: true, touches: true };
 
 /// All code that may be called or set off, by what it counts for.
@@ -113,15 +112,10 @@ impl<'a> Code<'a> {
                 return *table != before;
             }
         };
-        let does = self.rules.judge(piece.name, does);
-        let mut news = false;
-        let entry = by_name.entry(piece.name.into()).or_insert_with(|| {
-            news = true;
-            NOTHING
-        });
+        let entry = by_name.entry(piece.name.into()).or_default();
         let before = *entry;
-        *entry = either(*entry, does);
-        news || *entry != before
+        *entry = before.or(self.rules.judge(piece.name, does));
+        *entry != before
     }
 }
 
@@ -142,12 +136,8 @@ impl Piece<'_> {
                 || (body.writes && relation.touches),
         });
         let called = body.called.iter().map(procedure);
-        functions.chain(called).chain(of_relations).fold(itself, either)
+        functions.chain(called).chain(of_relations).fold(itself, UserFunction::or)
     }
-}
-
-fn either(one: UserFunction, other: UserFunction) -> UserFunction {
-    UserFunction { writes: one.writes || other.writes, touches: one.touches || other.touches }
 }
 
 fn body(sql_mode: Option<&str>, text: Option<&str>, parameters: &Names) -> Option<Body> {

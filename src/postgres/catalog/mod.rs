@@ -91,10 +91,9 @@ fn is_true(row: &Row, column: usize) -> bool {
 
 fn read_function(row: &Row, bodies: &Bodies<'_>, catalog: &mut Catalog) {
     let (Some(name), Some(oid), false) = (text(row, 0), text(row, 5), is_true(row, 4)) else { return };
-    let entry =
-        catalog.functions.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
-    entry.writes |= bodies.writes.contains(oid);
-    entry.touches |= bodies.touches.contains(oid);
+    let does = UserFunction { writes: bodies.writes.contains(oid), touches: bodies.touches.contains(oid) };
+    let entry = catalog.functions.entry(name.into()).or_default();
+    *entry = entry.or(does);
 }
 
 /// What runs without being named, as far as it does more than compute.
@@ -103,15 +102,16 @@ fn read_unnamed(rows: &[Row], bodies: &Bodies<'_>, catalog: &mut Catalog) {
         let (Some(kind), Some(name), Some(oid)) = (text(row, 0), text(row, 1), text(row, 2)) else {
             continue;
         };
-        let (writes, touches) =
-            (bodies.writes.contains(oid), bodies.touches.contains(oid) && !is_true(row, 3));
-        if !writes && !touches {
+        let does = UserFunction {
+            writes: bodies.writes.contains(oid),
+            touches: bodies.touches.contains(oid) && !is_true(row, 3),
+        };
+        if does == UserFunction::default() {
             continue;
         }
         let by_name = if kind == "o" { &mut catalog.operators } else { &mut catalog.types };
-        let entry = by_name.entry(name.into()).or_insert(UserFunction { writes: false, touches: false });
-        entry.writes |= writes;
-        entry.touches |= touches;
+        let entry = by_name.entry(name.into()).or_default();
+        *entry = entry.or(does);
     }
 }
 
