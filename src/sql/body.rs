@@ -39,7 +39,12 @@ pub fn may_leave_state(body: &str) -> bool {
     let modes = LexModes::default_of(Dialect::Postgres);
     let tokens = Tokens::of(body.as_bytes(), Dialect::Postgres, modes);
     let body = Phrase { text: body.as_bytes(), tokens: &tokens.list, dialect: Dialect::Postgres, modes };
-    !tokens.scan.clean || (0..body.len()).any(|at| tells(&body, at))
+    !tokens.scan.clean || has_telltale(&body)
+}
+
+/// Whether a body that is in words already has such a word.
+pub(super) fn has_telltale(body: &Phrase<'_>) -> bool {
+    (0..body.len()).any(|at| tells(body, at))
 }
 
 fn tells(body: &Phrase<'_>, at: usize) -> bool {

@@ -748,6 +748,45 @@ async fn names_of_a_client_of_another_encoding_are_not_taken_for_unknown_ones() 
 }
 
 #[tokio::test]
+async fn a_do_keeps_the_connection_if_its_body_may_leave_something() {
+    let setup = "CREATE TABLE t (x int);
+        CREATE FUNCTION works(given int) RETURNS int LANGUAGE sql AS 'INSERT INTO t VALUES (given) RETURNING x';
+        CREATE FUNCTION sets() RETURNS int LANGUAGE plpgsql AS
+        $$ BEGIN PERFORM set_config('app.tenant', '7', false); RETURN 1; END $$";
+    let stage = Stage::set(setup, &["cluster.pool.size = 1"]).await;
+    let pins_by = async |text: &str| {
+        let session = stage.session().await;
+        let pins = || stage.proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
+        let before = pins();
+        session.run(text).await;
+        session.value("SELECT 1").await;
+        pins() - before
+    };
+
+    for (text, pins) in [
+        ("DO $$ BEGIN INSERT INTO t VALUES (1); COMMIT; UPDATE t SET x = 2; END $$", 0.0),
+        ("DO LANGUAGE plpgsql 'BEGIN PERFORM works(3); ROLLBACK; PERFORM works(4); END'", 0.0),
+        (
+            "DO $$ BEGIN CREATE TABLE IF NOT EXISTS u (x int); INSERT INTO u (x) VALUES (5); END $$ LANGUAGE plpgsql",
+            0.0,
+        ),
+        ("DO $$ BEGIN PERFORM sets(); END $$", 1.0),
+        ("DO $$ BEGIN SET app.tenant = '7'; END $$", 1.0),
+        ("DO $$ BEGIN EXECUTE 'SET app.tenant = 7'; END $$", 1.0),
+    ] {
+        assert_eq!(pins_by(text).await, pins, "{text}");
+    }
+    let session = stage.session().await;
+    let read = "/* pointsman: primary */ SELECT string_agg(x::text, ' ' ORDER BY x) FROM t";
+    assert_eq!(session.value(read).await, "2 4", "they have done their work");
+    assert_eq!(session.value("/* pointsman: primary */ SELECT x FROM u").await, "5");
+    assert_eq!(
+        session.value("/* pointsman: primary */ SELECT current_setting('app.tenant', true)").await,
+        ""
+    );
+}
+
+#[tokio::test]
 async fn a_procedure_keeps_the_connection_if_it_may_leave_something() {
     let setup = "CREATE TABLE t (x int);
         CREATE PROCEDURE works(given int) LANGUAGE plpgsql AS

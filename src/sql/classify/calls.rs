@@ -229,7 +229,7 @@ pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'
             continue;
         }
         let is_target = at > 0 && phrase.is(at - 1, "into");
-        if is_target || (!after_dot && phrase.is_any(at, &NOT_CALLS)) {
+        if is_target || (!after_dot && is_keyword(phrase, at)) {
             continue;
         }
         let Some(name) = phrase.name(at) else {
@@ -240,6 +240,11 @@ pub(super) fn weigh_tokens(verdict: &mut Verdict, phrase: &Phrase<'_>, cx: &Cx<'
         let call = Call { function: Named { schema, name }, ends_in_true: false };
         weigh(verdict, &call, phrase, cx);
     }
+}
+
+/// Whether a word stands before a parenthesis without being called.
+pub(super) fn is_keyword(phrase: &Phrase<'_>, at: usize) -> bool {
+    phrase.is_any(at, &NOT_CALLS)
 }
 
 /// Keywords that stand before a parenthesis without being called.

@@ -4,6 +4,7 @@
 //! (`transaction`, `postgres`, `mysql`); queries and data-modifying statements are parsed from
 //! their stripped text (`query`) and judged by what they call (`calls`) and name (`relations`).
 
+mod anonymous;
 mod calls;
 mod mysql;
 mod mysql_kill;
@@ -47,6 +48,8 @@ pub(super) struct Cx<'a> {
     rules: &'a FunctionRules,
     /// Statements around the one that is judged (EXPLAIN, PREPARE, DECLARE …).
     depth: u8,
+    /// The literals of the text are not those that the client sent.
+    shortened: bool,
     /// Of the string, where it is one statement: a PREPARE hands them on.
     hints: &'a Hints,
 }
@@ -65,12 +68,13 @@ pub fn classify(
 ) -> Intent {
     let modes = modes.for_text(text, dialect);
     let fingerprint = stripped(text, dialect, modes).hash as u64;
-    let cx = Cx { dialect, modes, catalog, rules, depth: 0, hints: &Hints::default() };
-    let shortened = (text.len() > MAX_EXACT_BYTES).then(|| strip(text, dialect, modes));
-    let intent = match &shortened {
+    let short = (text.len() > MAX_EXACT_BYTES).then(|| strip(text, dialect, modes));
+    let shortened = short.is_some();
+    let cx = Cx { dialect, modes, catalog, rules, depth: 0, shortened, hints: &Hints::default() };
+    let intent = match &short {
         Some(short) if short.len() > MAX_EXACT_BYTES => too_long(text),
-        Some(short) => judge(short, &cx, true),
-        None => judge(text, &cx, false),
+        Some(short) => judge(short, &cx),
+        None => judge(text, &cx),
     };
     Intent { fingerprint, ..intent }
 }
@@ -82,8 +86,8 @@ pub fn shows_definition(text: &[u8], modes: LexModes) -> bool {
     Phrase { text, tokens: &tokens.list, dialect: Dialect::Mysql, modes }.says(0, &["show", "create"])
 }
 
-/// Judges a whole string. `shortened`: its literals are not those that the client sent.
-fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
+/// Judges a whole string.
+fn judge(text: &[u8], cx: &Cx<'_>) -> Intent {
     let tokens = Tokens::of(text, cx.dialect, cx.modes);
     let mut hints = Hints::default();
     for range in &tokens.hints {
@@ -106,7 +110,7 @@ fn judge(text: &[u8], cx: &Cx<'_>, shortened: bool) -> Intent {
     } else {
         judge_each(text, &phrases, cx)
     };
-    let mut verdict = if shortened { without_text(verdict) } else { verdict };
+    let mut verdict = if cx.shortened { without_text(verdict) } else { verdict };
     if has_foreign_name {
         // Other sessions may write the same names in other bytes.
         verdict.tables = Touched::All;

@@ -1,7 +1,7 @@
 //! PostgreSQL's statements other than queries, recognised by their tokens.
 
 use super::{
-    Cx, calls, classify_inner, postgres_set, query, relations,
+    Cx, anonymous, calls, classify_inner, postgres_set, query, relations,
     survey::Named,
     transaction,
     verdict::{Touched, Verdict},
@@ -41,7 +41,7 @@ pub(super) fn judge(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
         "unlisten" => listening(),
         "notify" => notification(),
         "load" => Verdict::state().with(Effect::Pin(PinReason::Library)),
-        "do" => Verdict::write(Reason::Command).with(Effect::DrawsSequence).with(Effect::Touches).apart(),
+        "do" => anonymous::judge(phrase, cx),
         // A procedure is a function to the catalog.
         "call" => query::unparsed(phrase, cx, Reason::Command).apart(),
         _ => definition(phrase, &leading, cx),

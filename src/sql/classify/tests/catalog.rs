@@ -57,6 +57,96 @@ fn words_before_a_tables_name_are_not_its_name() {
 }
 
 #[test]
+fn a_do_leaves_what_its_body_leaves() {
+    let touches = |text: &str| {
+        let intent = postgres_in(text, &catalog());
+        assert_eq!(
+            (intent.access, intent.reason, &intent.tables),
+            (Access::Write, Reason::Command, &Tables::All)
+        );
+        assert!(!intent.joins && intent.effects.contains(&Effect::DrawsSequence), "{text}");
+        intent.effects.contains(&Effect::Touches)
+    };
+    for text in [
+        "DO $$ BEGIN INSERT INTO t (x, y) VALUES (1, lower('A')); UPDATE s.t SET x = 2; COMMIT; END $$",
+        "DO LANGUAGE plpgsql $x$ DECLARE r record; BEGIN FOR r IN SELECT * FROM t LOOP PERFORM reads(r.x); END LOOP; END $x$",
+        "DO 'BEGIN NULL; END' LANGUAGE \"plpgsql\"",
+        "DO 'BEGIN RAISE NOTICE ''set %'', 1; END' LANGUAGE 'plpgsql'",
+        "DO E'BEGIN\\n PERFORM 1;\\n END'",
+        "DO $$ BEGIN IF (SELECT count(*) FROM t) > 0 AND NOT EXISTS (SELECT) THEN RETURN; END IF; END $$",
+        "DO $$ BEGIN CREATE TABLE IF NOT EXISTS s.t (x varchar(20) PRIMARY KEY, CHECK (x > '')); END $$",
+        "DO $$ BEGIN CREATE TYPE mood AS ENUM ('sad'); EXCEPTION WHEN duplicate_object THEN NULL; END $$",
+        "DO $$ BEGIN PERFORM count(*) FROM triggerless AS x(y); INSERT INTO s.t(x) SELECT nextval('q'); END $$",
+    ] {
+        assert!(!touches(text), "{text}");
+    }
+    for text in [
+        "DO $$ BEGIN PERFORM set_config('a.b', '1', false); END $$",
+        "DO $$ BEGIN PERFORM set_tenant(1); END $$",
+        "DO $$ DECLARE r t; BEGIN PERFORM r.sneaks; END $$",
+        "DO $$ BEGIN PERFORM unheard_of(1); END $$",
+        "DO $$ BEGIN PERFORM s.if(1); END $$",
+        "DO $$ BEGIN CALL unheard_of(); END $$",
+        "DO $$ BEGIN EXECUTE 'SET a.b = 1'; END $$",
+        "DO $$ BEGIN SET a.b = 1; END $$",
+        "DO $$ BEGIN INSERT INTO triggered VALUES (1); END $$",
+        "DO $$ BEGIN PERFORM * FROM shows_last; END $$",
+        "DO $$ BEGIN PERFORM * FROM sets; END $$",
+        "DO $$ BEGIN UPDATE pg_settings SET setting = 1; END $$",
+        "DO $$ BEGIN CREATE FUNCTION lower() RETURNS int LANGUAGE sql AS ''; END $$",
+        "DO $$ BEGIN PERFORM 'an open quote; END $$",
+        "DO LANGUAGE plpython3u $$ plpy.execute('SET a.b = 1') $$",
+        "DO LANGUAGE plperl 'BEGIN END'",
+        "DO LANGUAGE plpgsql LANGUAGE plpgsql 'BEGIN END'",
+        "DO U&'BEGIN END'",
+        "DO",
+        &format!("DO $$ BEGIN {} PERFORM set_config('a.b', '1', false); END $$", "NULL; ".repeat(8000)),
+    ] {
+        assert!(touches(text), "{text}");
+    }
+
+    let none = |text: &str| {
+        classify(
+            text.as_bytes(),
+            Dialect::Postgres,
+            LexModes::default_of(Dialect::Postgres),
+            &Catalog::empty(),
+            &FunctionRules::default(),
+        )
+    };
+    assert!(none("DO $$ BEGIN NULL; END $$").effects.contains(&Effect::Touches), "no catalog was read");
+    let defines = postgres_in("DO $$ BEGIN CREATE VIEW w AS SELECT 1; END $$", &catalog());
+    assert!(defines.effects.contains(&Effect::Redefines) && defines.effects.contains(&Effect::Ddl));
+    let quiet = postgres_in("DO $$ BEGIN DELETE FROM t; END $$", &catalog());
+    assert_eq!(quiet.effects, [Effect::DrawsSequence]);
+    let touching = Catalog { event_triggers: EventTriggers::Touching, ..catalog() };
+    let defines = postgres_in("DO $$ BEGIN DROP TABLE t; END $$", &touching);
+    assert!(defines.effects.contains(&Effect::Touches));
+}
+
+#[test]
+fn a_do_is_read_as_the_session_writes_it() {
+    // Without standard strings the quote goes on, and what follows is no text.
+    let text = br"DO $$ DECLARE a text := 'x\'; BEGIN a := '; PERFORM sneaks(); --'; END $$";
+    let sure = |modes| {
+        let intent = classify(text, Dialect::Postgres, modes, &catalog(), &FunctionRules::default());
+        !intent.effects.contains(&Effect::Touches)
+    };
+    let modes = LexModes::default_of(Dialect::Postgres);
+    assert!(sure(modes));
+    assert!(!sure(LexModes { standard_strings: false, ..modes }));
+
+    let text = "DO $$ BEGIN PERFORM \"gr\u{fc}n\"(); END $$";
+    let rules = FunctionRules { clean: ["gr\u{fc}n".into()].into(), ..FunctionRules::default() };
+    let sure = |modes| {
+        let intent = classify(text.as_bytes(), Dialect::Postgres, modes, &catalog(), &rules);
+        !intent.effects.contains(&Effect::Touches)
+    };
+    assert!(sure(modes));
+    assert!(!sure(LexModes { foreign_letters: true, ..modes }));
+}
+
+#[test]
 fn a_call_of_mysqls_leaves_what_its_procedure_and_its_arguments_leave() {
     let mut catalog = catalog();
     for (name, touches) in [("works", false), ("sets", true)] {

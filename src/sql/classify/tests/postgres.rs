@@ -335,7 +335,7 @@ fn sequences_and_unknown_code_are_reported() {
         ("SELECT lastval()", vec![NeedsPrevious]),
         ("INSERT INTO t VALUES (currval('s'))", vec![DrawsSequence, NeedsPrevious]),
         ("SELECT set_tenant(42)", vec![DrawsSequence, Touches]),
-        ("DO $$ $$", vec![DrawsSequence, Touches]),
+        ("DO $$ BEGIN PERFORM set_tenant(42); END $$", vec![DrawsSequence, Touches]),
         ("CALL p()", vec![DrawsSequence, Touches]),
         ("SELECT * FROM pg_prepared_statements", vec![Effect::ShowsPrepared]),
     ] {
