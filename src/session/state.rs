@@ -109,7 +109,7 @@ pub enum Own {
     RolledBack,
     /// The transaction was lost with its server: the client is told now.
     Lost,
-    /// It was told before, and has not ended the transaction yet.
+    /// It was told before, or the transaction has failed, and the client has not ended it yet.
     Aborted,
     /// What only the proxy can answer stands among other statements: it says what.
     Among(&'static str),
@@ -138,6 +138,9 @@ impl State {
             return self.plan_for_servers(intent, text);
         }
         match &intent.effects[..] {
+            [Effect::Proxy(_)] if intent.statements == 1 && self.has_failed() => {
+                return self.lost.map_or(Step::Answer(Own::Aborted), |lost| self.plan_lost(intent, lost));
+            }
             [Effect::Proxy(command)] if intent.statements == 1 => {
                 return Step::Answer(Own::Proxy(command.clone()));
             }
@@ -153,6 +156,11 @@ impl State {
         let sets_own = intent.effects.iter().any(|effect| matches!(effect, Effect::Proxy(_)));
         let step = self.plan_for_servers(intent, text);
         if sets_own { self.with_newest_data(step) } else { step }
+    }
+
+    /// Whether nothing is answered any more but the end of the transaction, as by PostgreSQL.
+    fn has_failed(&self) -> bool {
+        !self.sets_next && (self.transaction == Transaction::Failed || self.lost.is_some())
     }
 
     /// Where settings of the proxy's own stand among other statements, those behind them go by what was

@@ -123,6 +123,49 @@ async fn the_proxys_own_settings_follow_savepoints_as_the_servers_do() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_has_failed_answers_nothing_of_the_proxys_own_either() {
+    let stage = Stage::set("CREATE TABLE t (x int)", &[]).await;
+    let mut direct = Wire::login(stage.primary_port(), APP, &stage.database.name).await;
+    let mut wire = stage.wire().await;
+    let simple = |sql: &str| Batch::new().query(sql);
+    let extended = |sql: &str| Batch::new().run(sql, &[]).sync();
+    // As the server says it of its own settings.
+    let settings = [
+        ("SET work_mem = '5MB'", "SET pointsman.consistency = 'global'"),
+        ("SET LOCAL work_mem = '5MB'", "SET LOCAL pointsman.consistency = 'global'"),
+        ("SET work_mem = 'much'", "SET pointsman.max_lag = 'much'"),
+        ("RESET work_mem", "RESET pointsman.consistency"),
+        ("SHOW work_mem", "SHOW pointsman.route"),
+        ("SHOW work_mem", "SHOW pointsman.position"),
+        (
+            "SELECT set_config('work_mem', '5MB', false)",
+            "SELECT set_config('pointsman.consistency', 'user', false)",
+        ),
+        ("SELECT current_setting('work_mem')", "SELECT current_setting('pointsman.consistency')"),
+    ];
+
+    for begin in ["BEGIN; INSERT INTO t VALUES (1)", "BEGIN READ ONLY; SELECT 1", "BEGIN"] {
+        for batch in [simple as fn(&str) -> Batch, extended] {
+            for (servers, own) in settings {
+                let mut told = Vec::new();
+                for (session, setting) in [(&mut direct, servers), (&mut wire, own)] {
+                    for sql in begin.split("; ").chain(["SELECT 1 / 0"]) {
+                        session.ask(&simple(sql)).await;
+                    }
+                    let answer = session.ask(&batch(setting)).await;
+                    let code = answer.iter().find(|frame| frame.tag == b'E').map(Frame::code);
+                    told.push((tags(&answer), code));
+                    session.ask(&simple("ROLLBACK")).await;
+                }
+                assert_eq!(told[1], told[0], "{begin}; {own}");
+            }
+        }
+    }
+
+    assert_eq!(first_columns(&wire.ask(&simple("SHOW pointsman.consistency")).await), ["session"]);
+}
+
+#[tokio::test]
 async fn a_setting_for_a_transaction_that_is_not_open_is_warned_of_as_by_the_server() {
     let stage = Stage::set("", &[]).await;
     let mut direct = Wire::login(stage.primary_port(), APP, &stage.database.name).await;
