@@ -27,12 +27,21 @@ pub struct Port {
 impl Port {
     /// Claims a port that nobody listens on; errs when none was found in 2,000 attempts.
     pub fn claim() -> io::Result<Self> {
+        Ok(Self::listen()?.0)
+    }
+
+    /// Claims a port and listens on it. Whoever listens in this process takes this: a process that another thread
+    /// starts holds what listened until it executes its program, so that a second attempt may find the port in use.
+    ///
+    /// # Errors
+    /// As [`Port::claim`].
+    pub fn listen() -> io::Result<(Self, TcpListener)> {
         for _ in 0..ATTEMPTS {
             let number = rand::random_range(RANGE);
             let name = SocketAddr::from_abstract_name(format!("pointsman-port-{number}"))?;
             let Ok(claim) = UnixListener::bind_addr(&name) else { continue };
-            if TcpListener::bind((Ipv4Addr::LOCALHOST, number)).is_ok() {
-                return Ok(Self { number, _claim: claim });
+            if let Ok(listener) = TcpListener::bind((Ipv4Addr::LOCALHOST, number)) {
+                return Ok((Self { number, _claim: claim }, listener));
             }
         }
         Err(io::Error::new(io::ErrorKind::AddrInUse, "no free port between 20000 and 32000"))

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
@@ -38,8 +38,7 @@ struct State {
 impl Link {
     pub fn to(target: &str) -> Self {
         let target: SocketAddr = target.parse().expect("an address of this machine");
-        let port = Port::claim().expect("ports are to be had");
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port.number())).expect("the port is claimed");
+        let (port, listener) = Port::listen().expect("ports are to be had");
         listener.set_nonblocking(true).expect("listeners can");
         let state = Arc::new(State::default());
         let shared = state.clone();
