@@ -7,7 +7,7 @@ use std::{
     cell::RefCell,
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use tokio::io::{AsyncRead, ReadBuf};
@@ -37,6 +37,16 @@ fn give_buffer(buffer: Box<[u8]>) {
             }
         });
     }
+}
+
+/// What an [`Inbox`] is filled from.
+pub trait Source: Unpin {
+    /// Reads once into `inbox`, which borrows a buffer only where there may be something to read.
+    /// `Ok(0)` is the end of the stream.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    fn poll_into(&mut self, cx: &mut Context<'_>, inbox: &mut Inbox) -> Poll<io::Result<usize>>;
 }
 
 /// Bytes received and not yet consumed.
@@ -113,44 +123,52 @@ impl Inbox {
         }
     }
 
-    /// Reads once from `stream`, growing when full. `Ok(0)` is the end of the stream.
+    /// Reads once from `source`, growing when full. `Ok(0)` is the end of the stream.
     ///
     /// # Errors
     /// Those of the stream.
-    pub fn poll_fill<S: AsyncRead + Unpin>(
+    #[inline]
+    pub fn poll_fill<S: Source>(&mut self, cx: &mut Context<'_>, source: &mut S) -> Poll<io::Result<usize>> {
+        source.poll_into(cx, self)
+    }
+
+    /// As [`Self::poll_fill`], for a stream that tells only by reading whether there is anything.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn poll_read<S: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         stream: &mut S,
     ) -> Poll<io::Result<usize>> {
+        self.attempt(|room| {
+            let mut room = ReadBuf::new(room);
+            let read = Pin::new(stream).poll_read(cx, &mut room);
+            (read.map_ok(|()| room.filled().len()), room.filled().len())
+        })
+    }
+
+    /// Has `read` put something into the room that is there; it returns what it came to, and how many bytes it
+    /// has put.
+    #[inline]
+    pub fn attempt<T>(&mut self, read: impl FnOnce(&mut [u8]) -> (T, usize)) -> T {
         self.make_room(1);
-        let mut spare = ReadBuf::new(&mut self.buffer[self.end..]);
-        match Pin::new(stream).poll_read(cx, &mut spare) {
-            Poll::Ready(Ok(())) => {
-                let count = spare.filled().len();
-                self.end += count;
-                if self.is_empty() {
-                    self.clear();
-                }
-                Poll::Ready(Ok(count))
-            }
-            other => {
-                if self.is_empty() {
-                    self.clear();
-                }
-                ready!(other)?;
-                Poll::Ready(Ok(0))
-            }
+        let (done, count) = read(&mut self.buffer[self.end..]);
+        self.end += count;
+        if self.is_empty() {
+            self.clear();
         }
+        done
     }
 
     /// Waits until something is there that nobody asked for; `false`: the stream has ended or failed.
-    pub async fn stirs<S: AsyncRead + Unpin>(&mut self, stream: &mut S) -> bool {
+    pub async fn stirs<S: Source>(&mut self, stream: &mut S) -> bool {
         !self.is_empty() || self.fill(stream).await.is_ok_and(|count| count > 0)
     }
 
     /// Resolves when the stream has ended or failed; what comes until then is kept. One that brings `bound`
     /// bytes is not read further, and does not end.
-    pub async fn ended<S: AsyncRead + Unpin>(&mut self, stream: &mut S, bound: usize) {
+    pub async fn ended<S: Source>(&mut self, stream: &mut S, bound: usize) {
         while self.len() < bound {
             if !self.fill(stream).await.is_ok_and(|count| count > 0) {
                 return;
@@ -163,7 +181,7 @@ impl Inbox {
     ///
     /// # Errors
     /// Those of the stream.
-    pub async fn fill<S: AsyncRead + Unpin>(&mut self, stream: &mut S) -> io::Result<usize> {
+    pub async fn fill<S: Source>(&mut self, stream: &mut S) -> io::Result<usize> {
         std::future::poll_fn(|cx| self.poll_fill(cx, stream)).await
     }
 }
@@ -171,6 +189,13 @@ impl Inbox {
 impl Drop for Inbox {
     fn drop(&mut self) {
         self.clear();
+    }
+}
+
+#[cfg(test)]
+impl Source for tokio::io::DuplexStream {
+    fn poll_into(&mut self, cx: &mut Context<'_>, inbox: &mut Inbox) -> Poll<io::Result<usize>> {
+        inbox.poll_read(cx, self)
     }
 }
 

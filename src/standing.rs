@@ -16,10 +16,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use crate::{
-    inbox::Inbox,
+    inbox::{Inbox, Source},
     protocol::{Fault, Forwarded},
     session::cancel::Entry,
 };
@@ -117,7 +117,7 @@ impl Watch<'_> {
     /// fenced, or (`movable`) is down and another can be asked.
     pub async fn read<S>(self, inbox: &mut Inbox, stream: &mut S, movable: bool) -> io::Result<usize>
     where
-        S: AsyncRead + Unpin,
+        S: Source,
     {
         let read = std::future::poll_fn(|cx| match inbox.poll_fill(cx, stream) {
             Poll::Pending => self.poll_over(cx, movable).map(|()| Err(given_up())),
@@ -135,7 +135,7 @@ impl Watch<'_> {
     /// As [`Self::read`].
     pub async fn write<S>(self, bytes: &[u8], inbox: &mut Inbox, stream: &mut S) -> io::Result<Step>
     where
-        S: AsyncRead + AsyncWrite + Unpin,
+        S: Source + AsyncWrite,
     {
         let step = std::future::poll_fn(|cx| {
             if let Poll::Ready(written) = Pin::new(&mut *stream).poll_write(cx, bytes) {

@@ -19,7 +19,11 @@ use tokio::{
 use tokio_rustls::TlsStream;
 
 pub use self::socket::{Socket, Stage};
-use crate::{flights, runtime};
+use crate::{
+    flights,
+    inbox::{Inbox, Source},
+    runtime,
+};
 
 /// Idle time before the kernel asks a silent peer whether it is still there: far below the hours
 /// after which firewalls and NAT gateways forget a connection without telling anybody.
@@ -215,6 +219,17 @@ impl Outlet for Stream {
     #[inline]
     fn is_buffered(&self) -> bool {
         self.is_tls()
+    }
+}
+
+impl Source for Stream {
+    #[inline]
+    fn poll_into(&mut self, cx: &mut Context<'_>, inbox: &mut Inbox) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => socket.poll_into(cx, inbox),
+            Self::Tls(session) => inbox.poll_read(cx, session),
+            Self::Moving => Poll::Ready(Err(not_connected())),
+        }
     }
 }
 

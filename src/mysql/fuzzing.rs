@@ -1,9 +1,13 @@
 //! Doors for `fuzz/`: what reads bytes of peers that nobody trusts, without sockets.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use futures_util::FutureExt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::{
     backend::Backend,
@@ -26,7 +30,7 @@ use super::{
 };
 use crate::{
     cluster::Database,
-    inbox::Inbox,
+    inbox::{Inbox, Source},
     protocol::{Identity, ReaderContext},
     sql::{Dialect, cache::Classifier, catalog::FunctionRules},
     stream::Stream,
@@ -68,6 +72,12 @@ pub fn compressed(data: &[u8]) {
         drop(stream);
         let same = &data[..data.len().min(MOST_UNPACKED)];
         assert_eq!(unpacked(&frames, algorithm, LARGE), (same.to_vec(), None));
+    }
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Source for tokio::io::Join<R, W> {
+    fn poll_into(&mut self, cx: &mut Context<'_>, inbox: &mut Inbox) -> Poll<io::Result<usize>> {
+        inbox.poll_read(cx, self.reader_mut())
     }
 }
 

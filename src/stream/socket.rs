@@ -17,7 +17,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::flights;
+use crate::{flights, inbox::Inbox};
 
 /// What is under way of what was left to the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,16 +84,40 @@ impl Socket {
 
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let spare = buffer.initialize_unfilled();
+        let count = ready!(self.poll_reading(cx, || self.read(spare)))?;
+        buffer.advance(count);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once into `inbox`, which borrows no buffer before the reactor has noted something to read.
+    pub fn poll_into(&self, cx: &mut Context<'_>, inbox: &mut Inbox) -> Poll<io::Result<usize>> {
+        self.poll_reading(cx, || {
+            inbox.attempt(|room| {
+                let read = self.read(room);
+                let count = *read.as_ref().unwrap_or(&0);
+                (read, count)
+            })
+        })
+    }
+
+    #[inline]
+    fn poll_reading(
+        &self,
+        cx: &mut Context<'_>,
+        mut read: impl FnMut() -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.tcp.poll_read_ready(cx))?;
-            let read = self.attempt(Interest::READABLE, spare.len(), || {
-                io::Read::read(&mut &*SockRef::from(&self.tcp), spare)
-            });
-            match read {
+            match read() {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(|count| buffer.advance(count))),
+                read => return Poll::Ready(read),
             }
         }
+    }
+
+    #[inline]
+    fn read(&self, room: &mut [u8]) -> io::Result<usize> {
+        self.attempt(Interest::READABLE, room.len(), || io::Read::read(&mut &*SockRef::from(&self.tcp), room))
     }
 
     /// Writes what can be written at once.

@@ -24,7 +24,7 @@ use self::codec::Unpacker;
 pub use self::codec::{Algorithm, ZstdLevel};
 use super::packet;
 use crate::{
-    inbox::{self, Inbox},
+    inbox::{self, Inbox, Source},
     stream::{Outlet, Stream},
 };
 
@@ -140,6 +140,16 @@ impl Outlet for Wire {
         match self {
             Self::Bare(stream) => stream.is_buffered(),
             Self::Compressed(_) => true,
+        }
+    }
+}
+
+impl Source for Wire {
+    #[inline]
+    fn poll_into(&mut self, cx: &mut Context<'_>, inbox: &mut Inbox) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Bare(stream) => stream.poll_into(cx, inbox),
+            Self::Compressed(compressed) => inbox.poll_read(cx, &mut **compressed),
         }
     }
 }
@@ -435,7 +445,7 @@ impl<S: AsyncWrite + Unpin> Compressed<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Compressed<S> {
+impl<S: Source> AsyncRead for Compressed<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();

@@ -9,11 +9,10 @@ pub mod verifier;
 
 use std::{io, sync::Arc};
 
-use tokio::io::AsyncRead;
 use zeroize::Zeroizing;
 
 use super::packet::{self, HEADER};
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Source};
 
 /// Longest packet of the connection phase that is read, in bytes: a client's connect attributes are
 /// bounded by 64 KB in every server.
@@ -48,7 +47,7 @@ impl Credentials {
 /// At the end of the stream and for packets that are too long.
 pub async fn next_packet<S>(stream: &mut S, inbox: &mut Inbox) -> io::Result<packet::Header>
 where
-    S: AsyncRead + Unpin,
+    S: Source,
 {
     loop {
         if let Some(header) = packet::header(inbox.data()) {
@@ -68,7 +67,7 @@ where
 /// As [`next_packet`], and takes the payload out of the inbox.
 pub async fn take_packet<S>(stream: &mut S, inbox: &mut Inbox) -> io::Result<(u8, Vec<u8>)>
 where
-    S: AsyncRead + Unpin,
+    S: Source,
 {
     let header = next_packet(stream, inbox).await?;
     let payload = inbox.data()[HEADER..header.total()].to_vec();
