@@ -28,7 +28,7 @@ use crate::{
     pool::{Fate, Limits, Pools, Shares},
     protocol::{Backend, Identity, Protocol, VerifierSource},
     recent::Recent,
-    route::{Floor, Policy},
+    route::Floor,
     session::cancel::{Call, Entry, Registry},
     shutdown::Shutdown,
     split::Split,
@@ -40,7 +40,6 @@ use crate::{
 pub struct Cluster<P: Protocol> {
     pub name: Arc<str>,
     pub config: Arc<ArcSwap<config::Cluster>>,
-    pub policy: ArcSwap<Policy>,
     pub gate: ArcSwap<P::Gate>,
     pub link: Arc<ArcSwap<P::Link>>,
     /// What the monitor logs in to servers as.
@@ -114,7 +113,6 @@ impl<P: Protocol> Cluster<P> {
         );
         Self {
             name: config.name.clone(),
-            policy: ArcSwap::from_pointee(config.routing.policy(&config.monitor)),
             gate: ArcSwap::from_pointee(parts.gate),
             link: Arc::new(ArcSwap::from_pointee(parts.link)),
             monitor_identity: ArcSwap::from_pointee(parts.monitor_identity),
@@ -394,7 +392,6 @@ impl<P: Protocol> Cluster<P> {
     /// Applies a new configuration: what is used from now on, without disturbing what runs.
     pub fn reconfigure(&self, config: config::Cluster, parts: Parts<P>) {
         let before = self.config.load_full();
-        self.policy.store(Arc::new(config.routing.policy(&config.monitor)));
         self.renew_credentials(&parts.gate);
         self.gate.store(Arc::new(parts.gate));
         self.link.store(Arc::new(parts.link));

@@ -430,7 +430,7 @@ async fn any_server<P: Protocol>(
             max_lag: None,
             exclude: &exclude,
         };
-        let policy = cluster.policy.load_full();
+        let policy = cluster.config.load().policy();
         let now = std::time::Instant::now();
         let mut choice = route::choose(&question, &snapshot, &policy, now, &mut rand::random::<f64>);
         if choice.is_err() {

@@ -81,8 +81,8 @@ impl<'a> Watch<'a> {
     }
 
     /// The answer acknowledges a write, and waits so long for somebody to have the role.
-    pub fn acknowledging(self, patience: Duration) -> Self {
-        Self { patience: Some(patience), ..self }
+    pub fn acknowledging(self, patience: Option<Duration>) -> Self {
+        Self { patience, ..self }
     }
 
     /// Whether the server's answer may no longer be handed on. `movable`: another node can still

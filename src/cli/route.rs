@@ -99,7 +99,7 @@ impl Route {
                  calls of any but built-in ones count as writes"
             )?;
         }
-        let policy = cluster.routing.policy(&cluster.monitor);
+        let policy = cluster.policy();
         Ok(Some(Scene { cluster: cluster.name.clone(), policy, seen }))
     }
 

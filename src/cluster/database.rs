@@ -45,6 +45,8 @@ pub struct Database {
     id: u64,
     pub name: Arc<str>,
     catalog: ArcSwap<Catalog>,
+    /// That of the catalog or, for a moment, of the one before it.
+    catalog_version: AtomicU64,
     /// DDL passed through: the catalog has to be read again.
     pub stale: AtomicBool,
     /// lastval and its like were asked for here: sessions keep connections that drew a value.
@@ -74,6 +76,7 @@ impl Database {
             id,
             name,
             catalog: ArcSwap::from_pointee(Catalog::empty()),
+            catalog_version: AtomicU64::new(Catalog::empty().version),
             stale: AtomicBool::new(true),
             sequences_matter: AtomicBool::new(false),
             counts_matter: AtomicBool::new(false),
@@ -105,9 +108,15 @@ impl Database {
         self.catalog.load()
     }
 
+    pub fn catalog_version(&self) -> u64 {
+        self.catalog_version.load(Ordering::Acquire)
+    }
+
     pub fn set_catalog(&self, catalog: Catalog) {
         if !self.catalog.load().loaded || self.catalog.load().version != catalog.version {
+            let version = catalog.version;
             self.catalog.store(Arc::new(catalog));
+            self.catalog_version.store(version, Ordering::Release);
         }
         self.read_at.fetch_add(1, Ordering::Release);
         self.read.notify_waiters();

@@ -66,7 +66,12 @@ impl Topology {
     /// Whether nothing has been published since `snapshot`. Sequentially consistent: whoever makes a
     /// pool and then finds nothing new is found by the publisher, who fences pools afterwards.
     pub fn is_current(&self, snapshot: &Snapshot) -> bool {
-        self.version.load(Ordering::SeqCst) == snapshot.version
+        self.version() == snapshot.version
+    }
+
+    /// That of the snapshot or, for a moment, of the one before it.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::SeqCst)
     }
 
     pub(super) fn store(&self, snapshot: Snapshot) {

@@ -263,16 +263,16 @@ pub struct Routing {
     pub functions: FunctionRules,
 }
 
-impl Routing {
+impl Cluster {
     /// What [`crate::route::choose`] needs of it.
-    pub fn policy(&self, monitor: &Monitor) -> Policy {
+    pub fn policy(&self) -> Policy {
         /// A position that three probes did not renew is not known any more (design, section 4).
         const FRESH_INTERVALS: u32 = 3;
         Policy {
-            consistency: self.consistency,
-            max_lag: self.max_lag.unwrap_or(Duration::MAX),
-            primary_reads: self.primary_reads,
-            fresh_for: monitor.interval.saturating_mul(FRESH_INTERVALS),
+            consistency: self.routing.consistency,
+            max_lag: self.routing.max_lag.unwrap_or(Duration::MAX),
+            primary_reads: self.routing.primary_reads,
+            fresh_for: self.monitor.interval.saturating_mul(FRESH_INTERVALS),
         }
     }
 }

@@ -373,7 +373,7 @@ impl Frontend {
     /// Changes whenever a statement may be judged otherwise than before.
     pub(super) fn generation(&self) -> u64 {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
-        reader.classifier.generation(&reader.database.catalog())
+        reader.classifier.generation(reader.database.catalog_version())
     }
 
     /// The whole text of a query, as long as it is there.

@@ -10,6 +10,7 @@ use crate::{
     protocol::{Backend, Protocol},
     session::cancel::CancelTarget,
     sql::effects::Ends,
+    standing::Standing,
     topology::{Load, Node, NodeId, Role},
 };
 
@@ -30,6 +31,8 @@ pub struct Held<P: Protocol> {
     cancelled: Option<Ends>,
     /// Something ran in it of which nobody knows what it leaves behind.
     doubted: bool,
+    /// The topology's version in which its node was last found to be of use to whoever keeps it.
+    fit_in: Option<u64>,
 }
 
 impl<P: Protocol> Held<P> {
@@ -68,6 +71,7 @@ impl<P: Protocol> Held<P> {
             busy: false,
             cancelled: None,
             doubted: false,
+            fit_in: None,
         }
     }
 
@@ -77,6 +81,12 @@ impl<P: Protocol> Held<P> {
 
     pub fn backend(&mut self) -> &mut P::Backend {
         &mut self.pooled.as_mut().expect("held until released").backend
+    }
+
+    /// The connection, and whether it may go on answering.
+    pub fn serving(&mut self) -> (&mut P::Backend, &Standing) {
+        let pooled = self.pooled.as_mut().expect("held until released");
+        (&mut pooled.backend, &self.pool.standing)
     }
 
     pub fn address(&self) -> &Arc<str> {
@@ -106,6 +116,15 @@ impl<P: Protocol> Held<P> {
             self.busy = busy;
             if busy { self.load.begin() } else { self.load.end() }
         }
+    }
+
+    /// Whether its node was found to be of use in this version of the topology.
+    pub fn is_fit_in(&self, version: u64) -> bool {
+        self.fit_in == Some(version)
+    }
+
+    pub fn note_fit_in(&mut self, version: u64) {
+        self.fit_in = Some(version);
     }
 
     /// It forgets everything before its next session, however clean it seems.

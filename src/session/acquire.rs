@@ -14,7 +14,7 @@ use crate::{
     refusal::{Refusal, RefusalKind},
     sql::{Access, Intent, hints::Target},
     standing::Watch,
-    topology::{Node, Role, Snapshot, State},
+    topology::{Node, Role, State},
 };
 
 /// What the kept connection is to an attempt.
@@ -82,12 +82,8 @@ impl<P: Protocol> Session<P> {
             self.lose_previous(&kept);
             return Ok(Fit::Gone);
         }
-        let snapshot = self.cluster.topology.load();
-        let draining = |node: &Node| matches!(node.state, State::Draining);
-        // Draining waits for transactions, not for what a session keeps between them.
-        let drained = self.state.transaction == Transaction::Idle
-            && snapshot.find(kept.address()).is_some_and(draining);
-        if drained || snapshot.forbids(kept.address(), kept.role) {
+        // Nearly always it is as it was for the transaction's statement before.
+        if !kept.is_fit_in(self.cluster.topology.version()) && self.is_barred(&mut kept) {
             if self.state.is_reading() {
                 self.state.begin_again();
                 return Ok(Fit::Gone);
@@ -104,7 +100,7 @@ impl<P: Protocol> Session<P> {
             let stays = attempt.run.access == Access::Read
                 && (self.state.transaction == Transaction::Failed
                     || request.intent.access == Access::Write
-                    || self.still_serves(&kept, &request.intent, attempt, &snapshot));
+                    || self.still_serves(&kept, &request.intent, attempt));
             if !stays {
                 self.state.begin_again();
                 // Nobody waits for what was read to end.
@@ -132,6 +128,21 @@ impl<P: Protocol> Session<P> {
             }
             _ => Fit::Serves(kept),
         })
+    }
+
+    /// Whether the kept connection's node may not be used any more, or not for this.
+    fn is_barred(&self, kept: &mut Held<P>) -> bool {
+        let snapshot = self.cluster.topology.load();
+        if snapshot.forbids(kept.address(), kept.role) {
+            return true;
+        }
+        let draining = |node: &Node| matches!(node.state, State::Draining);
+        if snapshot.find(kept.address()).is_some_and(draining) {
+            // Draining waits for transactions, not for what a session keeps between them.
+            return self.state.transaction == Transaction::Idle;
+        }
+        kept.note_fit_in(snapshot.version);
+        false
     }
 
     /// Ends a pipeline that has only read. Its connection comes back where it has failed: nothing of the
@@ -177,16 +188,11 @@ impl<P: Protocol> Session<P> {
 
     /// Whether the replica that a transaction reads from may still serve its reads: others may have
     /// written what they have to see.
-    fn still_serves(
-        &mut self,
-        kept: &Held<P>,
-        intent: &Intent,
-        attempt: &Attempt,
-        snapshot: &Snapshot,
-    ) -> bool {
-        self.renew_floors(snapshot);
+    fn still_serves(&mut self, kept: &Held<P>, intent: &Intent, attempt: &Attempt) -> bool {
+        let snapshot = self.snapshot();
+        self.renew_floors(&snapshot);
         let target = Target::Node((&**kept.address()).into());
-        let choice = self.ask_route(intent, attempt, snapshot, Some(&target), Instant::now());
+        let choice = self.ask_route(intent, attempt, &snapshot, Some(&target), Instant::now());
         choice.is_ok_and(|choice| *snapshot.node(choice.node).address == **kept.address())
     }
 

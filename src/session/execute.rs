@@ -84,7 +84,7 @@ impl<P: Protocol> Session<P> {
         self.deadline = self.config.load().limits.statement_timeout.map(|limit| began + limit);
         let mut attempt = Attempt {
             run,
-            policy: **self.cluster.policy.load(),
+            policy: self.config.load().policy(),
             began,
             waited: Duration::ZERO,
             exclude: SmallVec::new(),
@@ -181,25 +181,24 @@ impl<P: Protocol> Session<P> {
         noted: &Noted,
     ) -> Result<Reply, Fault> {
         let may_refuse = self.may_refuse(request, held.role, attempt);
+        let wants_id = self.wants_id(&request.intent, held.role);
         self.registered.entry.runs_at(held.cancel_target());
         held.set_busy(true);
-        let pool = held.pool.clone();
-        let entry = self.registered.entry.clone();
-        let mut watch = Watch::new(&pool.standing, &entry);
-        if noted.commits() || attempt.run.reason == Reason::Learned {
-            watch = watch.acknowledging(self.config.load().failover.hold);
-        }
+        let acknowledges = noted.commits() || attempt.run.reason == Reason::Learned;
+        let patience = acknowledges.then(|| self.config.load().failover.hold);
+        let entry = &self.registered.entry;
+        let (backend, standing) = held.serving();
+        let watch = Watch::new(standing, entry).acknowledging(patience);
         let terms = Terms {
             ahead: self.state.held_statements(),
             ahead_savepoints: self.state.held_savepoints(),
             ahead_sets_modes: self.state.held_sets_modes(),
             may_refuse,
-            wants_id: self.wants_id(&request.intent, held.role),
+            wants_id,
             session: entry.id,
             forget_last: attempt.forget_last,
             watch,
         };
-        let backend = held.backend();
         let result = match self.deadline {
             // Whoever was killed runs nothing more; a KILL from now on finds the connection.
             _ if entry.is_called(Call::Kill) => Err(standing::unsent()),
@@ -207,7 +206,7 @@ impl<P: Protocol> Session<P> {
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 let exchange = backend.exchange(request, &mut self.frontend, &terms);
-                Box::pin(limited(exchange, left, &self.cluster, &entry)).await
+                Box::pin(limited(exchange, left, &self.cluster, entry)).await
             }
         };
         held.set_busy(false);

@@ -344,8 +344,8 @@ impl<P: Protocol> Session<P> {
             "route" => Ok(self.route.describe()),
             "position" => self.token().await,
             "consistency" => {
-                let consistency =
-                    self.state.own.now.consistency.unwrap_or(self.cluster.policy.load().consistency);
+                let consistency = self.state.own.now.consistency;
+                let consistency = consistency.unwrap_or(self.config.load().routing.consistency);
                 Ok(consistency.label().to_owned())
             }
             "max_lag" => Ok(self

@@ -221,10 +221,10 @@ impl Classifier {
         self.learnings.fetch_add(1, Relaxed);
     }
 
-    /// Changes whenever a text may be judged otherwise than before by this catalog.
-    pub fn generation(&self, catalog: &Catalog) -> u64 {
+    /// Changes whenever a text may be judged otherwise than before by the catalog of this version.
+    pub fn generation(&self, catalog: u64) -> u64 {
         let rulings = self.rulings.load(Acquire).rotate_left(32);
-        catalog.version ^ self.learnings.load(Relaxed).rotate_left(48) ^ rulings
+        catalog ^ self.learnings.load(Relaxed).rotate_left(48) ^ rulings
     }
 
     fn is_learned(&self, database: u64, text: &[u8], now: Instant) -> bool {

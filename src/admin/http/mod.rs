@@ -193,7 +193,7 @@ fn serves(cluster: &dyn Managed, reads: bool) -> bool {
 /// a proxy that has seen no primary yet nobody knows how far they are behind.
 fn serves_reads(cluster: &dyn Managed, snapshot: &Snapshot) -> bool {
     let config = cluster.config();
-    let policy = config.routing.policy(&config.monitor);
+    let policy = config.policy();
     let question = Question {
         access: Access::Read,
         target: None,

@@ -62,7 +62,7 @@ fn a_short_file_has_a_default_for_everything_else() {
     assert_eq!(cluster.limits.clients_per_user, None);
     assert_eq!(cluster.limits.statement_timeout, None);
     assert_eq!((cluster.tls.client.mode, cluster.tls.server.mode), (TlsMode::Disable, TlsMode::Prefer));
-    assert_eq!(cluster.routing.policy(&cluster.monitor).fresh_for, Duration::from_millis(600));
+    assert_eq!(cluster.policy().fresh_for, Duration::from_millis(600));
 }
 
 #[test]

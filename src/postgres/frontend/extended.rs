@@ -196,7 +196,7 @@ impl Frontend {
             Origin::Parse if statement.is_shared() => origins.intern(text, &statement.body, intent),
             _ => Arc::new(statement.with(&statement.body, intent)),
         };
-        self.statements.renew(classifier.generation(&catalog), judge, keep);
+        self.statements.renew(classifier.generation(catalog.version), judge, keep);
     }
 
     fn describe_or_close(&mut self, tag: u8, body: &[u8], unit: &mut Unit) -> Subject {
