@@ -487,5 +487,6 @@ pub enum Answer<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Column<'a> {
     pub name: &'a str,
-    pub value: &'a str,
+    /// `None`: NULL.
+    pub value: Option<&'a str>,
 }

@@ -10,6 +10,8 @@ use crate::{
     sql::Effect,
 };
 
+/// In the place of the length of a value, in a row of text.
+const NULL_VALUE: u8 = 0xFB;
 /// `MYSQL_TYPE_VAR_STRING`.
 const VAR_STRING: u8 = 253;
 /// utf8mb4_general_ci.
@@ -74,12 +76,20 @@ impl Frontend {
         }
         packet::put(out, next(), |out| {
             if binary {
-                // A row's mark, and that nothing is NULL.
+                // A row's mark, and which columns are NULL, from the third bit on.
                 out.push(0);
-                out.resize(out.len() + (columns.len() + 9) / 8, 0);
+                let nulls = out.len();
+                out.resize(nulls + (columns.len() + 9) / 8, 0);
+                for (at, _) in columns.iter().enumerate().filter(|(_, column)| column.value.is_none()) {
+                    out[nulls + (at + 2) / 8] |= 1 << ((at + 2) % 8);
+                }
             }
             for column in columns {
-                put_lenenc_bytes(out, column.value.as_bytes());
+                match column.value {
+                    Some(value) => put_lenenc_bytes(out, value.as_bytes()),
+                    None if binary => {}
+                    None => out.push(NULL_VALUE),
+                }
             }
         });
         if deprecates_eof {

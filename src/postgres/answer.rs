@@ -148,6 +148,10 @@ fn put_completion(out: &mut Vec<u8>, batch: &Batch, intent: &Intent, answer: Ans
         frame::put(out, b'D', |out| {
             put_count(out, columns);
             for Column { value, .. } in columns {
+                let Some(value) = value else {
+                    out.extend_from_slice(&(-1i32).to_be_bytes());
+                    continue;
+                };
                 let length = u32::try_from(value.len()).expect("values of ours are short");
                 out.extend_from_slice(&length.to_be_bytes());
                 out.extend_from_slice(value.as_bytes());

@@ -254,7 +254,7 @@ impl<P: Protocol> Session<P> {
                     "position" => self.adopt_token(value).await,
                     _ => self.set_own(name, value, *scope),
                 };
-                set.map(|()| column.as_deref().map(|column| vec![(column, value.to_string())]))
+                set.map(|()| column.as_deref().map(|column| vec![(column, Some(value.to_string()))]))
             }
             ProxyCommand::SetComputed { name } => Err(computed(name)),
             ProxyCommand::Misplaced { name } => Err(misplaced(name)),
@@ -265,7 +265,8 @@ impl<P: Protocol> Session<P> {
             Ok(None) if passes => self.frontend.answer(request, Answer::WithoutEffect, transaction).await,
             Ok(None) => self.frontend.answer(request, Answer::Done, transaction).await,
             Ok(Some(row)) => {
-                let row: Vec<_> = row.iter().map(|(name, value)| Column { name, value }).collect();
+                let row: Vec<_> =
+                    row.iter().map(|(name, value)| Column { name, value: value.as_deref() }).collect();
                 self.frontend.answer(request, Answer::Row(&row), transaction).await
             }
             Err(refusal) => self.refuse(request, refusal).await,
@@ -331,10 +332,14 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Names and values of the columns.
-    async fn show_all<'a>(&mut self, shown: &'a [Shown]) -> Result<Vec<(&'a str, String)>, Refusal> {
+    async fn show_all<'a>(&mut self, shown: &'a [Shown]) -> Result<Vec<(&'a str, Option<String>)>, Refusal> {
         let mut row = Vec::with_capacity(shown.len());
         for shown in shown {
-            row.push((&*shown.column, self.show_own(&shown.name).await?));
+            let value = match self.show_own(&shown.name).await {
+                Err(refusal) if refusal.kind == RefusalKind::UnknownSetting && shown.missing_ok => None,
+                value => Some(value?),
+            };
+            row.push((&*shown.column, value));
         }
         Ok(row)
     }

@@ -281,6 +281,8 @@ pub enum ProxyCommand {
 pub struct Shown {
     pub name: Box<str>,
     pub column: Box<str>,
+    /// No error where there is no such setting, but NULL: `current_setting(…, true)`.
+    pub missing_ok: bool,
 }
 
 impl Effect {

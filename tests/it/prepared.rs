@@ -192,6 +192,18 @@ async fn the_proxys_own_settings_are_those_of_set_config_and_current_setting() {
         assert_eq!(first_columns(&wire.ask(&Batch::new().query(get)).await), [level], "{sql}");
     }
 
+    // An unknown one is an error, or NULL where that is asked for, as the server's own.
+    let missing =
+        "SELECT current_setting('pointsman.x', true), current_setting('pointsman.consistency', true)";
+    for batch in [Batch::new().query(missing), Batch::new().run(missing, &[]).sync()] {
+        let answer = wire.ask(&batch).await;
+        let row = answer.iter().find(|frame| frame.tag == b'D').map(Frame::columns);
+        assert_eq!(row, Some(vec![None, Some("monotonic".to_owned())]));
+    }
+    for sql in ["SELECT current_setting('pointsman.x')", "SELECT current_setting('pointsman.x', false)"] {
+        assert_eq!(error_code(&wire.ask(&Batch::new().query(sql)).await), "42704", "{sql}");
+    }
+
     // What the proxy cannot read is not passed over in silence.
     for sql in
         ["SELECT set_config('pointsman.consistency', current_user, false)", "SELECT 1; SHOW pointsman.route"]

@@ -212,7 +212,7 @@ fn shown_variables(phrase: &Phrase<'_>) -> Option<Verdict> {
             at += 1;
         }
         let column = String::from_utf8_lossy(phrase.raw(at));
-        shown.push(Shown { name, column: column.trim_matches('`').into() });
+        shown.push(Shown { name, column: column.trim_matches('`').into(), missing_ok: false });
         at += 1;
         if !phrase.punct(at, b',') {
             break;

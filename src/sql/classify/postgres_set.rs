@@ -230,7 +230,7 @@ pub(super) fn show(phrase: &Phrase<'_>) -> Verdict {
         return if known { Verdict::session() } else { Verdict::write(Reason::Unparsed) };
     }
     if let Some(own) = name.strip_prefix(PROXY) {
-        let shown = [Shown { name: own.into(), column: name.as_str().into() }].into();
+        let shown = [Shown { name: own.into(), column: name.as_str().into(), missing_ok: false }].into();
         return Verdict::session().with(Effect::Proxy(ProxyCommand::Show { shown }));
     }
     if PRIMARY_SETTINGS.contains(&name.as_str()) { Verdict::server() } else { Verdict::session() }
@@ -291,19 +291,27 @@ fn set_config_item(item: &Phrase<'_>, verdict: &mut Verdict) -> Option<()> {
 
 /// The last argument of `set_config`, as a literal.
 fn scope_of(local: &Phrase<'_>) -> Option<Scope> {
+    boolean(local).map(scope_by)
+}
+
+fn scope_by(is_local: bool) -> Scope {
+    if is_local { Scope::Local } else { Scope::Session }
+}
+
+/// A boolean that is written out.
+fn boolean(literal: &Phrase<'_>) -> Option<bool> {
     match () {
-        () if local.len() != 1 => None,
-        () if local.is(0, "true") => Some(Scope::Local),
-        () if local.is(0, "false") => Some(Scope::Session),
-        () => scope_by(&local.string(0)?),
+        () if literal.len() != 1 => None,
+        () if literal.is(0, "true") => Some(true),
+        () if literal.is(0, "false") => Some(false),
+        () => boolean_of(&literal.string(0)?),
     }
 }
 
-/// A boolean of text: whether a setting is local.
-fn scope_by(text: &str) -> Option<Scope> {
+fn boolean_of(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
-        "true" | "t" | "on" | "yes" | "1" => Some(Scope::Local),
-        "false" | "f" | "off" | "no" | "0" => Some(Scope::Session),
+        "true" | "t" | "on" | "yes" | "1" => Some(true),
+        "false" | "f" | "off" | "no" | "0" => Some(false),
         _ => None,
     }
 }
@@ -316,9 +324,13 @@ pub(super) fn current_setting(phrase: &Phrase<'_>) -> Option<Verdict> {
 
 fn shown_setting(item: &Phrase<'_>) -> Option<Shown> {
     let Call { arguments, column, .. } = call(item, "current_setting")?;
-    let ([name] | [name, _]) = arguments.as_slice() else { return None };
+    let (name, missing_ok) = match arguments.as_slice() {
+        [name] => (name, false),
+        [name, missing_ok] => (name, boolean(missing_ok) == Some(true)),
+        _ => return None,
+    };
     let name = name.string(0).filter(|_| name.len() == 1)?.to_ascii_lowercase();
-    Some(Shown { name: name.strip_prefix(PROXY)?.into(), column: column.into() })
+    Some(Shown { name: name.strip_prefix(PROXY)?.into(), column: column.into(), missing_ok })
 }
 
 /// An item of a SELECT list that is one call, and at most an alias behind it.
@@ -358,7 +370,7 @@ pub fn bound_set_config(text: &[u8], modes: LexModes, values: &[Option<&[u8]>]) 
             // Binary booleans are a byte.
             Some("\0") | None => Scope::Session,
             Some("\u{1}") => Scope::Local,
-            Some(text) => scope_by(text)?,
+            Some(text) => scope_by(boolean_of(text)?),
         },
     };
     Some(ProxyCommand::Set {

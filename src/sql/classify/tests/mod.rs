@@ -7,6 +7,7 @@ mod postgres;
 mod robust;
 
 use super::*;
+use crate::sql::effects::Shown;
 
 fn loaded() -> Catalog {
     Catalog { loaded: true, ..Catalog::empty() }
@@ -30,4 +31,9 @@ fn mysql(text: &str) -> Intent {
 fn set(name: &str, value: &str, statement: &str) -> Effect {
     use crate::sql::effects::Scope;
     Effect::Set { name: name.into(), value: value.into(), statement: statement.into(), scope: Scope::Session }
+}
+
+/// A setting of the proxy's own that is asked for, and has to be there.
+fn asked(name: &str, column: &str) -> Shown {
+    Shown { name: name.into(), column: column.into(), missing_ok: false }
 }

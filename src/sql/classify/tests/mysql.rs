@@ -1,8 +1,8 @@
 //! MySQL and MariaDB statements.
 
-use super::{super::*, mysql, set};
+use super::{super::*, asked, mysql, set};
 use crate::sql::effects::{
-    Ending, Ends, Force, Isolation, Left, ProxyCommand, Scope, Shown, TransactionModes, Whom,
+    Ending, Ends, Force, Isolation, Left, ProxyCommand, Scope, TransactionModes, Whom,
 };
 
 #[test]
@@ -176,7 +176,7 @@ fn a_variable_that_only_a_server_can_tell_is_named() {
 #[test]
 fn mysql_settings_carry_the_statement_that_sets_them_again() {
     let shown = |settings: &[(&str, &str)]| {
-        let shown = settings.iter().map(|&(name, column)| Shown { name: name.into(), column: column.into() });
+        let shown = settings.iter().map(|&(name, column)| asked(name, column));
         Effect::Proxy(ProxyCommand::Show { shown: shown.collect() })
     };
     let misplaced = |name: &str| vec![Effect::Proxy(ProxyCommand::Misplaced { name: name.into() })];

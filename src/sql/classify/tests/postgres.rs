@@ -1,6 +1,6 @@
 //! PostgreSQL statements.
 
-use super::{super::*, postgres, set};
+use super::{super::*, asked, postgres, set};
 use crate::sql::effects::{Discard, Isolation, ProxyCommand, Scope, Shown, TransactionModes};
 
 #[test]
@@ -373,7 +373,6 @@ fn the_proxys_own_settings_are_answered_by_it() {
         scope,
         column: Some(column.into()),
     };
-    let shown = |name: &str, column: &str| Shown { name: name.into(), column: column.into() };
     let value = |name: &str, value: &str| set(name, value, Scope::Session);
     for (text, command) in [
         ("SET pointsman.consistency = 'eventual'", value("consistency", "eventual")),
@@ -390,7 +389,23 @@ fn the_proxys_own_settings_are_answered_by_it() {
         ),
         (
             "SELECT current_setting('pointsman.max_lag', true), current_setting('Pointsman.Route') AS r",
-            ProxyCommand::Show { shown: [shown("max_lag", "current_setting"), shown("route", "r")].into() },
+            ProxyCommand::Show {
+                shown: [
+                    Shown { missing_ok: true, ..asked("max_lag", "current_setting") },
+                    asked("route", "r"),
+                ]
+                .into(),
+            },
+        ),
+        (
+            "SELECT current_setting('pointsman.x', 'no'), current_setting('pointsman.x', 'on')",
+            ProxyCommand::Show {
+                shown: [
+                    asked("x", "current_setting"),
+                    Shown { missing_ok: true, ..asked("x", "current_setting") },
+                ]
+                .into(),
+            },
         ),
         ("SET LOCAL pointsman.consistency = 'global'", set("consistency", "global", Scope::Local)),
         ("SET LOCAL pointsman.max_lag TO DEFAULT", set("max_lag", "default", Scope::Local)),
@@ -398,7 +413,7 @@ fn the_proxys_own_settings_are_answered_by_it() {
             "SELECT set_config('pointsman.max_lag', '1s', true) b",
             answered("max_lag", "1s", Scope::Local, "b"),
         ),
-        ("SHOW Pointsman.route", ProxyCommand::Show { shown: [shown("route", "pointsman.route")].into() }),
+        ("SHOW Pointsman.route", ProxyCommand::Show { shown: [asked("route", "pointsman.route")].into() }),
         ("RESET pointsman.max_lag", ProxyCommand::Reset { name: "max_lag".into() }),
         ("SET pointsman.max_lag TO DEFAULT", ProxyCommand::Reset { name: "max_lag".into() }),
     ] {
