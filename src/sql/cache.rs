@@ -348,6 +348,20 @@ mod tests {
     }
 
     #[test]
+    fn what_a_variable_of_the_proxys_own_is_called_is_kept_by_its_exact_text() {
+        let (catalog, now) = (Catalog::empty(), Instant::now());
+        let classifier = Classifier::new(Dialect::Mysql, FunctionRules::default(), DEFAULT_CAPACITY);
+        let modes = LexModes::default_of(Dialect::Mysql);
+        for variable in ["@pointsman_route", "(@`Pointsman_route`)"] {
+            let [first, second] = ["a", "b"].map(|alias| {
+                let text = format!("SELECT {variable} AS '{alias}'");
+                classifier.intent(1, &catalog, modes, text.as_bytes(), || now)
+            });
+            assert_ne!(first.effects, second.effects, "{variable}");
+        }
+    }
+
+    #[test]
     fn a_refused_text_is_a_write_for_a_limited_time_in_its_database_only() {
         let (classifier, catalog, now) = (classifier(), Catalog::empty(), Instant::now());
         let text = b"SELECT sneaky FROM t WHERE id = 1";

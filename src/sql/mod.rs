@@ -29,6 +29,9 @@ pub enum Dialect {
     Mysql,
 }
 
+/// How the names of MySQL's variables begin that are the proxy's own.
+const PROXY_VARIABLES: &str = "pointsman_";
+
 /// Where the parameters of a statement stand (`$1`, in MySQL `?`), in order; `None` for a text that
 /// cannot be read. By the modes of a fresh session.
 pub fn placeholders(text: &str, dialect: Dialect) -> Option<Vec<Range<usize>>> {

@@ -1864,6 +1864,7 @@ async fn the_proxys_own_variables_are_answered_by_it(make: Make) {
         session.run(set).await;
         assert_eq!(session.value(get).await, "user", "{set} {get}");
     }
+    as_it_may_be_written(&stage).await;
     // What only a server could compute is not passed over in silence.
     assert_eq!(session.error("SET @pointsman_consistency = CONCAT('glo', 'bal')").await, 1235);
 
@@ -1893,6 +1894,39 @@ async fn the_proxys_own_variables_are_answered_by_it(make: Make) {
     };
     assert_eq!(session.error(&format!("SET @pointsman_position = '{anothers}'")).await, 1231);
     assert_eq!(session.error("").await, 1065);
+}
+
+/// Columns are called what the server calls them.
+async fn as_it_may_be_written(stage: &Stage) {
+    let mut client = each_time_anew(stage).await;
+    for mode in ["''", "'ANSI_QUOTES'"] {
+        client.query_drop(format!("SET sql_mode = {mode}, @v = 'session'")).await.expect("it is set");
+        for question in [
+            "SELECT @v",
+            "SELECT (@v), @`v`",
+            "SELECT ( (@v ) ) FROM DUAL",
+            "SELECT @v AS 'x'",
+            "SELECT @v 'It''s', (@v) AS 'y'",
+            "SELECT @v 'another'",
+            "SELECT @v \"X\", @v AS \"a\"\"b\"",
+            "SELECT (@v) `a``b`, @v AS Z LIMIT 1",
+        ] {
+            let own =
+                question.replace("@v", "@pointsman_consistency").replace("@`v", "@`pointsman_consistency");
+            let mut answers = Vec::new();
+            for text in [question, &own] {
+                let row: mysql_async::Row = client.query_first(text).await.expect(text).expect("a row");
+                let columns = row.columns();
+                let names =
+                    columns.iter().map(|column| column.name_str().replace("pointsman_consistency", "v"));
+                let names: Vec<String> = names.collect();
+                answers.push((names, row.unwrap()));
+            }
+            assert_eq!(answers[1], answers[0], "{mode}: {own}");
+        }
+        let beside = client.query_drop("SELECT (@pointsman_consistency), (1)").await;
+        assert!(format!("{beside:?}").contains("1235"), "{beside:?}");
+    }
 }
 
 /// MySQL 9 has no mysql_native_password any more.

@@ -204,16 +204,9 @@ fn misplaced(phrase: &Phrase<'_>, verdict: &Verdict) -> Option<Box<str>> {
 fn shown_variables(phrase: &Phrase<'_>) -> Option<Verdict> {
     let (mut shown, mut at) = (Vec::new(), 1);
     loop {
-        let name = mysql_set::proxy_variable(phrase.raw(at))?;
-        if phrase.is(at + 1, "as") {
-            phrase.name(at + 2)?;
-            at += 2;
-        } else if phrase.name(at + 1).is_some() && !phrase.is_any(at + 1, &["from", "limit", "into"]) {
-            at += 1;
-        }
-        let column = String::from_utf8_lossy(phrase.raw(at));
-        shown.push(Shown { name, column: column.trim_matches('`').into(), missing_ok: false });
-        at += 1;
+        let (one, behind) = shown_variable(phrase, at)?;
+        shown.push(one);
+        at = behind;
         if !phrase.punct(at, b',') {
             break;
         }
@@ -224,6 +217,35 @@ fn shown_variables(phrase: &Phrase<'_>) -> Option<Verdict> {
     }
     let alone = phrase.ends_at(at) || phrase.is(at, "limit");
     alone.then(|| Verdict::session().with(Effect::Proxy(ProxyCommand::Show { shown: shown.into() })))
+}
+
+/// One of them, in parentheses or not, and where it ends with its alias.
+fn shown_variable(phrase: &Phrase<'_>, at: usize) -> Option<(Shown, usize)> {
+    let opened = (at..).take_while(|&at| phrase.punct(at, b'(')).count();
+    let variable = at + opened;
+    let name = mysql_set::proxy_variable(phrase.raw(variable))?;
+    let end = variable + 1 + opened;
+    if !(variable + 1..end).all(|at| phrase.punct(at, b')')) {
+        return None;
+    }
+    let says_as = phrase.is(end, "as");
+    let behind = end + usize::from(says_as);
+    let alias = alias(phrase, behind).filter(|_| says_as || !phrase.is_any(end, &["from", "limit", "into"]));
+    let (column, end) = match alias {
+        Some(alias) => (alias, behind + 1),
+        None if says_as => return None,
+        None => (phrase.range(at..end).source_text()?.to_owned(), end),
+    };
+    Some((Shown { name, column: column.into(), missing_ok: false }, end))
+}
+
+/// What a column is called: a name or a string.
+fn alias(phrase: &Phrase<'_>, at: usize) -> Option<String> {
+    let is_plain = |raw: &[u8]| matches!(raw.first(), Some(b'\'' | b'"'));
+    match phrase.kind(at)? {
+        Kind::Text if is_plain(phrase.raw(at)) => phrase.string(at),
+        _ => phrase.spelled(at),
+    }
 }
 
 fn show(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {

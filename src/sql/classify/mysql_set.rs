@@ -7,7 +7,7 @@ use super::{
     verdict::Verdict,
 };
 use crate::sql::{
-    Access, Dialect, LexModes, Reason,
+    Access, Dialect, LexModes, PROXY_VARIABLES, Reason,
     effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, TransactionModes},
     lexer::{
         Kind,
@@ -34,15 +34,12 @@ const OF_ONE_CONNECTION: [&str; 10] = [
 /// (`Sys_var_bit` with `REVERSE`; seen on 9.7, not on MariaDB): to go back to that takes its name.
 pub const TURNED_AROUND: [&str; 2] = ["foreign_key_checks", "unique_checks"];
 
-/// The prefix of the proxy's own settings.
-const PROXY: &str = "pointsman_";
-
 /// The setting that `@pointsman_name` names, quoted or not.
 pub(super) fn proxy_variable(raw: &[u8]) -> Option<Box<str>> {
     let name = std::str::from_utf8(raw).ok()?.strip_prefix('@')?;
     let quoted = |quote| name.strip_prefix(quote)?.strip_suffix(quote);
     let name = ['`', '\'', '"'].into_iter().find_map(quoted).unwrap_or(name);
-    name.is_ascii().then(|| name.to_lowercase())?.strip_prefix(PROXY).map(Into::into)
+    name.is_ascii().then(|| name.to_lowercase())?.strip_prefix(PROXY_VARIABLES).map(Into::into)
 }
 
 /// `@name`, folded: user variables are not case-sensitive. `None` for quoted ones, and for those whose

@@ -8,7 +8,7 @@
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Kind, Scan, Sink, scan};
-use crate::sql::{Dialect, LexModes};
+use crate::sql::{Dialect, LexModes, PROXY_VARIABLES};
 
 /// Stripped bytes that are gathered on the stack before they are hashed.
 const CHUNK: usize = 768;
@@ -366,6 +366,7 @@ impl<O: Output> Sink for Strip<'_, O> {
             Kind::Param if self.mysql => self.literal(Placeholder::QuestionMark),
             Kind::Param => self.literal(Placeholder::Dollar),
             Kind::UserVariable | Kind::SystemVariable => {
+                self.exact |= is_the_proxys(&self.text[start..end]);
                 self.leading = false;
                 self.leave_lists();
                 return self.keep(start, end);
@@ -426,6 +427,16 @@ fn is_strippable(word: &[u8]) -> bool {
         b"end",
     ];
     STRIPPABLE.iter().any(|keyword| word.eq_ignore_ascii_case(keyword))
+}
+
+/// A variable of the proxy's own: what it is called in the answer may stand in a literal.
+fn is_the_proxys(variable: &[u8]) -> bool {
+    let name = match variable {
+        [b'@', b'`' | b'\'' | b'"', name @ ..] | [b'@', name @ ..] => name,
+        name => name,
+    };
+    let begins = name.get(..PROXY_VARIABLES.len());
+    begins.is_some_and(|begins| begins.eq_ignore_ascii_case(PROXY_VARIABLES.as_bytes()))
 }
 
 /// Functions whose first argument decides what a call does.

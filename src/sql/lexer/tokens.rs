@@ -121,14 +121,23 @@ impl<'a> Phrase<'a> {
 
     /// The identifier at `index`, folded as the server folds it.
     pub fn name(&self, index: usize) -> Option<String> {
+        let name = self.spelled(index)?;
+        Some(match (self.kind(index)?, self.dialect) {
+            (Kind::Word, _) => name.to_ascii_lowercase(),
+            (_, Dialect::Mysql) => name.to_lowercase(),
+            (_, Dialect::Postgres) => name,
+        })
+    }
+
+    /// The identifier at `index` as it is written, without its quotes.
+    pub fn spelled(&self, index: usize) -> Option<String> {
         let raw = self.raw(index);
         match self.kind(index)? {
-            Kind::Word => Some(std::str::from_utf8(raw).ok()?.to_ascii_lowercase()),
+            Kind::Word => Some(std::str::from_utf8(raw).ok()?.to_owned()),
             Kind::Quoted => {
                 let quote = char::from(*raw.first()?);
                 let inside = std::str::from_utf8(raw.get(1..raw.len() - 1)?).ok()?;
-                let name = inside.replace(&format!("{quote}{quote}"), &quote.to_string());
-                Some(if self.dialect == Dialect::Mysql { name.to_lowercase() } else { name })
+                Some(inside.replace(&format!("{quote}{quote}"), &quote.to_string()))
             }
             _ => None,
         }

@@ -175,11 +175,6 @@ fn a_variable_that_only_a_server_can_tell_is_named() {
 
 #[test]
 fn mysql_settings_carry_the_statement_that_sets_them_again() {
-    let shown = |settings: &[(&str, &str)]| {
-        let shown = settings.iter().map(|&(name, column)| asked(name, column));
-        Effect::Proxy(ProxyCommand::Show { shown: shown.collect() })
-    };
-    let misplaced = |name: &str| vec![Effect::Proxy(ProxyCommand::Misplaced { name: name.into() })];
     let next = TransactionModes { isolation: Some(Isolation::Serializable), ..TransactionModes::default() };
     for (text, effects) in [
         ("SET autocommit=0", vec![set("autocommit", "0", "SET SESSION autocommit = 0")]),
@@ -219,6 +214,21 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
         ("USE `Shop`", vec![Effect::UseDatabase("Shop".into())]),
         ("EXECUTE s USING @a", vec![Effect::Execute { name: "s".into() }]),
         ("DROP PREPARE s", vec![Effect::Deallocate { name: Some("s".into()) }]),
+    ] {
+        let intent = mysql(text);
+        assert_eq!(intent.effects, effects, "{text}");
+        assert_eq!((intent.access, intent.reason), (Access::Read, Reason::Session), "{text}");
+    }
+}
+
+#[test]
+fn variables_of_the_proxys_own_are_answered_for_where_they_stand_alone() {
+    let shown = |settings: &[(&str, &str)]| {
+        let shown = settings.iter().map(|&(name, column)| asked(name, column));
+        Effect::Proxy(ProxyCommand::Show { shown: shown.collect() })
+    };
+    let misplaced = |name: &str| vec![Effect::Proxy(ProxyCommand::Misplaced { name: name.into() })];
+    for (text, effects) in [
         (
             "SET @pointsman_consistency = 'global'",
             vec![Effect::Proxy(ProxyCommand::Set {
@@ -239,6 +249,15 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
             "SELECT @Pointsman_Route, @pointsman_position AS `The place` LIMIT 1",
             vec![shown(&[("route", "@Pointsman_Route"), ("position", "The place")])],
         ),
+        (
+            "SELECT (@pointsman_route), ((@`pointsman_position`)) 'It''s' FROM DUAL",
+            vec![shown(&[("route", "(@pointsman_route)"), ("position", "It's")])],
+        ),
+        ("SELECT @pointsman_route AS \"X\"", vec![shown(&[("route", "X")])]),
+        ("SELECT (@pointsman_route", misplaced("route")),
+        ("SELECT (@pointsman_route, 1)", misplaced("route")),
+        ("SELECT @pointsman_route AS", misplaced("route")),
+        ("SELECT @pointsman_route 'a' 'b'", misplaced("route")),
     ] {
         let intent = mysql(text);
         assert_eq!(intent.effects, effects, "{text}");
