@@ -26,6 +26,7 @@ both_makes!(
     what_a_session_turned_off_is_on_for_the_next_one,
     what_default_is_to_the_server_it_is_here,
     what_a_variable_was_set_to_is_read_as_it_was_then,
+    a_variable_is_set_to_a_quoted_name_as_to_text,
     character_sets_are_those_that_the_server_itself_would_have,
     a_setting_that_fails_keeps_the_statement_from_running,
     a_session_without_schema_never_inherits_one,
@@ -233,6 +234,44 @@ async fn what_default_is_to_the_server_it_is_here(make: Make) {
 
     assert_eq!(session.value(asks).await, direct.value(asks).await);
     assert_eq!(next.value(asks).await, "2");
+}
+
+/// In double quotes under ANSI_QUOTES, in backticks in every mode.
+async fn a_variable_is_set_to_a_quoted_name_as_to_text(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", ONE).await;
+    let mut direct = Session::open(stage.primary_port(), APP, "").await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+    let asked = "SELECT @@character_set_client, @@character_set_results, @@collation_connection, @@lc_time_names, \
+                 @@time_zone, @@sql_mode, @@autocommit";
+    let primary = format!("/* pointsman: primary */ {asked}");
+
+    for set in [
+        r#"SET character_set_results = "utf8mb3""#,
+        r#"SET NAMES "latin1" COLLATE "latin1_bin""#,
+        r#"SET lc_time_names = "de_DE", SESSION time_zone = `SYSTEM`"#,
+        "SET CHARACTER SET `utf8mb4`",
+        r#"SET @@session.autocommit = "off", sql_mode = "ANSI""#,
+        "SET autocommit = `ON`",
+    ] {
+        for session in [&mut direct, &mut session] {
+            session.run("SET SESSION sql_mode = 'ANSI_QUOTES'").await;
+            session.run(set).await;
+        }
+        // Whoever comes in between leaves the connections as new.
+        other.run("SELECT 1").await;
+        other.run("/* pointsman: primary */ SELECT 1").await;
+        let has = direct.run(asked).await.results;
+        assert_eq!(session.run(asked).await.results, has, "{set}");
+        assert_eq!(session.run(&primary).await.results, has, "{set}");
+    }
+
+    assert_eq!(stage.proxy.metric("pointsman_pins_total", &["setting"]), 0.0);
+    // To anything else it is a column.
+    assert_eq!(session.error(r#"SET @v = "word""#).await, 1054);
+    assert_eq!(
+        session.error(r#"SET wait_timeout = "77""#).await,
+        direct.error(r#"SET wait_timeout = "77""#).await
+    );
 }
 
 /// Variables are set again on every connection that the session comes to.

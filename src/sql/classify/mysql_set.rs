@@ -279,14 +279,17 @@ fn is_text_variable(item: &Phrase<'_>) -> bool {
 
 /// A value as it reads the same whatever the character set and `sql_mode`; `None` if there is no such form.
 fn plain(value: &Phrase<'_>) -> Option<String> {
+    let quoted = |text: Option<String>| {
+        let text = text.filter(|text| text.is_ascii() && !text.contains(['\'', '\\']))?;
+        Some(format!("'{text}'"))
+    };
     let tokens: Option<Vec<String>> = (0..value.len())
         .map(|at| match value.kind(at)? {
-            Kind::Text => {
-                let text = value.string(at).filter(|text| text.is_ascii() && !text.contains(['\'', '\\']))?;
-                // X'…' and its like are none.
-                matches!(value.raw(at).first(), Some(b'\'' | b'"')).then(|| format!("'{text}'"))
-            }
-            Kind::Quoted => None,
+            // X'…' and its like are none.
+            Kind::Text if !matches!(value.raw(at).first(), Some(b'\'' | b'"')) => None,
+            Kind::Text => quoted(value.string(at)),
+            // The server itself makes text of it (`set_var` in `sql/set_var.cc`).
+            Kind::Quoted => quoted(value.spelled(at)),
             _ => std::str::from_utf8(value.raw(at)).ok().filter(|raw| raw.is_ascii()).map(str::to_owned),
         })
         .collect();
@@ -342,7 +345,12 @@ fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
 }
 
 fn carried(name: &str, value: &Phrase<'_>, assignment: &str) -> Effect {
-    session_setting(name, value.source_text().unwrap_or_default(), || format!("SET {assignment}"))
+    let has_name = (0..value.len()).any(|at| value.kind(at) == Some(Kind::Quoted));
+    let told = match has_name {
+        true => plain(value),
+        false => value.source_text().map(str::to_owned),
+    };
+    session_setting(name, &told.unwrap_or_default(), || format!("SET {assignment}"))
 }
 
 /// The system variable that an assignment names, its scope, and the index behind it.
@@ -423,7 +431,7 @@ pub fn bound_variable(text: &[u8], modes: LexModes, value: Option<&[u8]>) -> Opt
 /// A value that means the same on any server connection.
 fn is_literal(value: &Phrase<'_>) -> bool {
     match value.len() {
-        1 => matches!(value.kind(0), Some(Kind::Text | Kind::Number | Kind::Word)),
+        1 => matches!(value.kind(0), Some(Kind::Text | Kind::Number | Kind::Word | Kind::Quoted)),
         2 => matches!(value.raw(0), b"-" | b"+") && value.kind(1) == Some(Kind::Number),
         _ => false,
     }
@@ -445,6 +453,7 @@ fn is_computed_mode(name: &str, value: &Phrase<'_>) -> bool {
 fn transaction_modes(name: &str, value: &Phrase<'_>) -> Option<TransactionModes> {
     let text = match value.kind(0)? {
         Kind::Text => value.string(0)?,
+        Kind::Quoted => value.spelled(0)?,
         _ => value.source_text()?.to_owned(),
     };
     let text = text.to_lowercase();

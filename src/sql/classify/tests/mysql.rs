@@ -423,6 +423,21 @@ fn modes_change_how_quotes_are_read() {
     assert_eq!(judge(hidden, no_backslash).access, Access::Write);
     assert_eq!(judge("SELECT \"f\"(1)", ansi).reason, Reason::Function);
     assert_eq!(judge("SELECT a FROM \"t\"", ansi).access, Access::Read);
+    let names = set("names", "'latin1' COLLATE 'latin1_bin'", "SET NAMES 'latin1' COLLATE 'latin1_bin'");
+    for modes in [default, ansi] {
+        assert_eq!(
+            judge("SET NAMES `latin1` COLLATE `latin1_bin`", modes).effects,
+            std::slice::from_ref(&names)
+        );
+    }
+    let timed = judge(r#"SET time_zone = "SYSTEM", @@transaction_read_only = "on", @v = "a""#, ansi);
+    let read_only = TransactionModes { read_only: Some(true), ..TransactionModes::default() };
+    let effects = [
+        set("time_zone", "'SYSTEM'", "SET SESSION time_zone = 'SYSTEM'"),
+        Effect::SetTransaction(read_only),
+        Effect::Assigns { name: "@v".into() },
+    ];
+    assert_eq!(timed.effects, effects);
     let unreadable = LexModes { unreadable: true, ..default };
     assert_eq!(judge("SELECT 1", unreadable).reason, Reason::Unreadable);
 }
@@ -437,6 +452,7 @@ fn a_string_is_read_only_as_far_as_it_is_known_by_which_modes() {
         ("SET sql_mode = DEFAULT; SELECT 1", Reason::Command),
         ("SET sql_mode = @before; SELECT 1", Reason::Command),
         ("SET NAMES gbk; SELECT 1", Reason::Command),
+        ("SET NAMES `gbk`; SELECT 1", Reason::Command),
         ("SET NAMES DEFAULT; SELECT 1", Reason::Command),
         (r#"SET sql_mode = 'STRICT_TRANS_TABLES'; SELECT "\\""#, Reason::Read),
         ("SET sql_mode = 'ANSI_QUOTES'; SELECT 'a' FROM t", Reason::Read),
