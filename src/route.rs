@@ -158,7 +158,9 @@ pub fn choose(
     if question.access == Access::Write {
         return primary_for_writes(question, snapshot).map(|node| Choice { node, why: Why::Write });
     }
-    let scene = Scene { question, snapshot, policy, now, floor: snapshot.resolve(question.floor) };
+    let known_since = now.checked_sub(policy.fresh_for);
+    let scene =
+        Scene { question, snapshot, policy, now, known_since, floor: snapshot.resolve(question.floor) };
     match question.target {
         Some(Target::Primary) => {
             let node = scene.primary().ok_or(Nowhere::NoPrimary)?;
@@ -199,6 +201,8 @@ struct Scene<'a> {
     snapshot: &'a Snapshot,
     policy: &'a Policy,
     now: Instant,
+    /// When the oldest figures were asked for that may be gone by; `None`: nobody could be that old.
+    known_since: Option<Instant>,
     floor: Resolved<'a>,
 }
 
@@ -325,9 +329,11 @@ impl Scene<'_> {
 
     /// Whether the node's figures are there and young enough to go by.
     fn known(&self, node: &Node) -> bool {
-        let fresh =
-            |(sent, _): (Instant, _)| self.now.saturating_duration_since(sent) <= self.policy.fresh_for;
-        node.lag.is_some() && node.position.is_some() && node.measured.is_some_and(fresh)
+        node.lag.is_some() && node.position.is_some() && self.is_fresh(node)
+    }
+
+    fn is_fresh(&self, node: &Node) -> bool {
+        node.measured.is_some_and(|(sent, _)| self.known_since.is_none_or(|since| sent >= since))
     }
 
     fn over_max_lag(&self, node: &Node) -> bool {
@@ -341,13 +347,8 @@ impl Scene<'_> {
             Resolved::At(floor) => floor.as_ref(),
             Resolved::Lost { left } => left,
         };
-        let fresh =
-            |(sent, _): (Instant, _)| self.now.saturating_duration_since(sent) <= self.policy.fresh_for;
-        node.measured.is_some_and(fresh)
-            && node
-                .position
-                .as_ref()
-                .is_some_and(|position| self.snapshot.covers(position, floor) == Some(true))
+        let covers = |position| self.snapshot.covers(position, floor) == Some(true);
+        self.is_fresh(node) && node.position.as_ref().is_some_and(covers)
     }
 
     /// Whether the node's staleness, bounded from above, is within what the statement asks for.

@@ -72,16 +72,17 @@ impl Relay<'_> {
             return;
         }
         let data = self.passage.unseen(&self.backend.inbox);
-        let (mut passed, mut number) = (0, 0);
-        while let Some(header) = packet::header(&data[passed..])
-            && let Some(first) = data.get(passed + HEADER)
-            && !matches!(*first, packet::ERR | packet::EOF)
+        let (mut left, mut number) = (data, 0);
+        while let Some(&[.., first]) = left.first_chunk::<{ HEADER + 1 }>()
+            && let Some(header) = packet::header(left)
+            && !matches!(first, packet::ERR | packet::EOF)
             && (1..MAX_PAYLOAD).contains(&header.length)
-            && header.total() <= data.len() - passed
+            && let Some(behind) = left.get(header.total()..)
         {
-            passed += header.total();
             number = header.sequence;
+            left = behind;
         }
+        let passed = data.len() - left.len();
         if passed > 0 {
             self.decided = true;
             self.passed = number;
