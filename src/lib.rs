@@ -31,6 +31,7 @@ pub mod recent;
 pub mod refusal;
 pub mod route;
 pub mod runtime;
+pub mod sending;
 pub mod serve;
 pub mod session;
 pub mod shutdown;

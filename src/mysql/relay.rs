@@ -23,6 +23,7 @@ use crate::{
     inbox,
     passage::Passage,
     protocol::{Fault, MayRefuse, Refused, Reply, Request, Terms},
+    sending::Sending,
     sql::{Effect, LexModes},
     standing,
     topology::Position,
@@ -62,9 +63,7 @@ pub(super) struct Relay<'a> {
     passage: Passage,
     /// The payload goes on in the next packet.
     continued: bool,
-    sent: bool,
-    /// All that was sent was left to the worker.
-    left: bool,
+    sending: Sending,
     /// A row or a success has come: the request cannot run elsewhere.
     decided: bool,
     failed: bool,
@@ -123,8 +122,7 @@ impl<'a> Relay<'a> {
             terms: *terms,
             phase,
             continued: false,
-            sent: false,
-            left: false,
+            sending: Sending::default(),
             decided: false,
             failed: false,
             begun_none: false,
@@ -184,15 +182,10 @@ impl<'a> Relay<'a> {
             Some(refused) => Fault::Refused(refused),
             None => Fault::Server {
                 error,
-                sent: self.has_sent(),
+                sent: self.sending.may_have_arrived(&self.backend.stream),
                 forwarded: self.passage.forwarded(self.continued),
             },
         }
-    }
-
-    /// Whether the server may have got anything of the request.
-    fn has_sent(&self) -> bool {
-        self.sent && !(self.left && self.backend.stream.was_refused())
     }
 
     async fn relay_answers(&mut self, request: &Request<Command>) -> Result<(), Fault> {

@@ -22,6 +22,7 @@ use crate::{
     inbox,
     passage::Passage,
     protocol::{Fault, MayRefuse, Refused, Reply, Request, Terms, Transaction},
+    sending::Sending,
     standing::unsent,
 };
 
@@ -34,9 +35,7 @@ pub(super) struct Relay<'a> {
     frontend: &'a mut Frontend,
     terms: Terms<'a>,
     passage: Passage,
-    sent: bool,
-    /// All that was sent was left to the worker.
-    left: bool,
+    sending: Sending,
     /// The request has answered with more than acknowledgements: it cannot run elsewhere.
     decided: bool,
     /// A notice came first: the server has something to say about what it did.
@@ -84,8 +83,7 @@ impl<'a> Relay<'a> {
             backend,
             frontend,
             terms: *terms,
-            sent: false,
-            left: false,
+            sending: Sending::default(),
             decided: false,
             noticed: false,
             // What became of a COMMIT can still be answered while nothing but notices has come.
@@ -168,13 +166,12 @@ impl<'a> Relay<'a> {
     fn server_lost(&mut self, error: io::Error) -> Fault {
         match self.refused.take() {
             Some(refused) => Fault::Refused(refused),
-            None => Fault::Server { error, sent: self.has_sent(), forwarded: self.passage.forwarded(false) },
+            None => Fault::Server {
+                error,
+                sent: self.sending.may_have_arrived(&self.backend.stream),
+                forwarded: self.passage.forwarded(false),
+            },
         }
-    }
-
-    /// Whether the server may have got anything of the request.
-    fn has_sent(&self) -> bool {
-        self.sent && !(self.left && self.backend.stream.was_refused())
     }
 
     async fn relay_answers(&mut self) -> Result<(), Fault> {

@@ -1,7 +1,5 @@
 //! Sends one command, or the client's file, and reads what the server says meanwhile.
 
-use std::io;
-
 use tokio::io::AsyncWriteExt;
 
 use super::Relay;
@@ -36,7 +34,9 @@ impl Relay<'_> {
         match (result, command.tail) {
             (Ok(()), Some(tail)) => Box::pin(self.stream_tail(tail)).await,
             // A long value that went ahead, most likely.
-            (Err(Fault::Server { .. }), None) if self.sent && self.has_said_why().await => Ok(()),
+            (Err(Fault::Server { .. }), None) if self.sending.has_begun() && self.has_said_why().await => {
+                Ok(())
+            }
             (result, _) => result,
         }
     }
@@ -110,25 +110,13 @@ impl Relay<'_> {
     }
 
     /// Writes to the server; reads what it says meanwhile, so that neither waits for the other for ever.
-    async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
-        if !self.sent && self.backend.stream.entrust(bytes) {
-            (self.sent, self.left) = (true, true);
-            return Ok(());
-        }
-        // An error is met again below.
-        let written = self.backend.stream.write_now(bytes).unwrap_or_default();
-        self.sent |= written > 0;
-        bytes = &bytes[written..];
-        while !bytes.is_empty() {
+        let mut left = self.sending.begin(&self.backend.stream, bytes);
+        while !left.is_empty() {
             let backend = &mut *self.backend;
-            match watch.write(bytes, &mut backend.inbox, &mut backend.stream).await {
-                Ok(Step::Wrote(0)) => return Err(self.server_lost(io::ErrorKind::WriteZero.into())),
-                Ok(Step::Wrote(count)) => {
-                    self.sent = true;
-                    bytes = &bytes[count..];
-                }
-                Ok(Step::Read(0)) => return Err(self.server_lost(eof())),
+            match self.sending.go_on(watch, left, &mut backend.inbox, &mut backend.stream).await {
+                Ok(Step::Wrote(count)) => left = &left[count..],
                 // An error for what is still being sent: it is read when all is.
                 Ok(Step::Read(_)) => {}
                 Err(error) => return Err(self.server_lost(error)),

@@ -140,25 +140,13 @@ impl Relay<'_> {
 
     /// Writes to the server; reads and hands on what it says meanwhile, so that neither waits for
     /// the other for ever.
-    pub(super) async fn send(&mut self, mut bytes: &[u8]) -> Result<(), Fault> {
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
-        if !self.sent && self.backend.stream.entrust(bytes) {
-            (self.sent, self.left) = (true, true);
-            return Ok(());
-        }
-        // An error is met again below.
-        let written = self.backend.stream.write_now(bytes).unwrap_or_default();
-        self.sent |= written > 0;
-        bytes = &bytes[written..];
-        while !bytes.is_empty() {
+        let mut left = self.sending.begin(&self.backend.stream, bytes);
+        while !left.is_empty() {
             let backend = &mut *self.backend;
-            match watch.write(bytes, &mut backend.inbox, &mut backend.stream).await {
-                Ok(Step::Wrote(0)) => return Err(self.server_lost(io::ErrorKind::WriteZero.into())),
-                Ok(Step::Wrote(count)) => {
-                    self.sent = true;
-                    bytes = &bytes[count..];
-                }
-                Ok(Step::Read(0)) => return Err(self.server_lost(eof())),
+            match self.sending.go_on(watch, left, &mut backend.inbox, &mut backend.stream).await {
+                Ok(Step::Wrote(count)) => left = &left[count..],
                 Ok(Step::Read(_)) => {
                     self.scan()?;
                     Box::pin(self.hand_on()).await?;
