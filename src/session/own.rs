@@ -167,7 +167,7 @@ impl OwnSettings {
     }
 }
 
-/// Where the last statement went, and why.
+/// Where the last statement went, and why. What only the proxy is told or asked goes nowhere.
 #[derive(Debug, Default)]
 pub struct LastRoute {
     node: Option<Arc<str>>,
@@ -176,6 +176,8 @@ pub struct LastRoute {
     waited: Duration,
     /// What its hints said that means nothing.
     misspelt: Vec<Box<str>>,
+    /// Why it was refused, if it was: it went nowhere, or nobody knows what became of it.
+    refused: Option<Box<str>>,
     /// How the statement of this fingerprint was routed that was prepared in a pipeline which may run it.
     ahead: Option<(u64, Way)>,
 }
@@ -201,6 +203,13 @@ impl LastRoute {
         self.why = why;
         self.reason = Some(reason);
         self.waited = waited;
+        self.refused = None;
+    }
+
+    /// The proxy has answered with an error of its own.
+    pub fn note_refused(&mut self, refusal: &Refusal) {
+        self.refused = Some(format!("refused={}: {}", refusal.kind.label(), refusal.message).into());
+        self.ahead = None;
     }
 
     /// A statement was prepared, and nothing run. `goes_on`: what follows belongs to the same pipeline.
@@ -219,6 +228,9 @@ impl LastRoute {
     }
 
     fn describe(&self) -> String {
+        if let Some(refused) = &self.refused {
+            return refused.to_string();
+        }
         let Some(node) = &self.node else { return String::new() };
         let mut text = node.to_string();
         if let Some(reason) = self.reason {

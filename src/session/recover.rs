@@ -334,6 +334,7 @@ impl<P: Protocol> Session<P> {
         }
         match attempt.refused {
             Some(refused) => {
+                self.route.note_refused(&refusal);
                 let transaction = self.after_refusal(&refused, &request.intent);
                 self.frontend.deliver(request, refused, transaction).await
             }
@@ -349,6 +350,10 @@ impl<P: Protocol> Session<P> {
             return Err(standing::unsent());
         }
         self.cluster.metrics.error(refusal.kind.label());
+        let asks_proxy = matches!(request.intent.effects[..], [Effect::Proxy(_)]);
+        if !(asks_proxy && request.intent.statements == 1) {
+            self.route.note_refused(&refusal);
+        }
         tracing::info!(
             cluster = %self.cluster.name,
             user = %self.registered.entry.user,

@@ -32,6 +32,7 @@ both_databases!(
     an_error_in_a_transaction_costs_no_temporary_table,
     a_savepoint_undoes_what_came_behind_it,
     the_route_of_the_last_statement_is_told,
+    of_a_statement_that_was_refused_it_is_told_why,
     a_setting_of_the_proxys_own_takes_nothing_from_its_string,
     a_token_that_comes_with_a_read_counts,
     a_reload_applies_to_clients_that_stay,
@@ -277,6 +278,38 @@ async fn a_savepoint_undoes_what_came_behind_it(engine: Engine) {
     session.value("INSERT INTO t VALUES (2)").await;
     session.value("COMMIT").await;
     assert_eq!(session.value("SELECT sum(x) FROM t").await, "2");
+}
+
+async fn of_a_statement_that_was_refused_it_is_told_why(engine: Engine) {
+    let one = ["cluster.pool.size = 1", "cluster.pool.checkout_timeout = '300ms'"];
+    let stage = Stage::set(engine, "CREATE TABLE t (x int)", &one).await;
+    let (mut holder, mut session) = (stage.session().await, stage.session().await);
+    let primary = "/* pointsman: primary */ SELECT 1";
+    holder.value("BEGIN").await;
+    holder.value("INSERT INTO t VALUES (1)").await;
+    let asks = session.question("route");
+
+    for (statement, told) in [
+        (primary, "refused=pool_timeout: no connection to "),
+        ("/* pointsman: node=nowhere:1 */ SELECT 1", "refused=unknown_node: "),
+    ] {
+        session.value("SELECT 1").await;
+        assert!(session.value(&asks).await.contains("choice=replica"), "{statement}");
+
+        session.ask(statement).await.expect_err(statement);
+        let route = session.value(&asks).await;
+        assert!(route.starts_with(told) && !route.contains("choice="), "{route}");
+
+        // What only the proxy is told or asked is no statement that goes anywhere.
+        let wrong = session.setting("consistency", "strong");
+        session.ask(&wrong).await.expect_err("it has no such value");
+        assert_eq!(session.value(&asks).await, route);
+    }
+
+    holder.value("COMMIT").await;
+    session.value(primary).await;
+    let route = session.value(&asks).await;
+    assert!(route.contains("choice=") && !route.contains("refused"), "{route}");
 }
 
 async fn the_route_of_the_last_statement_is_told(engine: Engine) {
