@@ -181,22 +181,22 @@ impl Frontend {
     /// that were prepared before.
     pub(super) fn renew_statements(&mut self) {
         let reader = self.reader.as_ref().expect("statements are read after the welcome");
-        let catalog = reader.database.catalog();
-        let (classifier, database) = (&reader.classifier, reader.database.id());
+        let (classifier, database) = (&reader.classifier, &reader.database);
+        let generation = classifier.generation(database.catalog_version());
         let (modes, origins) = (self.modes, &self.origins);
         let judge = |text: &[u8], known: &Arc<Intent>, origin| {
             if shape_of_answer(known).is_some() {
                 // Its text is not what the client has prepared.
                 return known.clone();
             }
-            let intent = classifier.intent(database, &catalog, modes, text, Instant::now);
+            let intent = classifier.intent(database.id(), &database.catalog(), modes, text, Instant::now);
             if origin == Origin::Sql { prepared_by(&intent, known) } else { intent }
         };
         let keep = |text: &[u8], statement: &Statement, intent| match statement.origin {
             Origin::Parse if statement.is_shared() => origins.intern(text, &statement.body, intent),
             _ => Arc::new(statement.with(&statement.body, intent)),
         };
-        self.statements.renew(classifier.generation(catalog.version), judge, keep);
+        self.statements.renew(generation, judge, keep);
     }
 
     fn describe_or_close(&mut self, tag: u8, body: &[u8], unit: &mut Unit) -> Subject {
