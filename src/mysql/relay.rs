@@ -260,7 +260,7 @@ impl<'a> Relay<'a> {
             self.backend.said_next = false;
             return;
         }
-        let says = |effect: &Effect| matches!(effect, Effect::SetTransaction(_));
+        let says = |effect: &Effect| matches!(effect, Effect::SetTransaction(_) | Effect::SetNext(_));
         let ahead = !self.terms.ahead.is_empty() && self.terms.ahead_sets_modes;
         self.backend.said_next |= ahead || effects.iter().any(says);
     }

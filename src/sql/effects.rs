@@ -25,6 +25,9 @@ pub enum Effect {
     CommitXa,
     /// `SET TRANSACTION …` for the current (PostgreSQL) or next (MySQL) transaction.
     SetTransaction(TransactionModes),
+    /// MySQL's `SET @@transaction_read_only = …`, which says the same of the next transaction. Not every server has
+    /// a variable of that name: it is held back for none.
+    SetNext(TransactionModes),
     /// MySQL: a statement of a string, behind one that sets what the next transaction is, uses a table: that is
     /// the next one.
     UsesNext,
@@ -308,6 +311,7 @@ impl Effect {
             self,
             Self::Set { .. }
                 | Self::SetTransaction(_)
+                | Self::SetNext(_)
                 | Self::Reset { .. }
                 | Self::UseDatabase(_)
                 | Self::NeedsPrevious
@@ -340,7 +344,9 @@ impl Effect {
             Self::RollbackTo(name) => format!("rollback to {name}"),
             Self::PrepareTransaction => "prepare transaction".into(),
             Self::CommitXa => "commit a transaction of XA".into(),
-            Self::SetTransaction(modes) => format!("set transaction{}", modes.describe()),
+            Self::SetTransaction(modes) | Self::SetNext(modes) => {
+                format!("set transaction{}", modes.describe())
+            }
             Self::UsesNext => "a transaction of what was set".into(),
             Self::SetConstraints => "set constraints".into(),
             Self::Set { name, scope: Scope::Session, .. } => format!("set {name}"),
@@ -422,7 +428,7 @@ impl Ending {
 /// What statements leave said of the next transaction (MySQL); `None` if they leave nothing.
 pub fn said_of_next(effects: &[Effect]) -> Option<TransactionModes> {
     effects.iter().fold(None, |said, effect| match effect {
-        Effect::SetTransaction(modes) => Some(said.unwrap_or_default().with(*modes)),
+        Effect::SetTransaction(modes) | Effect::SetNext(modes) => Some(said.unwrap_or_default().with(*modes)),
         Effect::Set { name, .. } => said.map(|said| said.outdone_by(name)),
         Effect::Begin(_) | Effect::BeginUnknown | Effect::UsesNext | Effect::Execute { .. } => None,
         effect if effect.ends_as_committed().is_some() => None,

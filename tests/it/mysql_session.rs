@@ -75,6 +75,7 @@ both_makes!(
     what_later_transactions_are_may_be_said_within_one,
     what_was_said_of_the_next_transaction_outlives_a_preparation,
     what_was_said_of_the_next_transaction_is_used_by_its_session_alone,
+    a_variable_of_the_next_transaction_is_answered_as_by_the_server,
     warnings_are_of_the_sessions_own_statements,
     found_rows_are_never_another_sessions,
     a_string_answers_what_it_asks_of_itself,
@@ -1568,6 +1569,43 @@ async fn what_was_said_of_the_next_transaction_outlives_a_preparation(make: Make
     session.run("SET TRANSACTION READ ONLY").await;
     session.command(code::RESET_CONNECTION, b"").await.expect("it resets");
     session.run("INSERT INTO t VALUES (4)").await;
+}
+
+/// MariaDB has `transaction_read_only` from 11.1 on, MySQL no `tx_read_only` any more.
+async fn a_variable_of_the_next_transaction_is_answered_as_by_the_server(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT) ENGINE = InnoDB", &[]).await;
+    let before: [&[&str]; 6] = [
+        &[],
+        &["BEGIN"],
+        &["BEGIN", "SELECT COUNT(*) FROM t"],
+        &["START TRANSACTION READ ONLY", "SELECT COUNT(*) FROM t"],
+        &["SET TRANSACTION ISOLATION LEVEL SERIALIZABLE"],
+        &["SET autocommit = 0", "SELECT COUNT(*) FROM t"],
+    ];
+    let sets = [
+        "SET @@transaction_read_only = 1",
+        "SET @@tx_read_only = 1",
+        "SET @@tx_read_only = 0",
+        "SET @@transaction_read_only = 0",
+        "SET @@transaction_isolation = 'SERIALIZABLE'",
+        "SET @@tx_isolation = 'READ-COMMITTED'",
+    ];
+    let behind = ["INSERT INTO t VALUES (1)", "COMMIT", "INSERT INTO t VALUES (2)", "ROLLBACK"];
+
+    for before in before {
+        for set in sets {
+            let mut told = Vec::new();
+            for port in [stage.primary_port(), stage.proxy.port()] {
+                let mut session = Session::open(port, APP, &stage.schema).await;
+                let mut codes = Vec::new();
+                for text in before.iter().chain([&set]).chain(&behind) {
+                    codes.push(session.query(text).await.map(drop).map_err(|error| error.errno));
+                }
+                told.push(codes);
+            }
+            assert_eq!(told[1], told[0], "{before:?} {set}");
+        }
+    }
 }
 
 /// A connection whose next transaction was shaped by somebody else refused every write.

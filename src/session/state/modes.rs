@@ -32,7 +32,7 @@ impl State {
 
     pub(super) fn adopt_modes(&mut self, intent: &Intent) {
         for effect in &intent.effects {
-            if let Effect::Begin(modes) | Effect::SetTransaction(modes) = effect {
+            if let Effect::Begin(modes) | Effect::SetTransaction(modes) | Effect::SetNext(modes) = effect {
                 merge(&mut self.modes, *modes);
             }
         }

@@ -400,6 +400,7 @@ fn without_text(mut verdict: Verdict) -> Verdict {
                 | Effect::UseDatabase(_)
                 | Effect::Proxy(_)
                 | Effect::SetTransaction(_)
+                | Effect::SetNext(_)
         )
     };
     if verdict.effects.iter().any(uncertain) {

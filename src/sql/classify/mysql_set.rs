@@ -336,7 +336,7 @@ fn assignment(item: &Phrase<'_>, scope: &mut Wanted) -> Option<Outcome> {
     if matches!(name.as_str(), "transaction_isolation" | "transaction_read_only") {
         let modes = transaction_modes(&name, &value)?;
         return Some(Outcome::Carried(match wanted {
-            Wanted::Bare => Effect::SetTransaction(modes),
+            Wanted::Bare => Effect::SetNext(modes),
             _ => session_modes(modes).pop()?,
         }));
     }

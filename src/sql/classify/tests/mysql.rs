@@ -202,7 +202,7 @@ fn mysql_settings_carry_the_statement_that_sets_them_again() {
             )],
         ),
         ("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", vec![Effect::SetTransaction(next)]),
-        ("SET @@transaction_isolation = 'SERIALIZABLE'", vec![Effect::SetTransaction(next)]),
+        ("SET @@transaction_isolation = 'SERIALIZABLE'", vec![Effect::SetNext(next)]),
         (
             "SET tx_isolation = 'SERIALIZABLE'",
             vec![set(
@@ -434,7 +434,7 @@ fn modes_change_how_quotes_are_read() {
     let read_only = TransactionModes { read_only: Some(true), ..TransactionModes::default() };
     let effects = [
         set("time_zone", "'SYSTEM'", "SET SESSION time_zone = 'SYSTEM'"),
-        Effect::SetTransaction(read_only),
+        Effect::SetNext(read_only),
         Effect::Assigns { name: "@v".into() },
     ];
     assert_eq!(timed.effects, effects);
