@@ -33,6 +33,18 @@ const TELLTALES: [&str; 15] = [
 const OPENERS: [&str; 11] =
     ["begin", "then", "else", "loop", "do", "atomic", "query", "in", "explain", "analyze", "verbose"];
 
+/// Whether a body calls what sets, locks or asks for something in its session: the server lets functions do so
+/// that are declared STABLE, and a standby as well.
+pub fn sets_or_locks(body: &str) -> bool {
+    let modes = LexModes::default_of(Dialect::Postgres);
+    let tokens = Tokens::of(body.as_bytes(), Dialect::Postgres, modes);
+    let body = Phrase { text: body.as_bytes(), tokens: &tokens.list, dialect: Dialect::Postgres, modes };
+    let acts = |word: String| {
+        matches!(word.as_str(), "set_config" | "currval" | "lastval") || word.contains("advisory")
+    };
+    (0..body.len()).any(|at| body.name(at).is_some_and(acts))
+}
+
 /// Whether a body in SQL or PL/pgSQL has a word that may leave state behind. `SET LOCAL` counts too, which
 /// errs on the safe side, and so does what cannot be split into words.
 pub fn may_leave_state(body: &str) -> bool {
@@ -129,6 +141,22 @@ mod tests {
             "begin return 'an open quote; end",
         ] {
             assert!(may_leave_state(body), "{body}");
+        }
+    }
+
+    #[test]
+    fn bodies_that_set_or_lock_are_told_from_those_that_hide_what_they_do() {
+        for body in [
+            "select set_config('app.tenant', $1, false)",
+            "begin return pg_try_advisory_xact_lock(1); end",
+            "select currval('s')",
+        ] {
+            assert!(sets_or_locks(body), "{body}");
+        }
+        for body in
+            ["begin return query execute 'select ' || $1; end", "select 'set_config'", "select a from t"]
+        {
+            assert!(!sets_or_locks(body), "{body}");
         }
     }
 

@@ -787,6 +787,35 @@ async fn a_do_keeps_the_connection_if_its_body_may_leave_something() {
 }
 
 #[tokio::test]
+async fn what_a_function_sets_or_locks_is_there_for_what_comes_next_whatever_it_is_declared_as() {
+    let setup = "CREATE FUNCTION reads() RETURNS int STABLE LANGUAGE plpgsql AS
+        $$ DECLARE port int; BEGIN EXECUTE 'SELECT inet_server_port()' INTO port; RETURN port; END $$;
+        CREATE FUNCTION tenant(text) RETURNS text STABLE LANGUAGE sql AS
+        $$ SELECT set_config('app.tenant', $1, false) $$;
+        CREATE FUNCTION outer_tenant(text) RETURNS text STABLE LANGUAGE sql AS $$ SELECT tenant($1) $$;
+        CREATE FUNCTION locks() RETURNS bool STABLE LANGUAGE sql AS $$ SELECT pg_try_advisory_lock(4711) $$";
+    let stage = Stage::set(setup, &[]).await;
+    eventually("the catalog is read", async || {
+        let port = stage.session().await.value("SELECT reads()").await;
+        port != cluster::shared().node(0).port().to_string()
+    })
+    .await;
+
+    for call in ["SELECT tenant('7')", "SELECT outer_tenant('7')"] {
+        let session = stage.session().await;
+        session.run(call).await;
+        for _ in 0..5 {
+            assert_eq!(session.value("SELECT current_setting('app.tenant', true)").await, "7", "{call}");
+        }
+    }
+    let (first, second) = (stage.session().await, stage.session().await);
+    assert_eq!(first.value("SELECT locks()").await, "t");
+    for _ in 0..5 {
+        assert_eq!(second.value("SELECT locks()").await, "f");
+    }
+}
+
+#[tokio::test]
 async fn a_procedure_keeps_the_connection_if_it_may_leave_something() {
     let setup = "CREATE TABLE t (x int);
         CREATE PROCEDURE works(given int) LANGUAGE plpgsql AS

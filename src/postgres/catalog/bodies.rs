@@ -8,7 +8,7 @@ use super::{
     is_true, text,
 };
 use crate::sql::{
-    body::may_leave_state,
+    body::{may_leave_state, sets_or_locks},
     catalog::{Catalog, EventTriggers, FunctionRules, UserFunction},
 };
 
@@ -34,6 +34,47 @@ struct Body<'a> {
     writes: bool,
 }
 
+/// A function as the catalog tells of it.
+struct Function<'a> {
+    name: &'a str,
+    oid: &'a str,
+    /// In lower case.
+    source: String,
+    is_readable: bool,
+    /// It is VOLATILE.
+    is_volatile: bool,
+}
+
+impl<'a> Function<'a> {
+    fn read(row: &'a Row, builtins: &Builtins<'_>) -> Option<Self> {
+        let (name, oid) = (text(row, 0)?, text(row, 5)?);
+        // One in the SQL standard's way has no source; defaults of arguments are known as it is.
+        let parsed = builtins.bodies.get(oid).map_or("", String::as_str);
+        let source = [parsed, text(row, 3).unwrap_or("")].join(" ").to_lowercase();
+        Some(Self { name, oid, source, is_readable: is_true(row, 2), is_volatile: is_true(row, 1) })
+    }
+}
+
+/// Those that set or lock something in their session, or call one that does. Whatever they are declared as they
+/// run on the primary: a standby would let them, and nobody sees its locks.
+fn acting<'a>(functions: &[Function<'a>], rules: &FunctionRules) -> HashSet<&'a str> {
+    let may = |function: &&Function<'_>| function.is_readable && !rules.clean.contains(function.name);
+    let (acts, mut rest): (Vec<_>, Vec<_>) =
+        functions.iter().filter(may).partition(|function| sets_or_locks(&function.source));
+    let mut found: HashSet<&str> = acts.iter().map(|function| function.oid).collect();
+    let mut names: HashSet<String> = acts.iter().map(|function| function.name.to_lowercase()).collect();
+    loop {
+        let (call, others): (Vec<_>, Vec<_>) =
+            rest.into_iter().partition(|function| words(&function.source).any(|word| names.contains(word)));
+        if call.is_empty() {
+            return found;
+        }
+        found.extend(call.iter().map(|function| function.oid));
+        names.extend(call.iter().map(|function| function.name.to_lowercase()));
+        rest = others;
+    }
+}
+
 impl<'a> Bodies<'a> {
     pub fn read(functions: &'a [Row], builtins: &Builtins<'_>, rules: &FunctionRules) -> Self {
         let mut bodies = Self {
@@ -44,16 +85,15 @@ impl<'a> Bodies<'a> {
             suspicious: HashSet::new(),
             triggering: HashSet::from([SETTINGS.to_owned()]),
         };
-        for row in functions {
-            let (Some(name), Some(oid)) = (text(row, 0), text(row, 5)) else { continue };
-            if is_true(row, 6) {
-                bodies.computes.insert(oid);
-            }
-            // One in the SQL standard's way has no source; defaults of arguments are known as it is.
-            let parsed = builtins.bodies.get(oid).map_or("", String::as_str);
-            let source = [parsed, text(row, 3).unwrap_or("")].join(" ").to_lowercase();
-            let touches = !is_true(row, 2) || may_leave_state(&source);
-            let does = rules.judge(name, UserFunction { writes: is_true(row, 1), touches });
+        bodies.computes =
+            functions.iter().filter(|row| is_true(row, 6)).filter_map(|row| text(row, 5)).collect();
+        let functions: Vec<Function<'a>> =
+            functions.iter().filter_map(|row| Function::read(row, builtins)).collect();
+        let acting = acting(&functions, rules);
+        for Function { name, oid, source, is_readable, is_volatile } in functions {
+            let touches = !is_readable || may_leave_state(&source);
+            let writes = is_volatile || acting.contains(oid);
+            let does = rules.judge(name, UserFunction { writes, touches });
             if does.writes {
                 bodies.writes.insert(oid);
             }
@@ -150,6 +190,26 @@ mod tests {
         let bodies = Bodies::read(&rows, &Builtins::default(), &FunctionRules::default());
         assert!(bodies.touches.contains("1") && bodies.touches.contains("2"));
         assert!(!bodies.touches.contains("3"));
+    }
+
+    #[test]
+    fn a_function_that_sets_or_locks_runs_on_the_primary_whatever_it_is_declared_as() {
+        let rows = [
+            function("tenant", "select set_config('app.tenant', $1, false)", "1"),
+            function("outer_one", "select tenant('a')", "2"),
+            function("locks", "select pg_try_advisory_lock(1)", "3"),
+            function("hides", "begin return query execute 'select ' || $1; end", "4"),
+            function("harmless", "select 1", "5"),
+        ];
+        let writes = |rules: &FunctionRules| {
+            let bodies = Bodies::read(&rows, &Builtins::default(), rules);
+            let mut writes: Vec<String> = bodies.writes.into_iter().map(str::to_owned).collect();
+            writes.sort_unstable();
+            writes
+        };
+        assert_eq!(writes(&FunctionRules::default()), ["1", "2", "3"]);
+        let clean = HashSet::from(["tenant".into()]);
+        assert_eq!(writes(&FunctionRules { clean, ..FunctionRules::default() }), ["3"]);
     }
 
     #[test]
