@@ -65,6 +65,7 @@ both_makes!(
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
     the_last_insert_id_is_told_beside_what_the_statement_before_left,
+    an_id_that_was_given_is_the_sessions_own,
     what_draws_no_id_leaves_nobody_elses,
     a_schema_whose_name_only_its_session_reads_is_nobody_elses,
     a_schema_is_the_same_whatever_character_set_the_session_has_since,
@@ -1696,6 +1697,19 @@ async fn the_last_insert_id_is_told_beside_what_the_statement_before_left(make: 
             }
             assert_eq!(rows[1], rows[0], "{between:?}, {asked}");
         }
+    }
+}
+
+/// `SELECT LAST_INSERT_ID(500)`, of which no answer tells.
+async fn an_id_that_was_given_is_the_sessions_own(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", &[]).await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+    assert_eq!(session.value("SELECT LAST_INSERT_ID(500)").await, "500");
+    for _ in 0..5 {
+        other.run("INSERT INTO t (x) VALUES (1)").await;
+        other.run("/* pointsman: primary */ SELECT 1").await;
+        assert_eq!(session.value("SELECT LAST_INSERT_ID()").await, "500");
+        assert_ne!(other.value("SELECT LAST_INSERT_ID()").await, "500");
     }
 }
 

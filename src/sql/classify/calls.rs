@@ -96,6 +96,10 @@ fn weigh_builtin(verdict: &mut Verdict, known: Builtin, call: &Call, phrase: &Ph
             verdict.raise(Reason::State);
         }
         Builtin::CurrentSetting if !asks_for_primary(phrase) => verdict.plain = false,
+        Builtin::Previous if sets_insert_id(phrase) => {
+            weigh_known(verdict, known);
+            verdict.effect(Effect::DrawsSequence);
+        }
         known => weigh_known(verdict, known),
     }
 }
@@ -150,6 +154,14 @@ pub(super) fn weigh_known(verdict: &mut Verdict, known: Builtin) {
             verdict.effect(Effect::ShowsPrepared);
         }
     }
+}
+
+/// Whether MySQL's LAST_INSERT_ID() is called with a value to remember, of which the answer of a query does not
+/// tell.
+fn sets_insert_id(phrase: &Phrase<'_>) -> bool {
+    let called = |at: usize| phrase.name(at).is_some_and(|name| name == "last_insert_id");
+    let given = |at: usize| phrase.punct(at + 1, b'(') && !phrase.punct(at + 2, b')');
+    phrase.dialect == Dialect::Mysql && (0..phrase.len()).any(|at| called(at) && given(at))
 }
 
 /// Whether any `current_setting(…)` names a setting that tells primary from replica, or one that
