@@ -195,6 +195,11 @@ pub trait Backend<P: Protocol>: Send + Sync + Sized {
     /// Whether nothing was left in it that another session could see.
     fn is_clean(&self) -> bool;
 
+    /// Whether a question for an id would find none of another session's in it.
+    fn has_no_id_of_others(&self, _session: u64) -> bool {
+        false
+    }
+
     /// Whether its session has left something in it that is to be carried on.
     fn owes(&self) -> bool {
         false

@@ -53,6 +53,11 @@ impl InsertId {
         *self = Self::Of(session);
     }
 
+    /// Whether there is none.
+    pub(super) fn is_nobodys(&self) -> bool {
+        matches!(self, Self::Nobodys)
+    }
+
     /// Whether that is known.
     pub(super) fn is_surely_of(&self, session: u64) -> bool {
         matches!(self, Self::Of(of) if *of == session)

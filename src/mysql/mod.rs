@@ -35,7 +35,7 @@ pub use self::{
     frontend::Frontend,
     gate::{Gate, Link, Shared, parts},
 };
-use self::{command::code, relay::Relay};
+use self::{command::code, insert_id::Settle, relay::Relay};
 use crate::{
     protocol::{
         self, Answer, CancelKey, ConnectFault, Fault, Greeting, Identity, Missed, Protocol, ReaderContext,
@@ -248,6 +248,10 @@ impl protocol::Backend<Mysql> for Backend {
 
     fn is_clean(&self) -> bool {
         self.is_untouched() && !self.owes()
+    }
+
+    fn has_no_id_of_others(&self, session: u64) -> bool {
+        self.insert_id.before_question(session) == Settle::Nothing
     }
 
     fn owes(&self) -> bool {

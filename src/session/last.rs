@@ -135,10 +135,17 @@ impl<P: Protocol> Session<P> {
         }
         match self.last {
             Last::Nothing | Last::Kept => false,
-            // The two are in different connections.
-            Last::Aside => asks_previous(intent),
+            Last::Aside => asks_previous(intent) && !self.tells_no_id_aside(),
             Last::Gone { warned } => warned || left != Left::Diagnostics,
         }
+    }
+
+    /// Whether the connection set aside tells of LAST_INSERT_ID() what the session has, which is none: one of its
+    /// own is in another connection, or was.
+    fn tells_no_id_aside(&mut self) -> bool {
+        let session = self.registered.entry.id;
+        let none = !self.has_drawn();
+        none && self.aside.as_mut().is_some_and(|held| held.backend().has_no_id_of_others(session))
     }
 
     /// The connection of an answered request that the session keeps anyway has what it left.

@@ -40,6 +40,11 @@ impl<P: Protocol> Session<P> {
         self.previous.lost &= !draws;
     }
 
+    /// Whether its statements have left values that a question means.
+    pub(super) fn has_drawn(&self) -> bool {
+        self.previous.here || self.previous.lost
+    }
+
     /// Keeps a connection that nobody else wants now; gives it back otherwise.
     pub(super) fn keep_softly(&mut self, mut held: Held<P>) -> Option<Held<P>> {
         if !self.previous.here || held.role != Role::Primary || self.kept.is_some() {

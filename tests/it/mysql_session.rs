@@ -65,6 +65,7 @@ both_makes!(
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
     the_last_insert_id_is_told_beside_what_the_statement_before_left,
+    no_last_insert_id_is_told_beside_what_a_read_left,
     an_id_that_was_given_is_the_sessions_own,
     what_draws_no_id_leaves_nobody_elses,
     a_schema_whose_name_only_its_session_reads_is_nobody_elses,
@@ -1698,6 +1699,50 @@ async fn the_last_insert_id_is_told_beside_what_the_statement_before_left(make: 
             assert_eq!(rows[1], rows[0], "{between:?}, {asked}");
         }
     }
+}
+
+/// Where a session has no id, it is asked for in the connection that has the read's warnings.
+async fn no_last_insert_id_is_told_beside_what_a_read_left(make: Make) {
+    const TABLE: &str = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)";
+    let stage = Stage::on(make, TABLE, ONE).await;
+    let asks = "SELECT LAST_INSERT_ID(), @@warning_count";
+    let in_one = format!("SELECT 1/0; {asks}");
+    for texts in [
+        &["SELECT 1/0", asks][..],
+        &["START TRANSACTION READ ONLY", "SELECT 1/0", asks, "COMMIT"],
+        &["SELECT 1/0", asks, asks],
+        &[&in_one],
+    ] {
+        let mut told = Vec::new();
+        for port in [stage.primary_port(), stage.proxy.port()] {
+            // Whose id the connections have until then.
+            let mut other = Session::open(port, APP, &stage.schema).await;
+            other.run("INSERT INTO t (x) VALUES (1)").await;
+            other.run("SELECT 1").await;
+            other.send(code::QUIT, b"").await;
+            let mut session = Session::open(port, APP, &stage.schema).await;
+            let mut answers = Vec::new();
+            for text in texts {
+                let answer = session.query(text).await;
+                answers.push(answer.map(|answer| answer.results).map_err(|error| error.errno));
+            }
+            told.push(answers);
+        }
+        assert_eq!(told[1], told[0], "{texts:?}");
+    }
+    // The id is in another connection, or it is another session's.
+    let mut session = stage.session().await;
+    stage.session().await.run("INSERT INTO t (x) VALUES (1)").await;
+    session.run("/* pointsman: primary */ SELECT 1/0").await;
+    assert_eq!(session.error(asks).await, 1105);
+    session.run("INSERT INTO t (x) VALUES (2)").await;
+    eventually("reads use replicas again", async || {
+        let mut reader = stage.session().await;
+        stage.is_replica(reader.port().await)
+    })
+    .await;
+    session.run("/* pointsman: consistency=eventual */ SELECT 1/0").await;
+    assert_eq!(session.error(asks).await, 1105);
 }
 
 /// `SELECT LAST_INSERT_ID(500)`, of which no answer tells.

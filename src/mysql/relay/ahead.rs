@@ -12,7 +12,7 @@ use crate::{
         settings::quote_literal,
     },
     protocol::{Fault, Request, Transaction},
-    sql::{Access, Effect, PinReason, Reason, effects::Left},
+    sql::{Access, Effect, Intent, PinReason, Reason, effects::Left},
     standing::watched,
 };
 
@@ -112,6 +112,7 @@ impl Relay<'_> {
     async fn settle_id(&mut self, request: &Request<Command>) -> Result<(), Fault> {
         let asks_last = |effect: &Effect| matches!(effect, Effect::NeedsLast(_));
         let asks_last = request.intent.effects.iter().any(asks_last);
+        let leaves_none = only_asks(&request.intent);
         let backend = &mut *self.backend;
         let forget = match backend.insert_id.before_question(self.terms.session) {
             Settle::Nothing => false,
@@ -127,7 +128,9 @@ impl Relay<'_> {
         if forget {
             backend.query_all(FORGET_LAST).await?;
         }
-        backend.insert_id.is_of(self.terms.session);
+        if forget || !leaves_none || !backend.insert_id.is_nobodys() {
+            backend.insert_id.is_of(self.terms.session);
+        }
         Ok(())
     }
 
@@ -205,4 +208,10 @@ impl Relay<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether a request asks for what others left and leaves no id itself.
+fn only_asks(intent: &Intent) -> bool {
+    let asks = |effect: &Effect| matches!(effect, Effect::NeedsPrevious | Effect::NeedsLast(_));
+    intent.statements == 1 && intent.reason == Reason::State && intent.effects.iter().all(asks)
 }
