@@ -262,7 +262,7 @@ pub struct Intent {
     /// Number of statements in the string; 0 for an empty query.
     pub statements: u32,
     /// One autocommit INSERT, UPDATE, DELETE, MERGE or read on local tables that calls built-in
-    /// functions only: a server that ends it with 57P01 has provably not committed it.
+    /// functions only: a server that ends it with 57P01, or MySQL's 1053, has provably not committed it.
     pub plain: bool,
     /// May be preceded, in one implicit transaction, by settings (not VACUUM, CREATE DATABASE, …,
     /// nor transaction control).

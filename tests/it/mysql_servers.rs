@@ -78,6 +78,46 @@ mod on_mysql9 {
         eventually("it reads again", async || session.lock().await.port().await == back).await;
     }
 
+    /// What it ends with 1053 it has undone: a write that stands alone, and the first of a transaction.
+    #[tokio::test]
+    async fn a_write_that_a_stopping_server_ends_is_done_by_the_next_primary() {
+        let cluster = Make::Mysql9.own();
+        let rows = "CREATE TABLE t (id INT PRIMARY KEY, x INT); INSERT INTO t VALUES (1, 0), (2, 0)";
+        let schema = mysql::create_schema(&cluster, rows);
+        let proxy = mysql::proxy(&cluster, &[]).await;
+        let open = || Session::open(proxy.port(), APP, &schema);
+        let mut holder = open().await;
+        holder.run("BEGIN").await;
+        holder.run("SELECT * FROM t FOR UPDATE").await;
+        let (mut alone, mut first) = (open().await, open().await);
+        first.run("BEGIN").await;
+        let alone =
+            tokio::spawn(async move { alone.query("UPDATE t SET x = x + 1 WHERE id = 1").await.map(drop) });
+        let first = tokio::spawn(async move {
+            first.query("UPDATE t SET x = x + 1 WHERE id = 2").await?;
+            first.query("COMMIT").await.map(drop)
+        });
+        let waiting = "SELECT COUNT(*) FROM information_schema.processlist WHERE info LIKE 'UPDATE t SET x%'";
+        eventually("both wait for a lock", async || {
+            cluster.node(0).sql("", waiting).expect("it answers") == "2"
+        })
+        .await;
+
+        let cluster = tokio::task::spawn_blocking(move || {
+            cluster.stop(0, Stop::Fast).expect("it stops");
+            cluster.promote(1).expect("a replica takes over");
+            cluster
+        })
+        .await
+        .expect("no panic");
+
+        for write in [alone, first] {
+            write.await.expect("no panic").expect("it is done");
+        }
+        let x = cluster.node(1).sql(&schema, "SELECT GROUP_CONCAT(x) FROM t").expect("it answers");
+        assert_eq!(x, "1,1");
+    }
+
     #[tokio::test]
     async fn tagged_transactions_count_as_any_other() {
         let cluster = Make::Mysql9.own();

@@ -25,6 +25,9 @@ const LOOKED_AT: usize = 1024 * 1024;
 /// What servers tell as changed although nobody set it: MariaDB of writes, MySQL of every statement.
 const COUNTED: [&[u8]; 2] = [b"last_gtid", b"statement_id"];
 
+/// ER_SERVER_SHUTDOWN.
+const SERVER_SHUTDOWN: u16 = 1053;
+
 impl Relay<'_> {
     /// Looks at everything received so far.
     pub(super) fn scan(&mut self, request: &Request<Command>) -> Result<Scan, Fault> {
@@ -373,7 +376,7 @@ impl Relay<'_> {
             packet::put(&mut raw, 1, |out| out.extend_from_slice(&payload));
             let refused = |cause| Refused { raw: raw.clone(), cause, code: error.sqlstate };
             let by_option = class == ErrorClass::Writes && error.errno == OPTION_PREVENTS;
-            self.refused = self.refusal_cause(class).map(refused);
+            self.refused = self.refusal_cause(class, error.errno).map(refused);
             self.by_option = (by_option && self.is_told_read_only()).then(|| refused(RefusedCause::Writes));
         }
         if self.by_option.is_some() {
@@ -394,12 +397,15 @@ impl Relay<'_> {
     }
 
     /// Whether, and why, this error is kept from the client for another attempt.
-    fn refusal_cause(&self, class: ErrorClass) -> Option<RefusedCause> {
+    fn refusal_cause(&self, class: ErrorClass, errno: u16) -> Option<RefusedCause> {
         let may = match self.terms.may_refuse {
             MayRefuse::Any => true,
-            // A write that a stopping server ended may have been committed: it is not sent again. One that
-            // a server refused which was made read-only has had no effect.
-            MayRefuse::Stopping => class == ErrorClass::Writes,
+            // Two errors show that a write has had no effect: that of a server which was made read-only, and that
+            // of a MySQL which stops. It is said only where no OK stands (`THD::send_kill_message`), and that
+            // stands before anything is committed. MariaDB closes the connection without a word.
+            MayRefuse::Stopping => {
+                class == ErrorClass::Writes || (errno == SERVER_SHUTDOWN && !self.backend.is_mariadb())
+            }
             MayRefuse::Replan | MayRefuse::No => false,
         };
         if self.passage.has_begun() || self.decided || !may {
