@@ -360,6 +360,9 @@ impl<P: Protocol> Session<P> {
                     self.database.sequences_matter.store(true, Ordering::Relaxed);
                 }
                 Effect::DrawsSequence if self.database.sequences_matter.load(Ordering::Relaxed) => {
+                    if !self.state.is_pinned_by(PinReason::Sequence) {
+                        self.cluster.metrics.pin(PinReason::Sequence);
+                    }
                     self.state.pin(PinReason::Sequence);
                 }
                 Effect::Pin(reason) => self.cluster.metrics.pin(*reason),

@@ -64,6 +64,7 @@ both_makes!(
     a_slow_statement_is_logged_with_the_schema_it_ran_in,
     a_prepared_question_is_about_the_statement_before,
     the_last_insert_id_is_the_sessions_own,
+    a_session_that_keeps_its_connection_for_its_ids_is_counted_once,
     the_last_insert_id_is_told_beside_what_the_statement_before_left,
     no_last_insert_id_is_told_beside_what_a_read_left,
     an_id_that_was_given_is_the_sessions_own,
@@ -1347,6 +1348,22 @@ async fn the_last_insert_id_is_the_sessions_own(make: Make) {
             assert_eq!(session.value("SELECT LAST_INSERT_ID()").await, id.to_string(), "round {round}");
         }
     }
+}
+
+async fn a_session_that_keeps_its_connection_for_its_ids_is_counted_once(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT)", ONE).await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+
+    session.run("INSERT INTO t (x) VALUES (1)").await;
+    other.run("INSERT INTO t (x) VALUES (1)").await;
+    assert_eq!(session.error("SELECT LAST_INSERT_ID()").await, 1105, "another session needed the connection");
+    for _ in 0..2 {
+        session.run("INSERT INTO t (x) VALUES (1)").await;
+    }
+    // What comes behind it is answered when it has been counted.
+    session.run("SELECT 1").await;
+
+    assert_eq!(stage.proxy.metric("pointsman_pins_total", &["reason=\"sequence\""]), 1.0);
 }
 
 async fn what_draws_no_id_leaves_nobody_elses(make: Make) {

@@ -518,6 +518,22 @@ async fn the_value_of_a_sequence_is_the_sessions_own_or_the_servers_error() {
 }
 
 #[tokio::test]
+async fn a_session_that_keeps_its_connection_for_a_sequence_is_counted_once() {
+    let stage = Stage::set("CREATE TABLE t (id serial, x int)", &[]).await;
+    let session = stage.session().await;
+
+    session.run("INSERT INTO t (x) VALUES (1)").await;
+    assert_eq!(session.value("SELECT lastval()").await, "1");
+    for _ in 0..2 {
+        session.run("INSERT INTO t (x) VALUES (1)").await;
+    }
+    // What comes behind it is answered when it has been counted.
+    session.run("SELECT 1").await;
+
+    assert_eq!(stage.proxy.metric("pointsman_pins_total", &["reason=\"sequence\""]), 1.0);
+}
+
+#[tokio::test]
 async fn a_temporary_table_is_there_for_its_session_while_other_reads_use_replicas() {
     let stage = Stage::set("CREATE TABLE t AS SELECT 1 AS x", &[]).await;
     let session = stage.session().await;
