@@ -152,7 +152,7 @@ impl Classifier {
         if text.len() > MAX_CACHED_TEXT {
             return self.classify(catalog, modes, text);
         }
-        let modes = modes.for_text(text, self.dialect);
+        let modes = modes.for_text(text);
         let stripped = stripped(text, self.dialect, modes);
         let hash = if stripped.exact { xxh3_128(text) } else { stripped.hash };
         let key = Key {
@@ -189,7 +189,7 @@ impl Classifier {
         if text.len() > MAX_CACHED_TEXT {
             return;
         }
-        let modes = modes.for_text(text, self.dialect);
+        let modes = modes.for_text(text);
         if !modes.are_known() || !stripped(text, self.dialect, modes).scan.clean {
             return;
         }

@@ -59,7 +59,7 @@ pub struct LexModes {
     /// MySQL `ANSI_QUOTES`: `"x"` is an identifier.
     pub ansi_quotes: bool,
     /// A client encoding in which a byte below 0x80 may be half of a character (SJIS, BIG5, GBK,
-    /// GB18030, UHC): nothing is parsed.
+    /// GB18030, UHC): only text of ASCII alone is parsed.
     pub unreadable: bool,
     /// A PostgreSQL client encoding in which letters beyond ASCII are other bytes than in the catalog's
     /// UTF-8: names that have some are not found there.
@@ -82,11 +82,11 @@ impl LexModes {
 }
 
 impl LexModes {
-    /// The modes that hold for this very text: in PostgreSQL's encodings without ASCII safety a
-    /// text of ASCII alone reads like any other.
-    pub(crate) fn for_text(self, text: &[u8], dialect: Dialect) -> Self {
-        let unreadable = self.unreadable && !(dialect == Dialect::Postgres && text.is_ascii());
-        Self { unreadable, ..self }
+    /// The modes that hold for this very text: in encodings without ASCII safety a text of ASCII alone
+    /// reads like any other, for the first half of a character is beyond it. (In MySQL's of two bytes or
+    /// more for each character it does not, and no client can have them: 1231.)
+    pub(crate) fn for_text(self, text: &[u8]) -> Self {
+        Self { unreadable: self.unreadable && !text.is_ascii(), ..self }
     }
 
     /// Whether anything can be read.

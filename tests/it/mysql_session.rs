@@ -63,6 +63,7 @@ both_makes!(
     a_definition_is_shown_as_it_is,
     a_slow_statement_is_logged_with_the_schema_it_ran_in,
     a_prepared_question_is_about_the_statement_before,
+    text_of_ascii_is_read_in_every_clients_character_set,
     the_last_insert_id_is_the_sessions_own,
     a_session_that_keeps_its_connection_for_its_ids_is_counted_once,
     the_last_insert_id_is_told_beside_what_the_statement_before_left,
@@ -1331,6 +1332,49 @@ async fn a_backup_lock_ends_with_its_session(make: Make) {
     session.run(lock).await;
     session.run(unlock).await;
     stage.session().await.run("ALTER TABLE t ADD COLUMN z INT").await;
+}
+
+/// Half of a character may look like a quote or a backslash in these, but not before its first half.
+async fn text_of_ascii_is_read_in_every_clients_character_set(make: Make) {
+    const BIG5: u8 = 1;
+    const SJIS: u8 = 13;
+    const GBK: u8 = 28;
+    const CP932: u8 = 95;
+    const WRITE: &str = "REPLACE INTO t VALUES (1)";
+    let stage = Stage::on(make, "CREATE TABLE t (x INT PRIMARY KEY)", &[]).await;
+    let pins = || stage.proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
+    eventually("the catalog says that the table has no triggers", async || {
+        let before = pins();
+        let mut session = stage.session().await;
+        session.run(WRITE).await;
+        // What comes behind it is answered when it has been counted.
+        session.run("SELECT 1").await;
+        pins() == before
+    })
+    .await;
+    let before = pins();
+    for collation in [BIG5, SJIS, GBK, CP932] {
+        let login = Session::connect_in(stage.proxy.port(), APP, stage.schema.as_bytes(), collation).await;
+        let mut session = login.unwrap_or_else(|error| panic!("{collation}: {error:?}"));
+
+        for _ in 0..5 {
+            assert!(stage.is_replica(session.port().await), "{collation}");
+        }
+        assert_eq!(session.value("SELECT CONNECTION_ID()").await, session.number.to_string(), "{collation}");
+        session.run("SET @pointsman_consistency = 'global'").await;
+        assert_eq!(session.value("SELECT @pointsman_consistency").await, "global", "{collation}");
+        session.run(WRITE).await;
+        assert_eq!(session.value("SELECT x FROM t").await, "1", "{collation}");
+        assert_eq!(pins(), before, "{collation}");
+    }
+
+    let login = Session::connect_in(stage.proxy.port(), APP, stage.schema.as_bytes(), GBK).await;
+    let mut session = login.expect("a login");
+    // To who knows no GBK, a backslash ahead of the quote.
+    let answer =
+        session.command(code::QUERY, b"SELECT '\x95\x5c', @@port").await.expect("it is one character");
+    let port = answer.results[0][0][1].clone().expect("a port");
+    assert_eq!(port, stage.primary_port().to_string());
 }
 
 async fn the_last_insert_id_is_the_sessions_own(make: Make) {

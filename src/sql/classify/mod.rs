@@ -66,7 +66,7 @@ pub fn classify(
     catalog: &Catalog,
     rules: &FunctionRules,
 ) -> Intent {
-    let modes = modes.for_text(text, dialect);
+    let modes = modes.for_text(text);
     let fingerprint = stripped(text, dialect, modes).hash as u64;
     let short = (text.len() > MAX_EXACT_BYTES).then(|| strip(text, dialect, modes));
     let shortened = short.is_some();

@@ -73,7 +73,7 @@ pub(super) fn scan<S: Sink>(text: &[u8], dialect: Dialect, modes: LexModes, sink
         open_executables: 0,
         seen: Scan::default(),
     };
-    scanner.seen.clean = modes.are_known() && scanner.run(sink).is_some();
+    scanner.seen.clean = modes.for_text(text).are_known() && scanner.run(sink).is_some();
     scanner.seen
 }
 

@@ -439,7 +439,7 @@ fn modes_change_how_quotes_are_read() {
     ];
     assert_eq!(timed.effects, effects);
     let unreadable = LexModes { unreadable: true, ..default };
-    assert_eq!(judge("SELECT 1", unreadable).reason, Reason::Unreadable);
+    assert_eq!(judge("SELECT 'é'", unreadable).reason, Reason::Unreadable);
 }
 
 #[test]

@@ -185,9 +185,10 @@ fn bytes_that_are_not_utf8_are_understood_inside_literals_and_comments() {
 
 #[test]
 fn only_ascii_is_read_in_encodings_where_a_byte_may_be_half_of_a_character() {
-    let modes = LexModes { unreadable: true, ..LexModes::default_of(Dialect::Postgres) };
-    let judge =
-        |text: &[u8]| classify(text, Dialect::Postgres, modes, &loaded(), &FunctionRules::default()).reason;
-    assert_eq!(judge(b"SELECT 1"), Reason::Read);
-    assert_eq!(judge(b"SELECT '\x95\x5c'"), Reason::Unreadable);
+    for dialect in [Dialect::Postgres, Dialect::Mysql] {
+        let modes = LexModes { unreadable: true, ..LexModes::default_of(dialect) };
+        let judge = |text: &[u8]| classify(text, dialect, modes, &loaded(), &FunctionRules::default()).reason;
+        assert_eq!(judge(b"SELECT 1"), Reason::Read);
+        assert_eq!(judge(b"SELECT '\x95\x5c'"), Reason::Unreadable);
+    }
 }
