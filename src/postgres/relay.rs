@@ -188,6 +188,8 @@ impl<'a> Relay<'a> {
                     }
                     continue;
                 }
+                // Nobody is to see the answer before the session has learned from it: others go by what it defined.
+                Scan::More if self.is_answered() => {}
                 Scan::More => self.hand_on().await?,
             }
             match self.receive().await {
