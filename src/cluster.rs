@@ -69,8 +69,8 @@ pub struct Cluster<P: Protocol> {
     slow_over: AtomicU64,
     /// What `user` reads must not be behind of.
     user_floors: Mutex<HashMap<UserKey, Arc<SharedFloors>>>,
-    /// Accounts were changed, and not every node is known to have the change.
-    accounts: Mutex<Option<AccountsChanged>>,
+    /// What logins find was changed, and not every node is known to have the change.
+    logins: Mutex<Option<LoginsChanged>>,
     pub split: Split,
     pub misspelt: Misspelt,
 }
@@ -81,9 +81,9 @@ type UserKey = (Arc<str>, Arc<str>);
 /// User, database and flavour.
 type PoolKey = (Arc<str>, Arc<str>, u64);
 
-/// A change of accounts on its way to the nodes.
+/// A change of what logins find on its way to the nodes.
 #[derive(Debug)]
-struct AccountsChanged {
+struct LoginsChanged {
     floor: Floor,
     /// Where the connections of before are replaced already. Bounded by the number of nodes.
     done: HashSet<Arc<str>>,
@@ -135,7 +135,7 @@ impl<P: Protocol> Cluster<P> {
             recent: Recent::default(),
             slow_over: AtomicU64::new(u64::MAX),
             user_floors: Mutex::default(),
-            accounts: Mutex::default(),
+            logins: Mutex::default(),
             split: Split::default(),
             misspelt: Misspelt::default(),
         }
@@ -200,7 +200,7 @@ impl<P: Protocol> Cluster<P> {
     /// look again in their order. `roles`: a node's role or state has changed.
     pub fn publish(&self, snapshot: Snapshot, roles: bool) {
         let version = snapshot.version;
-        self.follow_accounts(&snapshot);
+        self.follow_logins(&snapshot);
         let elected = snapshot.primary().map(|primary| primary.address.clone());
         let before = self.topology.load().primary().map(|primary| primary.address.clone());
         self.topology.store(snapshot);
@@ -217,32 +217,32 @@ impl<P: Protocol> Cluster<P> {
         self.topology.changed.notify_waiters();
     }
 
-    /// A statement on the node at `address` changed accounts; `floor` bounds it. Connections keep as it was
+    /// A statement on the node at `address` changed what logins find; `floor` bounds it. Connections keep as it was
     /// when they were opened: MySQL's global privileges, those on their schema and their roles, PostgreSQL's
     /// settings of their role and database. On each node they are replaced as soon as it has the
     /// change. What a session keeps stays, as a server's own sessions do.
-    pub fn accounts_changed(&self, address: &Arc<str>, floor: Floor) {
+    pub fn logins_changed(&self, address: &Arc<str>, floor: Floor) {
         let snapshot = self.topology.load();
         let done = HashSet::from([address.clone()]);
         {
-            let mut accounts = self.accounts.lock();
-            let before = accounts.take().map_or(Floor::None, |before| before.floor);
+            let mut logins = self.logins.lock();
+            let before = logins.take().map_or(Floor::None, |before| before.floor);
             let floor = crate::floors::higher(floor, before, &snapshot);
             // From here on the primary alone is asked what new sessions are told.
-            *accounts = Some(AccountsChanged { floor, done });
+            *logins = Some(LoginsChanged { floor, done });
         }
         self.replace_connections(address);
     }
 
-    /// Whether accounts were changed and not every node has that yet.
-    pub fn changes_accounts(&self) -> bool {
-        self.accounts.lock().is_some()
+    /// Whether what logins find was changed and not every node has that yet.
+    pub fn changes_logins(&self) -> bool {
+        self.logins.lock().is_some()
     }
 
     /// Before the snapshot can tell anybody that a node has the change.
-    fn follow_accounts(&self, snapshot: &Snapshot) {
-        let mut accounts = self.accounts.lock();
-        let Some(AccountsChanged { floor, done }) = &mut *accounts else { return };
+    fn follow_logins(&self, snapshot: &Snapshot) {
+        let mut logins = self.logins.lock();
+        let Some(LoginsChanged { floor, done }) = &mut *logins else { return };
         let resolved = snapshot.resolve(floor);
         let has_it = |node: &topology::Node| match &resolved {
             Resolved::Pending => false,
@@ -257,7 +257,7 @@ impl<P: Protocol> Cluster<P> {
             }
         }
         if snapshot.nodes.iter().all(|node| done.contains(&node.address)) {
-            *accounts = None;
+            *logins = None;
         }
     }
 

@@ -421,7 +421,7 @@ async fn any_server<P: Protocol>(
         let changed = cluster.topology.changed.notified();
         let snapshot = cluster.topology.load_full();
         // Until every node has it, only the primary surely tells what accounts were changed to.
-        let from_primary = access == Access::Write || cluster.changes_accounts();
+        let from_primary = access == Access::Write || cluster.changes_logins();
         let mut question = Question {
             access: if from_primary { Access::Write } else { Access::Read },
             target: None,

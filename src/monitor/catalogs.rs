@@ -249,7 +249,7 @@ fn note_session_defaults<P: Protocol>(
         Some(_) => {
             let topology = &cluster.topology;
             let floor = topology.unsampled(&told.address, topology.probes.current());
-            cluster.accounts_changed(&told.address, floor);
+            cluster.logins_changed(&told.address, floor);
             topology.want_position();
         }
         None => {}

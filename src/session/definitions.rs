@@ -1,4 +1,4 @@
-//! What a session changes that others are judged by: definitions and accounts. It counts from when it
+//! What a session changes that others are judged by: definitions and what logins find. It counts from when it
 //! is committed.
 
 use std::sync::{Arc, atomic::Ordering};
@@ -19,7 +19,7 @@ pub(super) struct Changed {
     names: bool,
     /// Statements may run other code than the catalog tells.
     code: bool,
-    accounts: bool,
+    logins: bool,
 }
 
 impl Changed {
@@ -31,7 +31,7 @@ impl Changed {
                 self.code |= dialect == Dialect::Postgres;
             }
             Effect::Redefines => (self.names, self.code) = (true, true),
-            Effect::Accounts => self.accounts = true,
+            Effect::Logins => self.logins = true,
             _ => {}
         }
     }
@@ -113,11 +113,11 @@ impl<P: Protocol> Session<P> {
         if changed.catalog {
             self.cluster.topology.nudge.notify_one();
         }
-        if changed.accounts {
+        if changed.logins {
             let snapshot = self.snapshot();
             let primary = || snapshot.primary().map(|primary| &primary.address);
             if let Some(address) = address.or_else(primary) {
-                self.cluster.accounts_changed(address, self.state.floor.clone());
+                self.cluster.logins_changed(address, self.state.floor.clone());
             }
         }
     }

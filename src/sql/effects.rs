@@ -109,9 +109,9 @@ pub enum Effect {
     /// Makes or changes something that only a fresh catalog tells from an ordinary table (a sequence, a
     /// view, a function, a new name): until it was read, reads that name tables use the primary.
     Redefines,
-    /// Changes accounts, what they may do or their settings, or MySQL's defaults of a schema or of all sessions, of
-    /// which connections keep a part as it was when they were opened or chose the schema.
-    Accounts,
+    /// Changes what a login finds: accounts, what they may do and their settings, or MySQL's defaults of a schema or
+    /// of all sessions. Connections keep a part of it as it was when they were opened or chose the schema.
+    Logins,
     /// Fails as long as anybody is connected to that database: PostgreSQL's DROP DATABASE and its like.
     NeedsAlone {
         database: Box<str>,
@@ -383,7 +383,7 @@ impl Effect {
             Self::Calls => "calls a procedure".into(),
             Self::Ddl => "changes the catalog".into(),
             Self::Redefines => "changes what a name stands for".into(),
-            Self::Accounts => "changes accounts or what their sessions begin with".into(),
+            Self::Logins => "changes accounts or what their sessions begin with".into(),
             Self::NeedsAlone { database } => format!("closes idle connections to {database}"),
             Self::UseDatabase(name) => format!("use {name}"),
             Self::SetComputed { name } => format!("set {name}, computed"),

@@ -419,7 +419,7 @@ fn locks(phrase: &Phrase<'_>, leading: &str) -> Verdict {
         }
         // FLUSH PRIVILEGES, after changes of the tables behind them.
         _ if phrase.contains(&["privileges"]) => {
-            Verdict::write(Reason::Command).with(Effect::Accounts).outdoing()
+            Verdict::write(Reason::Command).with(Effect::Logins).outdoing()
         }
         _ => Verdict::write(Reason::Command).outdoing(),
     }
@@ -499,13 +499,11 @@ fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
     let mut verdict = Verdict::write(Reason::Ddl).apart();
     verdict.outdoes = commits_first(phrase, leading);
     match leading {
-        "drop" | "alter" | "rename" if phrase.is_any(1, &["user", "role"]) => {
-            verdict.effect(Effect::Accounts)
-        }
+        "drop" | "alter" | "rename" if phrase.is_any(1, &["user", "role"]) => verdict.effect(Effect::Logins),
         "create" | "drop" | "alter" | "rename" | "truncate" => {
             verdict.effect(Effect::Ddl);
             if begins_schema(phrase, leading) {
-                verdict.effect(Effect::Accounts);
+                verdict.effect(Effect::Logins);
             }
             if redefines(phrase, leading) {
                 verdict.effect(Effect::Redefines);
@@ -530,7 +528,7 @@ fn definition(phrase: &Phrase<'_>, leading: &str, _cx: &Cx<'_>) -> Verdict {
                 verdict.effect(Effect::DrawsSequence);
             }
         }
-        "grant" | "revoke" => verdict.effect(Effect::Accounts),
+        "grant" | "revoke" => verdict.effect(Effect::Logins),
         "analyze" | "check" | "checksum" | "optimize" | "repair" | "install" | "uninstall" => {}
         "change" | "start" | "stop" | "reset" | "purge" | "binlog" | "cache" | "clone" | "shutdown"
         | "restart" | "signal" | "resignal" | "help" | "change_master" => verdict.reason = Reason::Command,

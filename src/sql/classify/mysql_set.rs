@@ -53,7 +53,7 @@ pub(super) fn set(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
     match () {
         () if phrase.is(1, "statement") => set_statement(phrase, cx),
         () if phrase.is_any(1, &["password", "default"]) => {
-            Verdict::write(Reason::Ddl).with(Effect::Accounts).outdoing()
+            Verdict::write(Reason::Ddl).with(Effect::Logins).outdoing()
         }
         () if phrase.says(1, &["resource", "group"]) => Verdict::write(Reason::Ddl).apart(),
         () if phrase.is(1, "transaction") => set_transaction(phrase, 2, None),
@@ -61,7 +61,7 @@ pub(super) fn set(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
             set_transaction(phrase, 3, Some("SESSION"))
         }
         () if phrase.is(1, "global") && phrase.is(2, "transaction") => {
-            Verdict::write(Reason::Command).with(Effect::Accounts)
+            Verdict::write(Reason::Command).with(Effect::Logins)
         }
         () if phrase.is(1, "role") => role(phrase),
         () => assignments(phrase, cx),
@@ -155,7 +155,7 @@ fn assignments(phrase: &Phrase<'_>, cx: &Cx<'_>) -> Verdict {
             Some(Outcome::Carried(effect)) => verdict.effect(effect),
             Some(Outcome::Server) => {
                 verdict.raise(Reason::Command);
-                verdict.effect(Effect::Accounts);
+                verdict.effect(Effect::Logins);
             }
             Some(Outcome::Variable) => {
                 verdict.raise(Reason::State);

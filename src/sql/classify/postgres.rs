@@ -275,7 +275,7 @@ fn definition(phrase: &Phrase<'_>, leading: &str, cx: &Cx<'_>) -> Verdict {
         verdict.effect(Effect::NeedsAlone { database: database.into() });
     }
     if leading == "alter" && sets_for_sessions(phrase) {
-        verdict.effect(Effect::Accounts);
+        verdict.effect(Effect::Logins);
     }
     if leading == "alter" {
         verdict.effect(Effect::DrawsSequence);

@@ -161,7 +161,7 @@ impl Verdict {
                 | Effect::Calls
                 | Effect::Ddl
                 | Effect::Redefines
-                | Effect::Accounts => {
+                | Effect::Logins => {
                     self.effect(effect);
                 }
                 effect => self.effects.push(effect),

@@ -355,7 +355,7 @@ fn what_sessions_begin_with_is_changed_by_these() {
         ("ALTER ROLE app PASSWORD 'set'", false),
         ("ALTER TABLE t SET SCHEMA s", false),
     ] {
-        assert_eq!(postgres(text).effects.contains(&Effect::Accounts), changes, "{text}");
+        assert_eq!(postgres(text).effects.contains(&Effect::Logins), changes, "{text}");
     }
 }
 
