@@ -81,6 +81,7 @@ both_makes!(
     what_was_said_of_the_next_transaction_is_used_by_its_session_alone,
     a_variable_of_the_next_transaction_is_answered_as_by_the_server,
     warnings_are_of_the_sessions_own_statements,
+    commands_that_are_no_statements_tell_of_no_other_sessions_warnings,
     found_rows_are_never_another_sessions,
     a_string_answers_what_it_asks_of_itself,
     an_insert_under_locked_tables_leaves_its_id,
@@ -1846,6 +1847,29 @@ async fn warnings_are_of_the_sessions_own_statements(make: Make) {
                 answers.push(told);
             }
             assert_eq!(answers[0], answers[1], "{texts:?} behind another session's {left}");
+        }
+    }
+}
+
+/// SET_OPTION goes ahead of strings of several statements in PHP.
+async fn commands_that_are_no_statements_tell_of_no_other_sessions_warnings(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", ONE).await;
+    let leaves: [(u8, &[u8]); 3] = [
+        (code::INIT_DB, b"missing"),
+        (code::STMT_PREPARE, b"SELECT x FROM missing"),
+        (code::FIELD_LIST, b"missing\0"),
+    ];
+    let commands: [(u8, &[u8]); 2] = [(code::SET_OPTION, &[0, 0]), (code::INIT_DB, stage.schema.as_bytes())];
+    // Whichever replica they come to.
+    for round in 0..5 {
+        for (code, argument) in leaves {
+            for (command, told) in commands {
+                let (mut other, mut session) = (stage.session().await, stage.session().await);
+                other.command(code, argument).await.expect_err("there is none");
+                session.command(command, told).await.expect("it is done");
+                let warnings = session.run("SHOW WARNINGS").await.results;
+                assert_eq!(warnings, [Vec::<Vec<_>>::new()], "{round}: {command} behind {code}");
+            }
         }
     }
 }

@@ -66,7 +66,13 @@ impl Relay<'_> {
     /// Whether warnings have to be forgotten that another session's statement, or one of ours for it, has left.
     fn has_to_forget_warnings(&self, request: &Request<Command>) -> bool {
         let is_anothers = self.backend.last_session != self.terms.session;
-        is_anothers && self.backend.warns && self.may_leave_warnings(request)
+        let may_be_told = if self.backend.is_mariadb() {
+            self.backend.warns && self.may_leave_warnings(request)
+        } else {
+            // To MySQL these are no statements: how many warnings there are they tell of the one before.
+            matches!(request.wire.code, code::INIT_DB | code::SET_OPTION | code::FIELD_LIST)
+        };
+        is_anothers && may_be_told
     }
 
     /// Whether FOUND_ROWS() is asked for, and is of another session's rows: most writes leave it as it was. What
