@@ -241,7 +241,9 @@ impl Frontend {
             if code == code::STMT_FETCH {
                 self.consume();
                 let mut out = Vec::new();
-                let message = format!("The statement ({id}) has no open cursor");
+                // The two servers differ in the full stop.
+                let stop = if self.mariadb { "" } else { "." };
+                let message = format!("The statement ({id}) has no open cursor{stop}");
                 packet::put_err(&mut out, 1, NO_CURSOR, "HY000", message.as_bytes());
                 self.write(&out).await?;
             } else {

@@ -12,6 +12,7 @@ both_makes!(
     writes_in_a_read_only_transaction_are_answered_as_by_the_server,
     statements_of_xa_are_answered_as_by_the_server,
     what_is_no_statement_is_answered_as_by_the_server,
+    a_fetch_without_a_cursor_is_answered_as_by_the_server,
     values_for_a_parameter_that_is_not_there_are_answered_as_by_the_server,
     what_the_statement_before_left_is_kept_in_variables,
 );
@@ -156,6 +157,14 @@ async fn what_is_no_statement_is_answered_as_by_the_server(make: Make) {
         scripts.push((text, vec![prepare(text), prepare(READ), execute(1, 0, &[])]));
     }
     same(&stage, scripts).await;
+}
+
+async fn a_fetch_without_a_cursor_is_answered_as_by_the_server(make: Make) {
+    const READ_ONLY: u8 = 1;
+    let stage = Stage::on(make, TABLE, &[]).await;
+    let fetch = || of_statement(code::STMT_FETCH, 1, &10_u32.to_le_bytes());
+    let behind = vec![prepare(READ), execute(1, READ_ONLY, &[]), fetch(), fetch()];
+    same(&stage, vec![("never opened", vec![prepare(READ), fetch()]), ("behind the last row", behind)]).await;
 }
 
 async fn values_for_a_parameter_that_is_not_there_are_answered_as_by_the_server(make: Make) {
