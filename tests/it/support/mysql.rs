@@ -2,7 +2,7 @@
 
 use mysql_common::auth::plugins::mysql_native_password::scramble_native;
 use pointsman::{
-    demo::servers::Login,
+    demo::servers::{APP, Login},
     mysql::{
         login::scramble::{Password, Plugin},
         packet::{self, HEADER, capability as can},
@@ -299,4 +299,25 @@ impl Session {
 
 fn broken(error: std::io::Error) -> Refused {
     Refused { errno: 2013, sqlstate: String::new(), message: error.to_string() }
+}
+
+/// One connection to each server, for all sessions.
+pub const ONE: &[&str] = &["cluster.pool.size = 1"];
+
+/// A client that prepares every statement before it executes it.
+pub async fn each_time_anew(stage: &Stage) -> mysql_async::Conn {
+    client(stage, 0).await
+}
+
+/// A client that keeps prepared statements.
+pub async fn client(stage: &Stage, kept: usize) -> mysql_async::Conn {
+    let options = mysql_async::OptsBuilder::default()
+        .ip_or_hostname("127.0.0.1")
+        .tcp_port(stage.proxy.port())
+        .user(Some(APP.name))
+        .pass(Some(APP.password))
+        .db_name(Some(stage.schema.clone()))
+        .prefer_socket(false)
+        .stmt_cache_size(kept);
+    mysql_async::Conn::new(options).await.expect("a login")
 }
