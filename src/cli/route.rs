@@ -243,7 +243,7 @@ impl Scene {
             target: intent.hints.target.as_ref(),
             consistency,
             floor,
-            max_lag: intent.hints.bound(None),
+            max_lag: intent.hints.max_lag,
             exclude: &[],
         };
         let (snapshot, now): (_, Instant) = (&self.seen.snapshot, self.seen.at);

@@ -181,7 +181,7 @@ impl<P: Protocol> Session<P> {
             target,
             consistency,
             floor: &floor,
-            max_lag: intent.hints.bound(self.state.own.now.max_lag),
+            max_lag: intent.hints.max_lag.or(self.state.own.now.max_lag),
             exclude: &attempt.exclude,
         };
         let choice = route::choose(&question, snapshot, &attempt.policy, now, &mut || random.random::<f64>());
@@ -294,7 +294,7 @@ impl<P: Protocol> Session<P> {
 
     /// Whether the choice of the node rests on how far it is.
     fn relies_on_position(&self, intent: &Intent, snapshot: &Snapshot, policy: &Policy) -> bool {
-        let bounded = intent.hints.bound(self.state.own.now.max_lag).is_some();
+        let bounded = intent.hints.max_lag.or(self.state.own.now.max_lag).is_some();
         bounded || *self.floor_of(intent, self.consistency(intent, policy), snapshot) != Floor::None
     }
 

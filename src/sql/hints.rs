@@ -9,7 +9,7 @@ use crate::route::Consistency;
 pub struct Hints {
     /// `primary`, `replica` or `node=host:port`.
     pub target: Option<Target>,
-    /// Zero takes the session's own bound off.
+    /// Zero allows no staleness at all.
     pub max_lag: Option<Duration>,
     pub consistency: Option<Consistency>,
     /// What was not understood, as written: for the log. At most [`MAX_UNKNOWN`] items.
@@ -50,11 +50,6 @@ impl Hints {
                 self.unknown.push(item.into());
             }
         }
-    }
-
-    /// How stale an answer may be, where `session` is what the session has set.
-    pub fn bound(&self, session: Option<Duration>) -> Option<Duration> {
-        self.max_lag.or(session).filter(|lag| !lag.is_zero())
     }
 
     /// These, and what they say nothing of as `others` have it.
