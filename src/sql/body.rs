@@ -36,22 +36,24 @@ const OPENERS: [&str; 11] =
 /// Whether a body calls what sets, locks or asks for something in its session: the server lets functions do so
 /// that are declared STABLE, and a standby as well.
 pub fn sets_or_locks(body: &str) -> bool {
-    let modes = LexModes::default_of(Dialect::Postgres);
-    let tokens = Tokens::of(body.as_bytes(), Dialect::Postgres, modes);
-    let body = Phrase { text: body.as_bytes(), tokens: &tokens.list, dialect: Dialect::Postgres, modes };
     let acts = |word: String| {
         matches!(word.as_str(), "set_config" | "currval" | "lastval") || word.contains("advisory")
     };
-    (0..body.len()).any(|at| body.name(at).is_some_and(acts))
+    in_words(body, |body, _| (0..body.len()).any(|at| body.name(at).is_some_and(acts)))
 }
 
 /// Whether a body in SQL or PL/pgSQL has a word that may leave state behind. `SET LOCAL` counts too, which
 /// errs on the safe side, and so does what cannot be split into words.
 pub fn may_leave_state(body: &str) -> bool {
+    in_words(body, |body, is_clean| !is_clean || has_telltale(body))
+}
+
+/// Has `judge` look at the words of a body in SQL or PL/pgSQL; the second argument: it could be split into words.
+fn in_words(body: &str, judge: impl FnOnce(&Phrase<'_>, bool) -> bool) -> bool {
     let modes = LexModes::default_of(Dialect::Postgres);
     let tokens = Tokens::of(body.as_bytes(), Dialect::Postgres, modes);
     let body = Phrase { text: body.as_bytes(), tokens: &tokens.list, dialect: Dialect::Postgres, modes };
-    !tokens.scan.clean || has_telltale(&body)
+    judge(&body, tokens.scan.clean)
 }
 
 /// Whether a body that is in words already has such a word.
