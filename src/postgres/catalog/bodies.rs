@@ -1,6 +1,6 @@
 //! What functions do, as far as their bodies tell.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     super::backend::Row,
@@ -21,9 +21,9 @@ pub(super) struct Bodies<'a> {
     /// Those of which nothing worse is known yet, and may become known.
     clean: Vec<Body<'a>>,
     /// Names of functions that touch, and of what does when it is read.
-    suspicious: HashSet<String>,
+    suspicious: Names,
     /// Names of tables that touch when they are written.
-    triggering: HashSet<String>,
+    triggering: Names,
 }
 
 struct Body<'a> {
@@ -62,15 +62,15 @@ fn acting<'a>(functions: &[Function<'a>], rules: &FunctionRules) -> HashSet<&'a 
     let (acts, mut rest): (Vec<_>, Vec<_>) =
         functions.iter().filter(may).partition(|function| sets_or_locks(&function.source));
     let mut found: HashSet<&str> = acts.iter().map(|function| function.oid).collect();
-    let mut names: HashSet<String> = acts.iter().map(|function| function.name.to_lowercase()).collect();
+    let mut names: Names = acts.iter().map(|function| function.name).collect();
     loop {
         let (call, others): (Vec<_>, Vec<_>) =
-            rest.into_iter().partition(|function| words(&function.source).any(|word| names.contains(word)));
+            rest.into_iter().partition(|function| names.are_in(&function.source));
         if call.is_empty() {
             return found;
         }
         found.extend(call.iter().map(|function| function.oid));
-        names.extend(call.iter().map(|function| function.name.to_lowercase()));
+        names.extend(call.iter().map(|function| function.name));
         rest = others;
     }
 }
@@ -82,8 +82,8 @@ impl<'a> Bodies<'a> {
             touches: HashSet::new(),
             computes: HashSet::new(),
             clean: Vec::new(),
-            suspicious: HashSet::new(),
-            triggering: HashSet::from([SETTINGS.to_owned()]),
+            suspicious: Names::default(),
+            triggering: Names::from_iter([SETTINGS]),
         };
         bodies.computes =
             functions.iter().filter(|row| is_true(row, 6)).filter_map(|row| text(row, 5)).collect();
@@ -99,7 +99,7 @@ impl<'a> Bodies<'a> {
             }
             if does.touches {
                 bodies.touches.insert(oid);
-                bodies.suspicious.insert(name.to_lowercase());
+                bodies.suspicious.insert(name);
             } else if !rules.clean.contains(name) {
                 let writes = words(&source).any(|word| VERBS.contains(&word));
                 bodies.clean.push(Body { name, oid, source, writes });
@@ -114,16 +114,16 @@ impl<'a> Bodies<'a> {
     pub fn suspect(&mut self, catalog: &Catalog) -> bool {
         for (name, relation) in &catalog.relations {
             if relation.touches {
-                self.triggering.insert(name.to_lowercase());
+                self.triggering.insert(name);
             }
             if relation.touches_on_read || relation.calls.iter().any(|call| call.keeps_state()) {
-                self.suspicious.insert(name.to_lowercase());
+                self.suspicious.insert(name);
             }
         }
         let touching = catalog.types.iter().filter(|(_, runs)| runs.touches);
-        self.suspicious.extend(touching.map(|(name, _)| name.to_lowercase()));
+        self.suspicious.extend(touching.map(|(name, _)| &**name));
         if catalog.event_triggers == EventTriggers::Touching {
-            self.suspicious.extend(DEFINITIONS.map(str::to_owned));
+            self.suspicious.extend(DEFINITIONS);
         }
         self.spread()
     }
@@ -136,8 +136,7 @@ impl<'a> Bodies<'a> {
             let (suspicious, triggering) = (&self.suspicious, &self.triggering);
             let (found, rest): (Vec<_>, Vec<_>) =
                 std::mem::take(&mut self.clean).into_iter().partition(|body| {
-                    words(&body.source)
-                        .any(|word| suspicious.contains(word) || (body.writes && triggering.contains(word)))
+                    suspicious.are_in(&body.source) || (body.writes && triggering.are_in(&body.source))
                 });
             self.clean = rest;
             if found.is_empty() {
@@ -145,7 +144,7 @@ impl<'a> Bodies<'a> {
             }
             for Body { name, oid, .. } in found {
                 self.touches.insert(oid);
-                self.suspicious.insert(name.to_lowercase());
+                self.suspicious.insert(name);
             }
         }
     }
@@ -158,6 +157,43 @@ impl<'a> Bodies<'a> {
     pub fn any_read_touches(&self, oids: Option<&str>) -> bool {
         let touches = |oid: &str| self.touches.contains(oid) && !self.computes.contains(oid);
         oids.is_some_and(|oids| oids.split(',').any(touches))
+    }
+}
+
+/// Names that are looked for in bodies, without regard to schemas and to case: each under the first of its
+/// words, as most have no other.
+#[derive(Default)]
+struct Names(HashMap<String, HashSet<String>>);
+
+impl Names {
+    fn insert(&mut self, name: &str) {
+        // As it stands between quotes.
+        let name = name.to_lowercase().replace('"', "\"\"");
+        let first = words(&name).next().unwrap_or_default().to_owned();
+        self.0.entry(first).or_default().insert(name);
+    }
+
+    /// Whether any of them stands in a body, which is in lower case. One that stands there for something
+    /// else counts as well.
+    fn are_in(&self, body: &str) -> bool {
+        let stands = |name: &String, word: &str| name == word || body.contains(&**name);
+        words(body)
+            .chain([""])
+            .any(|word| self.0.get(word).is_some_and(|names| names.iter().any(|name| stands(name, word))))
+    }
+}
+
+impl<'a> Extend<&'a str> for Names {
+    fn extend<I: IntoIterator<Item = &'a str>>(&mut self, names: I) {
+        names.into_iter().for_each(|name| self.insert(name));
+    }
+}
+
+impl<'a> FromIterator<&'a str> for Names {
+    fn from_iter<I: IntoIterator<Item = &'a str>>(names: I) -> Self {
+        let mut all = Self::default();
+        all.extend(names);
+        all
     }
 }
 
@@ -190,6 +226,22 @@ mod tests {
         let bodies = Bodies::read(&rows, &Builtins::default(), &FunctionRules::default());
         assert!(bodies.touches.contains("1") && bodies.touches.contains("2"));
         assert!(!bodies.touches.contains("3"));
+    }
+
+    #[test]
+    fn a_function_that_calls_one_whose_name_is_no_single_word_is_suspicious_too() {
+        let sets = "select set_config('a', 'b', false)";
+        for (name, call) in [
+            ("set$tenant", "set$tenant()"),
+            ("set tenant", "app.\"set tenant\"()"),
+            ("Sétz-Tenant", "\"Sétz-Tenant\"()"),
+            ("a\"b", "\"a\"\"b\"()"),
+        ] {
+            let source = format!("begin perform {call}; end");
+            let rows = [function("outer_one", &source, "1"), function(name, sets, "2")];
+            let bodies = Bodies::read(&rows, &Builtins::default(), &FunctionRules::default());
+            assert!(bodies.touches.contains("1") && bodies.writes.contains("1"), "{name}");
+        }
     }
 
     #[test]
