@@ -70,7 +70,7 @@ pub(super) fn scan<S: Sink>(text: &[u8], dialect: Dialect, modes: LexModes, sink
         mysql: dialect == Dialect::Mysql,
         modes,
         escape_string: false,
-        open_executables: 0,
+        executable_ends: None,
         seen: Scan::default(),
     };
     scanner.seen.clean = modes.for_text(text).are_known() && scanner.run(sink).is_some();
@@ -127,7 +127,8 @@ struct Scanner<'a> {
     modes: LexModes,
     /// The last token was an `E''` string: a string right behind it would continue in its mode.
     escape_string: bool,
-    open_executables: u32,
+    /// Where a server that skips the executable comment that is open takes it to end.
+    executable_ends: Option<usize>,
     seen: Scan,
 }
 
@@ -145,9 +146,12 @@ impl Scanner<'_> {
                 }
                 Class::Letter => self.word(sink)?,
                 Class::Punct => {
-                    if self.open_executables > 0 && byte == b'*' && self.peek(1) == Some(b'/') {
+                    if self.executable_ends.is_some() && byte == b'*' && self.peek(1) == Some(b'/') {
+                        // For whom it is too new it has ended in a string or in a comment of its inside.
+                        if self.executable_ends.take() != Some(self.at) {
+                            return None;
+                        }
                         self.at += 2;
-                        self.open_executables -= 1;
                         sink.gap(self.at - 2, self.at);
                         continue;
                     }
@@ -171,7 +175,7 @@ impl Scanner<'_> {
                 Class::Bad => return None,
             }
         }
-        (self.open_executables == 0).then_some(())
+        self.executable_ends.is_none().then_some(())
     }
 
     fn peek(&self, ahead: usize) -> Option<u8> {
@@ -386,7 +390,7 @@ impl Scanner<'_> {
 
     fn line_comment<S: Sink>(&mut self, marker: usize, sink: &mut S) -> Option<Was> {
         // Inside an executable comment it may or may not hide the end mark.
-        if self.open_executables > 0 {
+        if self.executable_ends.is_some() {
             return None;
         }
         let start = self.at + marker;
@@ -409,9 +413,11 @@ impl Scanner<'_> {
             };
             if mark > 0 {
                 self.seen.executable = true;
-                self.open_executables += 1;
                 let start = self.at;
                 self.at += mark;
+                let inside = &self.text[self.at..];
+                let length = memchr::memmem::find(inside, b"*/").unwrap_or(inside.len());
+                self.executable_ends = Some(self.at + length);
                 self.skip_while(|b| b.is_ascii_digit());
                 sink.gap(start, self.at);
                 return Some(Was::Gap);

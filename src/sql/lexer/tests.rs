@@ -88,9 +88,17 @@ fn what_is_not_certain_is_not_read() {
     ] {
         assert_eq!(postgres(text), None, "{text:?}");
     }
-    for text in
-        ["SELECT 'open\\'", "SELECT `open", "SELECT /*! open", "SELECT /*! -- */", "SELECT \\N", "SELECT \"x"]
-    {
+    for text in [
+        "SELECT 'open\\'",
+        "SELECT `open",
+        "SELECT /*! open",
+        "SELECT /*! -- */",
+        "SELECT /*!999999 ' */ f() -- ' */",
+        "SELECT /*M!999999 ` */ f() -- ` */",
+        "SELECT /*!999999 /* a */ b */",
+        "SELECT \\N",
+        "SELECT \"x",
+    ] {
         assert_eq!(mysql(text), None, "{text:?}");
     }
     let unreadable = LexModes { unreadable: true, ..MYSQL };
