@@ -26,6 +26,23 @@ both_makes!(
     an_insert_under_locked_tables_leaves_its_id,
 );
 
+/// Only MariaDB has sequences.
+#[tokio::test]
+async fn a_function_tells_a_sequences_last_value_as_the_session_has_it() {
+    let code = "CREATE SEQUENCE s;
+        CREATE FUNCTION last_one() RETURNS INT READS SQL DATA RETURN LASTVAL(s);
+        CREATE FUNCTION previous_one() RETURNS INT READS SQL DATA RETURN PREVIOUS VALUE FOR s";
+    let stage = Stage::on(Make::MariaDb, code, &[]).await;
+    let (mut session, mut other) = (stage.session().await, stage.session().await);
+
+    for _ in 0..4 {
+        let drawn = session.value("SELECT NEXTVAL(s)").await;
+        other.run("SELECT NEXTVAL(s)").await;
+        assert_eq!(session.value("SELECT last_one()").await, drawn);
+        assert_eq!(session.value("SELECT previous_one()").await, drawn);
+    }
+}
+
 async fn a_prepared_question_is_about_the_statement_before(make: Make) {
     let rows = "CREATE TABLE t (x INT); INSERT INTO t VALUES (1), (2), (3), (4), (5)";
     let stage = Stage::on(make, rows, &[]).await;

@@ -27,13 +27,15 @@ pub struct Body {
 }
 
 /// Words that leave state, or hide what would.
-const TELLTALES: [&str; 15] = [
+const TELLTALES: [&str; 17] = [
     "get_lock",
     "release_lock",
     "temporary",
     "prepare",
     "execute",
     "last_insert_id",
+    "lastval",
+    "currval",
     "sql_calc_found_rows",
     "flush",
     "xa",
@@ -110,7 +112,7 @@ fn tells(body: &Phrase<'_>, at: usize, locals: &Names) -> bool {
     if body.is(at, "handler") {
         return at.checked_sub(1).is_none_or(|before| !body.is_any(before, &["continue", "exit", "undo"]));
     }
-    body.is_any(at, &TELLTALES) && !is_harmless(body, at)
+    body.says(at, &["previous", "value"]) || (body.is_any(at, &TELLTALES) && !is_harmless(body, at))
 }
 
 /// LAST_INSERT_ID() by other names: `@@identity`, `@@session.last_insert_id`.
@@ -183,6 +185,8 @@ mod tests {
             "BEGIN FLUSH TABLES WITH READ LOCK; END",
             "BEGIN RETURN LAST_INSERT_ID(); END",
             "RETURN @@Identity",
+            "RETURN LASTVAL(s)",
+            "RETURN PREVIOUS VALUE FOR s",
             "BEGIN RETURN 'an open quote; END",
             "BEGIN /*!50000 SET time_zone = 'UTC'; */ END",
         ] {
