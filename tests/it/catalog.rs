@@ -786,6 +786,37 @@ async fn a_do_keeps_the_connection_if_its_body_may_leave_something() {
     );
 }
 
+/// The server reads the strings of a body when it runs, by what was set just before.
+#[tokio::test]
+async fn what_a_do_sets_is_nobody_elses_however_its_strings_are_read() {
+    let setup = "CREATE FUNCTION reads() RETURNS int STABLE LANGUAGE sql AS 'SELECT inet_server_port()'";
+    let stage = Stage::set(setup, &["cluster.pool.size = 1"]).await;
+    let other = stage.session().await;
+    eventually("the catalog is read", async || {
+        other.value("SELECT reads()").await != stage.primary_port().to_string()
+    })
+    .await;
+    let hidden = r"DO $$ BEGIN PERFORM 'x\' || ' || set_config($q$app.tenant$q$, $q$7$q$, false) || 'y'; --'
+         END $$";
+    let string = format!("SET standard_conforming_strings = off; {hidden}");
+    let tenant = "/* pointsman: primary */ SELECT current_setting('app.tenant', true)";
+
+    let session = stage.session().await;
+    session.run(&string).await;
+    assert_eq!(session.value(tenant).await, "7");
+    drop(session);
+    assert_eq!(other.value(tenant).await, "");
+
+    // Prepared while they were read in the other way.
+    let mut wire = stage.wire().await;
+    wire.ask(&Batch::new().parse("hidden", hidden).sync()).await;
+    wire.ask(&Batch::new().query("SET standard_conforming_strings = off")).await;
+    let answer = wire.ask(&Batch::new().bind("", "hidden", &[]).execute("", 0).sync()).await;
+    assert!(tags(&answer).ends_with("CZ"), "{}", tags(&answer));
+    drop(wire);
+    assert_eq!(other.value(tenant).await, "");
+}
+
 #[tokio::test]
 async fn what_a_function_sets_or_locks_is_there_for_what_comes_next_whatever_it_is_declared_as() {
     let setup = "CREATE FUNCTION reads() RETURNS int STABLE LANGUAGE plpgsql AS

@@ -7,7 +7,7 @@ use super::{
     verdict::Verdict,
 };
 use crate::sql::{
-    Reason,
+    LexModes, Reason,
     body::has_telltale,
     effects::Effect,
     lexer::{
@@ -53,8 +53,16 @@ fn plpgsql(phrase: &Phrase<'_>) -> Option<String> {
 }
 
 fn weigh(verdict: &mut Verdict, body: &str, cx: &Cx<'_>) {
-    let tokens = Tokens::of(body.as_bytes(), cx.dialect, cx.modes);
-    let body = Phrase { text: body.as_bytes(), tokens: &tokens.list, dialect: cx.dialect, modes: cx.modes };
+    // What runs reads its strings by what the session has set by then: it may set that itself, just before.
+    let other = LexModes { standard_strings: !cx.modes.standard_strings, ..cx.modes };
+    for modes in std::iter::once(cx.modes).chain(body.contains('\\').then_some(other)) {
+        weigh_by(verdict, body, modes, cx);
+    }
+}
+
+fn weigh_by(verdict: &mut Verdict, body: &str, modes: LexModes, cx: &Cx<'_>) {
+    let tokens = Tokens::of(body.as_bytes(), cx.dialect, modes);
+    let body = Phrase { text: body.as_bytes(), tokens: &tokens.list, dialect: cx.dialect, modes };
     if !tokens.scan.clean || has_telltale(&body) || makes_code(&body) || leaves_state(&body, cx) {
         verdict.effect(Effect::Touches);
     }
