@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Words after which a session may not be as it was, or that hide what is run.
-const TELLTALES: [&str; 15] = [
+const TELLTALES: [&str; 16] = [
     "set_config",
     "setseed",
     "reset",
@@ -19,6 +19,7 @@ const TELLTALES: [&str; 15] = [
     "temporary",
     "listen",
     "prepare",
+    "deallocate",
     "currval",
     "lastval",
     "execute",
@@ -139,6 +140,7 @@ mod tests {
             "begin do $x$ begin null; end $x$; end",
             "declare c cursor with hold for select 1",
             "select query_to_xml('select 1', true, true, '')",
+            "begin deallocate all; end",
             "\"set_config\" \"t\"",
             "begin return 'an open quote; end",
         ] {

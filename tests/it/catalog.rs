@@ -818,6 +818,34 @@ async fn what_a_do_sets_is_nobody_elses_however_its_strings_are_read() {
 }
 
 #[tokio::test]
+async fn code_that_gives_up_statements_gives_up_nobody_elses() {
+    let setup =
+        "CREATE FUNCTION forgets() RETURNS int LANGUAGE plpgsql AS $$ BEGIN DEALLOCATE ALL; RETURN 1; END $$";
+    let stage = Stage::set(setup, &["cluster.pool.size = 1"]).await;
+    let other = stage.session().await;
+    eventually("the catalog is read", async || {
+        let pins = || stage.proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
+        let before = pins();
+        other.run("DO $$ BEGIN NULL; END $$").await;
+        pins() == before
+    })
+    .await;
+
+    for code in ["SELECT forgets()", "DO $$ BEGIN DEALLOCATE ALL; END $$"] {
+        let mut keeper = stage.wire().await;
+        let prepare = Batch::new().parse("kept", "/* pointsman: primary */ SELECT 5").sync();
+        keeper.ask(&prepare).await;
+        let run = Batch::new().bind("", "kept", &[]).execute("", 0).sync();
+        assert_eq!(first_columns(&keeper.ask(&run).await), ["5"]);
+        let session = stage.session().await;
+        session.run(code).await;
+        drop(session);
+
+        assert_eq!(first_columns(&keeper.ask(&run).await), ["5"], "{code}");
+    }
+}
+
+#[tokio::test]
 async fn what_a_function_sets_or_locks_is_there_for_what_comes_next_whatever_it_is_declared_as() {
     let setup = "CREATE FUNCTION reads() RETURNS int STABLE LANGUAGE plpgsql AS
         $$ DECLARE port int; BEGIN EXECUTE 'SELECT inet_server_port()' INTO port; RETURN port; END $$;
