@@ -43,6 +43,9 @@ struct Function<'a> {
     is_readable: bool,
     /// It is VOLATILE.
     is_volatile: bool,
+    /// As far as its own body tells.
+    leaves_state: bool,
+    acts: bool,
 }
 
 impl<'a> Function<'a> {
@@ -50,8 +53,18 @@ impl<'a> Function<'a> {
         let (name, oid) = (text(row, 0)?, text(row, 5)?);
         // One in the SQL standard's way has no source; defaults of arguments are known as it is.
         let parsed = builtins.bodies.get(oid).map_or("", String::as_str);
-        let source = [parsed, text(row, 3).unwrap_or("")].join(" ").to_lowercase();
-        Some(Self { name, oid, source, is_readable: is_true(row, 2), is_volatile: is_true(row, 1) })
+        let source = [parsed, text(row, 3).unwrap_or("")].join(" ");
+        let is_readable = is_true(row, 2);
+        Some(Self {
+            name,
+            oid,
+            // In lower case the tags of its dollar quotes may be others.
+            leaves_state: !is_readable || may_leave_state(&source),
+            acts: is_readable && sets_or_locks(&source),
+            source: source.to_lowercase(),
+            is_readable,
+            is_volatile: is_true(row, 1),
+        })
     }
 }
 
@@ -59,8 +72,7 @@ impl<'a> Function<'a> {
 /// run on the primary: a standby would let them, and nobody sees its locks.
 fn acting<'a>(functions: &[Function<'a>], rules: &FunctionRules) -> HashSet<&'a str> {
     let may = |function: &&Function<'_>| function.is_readable && !rules.clean.contains(function.name);
-    let (acts, mut rest): (Vec<_>, Vec<_>) =
-        functions.iter().filter(may).partition(|function| sets_or_locks(&function.source));
+    let (acts, mut rest): (Vec<_>, Vec<_>) = functions.iter().filter(may).partition(|function| function.acts);
     let mut found: HashSet<&str> = acts.iter().map(|function| function.oid).collect();
     let mut names: Names = acts.iter().map(|function| function.name).collect();
     loop {
@@ -90,10 +102,9 @@ impl<'a> Bodies<'a> {
         let functions: Vec<Function<'a>> =
             functions.iter().filter_map(|row| Function::read(row, builtins)).collect();
         let acting = acting(&functions, rules);
-        for Function { name, oid, source, is_readable, is_volatile } in functions {
-            let touches = !is_readable || may_leave_state(&source);
+        for Function { name, oid, source, is_volatile, leaves_state, .. } in functions {
             let writes = is_volatile || acting.contains(oid);
-            let does = rules.judge(name, UserFunction { writes, touches });
+            let does = rules.judge(name, UserFunction { writes, touches: leaves_state });
             if does.writes {
                 bodies.writes.insert(oid);
             }
@@ -262,6 +273,14 @@ mod tests {
         assert_eq!(writes(&FunctionRules::default()), ["1", "2", "3"]);
         let clean = HashSet::from(["tenant".into()]);
         assert_eq!(writes(&FunctionRules { clean, ..FunctionRules::default() }), ["3"]);
+    }
+
+    #[test]
+    fn a_body_is_read_with_the_tags_of_its_dollar_quotes_as_they_are() {
+        let hidden = "select $A$ $a$ $A$, set_config('a.b', 'c', false), $b$ $a$ $b$, $B$ $b$ $B$";
+        let rows = [function("hides", hidden, "1")];
+        let bodies = Bodies::read(&rows, &Builtins::default(), &FunctionRules::default());
+        assert!(bodies.touches.contains("1") && bodies.writes.contains("1"));
     }
 
     #[test]
