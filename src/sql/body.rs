@@ -4,10 +4,12 @@ pub mod mysql;
 
 use super::{
     Dialect, LexModes,
+    functions::{Builtin, PRIMARY_SETTINGS, builtin},
     lexer::{
         Kind,
         tokens::{Phrase, Tokens},
     },
+    system_view,
 };
 
 /// Words after which a session may not be as it was, or that hide what is run.
@@ -34,13 +36,26 @@ const TELLTALES: [&str; 16] = [
 const OPENERS: [&str; 11] =
     ["begin", "then", "else", "loop", "do", "atomic", "query", "in", "explain", "analyze", "verbose"];
 
-/// Whether a body calls what sets, locks or asks for something in its session: the server lets functions do so
-/// that are declared STABLE, and a standby as well.
-pub fn sets_or_locks(body: &str) -> bool {
-    let acts = |word: String| {
-        matches!(word.as_str(), "set_config" | "currval" | "lastval") || word.contains("advisory")
-    };
-    in_words(body, |body, _| (0..body.len()).any(|at| body.name(at).is_some_and(acts)))
+/// Whether a body sets, locks or asks for what only the primary has, or what it alone tells: the server lets
+/// functions do so that are declared STABLE, and a standby as well.
+pub fn needs_primary(body: &str) -> bool {
+    in_words(body, |body, _| (0..body.len()).any(|at| names_primary(body, at)))
+}
+
+fn names_primary(body: &Phrase<'_>, at: usize) -> bool {
+    let Some(name) = body.name(at) else { return false };
+    match builtin(Dialect::Postgres, &name) {
+        Some(Builtin::Pure | Builtin::ReadsAll) => false,
+        // A standby refuses these by itself.
+        Some(Builtin::Writes | Builtin::Draws) => false,
+        // Without its argument it is one that the catalog has looked at.
+        Some(Builtin::CurrentSetting) => {
+            let setting = body.string(at + 2).map(|setting| setting.to_ascii_lowercase());
+            !body.punct(at + 1, b'(') || setting.is_some_and(|name| PRIMARY_SETTINGS.contains(&name.as_str()))
+        }
+        Some(_) => true,
+        None => system_view(&name).is_some(),
+    }
 }
 
 /// Whether a body in SQL or PL/pgSQL has a word that may leave state behind. `SET LOCAL` counts too, which
@@ -149,18 +164,30 @@ mod tests {
     }
 
     #[test]
-    fn bodies_that_set_or_lock_are_told_from_those_that_hide_what_they_do() {
+    fn bodies_that_need_the_primary_are_told_from_those_that_hide_what_they_do() {
         for body in [
             "select set_config('app.tenant', $1, false)",
             "begin return pg_try_advisory_xact_lock(1); end",
             "select currval('s')",
+            "select setseed(0.5)",
+            "select not Pg_Is_In_Recovery()",
+            "select count(*) from pg_stat_activity",
+            "select current_setting('Transaction_Read_Only')",
+            "\"current_setting\" ",
         ] {
-            assert!(sets_or_locks(body), "{body}");
+            assert!(needs_primary(body), "{body}");
         }
-        for body in
-            ["begin return query execute 'select ' || $1; end", "select 'set_config'", "select a from t"]
-        {
-            assert!(!sets_or_locks(body), "{body}");
+        for body in [
+            "begin return query execute 'select ' || $1; end",
+            "select 'set_config'",
+            "select a from t",
+            "select a, advisory from advisory_board",
+            "select current_setting('app.tenant', true)",
+            "select current_setting($1)",
+            "select \"Pg_Is_In_Recovery\"",
+            "select nextval('s')",
+        ] {
+            assert!(!needs_primary(body), "{body}");
         }
     }
 

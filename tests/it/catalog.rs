@@ -846,6 +846,43 @@ async fn code_that_gives_up_statements_gives_up_nobody_elses() {
 }
 
 #[tokio::test]
+async fn a_function_that_asks_for_what_a_server_is_is_asked_as_the_servers_own_is() {
+    let setup = "CREATE FUNCTION reads() RETURNS int STABLE LANGUAGE sql AS 'SELECT inet_server_port()';
+        CREATE FUNCTION recovering() RETURNS bool STABLE LANGUAGE sql AS 'SELECT pg_is_in_recovery()';
+        CREATE FUNCTION role() RETURNS text STABLE LANGUAGE plpgsql AS
+        $$ BEGIN RETURN CASE WHEN recovering() THEN 'replica' ELSE 'primary' END; END $$;
+        CREATE FUNCTION read_only() RETURNS text STABLE LANGUAGE sql AS
+        $$ SELECT current_setting('transaction_read_only') $$;
+        CREATE FUNCTION busy() RETURNS int STABLE LANGUAGE sql AS
+        $$ SELECT inet_server_port() FROM pg_stat_activity LIMIT 1 $$;
+        CREATE FUNCTION parsed() RETURNS bool STABLE RETURN pg_is_in_recovery();
+        CREATE FUNCTION vouched() RETURNS bool STABLE LANGUAGE sql AS 'SELECT pg_is_in_recovery()';
+        CREATE FUNCTION outer_vouched() RETURNS bool STABLE LANGUAGE sql AS 'SELECT vouched()'";
+    let stage = Stage::set(setup, &["cluster.routing.read_functions = ['vouched']"]).await;
+    let session = stage.session().await;
+    let primary = stage.primary_port().to_string();
+    eventually("the catalog is read", async || session.value("SELECT reads()").await != primary).await;
+
+    for _ in 0..8 {
+        for (call, answer) in [
+            ("recovering()", "f"),
+            ("role()", "primary"),
+            ("read_only()", "off"),
+            ("busy()", primary.as_str()),
+            ("parsed()", "f"),
+        ] {
+            assert_eq!(session.value(&format!("SELECT {call}")).await, answer, "{call}");
+        }
+    }
+    let reader = stage.session().await;
+    for _ in 0..8 {
+        for call in ["vouched()", "outer_vouched()"] {
+            assert_eq!(reader.value(&format!("SELECT {call}")).await, "t", "{call}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_a_function_sets_or_locks_is_there_for_what_comes_next_whatever_it_is_declared_as() {
     let setup = "CREATE FUNCTION reads() RETURNS int STABLE LANGUAGE plpgsql AS
         $$ DECLARE port int; BEGIN EXECUTE 'SELECT inet_server_port()' INTO port; RETURN port; END $$;

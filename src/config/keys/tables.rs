@@ -393,7 +393,7 @@ pub static TABLES: &[Table] = &[
                 "read_functions",
                 Default("[]"),
                 "list of names",
-                "Functions that only read although the catalog calls them VOLATILE. Names without schema; lower case unless double-quoted.",
+                "Functions that only read although the catalog calls them VOLATILE, or that replicas may run although their body asks for what the primary has. Names without schema; lower case unless double-quoted.",
             ),
             key(
                 "write_functions",

@@ -8,7 +8,7 @@ use super::{
     is_true, text,
 };
 use crate::sql::{
-    body::{may_leave_state, sets_or_locks},
+    body::{may_leave_state, needs_primary},
     catalog::{Catalog, EventTriggers, FunctionRules, UserFunction},
 };
 
@@ -45,7 +45,7 @@ struct Function<'a> {
     is_volatile: bool,
     /// As far as its own body tells.
     leaves_state: bool,
-    acts: bool,
+    needs_primary: bool,
 }
 
 impl<'a> Function<'a> {
@@ -60,7 +60,7 @@ impl<'a> Function<'a> {
             oid,
             // In lower case the tags of its dollar quotes may be others.
             leaves_state: !is_readable || may_leave_state(&source),
-            acts: is_readable && sets_or_locks(&source),
+            needs_primary: is_readable && needs_primary(&source),
             source: source.to_lowercase(),
             is_readable,
             is_volatile: is_true(row, 1),
@@ -68,23 +68,19 @@ impl<'a> Function<'a> {
     }
 }
 
-/// Those that set or lock something in their session, or call one that does. Whatever they are declared as they
-/// run on the primary: a standby would let them, and nobody sees its locks.
-fn acting<'a>(functions: &[Function<'a>], rules: &FunctionRules) -> HashSet<&'a str> {
-    let may = |function: &&Function<'_>| function.is_readable && !rules.clean.contains(function.name);
-    let (acts, mut rest): (Vec<_>, Vec<_>) = functions.iter().filter(may).partition(|function| function.acts);
-    let mut found: HashSet<&str> = acts.iter().map(|function| function.oid).collect();
-    let mut names: Names = acts.iter().map(|function| function.name).collect();
-    loop {
-        let (call, others): (Vec<_>, Vec<_>) =
-            rest.into_iter().partition(|function| names.are_in(&function.source));
-        if call.is_empty() {
-            return found;
-        }
-        found.extend(call.iter().map(|function| function.oid));
-        names.extend(call.iter().map(|function| function.name));
-        rest = others;
+/// Those that need the primary, or call one that does. Whatever they are declared as they run there: a standby
+/// would let them, and nobody sees its locks.
+fn of_primary<'a>(functions: &[Function<'a>], rules: &FunctionRules) -> HashSet<&'a str> {
+    let may = |function: &&Function<'_>| function.is_readable && !rules.read.contains(function.name);
+    let (mut found, mut rest): (Vec<_>, Vec<_>) =
+        functions.iter().filter(may).partition(|function| function.needs_primary);
+    let (mut oids, mut names) = (HashSet::new(), Names::default());
+    while !found.is_empty() {
+        oids.extend(found.iter().map(|function| function.oid));
+        found.iter().for_each(|function| names.insert(function.name));
+        (found, rest) = rest.into_iter().partition(|function| names.are_in(&function.source));
     }
+    oids
 }
 
 impl<'a> Bodies<'a> {
@@ -101,9 +97,9 @@ impl<'a> Bodies<'a> {
             functions.iter().filter(|row| is_true(row, 6)).filter_map(|row| text(row, 5)).collect();
         let functions: Vec<Function<'a>> =
             functions.iter().filter_map(|row| Function::read(row, builtins)).collect();
-        let acting = acting(&functions, rules);
+        let of_primary = of_primary(&functions, rules);
         for Function { name, oid, source, is_volatile, leaves_state, .. } in functions {
-            let writes = is_volatile || acting.contains(oid);
+            let writes = is_volatile || of_primary.contains(oid);
             let does = rules.judge(name, UserFunction { writes, touches: leaves_state });
             if does.writes {
                 bodies.writes.insert(oid);
@@ -256,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_function_that_sets_or_locks_runs_on_the_primary_whatever_it_is_declared_as() {
+    fn a_function_that_needs_the_primary_runs_there_whatever_it_is_declared_as() {
         let rows = [
             function("tenant", "select set_config('app.tenant', $1, false)", "1"),
             function("outer_one", "select tenant('a')", "2"),
@@ -271,8 +267,11 @@ mod tests {
             writes
         };
         assert_eq!(writes(&FunctionRules::default()), ["1", "2", "3"]);
-        let clean = HashSet::from(["tenant".into()]);
-        assert_eq!(writes(&FunctionRules { clean, ..FunctionRules::default() }), ["3"]);
+        let tenant = HashSet::from(["tenant".into()]);
+        let read = FunctionRules { read: tenant.clone(), ..FunctionRules::default() };
+        assert_eq!(writes(&read), ["3"], "what calls it reads as well");
+        let clean = FunctionRules { clean: tenant, ..FunctionRules::default() };
+        assert_eq!(writes(&clean), ["1", "2", "3"], "that it leaves nothing says nothing of where");
     }
 
     #[test]

@@ -9,13 +9,9 @@ use crate::sql::{
     Dialect, Reason,
     catalog::Catalog,
     effects::{Effect, Left, PinReason},
-    functions::{Builtin, builtin},
+    functions::{Builtin, PRIMARY_SETTINGS, builtin},
     lexer::{Kind, tokens::Phrase},
 };
-
-/// Settings by which an app finds out whether it talks to a primary.
-pub(super) const PRIMARY_SETTINGS: [&str; 3] =
-    ["transaction_read_only", "in_hot_standby", "default_transaction_read_only"];
 
 pub(super) fn weigh(verdict: &mut Verdict, call: &Call, phrase: &Phrase<'_>, cx: &Cx<'_>) {
     let Named { schema, name } = &call.function;

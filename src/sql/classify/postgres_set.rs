@@ -1,9 +1,10 @@
 //! PostgreSQL's SET, RESET, SHOW and `SELECT set_config(…)`.
 
-use super::{calls::PRIMARY_SETTINGS, transaction, verdict::Verdict};
+use super::{transaction, verdict::Verdict};
 use crate::sql::{
     Dialect, LexModes, Reason,
     effects::{Effect, Isolation, PinReason, ProxyCommand, Scope, Shown, TransactionModes},
+    functions::PRIMARY_SETTINGS,
     lexer::{
         Kind,
         tokens::{Phrase, Tokens},

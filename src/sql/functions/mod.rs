@@ -5,6 +5,10 @@ mod postgres;
 
 use super::Dialect;
 
+/// Settings of PostgreSQL's by which an app finds out whether it talks to a primary.
+pub(super) const PRIMARY_SETTINGS: [&str; 3] =
+    ["transaction_read_only", "in_hot_standby", "default_transaction_read_only"];
+
 /// What a call of a built-in function means for routing and for the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Builtin {
