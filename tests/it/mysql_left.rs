@@ -24,7 +24,25 @@ both_makes!(
     found_rows_are_never_another_sessions,
     a_string_answers_what_it_asks_of_itself,
     an_insert_under_locked_tables_leaves_its_id,
+    an_id_is_nobody_elses_however_its_variable_is_written,
 );
+
+async fn an_id_is_nobody_elses_however_its_variable_is_written(make: Make) {
+    let table = "CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, x INT); INSERT INTO t VALUES (40, 1);
+        CREATE FUNCTION id_there() RETURNS INT READS SQL DATA RETURN @@session . identity";
+    let stage = Stage::on(make, table, ONE).await;
+    for asks in
+        ["@@session.last_insert_id", "@@session . last_insert_id", "@@local. `identity`", "id_there()"]
+    {
+        let mut session = stage.session().await;
+        let id = session.run("INSERT INTO t (x) VALUES (1)").await.insert_id;
+        assert_eq!(session.value(&format!("SELECT {asks}")).await, id.to_string(), "{asks}");
+        drop(session);
+        let mut other = stage.session().await;
+        other.run("/* pointsman: primary */ SELECT 1").await;
+        assert_eq!(other.value(&format!("SELECT {asks}")).await, "0", "{asks}");
+    }
+}
 
 /// Only MariaDB has sequences.
 #[tokio::test]

@@ -101,7 +101,7 @@ fn procedure(body: &Phrase<'_>, call: usize) -> Option<Box<str>> {
 fn tells(body: &Phrase<'_>, at: usize, locals: &Names) -> bool {
     match body.kind(at) {
         Some(Kind::UserVariable) => return true,
-        Some(Kind::SystemVariable) => return is_last_id(body.raw(at)),
+        Some(Kind::SystemVariable) => return is_last_id(body.raw(at)) || body.punct(at + 1, b'.'),
         Some(Kind::Word | Kind::Quoted) => {}
         _ => return false,
     }
@@ -115,10 +115,10 @@ fn tells(body: &Phrase<'_>, at: usize, locals: &Names) -> bool {
     body.says(at, &["previous", "value"]) || (body.is_any(at, &TELLTALES) && !is_harmless(body, at))
 }
 
-/// LAST_INSERT_ID() by other names: `@@identity`, `@@session.last_insert_id`.
+/// LAST_INSERT_ID() by other names: `@@identity`, `@@session.last_insert_id`; or the name stands apart.
 fn is_last_id(variable: &[u8]) -> bool {
     let variable = variable.to_ascii_lowercase();
-    variable.ends_with(b"identity") || variable.ends_with(b"last_insert_id")
+    variable.ends_with(b"identity") || variable.ends_with(b"last_insert_id") || variable.ends_with(b".")
 }
 
 /// `LOCK IN SHARE MODE`; and the USE of an index is none of a schema.
@@ -185,6 +185,8 @@ mod tests {
             "BEGIN FLUSH TABLES WITH READ LOCK; END",
             "BEGIN RETURN LAST_INSERT_ID(); END",
             "RETURN @@Identity",
+            "RETURN @@session . identity",
+            "RETURN @@session. identity",
             "RETURN LASTVAL(s)",
             "RETURN PREVIOUS VALUE FOR s",
             "BEGIN RETURN 'an open quote; END",

@@ -127,7 +127,7 @@ pub(super) fn weigh_variables(verdict: &mut Verdict, phrase: &Phrase<'_>) {
                     verdict.effect(mysql_set::assigns(phrase.raw(at)));
                 }
             }
-            Some(Kind::SystemVariable) => weigh_system_variable(verdict, phrase.raw(at)),
+            Some(Kind::SystemVariable) => weigh_system_variable(verdict, phrase, at),
             Some(Kind::Word)
                 if phrase.says(at, &["into", "outfile"]) || phrase.says(at, &["into", "dumpfile"]) =>
             {
@@ -157,16 +157,27 @@ fn is_into_list(phrase: &Phrase<'_>, at: usize) -> bool {
     before > 0 && phrase.is(before - 1, "into")
 }
 
-fn weigh_system_variable(verdict: &mut Verdict, raw: &[u8]) {
-    match system_variable(raw).as_str() {
+fn weigh_system_variable(verdict: &mut Verdict, phrase: &Phrase<'_>, at: usize) {
+    let name = system_variable(phrase.raw(at));
+    if !matches!(name.as_str(), "" | "global" | "session" | "local" | "persist") {
+        return weigh_variable_named(verdict, &name);
+    }
+    // `@@session . name`: the name stands apart.
+    let apart = at + 1 + usize::from(phrase.punct(at + 1, b'.'));
+    if let Some(name) = phrase.name(apart) {
+        weigh_variable_named(verdict, &name);
+    }
+    verdict.raise(Reason::Server);
+}
+
+fn weigh_variable_named(verdict: &mut Verdict, name: &str) {
+    match name {
         "read_only"
         | "super_read_only"
         | "innodb_read_only"
         | "transaction_read_only"
         | "tx_read_only"
         | "in_transaction" => verdict.raise(Reason::Server),
-        // `@@global . name`: the name stands apart.
-        "" | "global" | "session" | "local" | "persist" => verdict.raise(Reason::Server),
         "last_insert_id" | "identity" | "insert_id" => {
             verdict.raise(Reason::State);
             verdict.effect(Effect::NeedsPrevious);
