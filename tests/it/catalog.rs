@@ -883,6 +883,29 @@ async fn a_function_that_asks_for_what_a_server_is_is_asked_as_the_servers_own_i
 }
 
 #[tokio::test]
+async fn what_a_function_of_an_odd_name_sets_is_nobody_elses() {
+    let setup = r#"CREATE FUNCTION "set-it"() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant', '7', false) $$;
+        CREATE FUNCTION set$it() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant', '8', false) $$;
+        CREATE FUNCTION calls() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN "set-it"(); END $$;
+        CREATE FUNCTION calls_too() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN set$it(); END $$;
+        CREATE FUNCTION reads() RETURNS int STABLE LANGUAGE sql AS 'SELECT inet_server_port()'"#;
+    let stage = Stage::set(setup, &["cluster.pool.size = 1"]).await;
+    let other = stage.session().await;
+    eventually("the catalog is read", async || {
+        other.value("SELECT reads()").await != stage.primary_port().to_string()
+    })
+    .await;
+
+    for call in ["SELECT calls()", "SELECT calls_too()"] {
+        let session = stage.session().await;
+        session.run(call).await;
+        drop(session);
+        let tenant = "/* pointsman: primary */ SELECT current_setting('app.tenant', true)";
+        assert_eq!(other.value(tenant).await, "", "{call}");
+    }
+}
+
+#[tokio::test]
 async fn what_a_function_sets_or_locks_is_there_for_what_comes_next_whatever_it_is_declared_as() {
     let setup = "CREATE FUNCTION reads() RETURNS int STABLE LANGUAGE plpgsql AS
         $$ DECLARE port int; BEGIN EXECUTE 'SELECT inet_server_port()' INTO port; RETURN port; END $$;
