@@ -46,7 +46,7 @@ pub enum EventTriggers {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UserFunction {
-    /// VOLATILE, or not known to be free of writes.
+    /// VOLATILE, or not known to be free of writes; or its body needs the primary otherwise.
     pub writes: bool,
     /// Its body may change session state (hard case 7).
     pub touches: bool,

@@ -14,6 +14,7 @@ both_makes!(
     what_pins_stays_with_its_session,
     what_is_set_for_the_next_statement_stays_with_its_session,
     what_a_function_locks_or_sets_is_there_for_what_comes_next,
+    what_a_function_asks_of_the_primary_is_asked_there,
     a_variable_has_what_a_read_only_transaction_gave_it,
     a_backup_lock_ends_with_its_session,
     what_a_new_view_locks_ends_with_its_session,
@@ -165,6 +166,30 @@ async fn what_a_function_locks_or_sets_is_there_for_what_comes_next(make: Make) 
         let lock = format!("SELECT takes('{schema}{round}')");
         assert_eq!((one.value(&lock).await, other.value(&lock).await), ("1".into(), "0".into()));
     }
+}
+
+async fn what_a_function_asks_of_the_primary_is_asked_there(make: Make) {
+    let code = "CREATE TABLE t (x INT); INSERT INTO t VALUES (9);
+        CREATE FUNCTION harmless() RETURNS INT NO SQL RETURN @@port;
+        CREATE FUNCTION is_read_only() RETURNS INT NO SQL RETURN @@read_only;
+        CREATE FUNCTION is_free(name VARCHAR(64)) RETURNS INT NO SQL RETURN IS_FREE_LOCK(name);
+        CREATE FUNCTION gives_up() RETURNS INT NO SQL RETURN RELEASE_ALL_LOCKS();
+        CREATE FUNCTION shares() RETURNS INT READS SQL DATA
+        RETURN (SELECT @@port FROM t LIMIT 1 LOCK IN SHARE MODE)";
+    let stage = Stage::on(make, code, &[]).await;
+    let primary = stage.primary_port().to_string();
+    let name = format!("{}.lock", stage.schema);
+    let (mut holder, mut other) = (stage.session().await, stage.session().await);
+    holder.run(&format!("SELECT GET_LOCK('{name}', 0)")).await;
+
+    for _ in 0..6 {
+        assert_eq!(other.value("SELECT is_read_only()").await, "0");
+        assert_eq!(other.value(&format!("SELECT is_free('{name}')")).await, "0");
+        assert_eq!(other.value("SELECT shares()").await, primary);
+    }
+    assert_eq!(holder.value("SELECT gives_up()").await, "1");
+    let mut reader = stage.session().await;
+    assert_ne!(reader.value("SELECT harmless()").await, primary);
 }
 
 /// A replica runs the transaction; the primary is asked for the variable behind it.

@@ -4,6 +4,8 @@ use std::collections::HashSet;
 
 use crate::sql::{
     Dialect, LexModes,
+    classify::{system_variable, tells_servers_apart},
+    functions::{Builtin, builtin},
     lexer::{
         Kind,
         tokens::{Phrase, Tokens},
@@ -18,7 +20,7 @@ pub type Names = HashSet<Box<str>>;
 pub struct Body {
     /// It may leave state in the session, or hides what would.
     pub leaves: bool,
-    /// It has a verb that writes, or runs what is not known.
+    /// It has a verb that writes, runs what is not known, or asks for what only the primary has.
     pub writes: bool,
     /// Whatever is named in it.
     pub names: Names,
@@ -27,9 +29,10 @@ pub struct Body {
 }
 
 /// Words that leave state, or hide what would.
-const TELLTALES: [&str; 17] = [
+const TELLTALES: [&str; 18] = [
     "get_lock",
     "release_lock",
+    "release_all_locks",
     "temporary",
     "prepare",
     "execute",
@@ -67,7 +70,8 @@ impl Body {
         let names: Names = (0..body.len()).filter_map(|at| folded(&body, at)).collect();
         let locals: Names = parameters.iter().cloned().chain(declared(&body)).collect();
         let leaves = (0..body.len()).any(|at| tells(&body, at, &locals));
-        let writes = WRITES.iter().any(|verb| names.contains(*verb));
+        let writes = WRITES.iter().any(|verb| names.contains(*verb))
+            || (0..body.len()).any(|at| needs_primary(&body, at));
         let called =
             (0..body.len()).filter(|&at| body.is(at, "call")).map(|at| procedure(&body, at)).collect();
         Self { leaves, writes, names, called }
@@ -117,8 +121,22 @@ fn tells(body: &Phrase<'_>, at: usize, locals: &Names) -> bool {
 
 /// LAST_INSERT_ID() by other names: `@@identity`, `@@session.last_insert_id`; or the name stands apart.
 fn is_last_id(variable: &[u8]) -> bool {
-    let variable = variable.to_ascii_lowercase();
-    variable.ends_with(b"identity") || variable.ends_with(b"last_insert_id") || variable.ends_with(b".")
+    matches!(system_variable(variable).as_str(), "identity" | "last_insert_id" | "")
+}
+
+/// Whether it locks rows for others, or asks what a server alone tells.
+fn needs_primary(body: &Phrase<'_>, at: usize) -> bool {
+    match body.kind(at) {
+        Some(Kind::SystemVariable) => tells_servers_apart(&system_variable(body.raw(at))),
+        Some(Kind::Word | Kind::Quoted) => {
+            let calls = |name: String| builtin(Dialect::Mysql, &name) == Some(Builtin::Server);
+            body.says(at, &["lock", "in", "share"])
+                || body.says(at, &["for", "share"])
+                || body.is(at, "performance_schema")
+                || (body.punct(at + 1, b'(') && body.name(at).is_some_and(calls))
+        }
+        _ => false,
+    }
 }
 
 /// `LOCK IN SHARE MODE`; and the USE of an index is none of a schema.
@@ -225,13 +243,20 @@ mod tests {
     }
 
     #[test]
-    fn verbs_write() {
+    fn verbs_write_and_what_only_the_primary_has_is_asked_there() {
         for (body, writes) in [
             ("RETURN 1", false),
             ("SELECT 'insert' FROM t", false),
             ("INSERT INTO t VALUES (1)", true),
             ("CALL p()", true),
             ("RETURN 'open", true),
+            ("RETURN @@read_only", true),
+            ("RETURN @@global.gtid_executed", true),
+            ("RETURN @@port", false),
+            ("RETURN IS_FREE_LOCK('a')", true),
+            ("SELECT a INTO b FROM t FOR SHARE", true),
+            ("SELECT a INTO b FROM t LOCK IN SHARE MODE", true),
+            ("SELECT share INTO b FROM t", false),
         ] {
             assert_eq!(read(body).writes, writes, "{body}");
         }

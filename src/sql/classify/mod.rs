@@ -17,6 +17,7 @@ mod survey;
 mod transaction;
 mod verdict;
 
+pub(super) use self::mysql::{system_variable, tells_servers_apart};
 use self::verdict::{Touched, Verdict};
 pub use self::{
     mysql_set::{TURNED_AROUND, bound_variable},

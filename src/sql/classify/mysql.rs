@@ -172,12 +172,7 @@ fn weigh_system_variable(verdict: &mut Verdict, phrase: &Phrase<'_>, at: usize) 
 
 fn weigh_variable_named(verdict: &mut Verdict, name: &str) {
     match name {
-        "read_only"
-        | "super_read_only"
-        | "innodb_read_only"
-        | "transaction_read_only"
-        | "tx_read_only"
-        | "in_transaction" => verdict.raise(Reason::Server),
+        name if tells_servers_apart(name) => verdict.raise(Reason::Server),
         "last_insert_id" | "identity" | "insert_id" => {
             verdict.raise(Reason::State);
             verdict.effect(Effect::NeedsPrevious);
@@ -187,15 +182,28 @@ fn weigh_variable_named(verdict: &mut Verdict, name: &str) {
             verdict.effect(Effect::NeedsLast(Left::Diagnostics));
         }
         "pseudo_thread_id" | "rand_seed1" | "rand_seed2" | "timestamp" => verdict.raise(Reason::State),
-        name if name.contains("gtid") || name.starts_with("rpl_") || name.starts_with("wsrep_") => {
-            verdict.raise(Reason::Server);
-        }
         _ => {}
     }
 }
 
+/// Whether a system variable tells the primary from a replica.
+pub(in crate::sql) fn tells_servers_apart(name: &str) -> bool {
+    const READ_ONLY: [&str; 6] = [
+        "read_only",
+        "super_read_only",
+        "innodb_read_only",
+        "transaction_read_only",
+        "tx_read_only",
+        "in_transaction",
+    ];
+    READ_ONLY.contains(&name)
+        || name.contains("gtid")
+        || name.starts_with("rpl_")
+        || name.starts_with("wsrep_")
+}
+
 /// The bare name of `@@session.name`.
-pub(super) fn system_variable(raw: &[u8]) -> String {
+pub(in crate::sql) fn system_variable(raw: &[u8]) -> String {
     let name = String::from_utf8_lossy(raw).to_lowercase().replace('`', "");
     let name = name.trim_start_matches('@');
     name.rsplit('.').next().unwrap_or(name).to_owned()
