@@ -420,8 +420,9 @@ impl Backend {
         if self.in_unit && !self.expect.is_empty() {
             return std::future::pending().await;
         }
-        if !self.closed {
-            self.closed = !self.inbox.stirs(&mut self.stream).await;
+        // Of a message whose header has not come whole there is nothing to hand on yet.
+        while !self.closed && frame::header(self.inbox.data()).is_none() {
+            self.closed = !self.inbox.fill(&mut self.stream).await.is_ok_and(|count| count > 0);
         }
     }
 

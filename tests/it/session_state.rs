@@ -687,6 +687,26 @@ async fn notifications_reach_the_session_that_listens() {
 }
 
 #[tokio::test]
+async fn a_burst_of_notifications_reaches_the_session_that_listens() {
+    const BURST: usize = 5_000;
+    let stage = Stage::set("", &["workers = 1"]).await;
+    let mut listener = stage.wire().await;
+    listener.ask(&Batch::new().query("LISTEN news")).await;
+
+    // They are of all lengths: what has arrived so far ends within a message's header again and again.
+    let burst = format!(
+        "SELECT pg_notify('news', n || ':' || repeat('.', n % 97)) FROM generate_series(1, {BURST}) AS n"
+    );
+    stage.session().await.run(&burst).await;
+
+    for number in 1..=BURST {
+        let news = listener.recv().await;
+        let beginning = format!("news\0{number}:");
+        assert!(news.body[4..].starts_with(beginning.as_bytes()), "{number}: {:?}", news.body);
+    }
+}
+
+#[tokio::test]
 async fn a_role_that_cannot_be_set_keeps_the_statement_from_running() {
     let stage = Stage::set("CREATE TABLE t (x int)", ONE_CONNECTION).await;
     let role = format!("gone_{}", stage.database.name);
