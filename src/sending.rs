@@ -39,27 +39,42 @@ impl Sending {
         &bytes[written..]
     }
 
-    /// Waits until a part of `bytes` was sent, or the server has said something: neither is to wait for the
-    /// other for ever.
+    /// Waits until all that is `left` has gone, or the server has said something (`false`): neither is to wait
+    /// for the other for ever.
     ///
     /// # Errors
     /// As [`Watch::write`], and where the server takes or says nothing more.
     pub async fn go_on(
         &mut self,
         watch: Watch<'_>,
-        bytes: &[u8],
+        left: &mut &[u8],
         inbox: &mut Inbox,
         stream: &mut Stream,
-    ) -> io::Result<Step> {
-        match watch.write(bytes, inbox, stream).await? {
-            Step::Wrote(0) => Err(io::ErrorKind::WriteZero.into()),
-            Step::Read(0) => Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the connection was closed while a request was on its way",
-            )),
-            step => {
-                self.begun |= matches!(step, Step::Wrote(_));
-                Ok(step)
+    ) -> io::Result<bool> {
+        loop {
+            let flushes = left.is_empty();
+            let step = if flushes {
+                watch.flush(inbox, stream).await?
+            } else {
+                watch.write(left, inbox, stream).await?
+            };
+            match step {
+                Step::Wrote(_) if flushes => return Ok(true),
+                Step::Wrote(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Step::Wrote(count) => {
+                    self.begun = true;
+                    *left = &left[count..];
+                    if left.is_empty() && !stream.is_buffered() {
+                        return Ok(true);
+                    }
+                }
+                Step::Read(0) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the connection was closed while a request was on its way",
+                    ));
+                }
+                Step::Read(_) => return Ok(false),
             }
         }
     }

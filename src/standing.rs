@@ -137,8 +137,31 @@ impl Watch<'_> {
     where
         S: Source + AsyncWrite,
     {
+        self.meanwhile(inbox, stream, |stream, cx| stream.poll_write(cx, bytes)).await
+    }
+
+    /// Has what was written, and is still within TLS, go out; or reads what the server says meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn flush<S>(self, inbox: &mut Inbox, stream: &mut S) -> io::Result<Step>
+    where
+        S: Source + AsyncWrite,
+    {
+        self.meanwhile(inbox, stream, |stream, cx| stream.poll_flush(cx).map_ok(|()| 0)).await
+    }
+
+    async fn meanwhile<S>(
+        self,
+        inbox: &mut Inbox,
+        stream: &mut S,
+        write: impl Fn(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<usize>>,
+    ) -> io::Result<Step>
+    where
+        S: Source + AsyncWrite,
+    {
         let step = std::future::poll_fn(|cx| {
-            if let Poll::Ready(written) = Pin::new(&mut *stream).poll_write(cx, bytes) {
+            if let Poll::Ready(written) = write(Pin::new(&mut *stream), cx) {
                 return Poll::Ready(written.map(Step::Wrote));
             }
             if self.poll_over(cx, false).is_ready() {

@@ -1,9 +1,11 @@
 //! Any order of messages is answered as the server itself answers it.
 
-use pointsman::demo::servers::APP;
+use std::fs;
+
+use pointsman::demo::servers::{APP, PgOptions, ServerTls};
 
 use crate::support::{
-    Stage, eventually,
+    Database, Proxy, Stage, cluster, eventually,
     wire::{Batch, Frame, Wire, first_columns, tags},
 };
 
@@ -506,4 +508,30 @@ async fn in_parts(wire: &mut Wire, sql: &str) -> Vec<Frame> {
     let mut frames = vec![wire.recv().await];
     frames.extend(wire.ask(&Batch::new().execute("", 0).flush().sync()).await);
     frames
+}
+
+#[tokio::test]
+async fn a_long_pipeline_and_a_long_answer_do_not_wait_for_each_other_within_tls() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("it can be made");
+    let (certificate, key) = (folder.path().join("server.crt"), folder.path().join("server.key"));
+    fs::write(&certificate, made.cert.pem()).expect("the folder is ours");
+    fs::write(&key, made.signing_key.serialize_pem()).expect("the folder is ours");
+    let tls = Some(ServerTls { ca: certificate.clone(), certificate, key });
+    let cluster = cluster::own_with(PgOptions { replicas: 0, tls, ..PgOptions::default() });
+    let database = Database::create(&cluster);
+    let proxy = Proxy::start(&cluster, &["cluster.tls.server.mode = 'require'"]).await;
+    let mut client = Wire::login(proxy.port(), APP, &database.name).await;
+
+    // Both are longer than what the kernel keeps of them.
+    let long = 64 << 20;
+    let rows = format!("SELECT repeat('.', 1024) FROM generate_series(1, {})", long >> 10);
+    let value = ".".repeat(32 << 10);
+    let mut batch = Batch::new().run(&rows, &[]);
+    for _ in 0..long >> 15 {
+        batch = batch.run("SELECT length($1)", &[&value]);
+    }
+    assert!(client.trade(&batch.sync()).await > long);
+
+    assert_eq!(first_columns(&client.ask(&Batch::new().query("SELECT 'alive'")).await), ["alive"]);
 }

@@ -1,7 +1,5 @@
 //! Sends one command, or the client's file, and reads what the server says meanwhile.
 
-use tokio::io::AsyncWriteExt;
-
 use super::Relay;
 use crate::{
     inbox::Inbox,
@@ -13,7 +11,6 @@ use crate::{
         packet::{self, HEADER, MAX_PAYLOAD},
     },
     protocol::{Fault, Request},
-    standing::Step,
     stream::Outlet,
 };
 
@@ -113,18 +110,14 @@ impl Relay<'_> {
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
         let mut left = self.sending.begin(&self.backend.stream, bytes);
-        while !left.is_empty() {
+        while !left.is_empty() || self.backend.stream.is_buffered() {
             let backend = &mut *self.backend;
-            match self.sending.go_on(watch, left, &mut backend.inbox, &mut backend.stream).await {
-                Ok(Step::Wrote(count)) => left = &left[count..],
+            match self.sending.go_on(watch, &mut left, &mut backend.inbox, &mut backend.stream).await {
+                Ok(true) => break,
                 // An error for what is still being sent: it is read when all is.
-                Ok(Step::Read(_)) => {}
+                Ok(false) => {}
                 Err(error) => return Err(self.server_lost(error)),
             }
-        }
-        if self.backend.stream.is_buffered() {
-            let flushed = self.backend.stream.flush().await;
-            flushed.map_err(|error| self.server_lost(error))?;
         }
         Ok(())
     }

@@ -2,8 +2,6 @@
 
 use std::io;
 
-use tokio::io::AsyncWriteExt;
-
 use super::Relay;
 use crate::{
     inbox,
@@ -16,7 +14,6 @@ use crate::{
     },
     protocol::{Fault, Request, Transaction},
     sql::{Effect, PinReason},
-    standing::Step,
     stream::Outlet,
 };
 
@@ -143,11 +140,11 @@ impl Relay<'_> {
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
         let mut left = self.sending.begin(&self.backend.stream, bytes);
-        while !left.is_empty() {
+        while !left.is_empty() || self.backend.stream.is_buffered() {
             let backend = &mut *self.backend;
-            match self.sending.go_on(watch, left, &mut backend.inbox, &mut backend.stream).await {
-                Ok(Step::Wrote(count)) => left = &left[count..],
-                Ok(Step::Read(_)) => {
+            match self.sending.go_on(watch, &mut left, &mut backend.inbox, &mut backend.stream).await {
+                Ok(true) => break,
+                Ok(false) => {
                     self.scan()?;
                     Box::pin(self.hand_on()).await?;
                 }
@@ -155,10 +152,6 @@ impl Relay<'_> {
                 // What it said before it closed is still to be read.
                 Err(error) => return Box::pin(self.last_words(error)).await,
             }
-        }
-        if self.backend.stream.is_buffered() {
-            let flushed = self.backend.stream.flush().await;
-            flushed.map_err(|error| self.server_lost(error))?;
         }
         Ok(())
     }

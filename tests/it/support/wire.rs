@@ -308,6 +308,23 @@ impl Wire {
         self.until_ready().await
     }
 
+    /// Sends, and reads at the same time up to the ReadyForQuery that ends it all; the length of the answer.
+    pub async fn trade(&mut self, batch: &Batch) -> usize {
+        let (mut from, mut to) = self.stream.split();
+        let sent = async { to.write_all(batch.bytes()).await.expect("the peer reads") };
+        let read = async {
+            let (mut answer, mut length) = (BytesMut::new(), 0);
+            while !answer.ends_with(b"Z\0\0\0\x05I") {
+                // An end in two parts is found as well.
+                length += answer.len().saturating_sub(8);
+                answer = answer.split_off(answer.len().saturating_sub(8));
+                soon("the next bytes", from.read_buf(&mut answer)).await.expect("the peer is there");
+            }
+            length + answer.len()
+        };
+        tokio::join!(sent, read).1
+    }
+
     /// Waits until the peer has closed the connection; returns what it said before.
     pub async fn until_closed(&mut self) -> Vec<Frame> {
         let mut frames = Vec::new();
