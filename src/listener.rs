@@ -274,6 +274,7 @@ async fn enter<P: Protocol>(
         classifier: cluster.classifier.clone(),
         database: database.clone(),
         metrics: Some(cluster.metrics.clone()),
+        entry: Some(registered.entry.clone()),
     };
     let welcomed = match welcome(&mut frontend, &identity, &registered, context, until, cluster).await {
         Ok(welcomed) => welcomed,

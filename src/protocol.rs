@@ -355,6 +355,15 @@ pub struct ReaderContext {
     pub database: Arc<crate::cluster::Database>,
     /// Counts what it refuses by itself.
     pub metrics: Option<Arc<crate::metrics::ClusterMetrics>>,
+    /// The session: who is ended waits for its client no more.
+    pub entry: Option<Arc<crate::session::cancel::Entry>>,
+}
+
+impl ReaderContext {
+    /// The session of a frontend that has been welcomed.
+    pub fn entry_of(reader: Option<&Self>) -> Option<&crate::session::cancel::Entry> {
+        reader?.entry.as_deref()
+    }
 }
 
 /// What gets one full answer.

@@ -21,7 +21,7 @@ use tokio::io::AsyncWrite;
 use crate::{
     inbox::{Inbox, Source},
     protocol::{Fault, Forwarded},
-    session::cancel::Entry,
+    session::cancel::{Call, Entry},
 };
 
 const FENCED: u8 = 1;
@@ -89,6 +89,29 @@ impl<'a> Watch<'a> {
     /// be asked, so that one that is down need not be waited for.
     pub fn is_over(&self, movable: bool) -> bool {
         self.standing.has(if movable { FENCED | DOWN } else { FENCED })
+    }
+
+    /// Waits for the client, as long as the server may be used and nobody has ended the session: then `None`.
+    pub async fn attend<T>(self, step: impl Future<Output = T>) -> Option<T> {
+        let mut step = std::pin::pin!(step);
+        std::future::poll_fn(|cx| {
+            if self.poll_off(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            step.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+
+    /// Whether the server gets nothing more of this session: it may not be used any more, or the session was ended.
+    pub fn is_off(&self) -> bool {
+        self.is_over(false) || self.entry.is_called(Call::Kill)
+    }
+
+    /// Ready when [`Self::is_off`]; registers the task's waker otherwise.
+    pub fn poll_off(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.entry.register(context);
+        if self.is_off() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Ready when [`Self::is_over`]; registers the task's waker otherwise.
@@ -202,6 +225,21 @@ impl Watch<'_> {
 /// What ends a wait for a server that may no longer be used.
 pub fn given_up() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the server is no longer the primary, or is down")
+}
+
+/// Waits for a session's client as long as nobody has ended the session.
+///
+/// # Errors
+/// Those of the step, and `ConnectionAborted`.
+pub async fn attend<T>(entry: Option<&Entry>, step: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let mut step = std::pin::pin!(step);
+    std::future::poll_fn(|cx| match (step.as_mut().poll(cx), entry) {
+        (Poll::Pending, Some(entry)) => {
+            entry.poll_called(cx, &[Call::Kill]).map(|()| Err(io::ErrorKind::ConnectionAborted.into()))
+        }
+        (done, _) => done,
+    })
+    .await
 }
 
 /// Runs a step ahead of a request, unless the server may no longer be used.

@@ -30,6 +30,7 @@ use crate::{
         self, Access, Dialect, Effect, Intent, LexModes, Reason,
         effects::{Discard, Ending, PinReason, Whom, said_of_next},
     },
+    standing::attend,
     stream::{self, Stream},
 };
 
@@ -192,8 +193,8 @@ impl Frontend {
     pub(super) async fn drop_tail(&mut self) -> Result<(), Fault> {
         while let Some(mut tail) = self.tail {
             if tail.rest > 0 {
-                if self.inbox.is_empty() && self.inbox.fill(&mut self.stream).await.map_err(unread)? == 0 {
-                    return Err(Fault::Client(eof()));
+                if self.inbox.is_empty() {
+                    self.hear().await?;
                 }
                 let part = tail.rest.min(self.inbox.len());
                 self.inbox.consume(part);
@@ -204,9 +205,7 @@ impl Frontend {
                     if let Some(header) = packet::header(self.inbox.data()) {
                         break header;
                     }
-                    if self.inbox.fill(&mut self.stream).await.map_err(unread)? == 0 {
-                        return Err(Fault::Client(eof()));
-                    }
+                    self.hear().await?;
                 };
                 self.inbox.consume(packet::HEADER);
                 let continues = header.length == packet::MAX_PAYLOAD;
@@ -217,6 +216,15 @@ impl Frontend {
             }
         }
         Ok(())
+    }
+
+    /// Waits for more of a command.
+    async fn hear(&mut self) -> Result<(), Fault> {
+        let read = self.inbox.fill(&mut self.stream);
+        match attend(ReaderContext::entry_of(self.reader.as_ref()), read).await.map_err(unread)? {
+            0 => Err(Fault::Client(eof())),
+            _ => Ok(()),
+        }
     }
 
     /// Reads the command at the front; `None`: it is dealt with.
@@ -522,7 +530,8 @@ impl Frontend {
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        stream::send(&mut self.stream, bytes).await.map_err(Fault::Client)
+        let sent = stream::send(&mut self.stream, bytes);
+        attend(ReaderContext::entry_of(self.reader.as_ref()), sent).await.map_err(Fault::Client)
     }
 
     /// Resolves when the client has closed its side; what it sends is kept, up to a bound.

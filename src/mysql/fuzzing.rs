@@ -123,6 +123,7 @@ fn commands_with(data: &[u8], capabilities: u64) {
         classifier: Arc::new(Classifier::new(Dialect::Mysql, FunctionRules::default(), CACHE)),
         database: Arc::new(Database::new(1, "".into())),
         metrics: None,
+        entry: None,
     });
     let mut backend = server(capabilities);
     // Ends with the data: the stream that would have more fails, as does every answer of ours.

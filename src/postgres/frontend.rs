@@ -22,6 +22,7 @@ use crate::{
     inbox::Inbox,
     protocol::{Fault, ReaderContext, Request, Transaction},
     sql::{Access, Effect, Intent, LexModes, PinReason, Reason, effects::Discard},
+    standing::attend,
     stream::{self, Stream},
 };
 
@@ -397,7 +398,8 @@ impl Frontend {
     }
 
     pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), Fault> {
-        stream::send(&mut self.stream, bytes).await.map_err(Fault::Client)
+        let sent = stream::send(&mut self.stream, bytes);
+        attend(ReaderContext::entry_of(self.reader.as_ref()), sent).await.map_err(Fault::Client)
     }
 
     /// Resolves when the client has closed its side; what it sends is kept, up to a bound.

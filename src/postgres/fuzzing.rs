@@ -49,6 +49,7 @@ pub fn requests(data: &[u8]) {
         classifier: Arc::new(Classifier::new(Dialect::Postgres, FunctionRules::default(), CACHE)),
         database: Arc::new(Database::new(1, "app".into())),
         metrics: None,
+        entry: None,
     });
     let mut server = ServerStatements::new(KEPT);
     let mut expect = VecDeque::new();

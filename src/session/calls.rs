@@ -1,6 +1,6 @@
 //! What reaches a session between two requests: what others want of it, and what its server says by itself.
 
-use super::{End, Session, cancel::Call};
+use super::{End, LAST_WORDS, Session, cancel::Call};
 use crate::{
     protocol::{Backend, Fault, Frontend, Protocol},
     refusal::{Refusal, RefusalKind},
@@ -95,7 +95,9 @@ impl<P: Protocol> Session<P> {
     async fn frontend_hears_of_loss(&mut self, fault: Fault) {
         self.kept = None;
         match fault {
-            Fault::Refused(refused) => self.frontend.farewell_raw(&refused.raw).await,
+            Fault::Refused(refused) => {
+                let _ = tokio::time::timeout(LAST_WORDS, self.frontend.farewell_raw(&refused.raw)).await;
+            }
             // A client of MySQL's takes whatever comes for the answer to its next command.
             _ if P::DIALECT == Dialect::Mysql => {
                 self.cluster.metrics.error(RefusalKind::ServerLost.label());

@@ -313,7 +313,8 @@ impl<P: Protocol> Session<P> {
     /// Says why the connection ends.
     pub(super) async fn dismiss(&mut self, refusal: &Refusal) {
         self.cluster.metrics.error(refusal.kind.label());
-        self.frontend.farewell(refusal).await;
+        // Who does not read is not waited for.
+        let _ = tokio::time::timeout(LAST_WORDS, self.frontend.farewell(refusal)).await;
     }
 
     async fn broken(&mut self, fault: Fault) -> After<P> {
@@ -488,6 +489,9 @@ fn aborted_transaction() -> Refusal {
         "current transaction is aborted, commands ignored until end of transaction block",
     )
 }
+
+/// How long a client has for hearing why its session ends.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Nodes that a session remembers; reloads and failovers bring new ones.
 const MAX_KNOWN: usize = 16;

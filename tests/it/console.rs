@@ -451,6 +451,40 @@ async fn kill_ends_a_client_that_waits_as_a_server_does() {
 }
 
 #[tokio::test]
+async fn kill_ends_a_client_that_neither_reads_nor_goes_on() {
+    let console = Console::open("CREATE TABLE t (x text)", &[]).await;
+    let long = format!("INSERT INTO t VALUES ('{}')", ".".repeat(3 << 20));
+    let long = Batch::new().query(&long);
+    let cases = [
+        ("does not read", Batch::new().query("SELECT repeat('.', 1000) FROM generate_series(1, 100000)")),
+        ("has sent a part of a statement", Batch::new().raw(&long.bytes()[..2 << 20])),
+        ("has sent a part of its data", Batch::new().query("COPY t FROM STDIN").copy_data("x")),
+    ];
+    for (what, batch) in cases {
+        let mut client = console.stage.wire().await;
+        client.send(&batch).await;
+        let proxy = &console.stage.proxy;
+        let held = || {
+            let of = |port: u16| {
+                let node = format!("node=\"127.0.0.1:{port}\"");
+                proxy.metric("pointsman_pool_connections", &[&node, "state=\"in_use\""])
+            };
+            let nodes = console.stage.replica_ports().into_iter().chain([console.stage.primary_port()]);
+            nodes.map(of).sum::<f64>()
+        };
+        eventually("a server is at it", async || held() == 1.0).await;
+
+        let id = u32::from_be_bytes(*client.key.first_chunk().expect("a number"));
+        let killed = console.psql(&format!("KILL {id}"));
+
+        assert!(killed.status.success(), "{}", said(&killed));
+        let ended = async || proxy.metric("pointsman_clients", &[]) == 0.0 && held() == 0.0;
+        eventually(&format!("a client that {what} is gone"), ended).await;
+    }
+    assert_eq!(console.stage.database.ask(0, "SELECT count(*) FROM t"), "0");
+}
+
+#[tokio::test]
 async fn reload_says_what_is_wrong_with_the_file() {
     let console = Console::open("", &[]).await;
     assert!(console.psql("RELOAD").status.success());

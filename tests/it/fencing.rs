@@ -4,11 +4,17 @@ use std::time::Duration;
 
 use pointsman::demo::{
     Port, Signal,
-    servers::{PgCluster, Stop},
+    servers::{APP, PgCluster, Stop},
     signal,
 };
 
-use crate::support::{Database, Proxy, Session, client::connect, cluster, eventually, link::Link};
+use crate::support::{
+    Database, Proxy, Session,
+    client::connect,
+    cluster, eventually,
+    link::Link,
+    wire::{Batch, Wire, tags},
+};
 
 const TABLE: &str =
     "CREATE TABLE t (x int); CREATE FUNCTION calm() RETURNS int IMMUTABLE AS 'SELECT 1' LANGUAGE sql";
@@ -94,6 +100,35 @@ async fn a_session_pinned_to_the_old_primary_is_ended() {
     assert!(["08006", "connection closed"].contains(&error.as_str()), "{error}");
     proxy.session(&database.name).await.run("INSERT INTO t VALUES (2)").await;
     assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "0");
+}
+
+#[tokio::test]
+async fn the_rest_of_a_long_statement_does_not_reach_the_old_primary() {
+    let cluster = cluster::own();
+    let database = Database::with(&cluster, TABLE);
+    let (proxy, link) = behind_a_link(&cluster, &database).await;
+    let mut client = Wire::login(proxy.port(), APP, &database.name).await;
+    let insert = format!("INSERT INTO t VALUES (1) /* {} */", ".".repeat(3 << 20));
+    let insert = Batch::new().query(&insert);
+    let (beginning, rest) = insert.bytes().split_at(2 << 20);
+    client.send(&Batch::new().raw(beginning)).await;
+    let node = format!("node=\"{}\"", link.address());
+    let busy = || proxy.metric("pointsman_pool_connections", &[&node, "state=\"in_use\""]);
+    eventually("it is on its way", async || busy() == 1.0).await;
+
+    promote_beside(&cluster, &proxy, &link).await;
+    client.send(&Batch::new().raw(rest)).await;
+
+    let answer = client.until_ready().await;
+    assert_eq!(answer[0].code(), "08007", "{}", tags(&answer));
+    let clients = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+    eventually("the old primary has no client of ours", async || {
+        cluster.node(0).sql("postgres", clients).expect("it answers") == "0"
+    })
+    .await;
+    assert_eq!(cluster.node(0).sql(&database.name, "SELECT count(*) FROM t").expect("it answers"), "0");
+    client.ask(&Batch::new().query("INSERT INTO t VALUES (2)")).await;
+    assert_eq!(cluster.node(1).sql(&database.name, "SELECT x FROM t").expect("it answers"), "2");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::{process::Command, time::Duration};
 
 use pointsman::{
     demo::{Port, servers::APP},
-    mysql::command::code,
+    mysql::{command::code, packet},
 };
 use tokio::io::AsyncReadExt;
 
@@ -21,6 +21,7 @@ use crate::{
 both_makes!(
     a_killed_session_runs_nothing_more_of_its_string,
     a_killed_session_frees_the_connection_of_its_transaction,
+    a_killed_session_ends_also_in_the_midst_of_what_its_client_sends,
     a_session_that_is_killed_between_statements_hears_nothing,
     killing_at_every_moment_never_hits_the_next_client,
     a_session_that_kills_itself_is_told_so,
@@ -104,6 +105,24 @@ async fn a_killed_session_runs_nothing_more_of_its_string(make: Make) {
         assert_eq!(told(&mut victim).await, by_itself, "{way:?}");
         eventually("it has ended", async || running(stage, &format!("of {way:?}")) == 0).await;
     }
+    assert_eq!(rows(stage), "0");
+}
+
+async fn a_killed_session_ends_also_in_the_midst_of_what_its_client_sends(make: Make) {
+    let scene = Scene::on(make, "CREATE TABLE t (x LONGTEXT)", &[]).await;
+    let stage = &scene.stage;
+    let mut victim = stage.session().await;
+    let mut insert = Vec::new();
+    let text = format!("INSERT INTO t VALUES ('{}')", ".".repeat(3 << 20));
+    packet::put_command(&mut insert, code::QUERY, text.as_bytes());
+    victim.write(&insert[..2 << 20]).await;
+    let held = || stage.proxy.metric("pointsman_pool_connections", &["state=\"in_use\""]);
+    eventually("a server is at it", async || held() == 1.0).await;
+
+    scene.kill(Way::Console, victim.number).await;
+
+    let ended = async || stage.proxy.metric("pointsman_clients", &[]) == 0.0 && held() == 0.0;
+    eventually("it has ended", ended).await;
     assert_eq!(rows(stage), "0");
 }
 

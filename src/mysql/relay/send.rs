@@ -11,6 +11,7 @@ use crate::{
         packet::{self, HEADER, MAX_PAYLOAD},
     },
     protocol::{Fault, Request},
+    standing::given_up,
     stream::Outlet,
 };
 
@@ -58,7 +59,7 @@ impl Relay<'_> {
     async fn has_said_why(&mut self) -> bool {
         let watch = self.terms.watch;
         let Backend { inbox, stream, .. } = &mut *self.backend;
-        if watch.is_over(false) || inbox.is_empty() && watch.read(inbox, stream, false).await.is_err() {
+        if watch.is_off() || inbox.is_empty() && watch.read(inbox, stream, false).await.is_err() {
             return false;
         }
         let data = inbox.data();
@@ -76,8 +77,8 @@ impl Relay<'_> {
                 let continues = header.length == MAX_PAYLOAD;
                 *tail = Tail { rest: header.total(), continues, next: tail.next.wrapping_add(1) };
             }
-            if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(unread)? == 0 {
-                return Err(Fault::Client(eof()));
+            if inbox.is_empty() {
+                self.hear(inbox).await?;
             }
             let part = inbox.len().min(tail.rest);
             self.send(&inbox.data()[..part]).await?;
@@ -100,15 +101,16 @@ impl Relay<'_> {
             if let Some(header) = packet::header(inbox.data()) {
                 return Ok(header);
             }
-            if inbox.fill(&mut self.frontend.stream).await.map_err(unread)? == 0 {
-                return Err(Fault::Client(eof()));
-            }
+            self.hear(inbox).await?;
         }
     }
 
     /// Writes to the server; reads what it says meanwhile, so that neither waits for the other for ever.
     async fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
+        if watch.is_over(false) {
+            return Err(self.server_lost(given_up()));
+        }
         let mut left = self.sending.begin(&self.backend.stream, bytes);
         while !left.is_empty() || self.backend.stream.is_buffered() {
             let backend = &mut *self.backend;
@@ -120,6 +122,16 @@ impl Relay<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Waits for what the client sends next of its request.
+    async fn hear(&mut self, inbox: &mut Inbox) -> Result<(), Fault> {
+        match self.terms.watch.attend(inbox.fill(&mut self.frontend.stream)).await {
+            Some(Ok(1..)) => Ok(()),
+            Some(Ok(0)) => Err(Fault::Client(eof())),
+            Some(Err(error)) => Err(unread(error)),
+            None => Err(self.server_lost(given_up())),
+        }
     }
 
     /// Passes the client's file on, up to the empty packet that ends it.
@@ -136,8 +148,8 @@ impl Relay<'_> {
             let header = self.numbered(inbox, self.asked).await?;
             let mut rest = header.total();
             while rest > 0 {
-                if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(unread)? == 0 {
-                    return Err(Fault::Client(eof()));
+                if inbox.is_empty() {
+                    self.hear(inbox).await?;
                 }
                 let part = inbox.len().min(rest);
                 self.send(&inbox.data()[..part]).await?;

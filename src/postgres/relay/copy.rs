@@ -34,7 +34,7 @@ impl Relay<'_> {
             }
             let step = std::future::poll_fn(|cx| {
                 let backend = &mut *self.backend;
-                if watch.poll_over(cx, false).is_ready() {
+                if watch.poll_off(cx).is_ready() {
                     return Poll::Ready(Err(Side::Server(given_up())));
                 }
                 if let Poll::Ready(read) = backend.inbox.poll_fill(cx, &mut backend.stream) {

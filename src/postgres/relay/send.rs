@@ -14,6 +14,7 @@ use crate::{
     },
     protocol::{Fault, Request, Transaction},
     sql::{Effect, PinReason},
+    standing::given_up,
     stream::Outlet,
 };
 
@@ -124,8 +125,8 @@ impl Relay<'_> {
 
     async fn pump_tail(&mut self, inbox: &mut inbox::Inbox, tail: &mut usize) -> Result<(), Fault> {
         while *tail > 0 {
-            if inbox.is_empty() && inbox.fill(&mut self.frontend.stream).await.map_err(Fault::Client)? == 0 {
-                return Err(Fault::Client(eof()));
+            if inbox.is_empty() {
+                self.hear(inbox).await?;
             }
             let part = inbox.len().min(*tail);
             self.send(&inbox.data()[..part]).await?;
@@ -135,10 +136,23 @@ impl Relay<'_> {
         Ok(())
     }
 
+    /// Waits for what the client sends next of its request.
+    async fn hear(&mut self, inbox: &mut inbox::Inbox) -> Result<(), Fault> {
+        match self.terms.watch.attend(inbox.fill(&mut self.frontend.stream)).await {
+            Some(Ok(1..)) => Ok(()),
+            Some(Ok(0)) => Err(Fault::Client(eof())),
+            Some(Err(error)) => Err(Fault::Client(error)),
+            None => Err(self.server_lost(given_up())),
+        }
+    }
+
     /// Writes to the server; reads and hands on what it says meanwhile, so that neither waits for
     /// the other for ever.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), Fault> {
         let watch = self.terms.watch;
+        if watch.is_over(false) {
+            return Err(self.server_lost(given_up()));
+        }
         let mut left = self.sending.begin(&self.backend.stream, bytes);
         while !left.is_empty() || self.backend.stream.is_buffered() {
             let backend = &mut *self.backend;
