@@ -16,7 +16,10 @@ use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 
-pub use self::{database::Database, published::Topology};
+pub use self::{
+    database::{Database, Doubt},
+    published::Topology,
+};
 use crate::{
     arrivals::Arrivals,
     config,

@@ -17,6 +17,7 @@ pub use self::faults::{
 /// What a cancel request has to name, for the protocols to read and write.
 pub use crate::session::cancel::CancelKey;
 use crate::{
+    cluster::Doubt,
     refusal::Refusal,
     sql::{
         Dialect, Effect, Intent,
@@ -393,6 +394,8 @@ pub struct Terms<'a> {
     /// The connection has to forget what its last statement left there: the request asks for what
     /// this session's last statement left, and that was nothing.
     pub forget_last: bool,
+    /// Others are in doubt by what it defines, at the latest from when its client may hear of it.
+    pub doubt: Option<&'a Doubt>,
     /// Whether the server may still answer: asked before anything is sent and before anything
     /// received is handed on. When it may not, the exchange ends with [`Fault::Server`].
     pub watch: Watch<'a>,
@@ -410,7 +413,17 @@ impl<'a> Terms<'a> {
             wants_id: false,
             session,
             forget_last: false,
+            doubt: None,
             watch,
+        }
+    }
+
+    /// The client is about to hear of the answer, and may have others run what it tells of before the session has
+    /// learned from it.
+    #[inline]
+    pub fn begin_doubt(&self) {
+        if let Some(doubt) = self.doubt {
+            doubt.begin();
         }
     }
 }

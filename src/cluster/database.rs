@@ -40,6 +40,34 @@ impl Definitions {
     }
 }
 
+/// A request under way that may commit definitions; others are in doubt by it from [`Self::begin`] until it is
+/// dropped.
+pub struct Doubt {
+    database: Arc<Database>,
+    begun: AtomicBool,
+}
+
+impl Doubt {
+    pub fn of(database: &Arc<Database>) -> Self {
+        Self { database: database.clone(), begun: AtomicBool::new(false) }
+    }
+
+    /// Sequentially consistent, as is asking: whoever has heard of the request's answer finds it.
+    pub fn begin(&self) {
+        if !self.begun.swap(true, Ordering::SeqCst) {
+            self.database.committing.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Doubt {
+    fn drop(&mut self) {
+        if *self.begun.get_mut() {
+            self.database.committing.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
 /// One database of the cluster: its catalog, as last read.
 pub struct Database {
     id: u64,
@@ -62,7 +90,7 @@ pub struct Database {
     pub names: Definitions,
     /// After which statements may run other code than the catalog tells.
     pub code: Definitions,
-    /// Strings under way that may commit such before they are answered.
+    /// Requests under way that may have committed such.
     pub committing: AtomicUsize,
     /// What `global` reads must not be behind of.
     pub floors: Arc<SharedFloors>,

@@ -245,6 +245,7 @@ impl<'a> Relay<'a> {
         if !bytes.is_empty() {
             // What the proxy may have to add is numbered behind it.
             self.frontend.sequence = self.passed.wrapping_add(1);
+            self.terms.begin_doubt();
             self.frontend.write(bytes).await?;
         }
         self.passage.settle(&mut self.backend.inbox);

@@ -230,6 +230,7 @@ impl<'a> Relay<'a> {
     async fn flush(&mut self) -> Result<(), Fault> {
         let bytes = self.passage.ready(&self.backend.inbox);
         if !bytes.is_empty() {
+            self.terms.begin_doubt();
             self.frontend.write(bytes).await?;
         }
         self.passage.settle(&mut self.backend.inbox);

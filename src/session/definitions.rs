@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use super::Session;
 use crate::{
-    cluster::Database,
+    cluster::{Database, Doubt},
     protocol::{Protocol, Reply, Transaction},
     sql::{Dialect, Effect, Intent},
 };
@@ -49,29 +49,23 @@ impl Changed {
     }
 }
 
-/// A request that may commit definitions before it is answered, or without ever being.
+/// A request that may commit definitions before it is answered, or without ever being. Dropping it tells of them.
 pub(super) struct Committing {
     database: Arc<Database>,
     changed: Changed,
-    /// What it commits shows long before its answer, in which others are in doubt.
-    counted: bool,
+    /// What others are in doubt by, until they know.
+    doubt: Doubt,
 }
 
 impl Committing {
-    fn begin(database: Arc<Database>, changed: Changed, counted: bool) -> Self {
-        if counted {
-            database.committing.fetch_add(1, Ordering::SeqCst);
-        }
-        Self { database, changed, counted }
+    pub fn doubt(&self) -> Option<&Doubt> {
+        self.changed.code.then_some(&self.doubt)
     }
 }
 
 impl Drop for Committing {
     fn drop(&mut self) {
         self.changed.tell(&self.database);
-        if self.counted {
-            self.database.committing.fetch_sub(1, Ordering::SeqCst);
-        }
     }
 }
 
@@ -84,8 +78,17 @@ impl<P: Protocol> Session<P> {
             return None;
         }
         let open = self.state.transaction != Transaction::Idle;
-        let commits = intent.statements > 1 || !open || self.state.may_commit(intent);
-        commits.then(|| Committing::begin(self.database.clone(), changed, intent.statements > 1))
+        if intent.statements == 1 && open && !self.state.may_commit(intent) {
+            return None;
+        }
+        let doubt = Doubt::of(&self.database);
+        // What a server commits shows before it answers. Of what may take hours and changes no code but what a
+        // table or an index brings along, others are in doubt from the answer on: it can make its client go on.
+        let is_long = intent.statements == 1 && intent.effects.contains(&Effect::Ddl) && !changed.names;
+        if !is_long && (changed.code || intent.statements > 1) {
+            doubt.begin();
+        }
+        Some(Committing { database: self.database.clone(), changed, doubt })
     }
 
     pub(super) fn note_changed(&mut self, intent: &Intent, reply: &Reply) {
@@ -95,9 +98,10 @@ impl<P: Protocol> Session<P> {
     /// Whether a statement may have run code that nobody had read when it was judged; `known`: how many
     /// new definitions the catalog told of then.
     pub(super) fn ran_unread_code(&self, known: u64) -> bool {
+        // In this order: what is not under way any more has been counted.
         self.changed.code
-            || self.database.code.so_far() > known
             || self.database.committing.load(Ordering::SeqCst) > 0
+            || self.database.code.so_far() > known
     }
 
     /// Others go by what was changed once no transaction is open any more, whether it was committed or not:

@@ -12,11 +12,12 @@ use super::{
     Session,
     cancel::{Call, Entry},
     consistency::Noted,
+    definitions::Committing,
     own::Way,
     state::{Run, ends_transaction},
 };
 use crate::{
-    cluster::Cluster,
+    cluster::{Cluster, Doubt},
     pool::{Fate, Held},
     protocol::{
         Backend, Fault, Frontend as _, MayRefuse, Protocol, Refused, Reply, Request, Terms, Transaction,
@@ -114,11 +115,12 @@ impl<P: Protocol> Session<P> {
                 Role::Primary => self.begin_writes(&request.intent, attempt.run.reason == Reason::Learned),
                 _ => Noted::nothing(),
             };
-            let _committing = match request.intent.effects.is_empty() {
+            let committing = match request.intent.effects.is_empty() {
                 true => None,
                 false => self.begin_definitions(&request.intent),
             };
-            match self.exchange(request, &mut held, &attempt, &noted).await {
+            let doubt = committing.as_ref().and_then(Committing::doubt);
+            match self.exchange(request, &mut held, &attempt, &noted, doubt).await {
                 Ok(reply) => {
                     self.learn(request, &attempt, &reply, held, noted).await;
                     return Ok(());
@@ -179,6 +181,7 @@ impl<P: Protocol> Session<P> {
         held: &mut Held<P>,
         attempt: &Attempt,
         noted: &Noted,
+        doubt: Option<&Doubt>,
     ) -> Result<Reply, Fault> {
         let may_refuse = self.may_refuse(request, held.role, attempt);
         let wants_id = self.wants_id(&request.intent, held.role);
@@ -197,6 +200,7 @@ impl<P: Protocol> Session<P> {
             wants_id,
             session: entry.id,
             forget_last: attempt.forget_last,
+            doubt,
             watch,
         };
         let result = match self.deadline {

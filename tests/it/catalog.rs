@@ -1,11 +1,14 @@
 //! What the server's catalog says of functions, views and tables decides where a statement runs.
 
+use std::time::Duration;
+
 use pointsman::demo::servers::{APP, Login, MONITOR, PgCluster, SUPERUSER};
 
 use crate::support::{
     Database, Proxy, Session, Stage, cluster, eventually,
+    link::Link,
     proxy::login_error,
-    wire::{Batch, Wire, first_columns, tags},
+    wire::{self, Batch, Wire, first_columns, tags},
 };
 
 #[tokio::test]
@@ -444,6 +447,78 @@ async fn what_a_function_leaves_is_nobody_elses_when_the_answer_of_what_replaced
 #[tokio::test]
 async fn what_a_function_leaves_is_nobody_elses_while_the_string_that_replaced_it_goes_on() {
     what_new_code_leaves_is_nobody_elses(Change::InString).await;
+}
+
+/// A proxy that reaches the primary over a link, and two sessions with a connection each to it.
+async fn over_a_link(database: &Database<'_>) -> (Proxy, Link, [Session; 2]) {
+    let cluster = cluster::shared();
+    let link = Link::to(&cluster.node(0).address());
+    let nodes: Vec<_> = [link.address()].into_iter().chain(cluster.addresses().into_iter().skip(1)).collect();
+    let settings = [
+        "cluster.pool.size = 2",
+        "cluster.monitor.timeout = '15s'",
+        "cluster.monitor.catalog_refresh = '1h'",
+    ];
+    let proxy = Proxy::start_unready(&nodes, &settings);
+    let replicas: Vec<_> = cluster.nodes()[1..].iter().map(|node| node.port()).collect();
+    proxy.wait_until_reads_use(&replicas).await;
+    let sessions = [proxy.session(&database.name).await, proxy.session(&database.name).await];
+    for session in &sessions {
+        session.run("BEGIN; SELECT txid_current()").await;
+    }
+    for session in &sessions {
+        session.run("COMMIT").await;
+    }
+    (proxy, link, sessions)
+}
+
+#[tokio::test]
+async fn what_a_function_leaves_is_nobody_elses_before_the_answer_of_what_replaced_it_has_come() {
+    let define = |body: &str| {
+        format!("CREATE OR REPLACE FUNCTION f() RETURNS text LANGUAGE sql AS $$ SELECT {body} $$")
+    };
+    let database = Database::with(cluster::shared(), &define("'nothing'"));
+    let (proxy, link, [migration, user]) = over_a_link(&database).await;
+    link.delay(Duration::from_secs(3));
+    let dirty = define("set_config('app.tenant', '7', false)");
+    let migration = tokio::spawn(async move { migration.run(&dirty).await });
+    eventually("it is committed", async || database.ask(0, "SELECT f()") == "7").await;
+    link.delay(Duration::ZERO);
+
+    user.run("/* pointsman: primary */ SELECT f()").await;
+    assert!(!migration.is_finished(), "its answer is on its way");
+    drop(user);
+
+    nobody_has_a_tenant(&proxy, &database, 2.0).await;
+    migration.await.expect("it does not panic");
+}
+
+#[tokio::test]
+async fn what_a_default_leaves_is_nobody_elses_as_soon_as_its_client_may_tell_others_of_it() {
+    let sql = "CREATE FUNCTION sets() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant', '7', false) $$;
+               CREATE TABLE t (x text, y int)";
+    let database = Database::with(cluster::shared(), sql);
+    let (proxy, link, [_, user]) = over_a_link(&database).await;
+    let direct = Session::open(&superuser_of(&database)).await;
+    direct.run("BEGIN; LOCK TABLE t IN ACCESS SHARE MODE").await;
+    let mut migration = Wire::login(proxy.port(), APP, &database.name).await;
+    migration.send(&Batch::new().query("ALTER TABLE t ALTER x SET DEFAULT sets()")).await;
+    let waits = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
+    eventually("it waits", async || database.ask(0, waits) == "1").await;
+
+    // The session waits for the end of a cancel request before it learns from the answer.
+    link.hold_new();
+    let (port, key) = (proxy.port(), migration.key.clone());
+    let cancelled = tokio::spawn(async move { wire::cancel(port, &key).await });
+    eventually("the request is on its way", async || link.held() > 0).await;
+    direct.run("COMMIT").await;
+    assert_eq!(tags(&migration.until_ready().await), "CZ");
+    user.run("INSERT INTO t (y) VALUES (1)").await;
+    drop(user);
+
+    nobody_has_a_tenant(&proxy, &database, 2.0).await;
+    link.let_in();
+    cancelled.await.expect("it does not panic");
 }
 
 #[tokio::test]

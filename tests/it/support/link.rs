@@ -28,6 +28,9 @@ pub struct Link {
 struct State {
     ended: AtomicBool,
     refusing: AtomicBool,
+    /// New connections are made, and nothing passes on them.
+    holding: AtomicBool,
+    held: AtomicU64,
     stalled: AtomicBool,
     refused: AtomicU64,
     /// How much later everything arrives, in milliseconds.
@@ -62,6 +65,20 @@ impl Link {
     /// Ends [`Link::stall`]; what was held back passes now.
     pub fn resume(&self) {
         self.state.stalled.store(false, SeqCst);
+    }
+
+    /// Nothing passes on connections that are made from now on, until [`Link::let_in`].
+    pub fn hold_new(&self) {
+        self.state.holding.store(true, SeqCst);
+    }
+
+    /// How many connections were held so far.
+    pub fn held(&self) -> u64 {
+        self.state.held.load(SeqCst)
+    }
+
+    pub fn let_in(&self) {
+        self.state.holding.store(false, SeqCst);
     }
 
     /// Puts the peers far apart: whatever is sent arrives so much later.
@@ -121,8 +138,15 @@ fn accept(listener: &TcpListener, target: SocketAddr, state: &Arc<State>) {
         }
         let (Ok(to_client), Ok(to_server)) = (client.try_clone(), server.try_clone()) else { continue };
         state.open.lock().extend(client.try_clone());
+        let held = state.holding.load(SeqCst);
+        state.held.fetch_add(held.into(), SeqCst);
         let (up, down) = (state.clone(), state.clone());
-        thread::spawn(move || forward(client, to_server, &up));
+        thread::spawn(move || {
+            while held && up.holding.load(SeqCst) && !up.ended.load(SeqCst) {
+                thread::sleep(TICK);
+            }
+            forward(client, to_server, &up);
+        });
         thread::spawn(move || forward(server, to_client, &down));
     }
 }
