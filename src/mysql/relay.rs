@@ -147,7 +147,7 @@ impl<'a> Relay<'a> {
         }
         // What is rare is boxed: the future of every statement stays small.
         if self.has_to_prepare(request) {
-            Box::pin(self.prepare_connection(request)).await?;
+            standing::watched(self.terms.watch, Box::pin(self.prepare_connection(request))).await?;
         }
         self.backend.last_session = self.terms.session;
         self.backend.busy = true;

@@ -23,7 +23,7 @@ use crate::{
     passage::Passage,
     protocol::{Fault, MayRefuse, Refused, Reply, Request, Terms, Transaction},
     sending::Sending,
-    standing::unsent,
+    standing::{unsent, watched},
 };
 
 /// Answer bytes kept back while the request could still run elsewhere.
@@ -117,7 +117,7 @@ impl<'a> Relay<'a> {
             Box::pin(self.bring_ahead()).await?;
         }
         if !self.backend.in_unit && self.has_shapes_to_learn(request) {
-            Box::pin(self.learn_shapes(request)).await?;
+            watched(self.terms.watch, Box::pin(self.learn_shapes(request))).await?;
         }
         self.send_request(request).await?;
         self.backend.in_unit = true;
@@ -131,7 +131,7 @@ impl<'a> Relay<'a> {
         }
         if matches!(answered, Err(Fault::Refused(_))) && self.backend.skipping {
             // The unit has no Sync yet: until one comes the server would skip the next attempt, too.
-            Box::pin(self.backend.sync_quietly()).await?;
+            watched(self.terms.watch, Box::pin(self.backend.sync_quietly())).await?;
         }
         answered?;
         self.finish(request)

@@ -162,8 +162,9 @@ impl<P: Protocol> Session<P> {
                 return Err(self.lose_kept(Some(intent)));
             }
         }
-        let ended = kept.backend().finish_unit().await;
-        kept.release(if ended.is_ok() { Fate::Reuse } else { Fate::Close }, Instant::now());
+        let ended = tokio::time::timeout(GRACE, kept.backend().finish_unit()).await;
+        let fate = if matches!(ended, Ok(Ok(()))) { Fate::Reuse } else { Fate::Close };
+        kept.release(fate, Instant::now());
         self.state.transaction = Transaction::Idle;
         Ok(None)
     }

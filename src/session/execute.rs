@@ -258,6 +258,13 @@ impl<P: Protocol> Session<P> {
         let _ = tokio::time::timeout(timeout, arrived).await;
     }
 
+    /// Whether a connection that was asked to end a statement answers one empty round trip since, in time.
+    async fn is_done_with_cancel(&self, held: &mut Held<P>) -> bool {
+        let timeout = self.cluster.config.load().monitor.timeout;
+        let answered = tokio::time::timeout(timeout, Box::pin(held.backend().ping())).await;
+        matches!(answered, Ok(Ok(())))
+    }
+
     /// Takes note of an answer and keeps or gives back the connection.
     async fn learn(
         &mut self,
@@ -394,8 +401,7 @@ impl<P: Protocol> Session<P> {
             self.note_last_kept(&request.intent);
             return;
         }
-        let cancelled = held.take_cancelled();
-        if cancelled.is_some() && Box::pin(held.backend().ping()).await.is_err() {
+        if held.take_cancelled().is_some() && !self.is_done_with_cancel(&mut held).await {
             held.release(Fate::Close, now);
             return;
         }

@@ -9,6 +9,7 @@ use super::{
     Session,
     cancel::Call,
     execute::{Attempt, Next},
+    hold::GRACE,
     state::ends_transaction,
 };
 use crate::{
@@ -52,7 +53,7 @@ impl<P: Protocol> Session<P> {
     /// is ended before. `false`: it could not be.
     async fn ends_what_went_ahead(&self, held: &mut Held<P>) -> bool {
         let begun = self.state.is_holding() && held.backend().transaction() != Transaction::Idle;
-        !begun || held.backend().finish_unit().await.is_ok()
+        !begun || matches!(tokio::time::timeout(GRACE, held.backend().finish_unit()).await, Ok(Ok(())))
     }
 
     fn is_killed(&self) -> bool {

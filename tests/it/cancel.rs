@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use pointsman::demo::servers::{APP, Login};
+
 use crate::support::{
-    Proxy, Stage, eventually, soon,
-    wire::{self, Batch, first_columns, tags},
+    Database, Proxy, Session, Stage, cluster, eventually,
+    link::Link,
+    soon,
+    wire::{self, Batch, Wire, first_columns, tags},
 };
 
 fn sleepers(stage: &Stage, marker: &str) -> usize {
@@ -115,4 +119,36 @@ async fn a_cancel_request_that_comes_to_another_proxy_finds_its_way() {
     let answer = wire.until_ready().await;
     assert_eq!(answer[answer.len() - 2].code(), "57014", "{}", tags(&answer));
     wire::cancel(third.port(), &[0; 8]).await;
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_while_a_cancel_request_is_on_its_way_holds_nobody_up() {
+    let cluster = cluster::shared();
+    let database = Database::with(cluster, "CREATE TABLE t (x int)");
+    let link = Link::to(&cluster.node(0).address());
+    let nodes: Vec<_> = [link.address()].into_iter().chain(cluster.addresses().into_iter().skip(1)).collect();
+    let proxy = Proxy::start_unready(&nodes, &["cluster.monitor.timeout = '2s'"]);
+    let replicas: Vec<_> = cluster.nodes()[1..].iter().map(|node| node.port()).collect();
+    proxy.wait_until_reads_use(&replicas).await;
+    let (port, Login { name, password }) = (cluster.node(0).port(), APP);
+    let direct =
+        format!("host=127.0.0.1 port={port} user={name} password={password} dbname={}", database.name);
+    let direct = Session::open(&direct).await;
+    direct.run("BEGIN; LOCK TABLE t").await;
+    let mut client = Wire::login(proxy.port(), APP, &database.name).await;
+    client.send(&Batch::new().query("/* pointsman: primary */ SELECT count(*) FROM t")).await;
+    let waits = "SELECT count(*) FROM pg_locks WHERE relation = 't'::regclass AND NOT granted";
+    eventually("it waits", async || database.ask(0, waits) == "1").await;
+
+    link.hold_new();
+    let (port, key) = (proxy.port(), client.key.clone());
+    let cancelled = tokio::spawn(async move { wire::cancel(port, &key).await });
+    eventually("a cancel request is on its way", async || link.held() > 0).await;
+    direct.run("COMMIT").await;
+    assert_eq!(first_columns(&client.until_ready().await), ["0"]);
+    link.stall();
+
+    let answer = client.ask(&Batch::new().query("SELECT 'alive'")).await;
+    assert_eq!(first_columns(&answer), ["alive"]);
+    cancelled.await.expect("it does not panic");
 }

@@ -145,7 +145,7 @@ impl Relay<'_> {
     pub(super) async fn prepare_connection(&mut self, request: &Request<Command>) -> Result<(), Fault> {
         if self.has_to_unsay(request) {
             // Where nothing is open it ends that and nothing else.
-            match watched(self.terms.watch, self.backend.query_all(ROLLBACK)).await {
+            match self.backend.query_all(ROLLBACK).await {
                 // What XA has prepared is no transaction to the status, and cannot be ended so.
                 Err(Fault::Refused(_)) => self.backend.touched = true,
                 ended => drop(ended?),
@@ -155,13 +155,13 @@ impl Relay<'_> {
         let resets = request.wire.code == code::RESET_CONNECTION;
         if !resets {
             let wanted = self.frontend.carried.now().clone();
-            watched(self.terms.watch, self.backend.bring(&wanted)).await?;
+            self.backend.bring(&wanted).await?;
         }
         if self.has_to_settle_id(request) {
             self.settle_id(request).await?;
         }
         for statement in self.terms.ahead {
-            watched(self.terms.watch, self.backend.query_all(statement)).await?;
+            self.backend.query_all(statement).await?;
         }
         for effect in &request.intent.effects {
             match effect {
@@ -204,7 +204,8 @@ impl Relay<'_> {
                 break;
             }
             // The client has its answer: there is nothing to be tried again.
-            let rows = self.backend.query_all(&format!("SELECT @@SESSION.{name}")).await;
+            let question = format!("SELECT @@SESSION.{name}");
+            let rows = watched(self.terms.watch, self.backend.query_all(&question)).await;
             let rows = rows.map_err(|_| Fault::Client(io::ErrorKind::ConnectionAborted.into()))?;
             let Some(value) = rows.first().and_then(|row| row.first()?.as_deref()) else { continue };
             let statement = format!("SET SESSION {name} = {}", quote_literal(value.as_bytes()));
