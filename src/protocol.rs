@@ -89,8 +89,11 @@ pub trait Frontend<P: Protocol>: Send + Sync + Sized {
         None
     }
 
-    /// The next request, or `None` when the client has left. Dropping the future loses nothing.
-    fn next(&mut self) -> impl Future<Output = Result<Option<Request<P::Wire>>, Fault>> + Send;
+    /// Waits for the next request; `false`: the client has left. Dropping the future loses nothing.
+    fn arrives(&mut self) -> impl Future<Output = Result<bool, Fault>> + Send;
+
+    /// Takes the request that has arrived. `None`: it has been answered, or its client expects no answer.
+    fn take(&mut self) -> impl Future<Output = Result<Option<Request<P::Wire>>, Fault>> + Send;
 
     /// Whom the client has become with the request just read, if that changed its user: a session
     /// of its own, which `welcome` answers the request for.

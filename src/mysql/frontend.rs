@@ -4,7 +4,12 @@
 mod query;
 mod statements;
 
-use std::{collections::HashMap, io, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use smallvec::SmallVec;
 
@@ -40,6 +45,9 @@ const READ_ONLY: &str = "transaction_read_only";
 /// The variable that says how COMMIT and ROLLBACK go on.
 const COMPLETION: &str = "completion_type";
 
+/// How long a client may take to prove that it is another user.
+const PROVEN_WITHIN: Duration = Duration::from_secs(15);
+
 /// SQL PREPARE names of one client.
 const MAX_OWN_STATEMENTS: usize = 4096;
 
@@ -64,6 +72,8 @@ pub struct Frontend {
     pub(super) renewed: Option<Identity<super::Mysql>>,
     /// What the login brought, until `welcome` has used it.
     pub(super) startup: Option<Startup>,
+    /// Code, length and what is to come of the command at the front of the inbox.
+    arrived: Option<(u8, usize, Option<Tail>)>,
     /// Sequence number of what we send next.
     pub(super) sequence: u8,
     /// Bytes of the current command that are still in the inbox.
@@ -131,6 +141,7 @@ impl Frontend {
                 compression: login.compression,
                 unknown_since: None,
             }),
+            arrived: None,
             sequence: login.sequence.wrapping_add(1),
             unconsumed: 0,
             tail: None,
@@ -150,11 +161,11 @@ impl Frontend {
         }
     }
 
-    /// Waits for the next request; answers what nobody else has to see.
-    pub(super) async fn read_request(&mut self) -> Result<Option<Request<Command>>, Fault> {
+    /// Waits for the next command; `false`: the client has left, or has to. Dropping the future loses nothing.
+    pub(super) async fn await_request(&mut self) -> Result<bool, Fault> {
         loop {
             if self.leaving {
-                return Ok(None);
+                return Ok(false);
             }
             if self.tail.is_some() {
                 self.drop_tail().await?;
@@ -168,25 +179,26 @@ impl Frontend {
                 && let Cut::Command { code, length, tail } =
                     command::cut(self.inbox.data()).map_err(Fault::Protocol)?
             {
-                if code == code::QUIT {
-                    return Ok(None);
-                }
-                self.sequence = packet::count(length);
-                self.stream.begin_answer(self.inbox.len() > length);
-                if self.stream.is_compressed() {
-                    command::number(&mut self.inbox.data_mut()[..length]);
-                }
-                self.unconsumed = length;
-                self.tail = tail;
-                if let Some(request) = self.request(code).await? {
-                    return Ok(Some(request));
-                }
-                continue;
+                self.arrived = Some((code, length, tail));
+                return Ok(code != code::QUIT);
             }
             if self.inbox.fill(&mut self.stream).await.map_err(unread)? == 0 {
-                return Ok(None);
+                return Ok(false);
             }
         }
+    }
+
+    /// Takes the command that has arrived; answers what nobody else has to see.
+    pub(super) async fn take_request(&mut self) -> Result<Option<Request<Command>>, Fault> {
+        let Some((code, length, tail)) = self.arrived.take() else { return Ok(None) };
+        self.sequence = packet::count(length);
+        self.stream.begin_answer(self.inbox.len() > length);
+        if self.stream.is_compressed() {
+            command::number(&mut self.inbox.data_mut()[..length]);
+        }
+        self.unconsumed = length;
+        self.tail = tail;
+        self.request(code).await
     }
 
     /// Reads what is left of a command that nobody wants any more. Its answer is numbered behind all of it.
@@ -306,7 +318,9 @@ impl Frontend {
         let nonce = self.nonce;
         let change = login::client::Change { stream, inbox, response, nonce };
         let login = login::client::change_user(change, gate.house(), secret);
-        let login = match login.await {
+        let patience = tokio::time::timeout(PROVEN_WITHIN, login);
+        let login = attend(ReaderContext::entry_of(self.reader.as_ref()), async { Ok(patience.await) }).await;
+        let login = match login.map_err(Fault::Client)?.map_err(|late| Fault::Client(late.into()))? {
             Ok(login) => login,
             Err(failure) => {
                 let fault = super::gate::login_fault(&failure);

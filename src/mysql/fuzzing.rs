@@ -127,7 +127,12 @@ fn commands_with(data: &[u8], capabilities: u64) {
     });
     let mut backend = server(capabilities);
     // Ends with the data: the stream that would have more fails, as does every answer of ours.
-    while let Some(Ok(Some(request))) = frontend.read_request().now_or_never() {
+    while let Some(Ok(true)) = frontend.await_request().now_or_never() {
+        let request = match frontend.take_request().now_or_never() {
+            Some(Ok(Some(request))) => request,
+            Some(Ok(None)) => continue,
+            _ => break,
+        };
         let command = &request.wire;
         if let (code::STMT_PREPARE, Some((_, statement))) = (command.code, &command.statement) {
             let parameters = statement.text.iter().filter(|byte| **byte == b'?').count();

@@ -120,8 +120,12 @@ impl protocol::Frontend<Mysql> for Frontend {
         self.renewed.take()
     }
 
-    async fn next(&mut self) -> Result<Option<Request<Command>>, Fault> {
-        self.read_request().await
+    async fn arrives(&mut self) -> Result<bool, Fault> {
+        self.await_request().await
+    }
+
+    async fn take(&mut self) -> Result<Option<Request<Command>>, Fault> {
+        self.take_request().await
     }
 
     fn text<'a>(&'a self, request: &'a Request<Command>) -> Option<&'a str> {

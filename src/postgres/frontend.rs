@@ -40,6 +40,8 @@ pub struct Frontend {
     portals: Vec<(Box<[u8]>, Arc<Intent>)>,
     /// There are more than are followed.
     more_portals: bool,
+    /// The next request, as it lies at the front of the inbox.
+    arrived: Option<(Kind, usize, End)>,
     /// Bytes of a message that is being dropped.
     skip: usize,
     /// Bytes of the current request that are still in the inbox.
@@ -91,6 +93,7 @@ impl Frontend {
             modes: LexModes::default_of(crate::sql::Dialect::Postgres),
             portals: Vec::new(),
             more_portals: false,
+            arrived: None,
             skip: 0,
             unconsumed: 0,
             startup: Some(Box::new(startup)),
@@ -103,8 +106,8 @@ impl Frontend {
         }
     }
 
-    /// Waits for the next request.
-    pub(super) async fn read_request(&mut self) -> Result<Option<Request<Box<Batch>>>, Fault> {
+    /// Waits for the next request; `false`: the client has left. Dropping the future loses nothing.
+    pub(super) async fn await_request(&mut self) -> Result<bool, Fault> {
         loop {
             if self.skip > 0 {
                 let part = self.skip.min(self.inbox.len());
@@ -118,22 +121,29 @@ impl Frontend {
                         self.skip = length;
                         continue;
                     }
-                    Cut::Terminate => return Ok(None),
+                    Cut::Terminate => return Ok(false),
                     Cut::Unit { kind, length, end } => {
-                        if self.skip_to_sync && kind == Kind::Extended {
-                            self.skip_unit(length, end).await?;
-                            continue;
-                        }
-                        let (length, end) = self.without_next_statement(kind, length, end);
-                        self.amid_unit = kind == Kind::Extended && end != End::Whole;
-                        return Ok(Some(self.request(kind, length, end)));
+                        self.arrived = Some((kind, length, end));
+                        return Ok(true);
                     }
                 }
             }
             if self.inbox.fill(&mut self.stream).await.map_err(Fault::Client)? == 0 {
-                return Ok(None);
+                return Ok(false);
             }
         }
+    }
+
+    /// Takes the request that has arrived; `None`: it is a part of a unit that has failed.
+    pub(super) async fn take_request(&mut self) -> Result<Option<Request<Box<Batch>>>, Fault> {
+        let Some((kind, length, end)) = self.arrived.take() else { return Ok(None) };
+        if self.skip_to_sync && kind == Kind::Extended {
+            self.skip_unit(length, end).await?;
+            return Ok(None);
+        }
+        let (length, end) = self.without_next_statement(kind, length, end);
+        self.amid_unit = kind == Kind::Extended && end != End::Whole;
+        Ok(Some(self.request(kind, length, end)))
     }
 
     /// Of a unit that goes on, what belongs to earlier parts is a part of its own: what follows may have

@@ -54,10 +54,16 @@ pub fn requests(data: &[u8]) {
     let mut server = ServerStatements::new(KEPT);
     let mut expect = VecDeque::new();
     // Ends with the data: the stream that would have more fails.
-    while let Some(read) = frontend.read_request().now_or_never() {
+    loop {
+        let read = match frontend.await_request().now_or_never() {
+            Some(Ok(true)) => frontend.take_request().now_or_never(),
+            Some(Ok(false)) | None => return,
+            Some(Err(fault)) => Some(Err(fault)),
+        };
         let request = match read {
-            Ok(Some(request)) => request,
-            Err(Fault::Protocol(fault)) => {
+            Some(Ok(Some(request))) => request,
+            Some(Ok(None)) => continue,
+            Some(Err(Fault::Protocol(fault))) => {
                 let mut out = Vec::new();
                 refusal::put_error(&mut out, &fault);
                 return assert_framed(&out);

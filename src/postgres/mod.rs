@@ -117,8 +117,12 @@ impl protocol::Frontend<Postgres> for Frontend {
         if self.startup.as_ref().is_some_and(|startup| startup.minor >= 2) { 32 } else { 4 }
     }
 
-    async fn next(&mut self) -> Result<Option<Request<Box<Batch>>>, Fault> {
-        self.read_request().await
+    async fn arrives(&mut self) -> Result<bool, Fault> {
+        self.await_request().await
+    }
+
+    async fn take(&mut self) -> Result<Option<Request<Box<Batch>>>, Fault> {
+        self.take_request().await
     }
 
     fn text<'a>(&'a self, request: &'a Request<Box<Batch>>) -> Option<&'a str> {

@@ -128,8 +128,9 @@ pub enum End {
 }
 
 /// What the session waits for between requests.
-enum Event<W> {
-    Request(Result<Option<Request<W>>, Fault>),
+enum Event {
+    /// One has come, or its client has left.
+    Request(Result<bool, Fault>),
     /// Somebody wants something of it.
     Called,
     /// The kept server connection has something to say.
@@ -195,8 +196,15 @@ impl<P: Protocol> Session<P> {
     pub async fn run(&mut self) -> After<P> {
         loop {
             let request = match self.wait().await {
-                Event::Request(Ok(Some(request))) => request,
-                Event::Request(Ok(None)) => return self.leave(End::Left),
+                Event::Request(Ok(true)) => match self.frontend.take().await {
+                    Ok(Some(request)) => request,
+                    Ok(None) => {
+                        self.quiet_since = None;
+                        continue;
+                    }
+                    Err(fault) => return Box::pin(self.broken(fault)).await,
+                },
+                Event::Request(Ok(false)) => return self.leave(End::Left),
                 Event::Request(Err(fault)) => return Box::pin(self.broken(fault)).await,
                 Event::Called => match Box::pin(self.heed()).await {
                     Some(end) => return self.leave(end),
@@ -241,7 +249,7 @@ impl<P: Protocol> Session<P> {
     }
 
     /// Waits for the client, and for whoever else may want something.
-    async fn wait(&mut self) -> Event<P::Wire> {
+    async fn wait(&mut self) -> Event {
         let timeout = self.idle_timeout();
         let idle = async {
             match timeout {
@@ -259,7 +267,7 @@ impl<P: Protocol> Session<P> {
             (true, true) => &[Call::Drain, Call::Kill, Call::Limits, Call::Look, Call::Yield],
             (false, _) => &[Call::Kill, Call::Limits, Call::Look, Call::Yield],
         };
-        let (mut next, mut idle) = (pin!(self.frontend.next()), pin!(idle));
+        let (mut next, mut idle) = (pin!(self.frontend.arrives()), pin!(idle));
         let stirred = async {
             match &mut self.kept {
                 Some(held) => held.backend().stirred().await,

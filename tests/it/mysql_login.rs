@@ -40,6 +40,7 @@ both_makes!(
     who_becomes_another_user_reads_what_it_wrote_before,
     a_login_finds_the_database_that_no_replica_has_heard_of,
     who_becomes_another_user_without_a_proof_is_asked_for_one,
+    who_is_asked_for_a_proof_while_the_limits_change_may_still_give_it,
     what_init_connect_sets_is_set_for_every_session,
     what_servers_begin_sessions_with_hides_nothing_of_the_catalog,
     sessions_begin_with_what_was_set_for_all_since,
@@ -319,6 +320,34 @@ async fn who_becomes_another_user_without_a_proof_is_asked_for_one(make: Make) {
             assert_eq!(session.value("SELECT DATABASE()").await, stage.schema, "{port}");
         }
     }
+}
+
+async fn who_is_asked_for_a_proof_while_the_limits_change_may_still_give_it(make: Make) {
+    let mut stage = Stage::on(make, "", &[]).await;
+    let mut session = stage.session().await;
+    let plugin = if make == Make::MariaDb { "mysql_native_password" } else { "caching_sha2_password" };
+    session.send(0x11, &change_by(APP, &[], &stage.schema, plugin)).await;
+    let (sequence, request) = session.receive().await.expect("a question");
+    assert_eq!((sequence, request[0]), (1, packet::EOF), "{request:?}");
+    let (_, nonce) = packet::split_nul(&request[1..]).expect("a plugin's name");
+    let nonce = nonce.first_chunk::<20>().expect("it is that long");
+
+    stage.proxy.reload(&["cluster.limits.idle_client_timeout = '1h'"]);
+    stage.proxy.wait_for_log("reloaded").await;
+
+    let proof = match make {
+        Make::MariaDb => scramble_native(nonce, APP.password.as_bytes()).expect("a password").to_vec(),
+        Make::Mysql9 => scramble_sha256(nonce, APP.password.as_bytes()).expect("a password").to_vec(),
+    };
+    let mut out = Vec::new();
+    packet::put(&mut out, 2, |out| out.extend_from_slice(&proof));
+    session.write(&out).await;
+    let (_, mut answer) = session.receive().await.expect("it is right");
+    if make == Make::Mysql9 {
+        (_, answer) = session.receive().await.expect("it is right");
+    }
+    assert_eq!(answer[0], packet::OK);
+    assert_eq!(session.value("SELECT DATABASE()").await, stage.schema);
 }
 
 async fn a_login_whose_character_set_no_statement_can_be_in_is_refused(make: Make) {

@@ -1,5 +1,7 @@
 //! Sessions of MySQL clients before real servers: what is carried, what pins, what is told.
 
+use std::time::{Duration, Instant};
+
 use mysql_async::prelude::Queryable;
 use pointsman::{
     demo::servers::APP,
@@ -35,6 +37,7 @@ both_makes!(
     a_definition_is_shown_as_it_is,
     kill_ends_what_another_session_runs_and_the_session,
     commands_of_every_kind_are_answered,
+    a_client_that_pings_is_not_idle,
     a_statement_that_is_not_there_is_named_as_by_the_server,
     a_file_of_the_clients_is_loaded_and_long_statements_pass,
 );
@@ -475,6 +478,20 @@ async fn connection_id_is_the_number_that_the_client_was_told() {
         again.is_err_and(|error| error.errno == 1094)
     })
     .await;
+}
+
+async fn a_client_that_pings_is_not_idle(make: Make) {
+    let stage = Stage::on(make, "", &["cluster.limits.idle_client_timeout = '2s'"]).await;
+    let mut session = stage.session().await;
+
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(4) {
+        session.command(code::PING, b"").await.expect("it is served");
+        // The client has nothing else to do.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    assert_eq!(session.value("SELECT 'alive'").await, "alive");
 }
 
 async fn a_statement_that_is_not_there_is_named_as_by_the_server(make: Make) {
