@@ -249,7 +249,10 @@ impl AsyncWrite for Stream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(socket) => socket.poll_write(cx, buf),
-            Self::Tls(session) => Pin::new(session).poll_write(cx, buf),
+            Self::Tls(session) => {
+                flights::overtake();
+                Pin::new(session).poll_write(cx, buf)
+            }
             Self::Moving => Poll::Ready(Err(not_connected())),
         }
     }

@@ -3,12 +3,15 @@ use std::{
     net, thread,
 };
 
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::{PrivateKeyDer, ServerName};
 use socket2::SockRef;
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream},
     runtime::Builder,
 };
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 use crate::stream::{Outlet, Stream};
@@ -42,6 +45,35 @@ async fn pair() -> (Stream, net::TcpStream) {
     let theirs = listener.accept().await.unwrap().0.into_std().unwrap();
     ours.writable().await.unwrap();
     (Stream::plain(ours), theirs)
+}
+
+/// The same with the two ends of a TLS session.
+async fn within_tls() -> (Stream, Stream) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = || Arc::new(rustls::crypto::ring::default_provider());
+    let client = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let server = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let theirs = listener.accept().await.unwrap().0;
+    let name = ServerName::try_from("localhost").unwrap();
+    let (ours, theirs) = tokio::join!(
+        TlsConnector::from(Arc::new(client)).connect(name, ours),
+        TlsAcceptor::from(Arc::new(server)).accept(theirs),
+    );
+    (Stream::tls(ours.unwrap()), Stream::tls(theirs.unwrap()))
 }
 
 /// The worker has nothing to do for a moment.
@@ -127,6 +159,19 @@ fn who_streams_lets_others_leave() {
         for _ in 1..BATCH {
             assert!(arrived(&theirs).is_empty());
             assert_eq!(streaming.write_now(&[b'.'; 64]).unwrap(), 64);
+        }
+        assert_eq!(arrived(&theirs), "flight");
+    });
+}
+
+#[test]
+fn who_streams_within_tls_lets_others_leave() {
+    on_workers(async || {
+        let ((ours, theirs), (mut streaming, _its)) = (pair().await, within_tls().await);
+        assert!(ours.entrust(b"flight"));
+        for _ in 1..BATCH {
+            assert!(arrived(&theirs).is_empty());
+            streaming.write_all(&[b'.'; 64]).await.unwrap();
         }
         assert_eq!(arrived(&theirs), "flight");
     });
