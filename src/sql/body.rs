@@ -83,6 +83,7 @@ fn tells(body: &Phrase<'_>, at: usize) -> bool {
         "set" => body.is(at, "set") && !assigns(body, at),
         // DECLARE of a PL/pgSQL block is none of a cursor; a held one says so.
         "hold" => at > 0 && body.is(at - 1, "with"),
+        "create" | "alter" | "drop" => changes_code(body, at),
         // Not that of ON CONFLICT or a rule: a block of its own.
         "do" => body.is(at + 1, "language") || body.kind(at + 1) == Some(Kind::Text),
         word => {
@@ -92,6 +93,13 @@ fn tells(body: &Phrase<'_>, at: usize) -> bool {
                 || word.starts_with("query_to_xml")
         }
     }
+}
+
+/// Whether a definition changes what others run, which may be called before any catalog tells of it.
+fn changes_code(body: &Phrase<'_>, at: usize) -> bool {
+    const CODE: [&str; 6] = ["function", "procedure", "routine", "aggregate", "extension", "rule"];
+    let at = if body.says(at + 1, &["or", "replace"]) { at + 3 } else { at + 1 };
+    body.is_any(at, &CODE)
 }
 
 /// Whether this SET is that of an UPDATE.
@@ -156,6 +164,8 @@ mod tests {
             "declare c cursor with hold for select 1",
             "select query_to_xml('select 1', true, true, '')",
             "begin deallocate all; end",
+            "begin create or replace function f() returns int language sql as ''; end",
+            "begin drop procedure p; end",
             "\"set_config\" \"t\"",
             "begin return 'an open quote; end",
         ] {
@@ -206,6 +216,7 @@ mod tests {
             "insert into t values (1) on conflict do nothing",
             "merge into t using u on t.a = u.a when matched then update set a = 1",
             "declare i int; begin return i; end",
+            "begin create table t (rule text, function text); drop table t; end",
             "begin raise notice 'set to %, reset by execute', a; -- set a, then reset\n return new; end",
         ] {
             assert!(!may_leave_state(body), "{body}");

@@ -892,6 +892,32 @@ async fn what_a_do_sets_is_nobody_elses_however_its_strings_are_read() {
     assert_eq!(other.value(tenant).await, "");
 }
 
+/// No catalog tells of it before it is read again.
+#[tokio::test]
+async fn what_code_sets_that_a_procedure_has_replaced_is_nobody_elses() {
+    let setup = "CREATE FUNCTION harmless() RETURNS text LANGUAGE sql AS $$ SELECT 'x' $$;
+        CREATE PROCEDURE replaces() LANGUAGE plpgsql AS $$ BEGIN
+        CREATE OR REPLACE FUNCTION harmless() RETURNS text LANGUAGE sql AS
+        $f$ SELECT set_config('app.tenant', '7', false) $f$; END $$";
+    let stage = Stage::set(setup, &["cluster.pool.size = 1", "cluster.monitor.catalog_refresh = '1h'"]).await;
+    let other = stage.session().await;
+    eventually("the catalog is read", async || {
+        let pins = || stage.proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
+        let before = pins();
+        other.run("DO $$ BEGIN NULL; END $$").await;
+        pins() == before
+    })
+    .await;
+
+    let session = stage.session().await;
+    session.run("CALL replaces()").await;
+    session.run("SELECT harmless()").await;
+    drop(session);
+
+    let tenant = "/* pointsman: primary */ SELECT current_setting('app.tenant', true)";
+    assert_eq!(other.value(tenant).await, "");
+}
+
 #[tokio::test]
 async fn code_that_gives_up_statements_gives_up_nobody_elses() {
     let setup =
