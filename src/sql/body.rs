@@ -32,6 +32,12 @@ const TELLTALES: [&str; 16] = [
     "ts_rewrite",
 ];
 
+/// Words of what sets off event triggers. (In SQL, `SELECT … INTO` does as well.)
+pub const DEFINITIONS: [&str; 11] = [
+    "create", "alter", "drop", "import", "comment", "security", "grant", "revoke", "refresh", "reindex",
+    "reassign",
+];
+
 /// Words behind which a statement may begin, and with it an UPDATE.
 const OPENERS: [&str; 11] =
     ["begin", "then", "else", "loop", "do", "atomic", "query", "in", "explain", "analyze", "verbose"];

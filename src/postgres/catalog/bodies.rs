@@ -8,7 +8,7 @@ use super::{
     is_true, text,
 };
 use crate::sql::{
-    body::{may_leave_state, needs_primary},
+    body::{DEFINITIONS, may_leave_state, needs_primary},
     catalog::{Catalog, EventTriggers, FunctionRules, UserFunction},
 };
 
@@ -130,7 +130,7 @@ impl<'a> Bodies<'a> {
         let touching = catalog.types.iter().filter(|(_, runs)| runs.touches);
         self.suspicious.extend(touching.map(|(name, _)| &**name));
         if catalog.event_triggers == EventTriggers::Touching {
-            self.suspicious.extend(DEFINITIONS);
+            self.suspicious.extend(DEFINITIONS.into_iter().chain(["into"]));
         }
         self.spread()
     }
@@ -203,9 +203,6 @@ impl<'a> FromIterator<&'a str> for Names {
         all
     }
 }
-
-/// What sets off event triggers.
-const DEFINITIONS: [&str; 8] = ["create", "alter", "drop", "comment", "grant", "revoke", "refresh", "into"];
 
 /// What sets off triggers.
 const VERBS: [&str; 6] = ["insert", "update", "delete", "merge", "truncate", "copy"];
@@ -280,6 +277,22 @@ mod tests {
         let rows = [function("hides", hidden, "1")];
         let bodies = Bodies::read(&rows, &Builtins::default(), &FunctionRules::default());
         assert!(bodies.touches.contains("1") && bodies.writes.contains("1"));
+    }
+
+    #[test]
+    fn a_function_that_sets_off_a_suspicious_event_trigger_is_suspicious() {
+        let rows = [
+            function("makes", "begin create table t (a int); end", "1"),
+            function("gives", "begin reassign owned by a to b; end", "2"),
+            function("fills", "select 1 as a into t", "3"),
+            function("reads", "select a from t", "4"),
+        ];
+        let catalog = Catalog { event_triggers: EventTriggers::Touching, ..Catalog::default() };
+        let mut bodies = Bodies::read(&rows, &Builtins::default(), &FunctionRules::default());
+        assert!(bodies.touches.is_empty() && bodies.suspect(&catalog));
+        let mut found: Vec<&str> = bodies.touches.into_iter().collect();
+        found.sort_unstable();
+        assert_eq!(found, ["1", "2", "3"]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::sql::{
     LexModes, Reason,
-    body::has_telltale,
+    body::{DEFINITIONS, has_telltale},
     effects::Effect,
     lexer::{
         Kind,
@@ -70,16 +70,11 @@ fn weigh_by(verdict: &mut Verdict, body: &str, modes: LexModes, cx: &Cx<'_>) {
         verdict.effect(Effect::Ddl);
         verdict.effect(Effect::Redefines);
     }
+    // (INTO gives a value to a variable here.)
     if has_any(&body, &DEFINITIONS) {
         relations::weigh_definition(verdict, cx);
     }
 }
-
-/// What sets off event triggers. (INTO gives a value to a variable here.)
-const DEFINITIONS: [&str; 11] = [
-    "create", "alter", "drop", "import", "comment", "security", "grant", "revoke", "refresh", "reindex",
-    "reassign",
-];
 
 fn has_any(body: &Phrase<'_>, words: &[&str]) -> bool {
     (0..body.len()).any(|at| body.is_any(at, words))
