@@ -21,6 +21,7 @@ both_makes!(
     what_a_view_locks_ends_with_its_session_whether_its_definition_is_shown_or_not,
     a_lock_is_told_to_be_the_sessions_own,
     what_stands_behind_a_comment_for_newer_servers_is_read,
+    what_stands_behind_a_variable_of_an_odd_name_is_read,
 );
 
 async fn what_pins_stays_with_its_session(make: Make) {
@@ -78,6 +79,20 @@ async fn what_is_set_for_the_next_statement_stays_with_its_session(make: Make) {
     for seed in ["SET rand_seed1 = 5, rand_seed2 = 7", "SELECT RAND()", "SELECT RAND()"] {
         assert_eq!(session.value(seed).await, direct.value(seed).await);
     }
+}
+
+/// Key caches may have any name, and one that nobody made answers as well.
+async fn what_stands_behind_a_variable_of_an_odd_name_is_read(make: Make) {
+    let stage = Stage::on(make, "CREATE TABLE t (x INT)", ONE).await;
+    let name = format!("{}.lock", stage.schema);
+    let mut session = stage.session().await;
+
+    session.run(&format!(r#"SELECT @@`a b`.key_buffer_size, GET_LOCK("{name}", 0) -- `"#)).await;
+    drop(session);
+
+    let other = tokio::sync::Mutex::new(stage.session().await);
+    let free = format!("/* pointsman: primary */ SELECT IS_FREE_LOCK('{name}')");
+    eventually("the lock is released", async || other.lock().await.value(&free).await == "1").await;
 }
 
 /// To a server that skips it, such a comment ends in what is a string to one that does not.

@@ -370,7 +370,13 @@ impl Scanner<'_> {
         let kind = match self.peek(0) {
             Some(b'@') => {
                 self.at += 1;
-                self.skip_while(|b| part_of_name(b) || b == b'`');
+                loop {
+                    self.skip_while(part_of_name);
+                    if self.peek(0) != Some(b'`') {
+                        break;
+                    }
+                    self.at = self.close_quote(self.at + 1, b'`', false)?;
+                }
                 Kind::SystemVariable
             }
             Some(quote @ (b'\'' | b'"' | b'`')) => {

@@ -59,6 +59,8 @@ fn mysql_text_is_stripped_of_its_literals() {
         ("SELECT 1a, 2e, 1_000, 1e5", "SELECT 1a, 2e, 1_000, 0"),
         ("SELECT db.1", "SELECT db.1"),
         ("SELECT @v, @@session.x, @`a b`", "SELECT @v, @@session.x, @`a b`"),
+        ("SELECT @@`a b`.c, f() -- `", "SELECT @@`a b`.c, f() "),
+        ("SELECT @@session.`a``b`, 1", "SELECT @@session.`a``b`, 0"),
         ("VALUES (?, ?), (?, ?)", "VALUES (?)"),
         ("SELECT $a", "SELECT $a"),
     ] {
