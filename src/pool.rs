@@ -281,16 +281,24 @@ impl<P: Protocol> NodePool<P> {
                 return;
             }
             let place = pooled.place.take();
-            self.idle.put(pooled);
+            self.shelve(pooled);
             self.hand_on(place);
             return;
         }
-        self.idle.put(pooled);
+        self.shelve(pooled);
         // Who began to wait meanwhile may have looked before it lay there.
         if self.is_waited_for() {
             self.hand_on(self.idle.take_place());
         } else if self.share.is_starved() {
             self.idle.close_one();
+        }
+    }
+
+    fn shelve(&self, pooled: Box<Pooled<P>>) {
+        self.idle.put(pooled);
+        // Closed meanwhile, it may lie on a shelf that was cleared before.
+        if self.closed.load(Ordering::Acquire) {
+            self.idle.close_all();
         }
     }
 
