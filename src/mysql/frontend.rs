@@ -4,12 +4,7 @@
 mod query;
 mod statements;
 
-use std::{
-    collections::HashMap,
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, io, sync::Arc, time::Instant};
 
 use smallvec::SmallVec;
 
@@ -44,9 +39,6 @@ const READ_ONLY: &str = "transaction_read_only";
 
 /// The variable that says how COMMIT and ROLLBACK go on.
 const COMPLETION: &str = "completion_type";
-
-/// How long a client may take to prove that it is another user.
-const PROVEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// SQL PREPARE names of one client.
 const MAX_OWN_STATEMENTS: usize = 4096;
@@ -318,7 +310,7 @@ impl Frontend {
         let nonce = self.nonce;
         let change = login::client::Change { stream, inbox, response, nonce };
         let login = login::client::change_user(change, gate.house(), secret);
-        let patience = tokio::time::timeout(PROVEN_WITHIN, login);
+        let patience = tokio::time::timeout(gate.login_timeout, login);
         let login = attend(ReaderContext::entry_of(self.reader.as_ref()), async { Ok(patience.await) }).await;
         let login = match login.map_err(Fault::Client)?.map_err(|late| Fault::Client(late.into()))? {
             Ok(login) => login,

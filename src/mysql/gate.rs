@@ -71,6 +71,8 @@ pub const FLAVOURS: u64 = can::FOUND_ROWS
 pub struct Gate {
     tls: tls::ClientTls,
     trust_loopback: bool,
+    /// How long a client may take to prove that it is another user.
+    pub(super) login_timeout: Duration,
     users: HashMap<Arc<str>, Secret>,
     /// Asks servers for verifiers of users that the file does not list.
     source: Option<Arc<dyn VerifierSource>>,
@@ -216,7 +218,8 @@ impl Gate {
     /// Lets nobody in.
     pub(super) fn detached() -> Self {
         let (tls, shared) = (tls::ClientTls::disabled(), Arc::default());
-        Self { tls, trust_loopback: false, users: HashMap::new(), source: None, shared }
+        let login_timeout = Duration::ZERO;
+        Self { tls, trust_loopback: false, login_timeout, users: HashMap::new(), source: None, shared }
     }
 
     pub(super) fn house(&self) -> House<'_> {
@@ -378,6 +381,7 @@ pub fn parts(
         gate: Gate {
             tls: client,
             trust_loopback: config.auth.trust_loopback,
+            login_timeout: config.limits.login_timeout,
             users,
             source,
             shared: shared.clone(),
