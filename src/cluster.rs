@@ -32,7 +32,7 @@ use crate::{
     protocol::{Backend, Identity, Protocol, VerifierSource},
     recent::Recent,
     route::Floor,
-    session::cancel::{Call, Entry, Registry},
+    session::cancel::{Call, Cancelling, Entry, Registry},
     shutdown::Shutdown,
     split::Split,
     sql::{cache::Classifier, effects::Ending},
@@ -352,9 +352,16 @@ impl<P: Protocol> Cluster<P> {
     }
 
     /// Ends what a session is waiting for or running, as `identity` where that takes a login.
-    pub async fn interrupt(&self, entry: &Entry, identity: &Identity<P>, ending: Ending) {
+    pub async fn interrupt(&self, entry: &Arc<Entry>, identity: &Identity<P>, ending: Ending) {
         entry.call(Call::Cancel);
-        let Some(target) = entry.begin_cancel(ending.ends) else { return };
+        if let Some(cancelling) = entry.begin_cancel(ending.ends) {
+            self.cancel(cancelling, identity, ending).await;
+        }
+    }
+
+    /// Asks the server to end what runs there.
+    pub async fn cancel(&self, cancelling: Cancelling, identity: &Identity<P>, ending: Ending) {
+        let target = &cancelling.target;
         let link = self.link.load_full();
         let timeout = self.config.load().monitor.timeout;
         let cancel = P::Backend::cancel(&target.address, &link, identity, &target.key, ending);
@@ -362,7 +369,6 @@ impl<P: Protocol> Cluster<P> {
         if !matches!(sent, Ok(Ok(()))) {
             tracing::info!(cluster = %self.name, node = %target.address, "a cancel request could not be handed on");
         }
-        entry.end_cancel();
     }
 
     /// Statements that take longer are logged; `None`: none are.

@@ -107,6 +107,19 @@ struct Running {
     asked: Option<Ends>,
 }
 
+/// A cancel request under way: over when it is dropped.
+pub struct Cancelling {
+    pub target: Arc<CancelTarget>,
+    entry: Arc<Entry>,
+}
+
+impl Drop for Cancelling {
+    fn drop(&mut self) {
+        self.entry.running.lock().cancels -= 1;
+        self.entry.call(Call::Look);
+    }
+}
+
 impl Entry {
     pub fn set_schema(&self, name: &str) {
         *self.schema.lock() = Some(name.into());
@@ -191,17 +204,12 @@ impl Entry {
     }
 
     /// Where the session's statement runs, for a cancel request that is about to be sent there.
-    pub fn begin_cancel(&self, ends: Ends) -> Option<Arc<CancelTarget>> {
+    pub fn begin_cancel(self: &Arc<Self>, ends: Ends) -> Option<Cancelling> {
         let mut running = self.running.lock();
-        let at = running.at.clone()?;
+        let target = running.at.clone()?;
         running.cancels += 1;
         running.asked = running.asked.max(Some(ends));
-        Some(at)
-    }
-
-    pub fn end_cancel(&self) {
-        self.running.lock().cancels -= 1;
-        self.call(Call::Look);
+        Some(Cancelling { target, entry: self.clone() })
     }
 
     pub fn set_waiting(&self, waiting: bool) {

@@ -429,10 +429,10 @@ async fn limited<P: Protocol>(
         result = &mut exchange => return result,
         () = tokio::time::sleep(left) => {}
     }
-    let (cluster, entry) = (cluster.clone(), entry.clone());
-    tokio::spawn(async move {
-        let identity = cluster.identity_of(&entry);
-        cluster.interrupt(&entry, &identity, Ending::STATEMENT).await;
-    });
+    // At once, while it is this statement that runs there.
+    if let Some(cancelling) = entry.begin_cancel(Ending::STATEMENT.ends) {
+        let (cluster, identity) = (cluster.clone(), cluster.identity_of(entry));
+        tokio::spawn(async move { cluster.cancel(cancelling, &identity, Ending::STATEMENT).await });
+    }
     exchange.await
 }
