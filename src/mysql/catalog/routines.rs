@@ -10,10 +10,10 @@ use crate::sql::{
 };
 
 /// Schema, name and kind; whether it declares that it writes; the mode that it was made in, and its body, which is
-/// NULL if it may not be seen.
+/// NULL if it may not be seen or is in another language.
 pub(super) const ROUTINES: &str = "\
-SELECT routine_schema, LOWER(routine_name), routine_type, sql_data_access = 'MODIFIES SQL DATA', sql_mode, routine_definition \
-FROM information_schema.routines \
+SELECT routine_schema, LOWER(routine_name), routine_type, sql_data_access = 'MODIFIES SQL DATA', sql_mode, \
+IF(routine_body = 'SQL', routine_definition, NULL) FROM information_schema.routines \
 WHERE routine_schema NOT IN ('mysql', 'sys', 'information_schema', 'performance_schema') \
 ORDER BY routine_schema, routine_type, routine_name";
 
