@@ -162,8 +162,7 @@ impl<P: Protocol> Session<P> {
                 return Err(self.lose_kept(Some(intent)));
             }
         }
-        let ended = tokio::time::timeout(GRACE, kept.backend().finish_unit()).await;
-        let fate = if matches!(ended, Ok(Ok(()))) { Fate::Reuse } else { Fate::Close };
+        let fate = if finish_unit(&mut kept).await { Fate::Reuse } else { Fate::Close };
         kept.release(fate, Instant::now());
         self.state.transaction = Transaction::Idle;
         Ok(None)
@@ -213,8 +212,12 @@ impl<P: Protocol> Session<P> {
 
 /// Ends a transaction that has only read and goes on elsewhere.
 async fn end_reading<P: Protocol>(mut held: Held<P>) {
-    let ended = tokio::time::timeout(GRACE, held.backend().finish_unit()).await;
-    let fate =
-        if matches!(ended, Ok(Ok(()))) && held.backend().is_clean() { Fate::Reuse } else { Fate::Close };
+    let ended = finish_unit(&mut held).await;
+    let fate = if ended && held.backend().is_clean() { Fate::Reuse } else { Fate::Close };
     held.release(fate, Instant::now());
+}
+
+/// Ends what is open on a connection, as [`Backend::finish_unit`] does. `false`: it could not be in time.
+pub(super) async fn finish_unit<P: Protocol>(held: &mut Held<P>) -> bool {
+    matches!(tokio::time::timeout(GRACE, held.backend().finish_unit()).await, Ok(Ok(())))
 }

@@ -7,9 +7,9 @@ use std::{
 
 use super::{
     Session,
+    acquire::finish_unit,
     cancel::Call,
     execute::{Attempt, Next},
-    hold::GRACE,
     state::ends_transaction,
 };
 use crate::{
@@ -53,7 +53,7 @@ impl<P: Protocol> Session<P> {
     /// is ended before. `false`: it could not be.
     async fn ends_what_went_ahead(&self, held: &mut Held<P>) -> bool {
         let begun = self.state.is_holding() && held.backend().transaction() != Transaction::Idle;
-        !begun || matches!(tokio::time::timeout(GRACE, held.backend().finish_unit()).await, Ok(Ok(())))
+        !begun || finish_unit(held).await
     }
 
     fn is_killed(&self) -> bool {

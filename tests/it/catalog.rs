@@ -892,6 +892,17 @@ async fn what_a_do_sets_is_nobody_elses_however_its_strings_are_read() {
     assert_eq!(other.value(tenant).await, "");
 }
 
+/// Waits until a DO that leaves nothing keeps no connection.
+async fn wait_for_catalog(stage: &Stage, session: &Session) {
+    eventually("the catalog is read", async || {
+        let pins = || stage.proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
+        let before = pins();
+        session.run("DO $$ BEGIN NULL; END $$").await;
+        pins() == before
+    })
+    .await;
+}
+
 /// No catalog tells of it before it is read again.
 #[tokio::test]
 async fn what_code_sets_that_a_procedure_has_replaced_is_nobody_elses() {
@@ -901,13 +912,7 @@ async fn what_code_sets_that_a_procedure_has_replaced_is_nobody_elses() {
         $f$ SELECT set_config('app.tenant', '7', false) $f$; END $$";
     let stage = Stage::set(setup, &["cluster.pool.size = 1", "cluster.monitor.catalog_refresh = '1h'"]).await;
     let other = stage.session().await;
-    eventually("the catalog is read", async || {
-        let pins = || stage.proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
-        let before = pins();
-        other.run("DO $$ BEGIN NULL; END $$").await;
-        pins() == before
-    })
-    .await;
+    wait_for_catalog(&stage, &other).await;
 
     let session = stage.session().await;
     session.run("CALL replaces()").await;
@@ -924,13 +929,7 @@ async fn code_that_gives_up_statements_gives_up_nobody_elses() {
         "CREATE FUNCTION forgets() RETURNS int LANGUAGE plpgsql AS $$ BEGIN DEALLOCATE ALL; RETURN 1; END $$";
     let stage = Stage::set(setup, &["cluster.pool.size = 1"]).await;
     let other = stage.session().await;
-    eventually("the catalog is read", async || {
-        let pins = || stage.proxy.metric("pointsman_pins_total", &["reason=\"function\""]);
-        let before = pins();
-        other.run("DO $$ BEGIN NULL; END $$").await;
-        pins() == before
-    })
-    .await;
+    wait_for_catalog(&stage, &other).await;
 
     for code in ["SELECT forgets()", "DO $$ BEGIN DEALLOCATE ALL; END $$"] {
         let mut keeper = stage.wire().await;

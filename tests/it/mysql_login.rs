@@ -302,15 +302,7 @@ async fn who_becomes_another_user_without_a_proof_is_asked_for_one(make: Make) {
             // One plugin goes by the connection's, the other by a new one each time.
             assert_eq!(nonces.contains(&nonce.to_vec()), make == Make::MariaDb, "{port}: {nonces:?}");
             nonces.push(nonce.to_vec());
-            let proof = match make {
-                Make::MariaDb => {
-                    scramble_native(nonce, APP.password.as_bytes()).expect("a password").to_vec()
-                }
-                Make::Mysql9 => scramble_sha256(nonce, APP.password.as_bytes()).expect("a password").to_vec(),
-            };
-            let mut out = Vec::new();
-            packet::put(&mut out, 2, |out| out.extend_from_slice(&proof));
-            session.write(&out).await;
+            session.write(&proof_for(make, nonce)).await;
             let (_, mut answer) = session.receive().await.expect("it is right");
             if make == Make::Mysql9 {
                 assert_eq!(answer, [packet::MORE_DATA, 3], "{port}");
@@ -320,6 +312,17 @@ async fn who_becomes_another_user_without_a_proof_is_asked_for_one(make: Make) {
             assert_eq!(session.value("SELECT DATABASE()").await, stage.schema, "{port}");
         }
     }
+}
+
+/// The packet that answers the question for a proof, by the plugin of [`APP`].
+fn proof_for(make: Make, nonce: &[u8; 20]) -> Vec<u8> {
+    let proof = match make {
+        Make::MariaDb => scramble_native(nonce, APP.password.as_bytes()).expect("a password").to_vec(),
+        Make::Mysql9 => scramble_sha256(nonce, APP.password.as_bytes()).expect("a password").to_vec(),
+    };
+    let mut out = Vec::new();
+    packet::put(&mut out, 2, |out| out.extend_from_slice(&proof));
+    out
 }
 
 async fn who_is_asked_for_a_proof_while_the_limits_change_may_still_give_it(make: Make) {
@@ -335,13 +338,7 @@ async fn who_is_asked_for_a_proof_while_the_limits_change_may_still_give_it(make
     stage.proxy.reload(&["cluster.limits.idle_client_timeout = '1h'"]);
     stage.proxy.wait_for_log("reloaded").await;
 
-    let proof = match make {
-        Make::MariaDb => scramble_native(nonce, APP.password.as_bytes()).expect("a password").to_vec(),
-        Make::Mysql9 => scramble_sha256(nonce, APP.password.as_bytes()).expect("a password").to_vec(),
-    };
-    let mut out = Vec::new();
-    packet::put(&mut out, 2, |out| out.extend_from_slice(&proof));
-    session.write(&out).await;
+    session.write(&proof_for(make, nonce)).await;
     let (_, mut answer) = session.receive().await.expect("it is right");
     if make == Make::Mysql9 {
         (_, answer) = session.receive().await.expect("it is right");
