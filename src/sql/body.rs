@@ -42,10 +42,27 @@ pub const DEFINITIONS: [&str; 11] = [
 const OPENERS: [&str; 11] =
     ["begin", "then", "else", "loop", "do", "atomic", "query", "in", "explain", "analyze", "verbose"];
 
-/// Whether a body sets, locks or asks for what only the primary has, or what it alone tells: the server lets
-/// functions do so that are declared STABLE, and a standby as well.
-pub fn needs_primary(body: &str) -> bool {
-    in_words(body, |body, _| (0..body.len()).any(|at| names_primary(body, at)))
+/// What is known of the body of a function in SQL or PL/pgSQL by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Body {
+    /// It has a word that may leave state behind. `SET LOCAL` counts too, which errs on the safe side, and so
+    /// does what cannot be split into words.
+    pub leaves: bool,
+    /// It sets, locks or asks for what only the primary has, or what it alone tells: the server lets functions
+    /// do so that are declared STABLE, and a standby as well.
+    pub needs_primary: bool,
+}
+
+impl Body {
+    pub fn read(text: &str) -> Self {
+        let modes = LexModes::default_of(Dialect::Postgres);
+        let tokens = Tokens::of(text.as_bytes(), Dialect::Postgres, modes);
+        let body = Phrase { text: text.as_bytes(), tokens: &tokens.list, dialect: Dialect::Postgres, modes };
+        Self {
+            leaves: !tokens.scan.clean || has_telltale(&body),
+            needs_primary: (0..body.len()).any(|at| names_primary(&body, at)),
+        }
+    }
 }
 
 fn names_primary(body: &Phrase<'_>, at: usize) -> bool {
@@ -62,20 +79,6 @@ fn names_primary(body: &Phrase<'_>, at: usize) -> bool {
         Some(_) => true,
         None => system_view(&name).is_some(),
     }
-}
-
-/// Whether a body in SQL or PL/pgSQL has a word that may leave state behind. `SET LOCAL` counts too, which
-/// errs on the safe side, and so does what cannot be split into words.
-pub fn may_leave_state(body: &str) -> bool {
-    in_words(body, |body, is_clean| !is_clean || has_telltale(body))
-}
-
-/// Has `judge` look at the words of a body in SQL or PL/pgSQL; the second argument: it could be split into words.
-fn in_words(body: &str, judge: impl FnOnce(&Phrase<'_>, bool) -> bool) -> bool {
-    let modes = LexModes::default_of(Dialect::Postgres);
-    let tokens = Tokens::of(body.as_bytes(), Dialect::Postgres, modes);
-    let body = Phrase { text: body.as_bytes(), tokens: &tokens.list, dialect: Dialect::Postgres, modes };
-    judge(&body, tokens.scan.clean)
 }
 
 /// Whether a body that is in words already has such a word.
@@ -175,7 +178,7 @@ mod tests {
             "\"set_config\" \"t\"",
             "begin return 'an open quote; end",
         ] {
-            assert!(may_leave_state(body), "{body}");
+            assert!(Body::read(body).leaves, "{body}");
         }
     }
 
@@ -191,7 +194,7 @@ mod tests {
             "select current_setting('Transaction_Read_Only')",
             "\"current_setting\" ",
         ] {
-            assert!(needs_primary(body), "{body}");
+            assert!(Body::read(body).needs_primary, "{body}");
         }
         for body in [
             "begin return query execute 'select ' || $1; end",
@@ -203,7 +206,7 @@ mod tests {
             "select \"Pg_Is_In_Recovery\"",
             "select nextval('s')",
         ] {
-            assert!(!needs_primary(body), "{body}");
+            assert!(!Body::read(body).needs_primary, "{body}");
         }
     }
 
@@ -225,7 +228,7 @@ mod tests {
             "begin create table t (rule text, function text); drop table t; end",
             "begin raise notice 'set to %, reset by execute', a; -- set a, then reset\n return new; end",
         ] {
-            assert!(!may_leave_state(body), "{body}");
+            assert!(!Body::read(body).leaves, "{body}");
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{
     is_true, text,
 };
 use crate::sql::{
-    body::{DEFINITIONS, may_leave_state, needs_primary},
+    body::{self, DEFINITIONS},
     catalog::{Catalog, EventTriggers, FunctionRules, UserFunction},
 };
 
@@ -55,12 +55,13 @@ impl<'a> Function<'a> {
         let parsed = builtins.bodies.get(oid).map_or("", String::as_str);
         let source = [parsed, text(row, 3).unwrap_or("")].join(" ");
         let is_readable = is_true(row, 2);
+        // Not in lower case: there the tags of its dollar quotes may be others.
+        let own = is_readable.then(|| body::Body::read(&source));
         Some(Self {
             name,
             oid,
-            // In lower case the tags of its dollar quotes may be others.
-            leaves_state: !is_readable || may_leave_state(&source),
-            needs_primary: is_readable && needs_primary(&source),
+            leaves_state: own.is_none_or(|body| body.leaves),
+            needs_primary: own.is_some_and(|body| body.needs_primary),
             source: source.to_lowercase(),
             is_readable,
             is_volatile: is_true(row, 1),
@@ -77,7 +78,7 @@ fn of_primary<'a>(functions: &[Function<'a>], rules: &FunctionRules) -> HashSet<
     let (mut oids, mut names) = (HashSet::new(), Names::default());
     while !found.is_empty() {
         oids.extend(found.iter().map(|function| function.oid));
-        found.iter().for_each(|function| names.insert(function.name));
+        names.extend(found.iter().map(|function| function.name));
         (found, rest) = rest.into_iter().partition(|function| names.are_in(&function.source));
     }
     oids
